@@ -1,0 +1,36 @@
+"""The words: names that are ours, a transition table without dead ends, and guest reports that can't do harm."""
+
+from vmrunner.model import TRANSITIONS, EventKind, Machine, MachineId, Phase, may_follow, parse_events
+
+
+def test_names_are_recognised_only_where_they_are_ours() -> None:
+    machine = MachineId.new("ci-1")
+    assert MachineId.of("ci-1", str(machine)) == machine
+    assert MachineId.of("ci-1", f"{machine}.qcow2") == machine
+    assert MachineId.of("ci", str(machine)) is None
+    assert MachineId.of("ci-1", "vmr-ci-1-../../../x") is None
+    assert MachineId.of("ci-1", "somebody-else") is None
+
+
+def test_every_phase_leads_to_destroyed() -> None:
+    reached = {Phase.DESTROYED}
+    while more := {p for p, after in TRANSITIONS.items() if after & reached} - reached:
+        reached |= more
+    assert reached == set(Phase)
+    assert not may_follow(Phase.FINISHED, Phase.RUNNING)
+
+
+def test_reports() -> None:
+    raw = b"up 1700000000.5\nup 9\nnonsense\nexit 1700000009 \x1b[31m7\nrunner nan\nseed -1\n\xff\xfe 3\n"
+    events = parse_events(raw)
+    assert [e.kind for e in events] == [EventKind.UP, EventKind.EXIT]
+    assert events[0].at == 1700000000.5
+    assert "\x1b" not in events[1].text
+    assert len(parse_events(b"up 1\n" * 1_000_000)) == 1
+
+
+def test_phase_follows_what_is_seen() -> None:
+    machine = MachineId.new("m")
+    assert Machine(machine, alive=True).phase is Phase.STARTED
+    assert Machine(machine, alive=True, events=parse_events(b"up 1\nseed 2\n")).phase is Phase.BOUND
+    assert Machine(machine, alive=False).phase is Phase.CLONED

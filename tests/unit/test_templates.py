@@ -1,0 +1,32 @@
+"""XML templates: well-formed, and hostile values stay values."""
+
+from xml.etree import ElementTree
+
+from vmrunner.model import MachineId, Metadata, Shape
+from vmrunner.render import xml
+
+MACHINE = MachineId("ci-1", "00c0ffee")
+
+
+def domain(job: str) -> ElementTree.Element:
+    return ElementTree.fromstring(  # noqa: S314 — our own output
+        xml(
+            "domain.xml.j2", kvm=False, name=str(MACHINE), manager="ci-1", metadata=Metadata(MACHINE, "p", "debian-12/1", 1.0, job_key=job),
+            shape=Shape(2, 1024, 10), kernel="/k", initrd="/i", cmdline="root=/dev/vda", overlay="/o", golden="/g", seed="/s",
+            mac=MACHINE.mac, network="n", console="/c", events="/e", streams=["stdout"],
+        )
+    )
+
+
+def test_domain_escapes_what_the_forge_says() -> None:
+    hostile = '"/><devices>&<!--'
+    tree = domain(hostile)
+    assert tree.find("metadata")[0].get("job") == hostile  # type: ignore[index]
+    assert len(tree.findall("devices")) == 1
+
+
+def test_domain_dies_with_its_guest_and_is_isolated() -> None:
+    tree = domain("1")
+    assert [tree.findtext(f"on_{event}") for event in ("poweroff", "reboot", "crash")] == ["destroy"] * 3
+    assert tree.find("devices/interface/port").get("isolated") == "yes"  # type: ignore[union-attr]
+    assert tree.find(".//backingStore/source/seclabel").get("relabel") == "no"  # type: ignore[union-attr]

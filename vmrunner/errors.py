@@ -1,0 +1,76 @@
+"""Every error that a user can meet, in one tree.
+
+An error is a sentence, a hint and an exit code. Tracebacks are for bugs only: `main()` prints a `VmrunnerError` as two lines and
+exits with its code, and lets everything else through.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VmrunnerError(Exception):
+    """The root of the tree: `sentence` says what is wrong, `hint` what to do about it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, sentence: str, hint: str = "") -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.hint = hint
+
+
+class ConfigError(VmrunnerError):
+    """The configuration file, or a file that it names, is missing or wrong."""
+
+    exit_code = 3
+
+
+class ForgeError(VmrunnerError):
+    """The forge could not be reached, or refused, or answered with something unusable."""
+
+    exit_code = 4
+
+
+class ForgeUnreachable(ForgeError):
+    """No usable answer: connection refused, name unknown, timeout, TLS failure, 5xx, an answer that is not JSON."""
+
+
+class ForgeDenied(ForgeError):
+    """401 or 403: the token is unknown to the forge, or lacks a scope (the hint names it)."""
+
+
+class ForgeNotFound(ForgeError):
+    """404: the scope does not exist or has Actions switched off, or the record is gone."""
+
+
+class HypervisorError(VmrunnerError):
+    """libvirt is not running, not permitted, or refused a request."""
+
+    exit_code = 5
+
+
+class DiskFull(HypervisorError):
+    """The storage pool has no room."""
+
+
+class NameClash(HypervisorError):
+    """An object with the wanted name exists and is not ours."""
+
+
+class ImageError(VmrunnerError):
+    """A recipe or a golden image is unknown, incomplete, corrupt, or could not be built."""
+
+    exit_code = 6
+
+
+class MachineError(VmrunnerError):
+    """A machine did not do what it was made for within its deadline."""
+
+    exit_code = 7
+
+
+class Busy(VmrunnerError):
+    """Another vmrunner with the same manager id holds the lock."""
+
+    exit_code = 8

@@ -1,0 +1,30 @@
+"""The one place that renders templates: XML with escaping, shell and YAML from values that were checked or quoted."""
+
+from __future__ import annotations
+
+import shlex
+from functools import cache
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from vmrunner.resources import folder
+
+
+@cache
+def _environment(escape: bool) -> Environment:
+    # Escaping is for XML; shell and YAML templates quote with the `sh` filter or use values of a checked form.
+    environment = Environment(  # noqa: S701 — see above
+        loader=FileSystemLoader(folder("templates")), autoescape=escape, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    )
+    environment.filters["sh"] = shlex.quote
+    return environment
+
+
+def xml(template: str, **values: object) -> str:
+    """Render an XML template; every value is escaped."""
+    return _environment(True).get_template(template).render(values)
+
+
+def text(template: str, **values: object) -> str:
+    """Render a shell or YAML template."""
+    return _environment(False).get_template(template).render(values)
