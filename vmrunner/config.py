@@ -146,7 +146,9 @@ def load(path: Path) -> Config:
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"There is no configuration at {path}.", "Start from `vmrunner config example`, or name a file with --config.") from None
+        raise ConfigError(
+            f"There is no configuration at {path}.", "Start from `vmrunner config example`, or name a file with --config."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration {path} can't be read: {error}.", "It must be a UTF-8 file that this user may read.") from None
     try:

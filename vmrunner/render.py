@@ -13,8 +13,12 @@ from vmrunner.resources import folder
 @cache
 def _environment(escape: bool) -> Environment:
     # Escaping is for XML; shell and YAML templates quote with the `sh` filter or use values of a checked form.
-    environment = Environment(  # noqa: S701 — see above
-        loader=FileSystemLoader(folder("templates")), autoescape=escape, undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True
+    environment = Environment(
+        loader=FileSystemLoader(folder("templates")),
+        autoescape=escape,  # noqa: S701 — see above
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
     )
     environment.filters["sh"] = shlex.quote
     return environment

@@ -38,7 +38,9 @@ def test_iso_is_a_nocloud_seed() -> None:
     image.close()
 
 
-@pytest.mark.parametrize("text", [script("forgejo"), script("gitea"), script("forgejo", "it's"), exec_script(["echo", "a'b"], timedelta(1))])
+@pytest.mark.parametrize(
+    "text", [script("forgejo"), script("gitea"), script("forgejo", "it's"), exec_script(["echo", "a'b"], timedelta(1))]
+)
 def test_scripts_are_valid_shell(text: str) -> None:
     assert text.startswith("#!/bin/sh\n")
     subprocess.run(["/bin/sh", "-n"], input=text.encode(), check=True)

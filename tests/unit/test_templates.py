@@ -11,9 +11,23 @@ MACHINE = MachineId("ci-1", "00c0ffee")
 def domain(job: str) -> ElementTree.Element:
     return ElementTree.fromstring(  # noqa: S314 — our own output
         xml(
-            "domain.xml.j2", kvm=False, name=str(MACHINE), manager="ci-1", metadata=Metadata(MACHINE, "p", "debian-12/1", 1.0, job_key=job),
-            shape=Shape(2, 1024, 10), kernel="/k", initrd="/i", cmdline="root=/dev/vda", overlay="/o", golden="/g", seed="/s",
-            mac=MACHINE.mac, network="n", console="/c", events="/e", streams=["stdout"],
+            "domain.xml.j2",
+            kvm=False,
+            name=str(MACHINE),
+            manager="ci-1",
+            metadata=Metadata(MACHINE, "p", "debian-12/1", 1.0, job_key=job),
+            shape=Shape(2, 1024, 10),
+            kernel="/k",
+            initrd="/i",
+            cmdline="root=/dev/vda",
+            overlay="/o",
+            golden="/g",
+            seed="/s",
+            mac=MACHINE.mac,
+            network="n",
+            console="/c",
+            events="/e",
+            streams=["stdout"],
         )
     )
 
