@@ -1,0 +1,73 @@
+"""The connection to libvirt: opening it, and turning its errors into ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import libvirt
+
+from vmrunner.errors import DiskFull, HypervisorError, NameClash
+
+_PERMISSION = {libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_ACCESS_DENIED, libvirt.VIR_ERR_AUTH_UNAVAILABLE}
+
+
+def _quiet(_context: object, _error: object) -> None:
+    """libvirt prints every error to stderr by itself; ours are raised instead."""
+
+
+libvirt.registerErrorHandler(_quiet, None)
+
+
+def translate(error: Any, doing: str) -> HypervisorError:
+    """One of our errors for a libvirtError met while `doing` something."""
+    said = " ".join(str(error.get_error_message() or error).split())[:500]
+    code = error.get_error_code()
+    if "No space left on device" in said:
+        return DiskFull(f"The storage pool is full: {doing} failed.", "Free some space, or lower the pool's `max`.")
+    if code in _PERMISSION or "Permission denied" in said:
+        return HypervisorError(f"libvirt does not permit {doing}: {said}", "Run as root, or as a user in the group libvirt.")
+    if code in {libvirt.VIR_ERR_DOM_EXIST, libvirt.VIR_ERR_STORAGE_VOL_EXIST} or "already exists" in said:
+        return NameClash(f"{doing} failed, the name is taken: {said}", "Look at it with virsh; vmrunner leaves alone what it did not make.")
+    return HypervisorError(f"libvirt refused {doing}: {said}", "`journalctl -u libvirtd` and /var/log/libvirt/qemu/ may say more.")
+
+
+@contextmanager
+def asking(doing: str) -> Iterator[None]:
+    """Wrap every call to libvirt, with the words that the error should use."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise translate(error, doing) from error
+
+
+def connect(uri: str) -> Any:
+    """Open the connection; raises HypervisorError where libvirt is not running or does not let us in."""
+    try:
+        return libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        said = str(error)
+        if error.get_error_code() in _PERMISSION or "Permission denied" in said:
+            raise HypervisorError(
+                f"libvirt at {uri} does not let this user in.", "Run as root, or as a user in the group libvirt."
+            ) from None
+        raise HypervisorError(
+            f"libvirt does not answer at {uri}: {said}", "Is it running? Try `systemctl start libvirtd` or check libvirt.uri."
+        ) from None
+
+
+def has_kvm(connection: Any, uri: str) -> bool:
+    """Whether hardware virtualization can be used: libvirt offers it and, on this host, the processor has it.
+
+    The second check matters: a /dev/kvm on a processor without vmx or svm opens, is offered by libvirt, and hangs its guests.
+    """
+    with asking("listing what the host can do"):
+        capabilities = ElementTree.fromstring(connection.getCapabilities())  # noqa: S314 — libvirt's own words
+    offered = any(domain.get("type") == "kvm" for domain in capabilities.iter("domain"))
+    if not offered or "://" not in uri or uri.split("://", 1)[1].partition("/")[0]:
+        return offered
+    return bool(re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"), re.MULTILINE))

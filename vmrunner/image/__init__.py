@@ -1,0 +1,1 @@
+"""Golden images: recipes, building, and the store that published images live in."""

@@ -1,0 +1,99 @@
+"""The store of golden images: `<images>/<name>/<version>/`, immutable once published, `current` naming the newest."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vmrunner.errors import ImageError
+
+MANIFEST = "manifest.json"
+CURRENT = "current"
+DISK = "disk.qcow2"
+
+
+class Runner(BaseModel):
+    """The runner program that an image carries."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str  # forgejo-runner or gitea-runner
+    path: str  # in the guest
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What an image is made of, written beside its disk."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    version: str
+    recipe_digest: str  # sha256 over the resolved recipe and every file it names
+    files: dict[str, str]  # file name -> sha256
+    packages: dict[str, str]  # package -> version
+    kernel: str = ""  # version
+    kernel_arguments: str = ""  # empty: the disk has a boot loader of its own
+    runner: Runner | None = None
+    built_at: str  # ISO 8601, UTC
+    vmrunner_version: str
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One published image."""
+
+    name: str
+    version: str
+    directory: Path
+    manifest: Manifest
+
+
+def _load(directory: Path) -> Golden:
+    try:
+        manifest = Manifest.model_validate_json((directory / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else "is corrupt"
+        raise ImageError(f"The manifest of the image at {directory} {reason}.", "Build the image again: `vmrunner image build`.") from None
+    for name in manifest.files:
+        if not (directory / name).is_file():
+            raise ImageError(
+                f"The image {manifest.name} {manifest.version} lacks its file {name}.", "Build the image again: `vmrunner image build`."
+            )
+    return Golden(manifest.name, manifest.version, directory, manifest)
+
+
+def list_all(images: Path) -> list[Golden]:
+    """Every published image, by name and version."""
+    if not images.is_dir():
+        return []
+    return [_load(path.parent) for path in sorted(images.glob(f"[!.]*/[!.]*/{MANIFEST}")) if not path.parent.is_symlink()]
+
+
+def find(images: Path, name: str) -> Golden:
+    """The current version of an image; raises ImageError where there is none of this name."""
+    directory = images / name / CURRENT
+    if not directory.is_dir():
+        known = sorted({path.parent.name for path in images.glob(f"[!.]*/{CURRENT}")}) if images.is_dir() else []
+        listed = f"There are: {', '.join(known)}." if known else "There is none yet."
+        raise ImageError(f"There is no image {name!r}. {listed}", f"`vmrunner image build {name}` makes it.")
+    return _load(directory.resolve())
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, as hex."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def verify(golden: Golden) -> None:
+    """Read every file of an image; raises ImageError where one differs from the manifest."""
+    for name, expected in golden.manifest.files.items():
+        if digest(golden.directory / name) != expected:
+            raise ImageError(
+                f"The image {golden.name} {golden.version} is damaged: {name} has another sha256 than its manifest says.",
+                f"Build it again: `vmrunner image build {golden.name} --force`.",
+            )
