@@ -109,7 +109,9 @@ def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> dict[str,
     file = next((path for each in folders if (path := each / f"{name}.toml").is_file()), None)
     if file is None or Path(name).name != name:
         known = sorted({path.stem for each in folders if each.is_dir() for path in each.glob("*.toml")})
-        raise ImageError(f"There is no recipe {name!r}. There are: {', '.join(known)}.", "A recipe of your own is found with --recipes FOLDER.")
+        raise ImageError(
+            f"There is no recipe {name!r}. There are: {', '.join(known)}.", "A recipe of your own is found with --recipes FOLDER."
+        )
     try:
         data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
