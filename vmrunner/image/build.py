@@ -1,0 +1,219 @@
+"""Building a golden image from a recipe: bootstrap, a disk from the tree, a manifest, and an atomic rename. No loop mounts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+from vmrunner import __version__
+from vmrunner.errors import ImageError
+from vmrunner.image.recipe import Recipe, RunnerSource
+from vmrunner.image.store import CURRENT, DISK, MANIFEST, Golden, Manifest, Runner, digest
+
+_PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
+_RUNNER_PATH = "/usr/local/bin/{kind}"
+Say = Callable[[str], None]
+
+
+def build(recipe: Recipe, images: Path, say: Say) -> Golden:
+    """Build the recipe and make it its image's current version. `say` is told each step as it begins.
+
+    Nothing of an image can be seen in the store before all of it is there. Raises ImageError, with the end of the failed program's output.
+    """
+    for program, package in _PROGRAMS.items():
+        if not shutil.which(program):
+            raise ImageError(f"Building images needs {program}.", f"apt-get install {package}")
+    if os.geteuid() != 0:
+        raise ImageError("Building images needs root: the files of the image belong to root.", "Run it with sudo.")
+    version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe.digest()[:8]}"
+    with _workshop(images) as work:
+        tree, out = work / "tree", work / "out"
+        out.mkdir()
+        say(f"bootstrapping {recipe.suite} with {len(recipe.packages)} packages")
+        _bootstrap(recipe, tree, work)
+        runner = _install_runner(recipe.runner, tree, work, say) if recipe.runner else None
+        _add_files(recipe, tree, runner)
+        packages, kernel = _packages(tree), _take_kernel(tree, out)
+        say(f"writing a disk of {recipe.size} MiB")
+        _write_disk(tree, out / DISK, work, recipe.size)
+        files = {path.name: digest(path) for path in sorted(out.iterdir())}
+        manifest = Manifest(
+            name=recipe.name,
+            version=version,
+            recipe_digest=recipe.digest(),
+            files=files,
+            packages=packages,
+            kernel=kernel,
+            kernel_arguments=recipe.kernel_arguments,
+            runner=runner,
+            built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            vmrunner_version=__version__,
+        )
+        (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        return _publish(out, images, manifest)
+
+
+@contextmanager
+def _workshop(images: Path) -> Iterator[Path]:
+    """A hidden folder beside the images; those that dead builds left are removed first."""
+    images.mkdir(parents=True, exist_ok=True)
+    for old in images.glob(".building-*"):
+        pid = old.name.removeprefix(".building-")
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(old, ignore_errors=True)
+    work = images / f".building-{os.getpid()}"
+    work.mkdir(mode=0o755)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _run(what: str, *command: str | Path) -> str:
+    done = subprocess.run([str(word) for word in command], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        last = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-8:]
+        hint = "Free some space." if "No space left" in done.stderr else "\n".join(last)
+        raise ImageError(f"{what} failed (exit {done.returncode}).", hint)
+    return done.stdout
+
+
+def _sources(recipe: Recipe) -> str:
+    """The recipe's mirror, or the mirrors that this host's apt uses, with the recipe's suite."""
+    if recipe.mirror:
+        return f"deb {recipe.mirror} {recipe.suite} main\n"
+    lists = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.*"))]
+    text = "\n".join(path.read_text(errors="replace") for path in lists if path.is_file())
+    uris = re.findall(r"https?://\S+", re.sub(r"(?m)^\s*#.*$", "", text))
+    main = next((uri for uri in uris if uri.rstrip("/").endswith("/debian")), "http://deb.debian.org/debian")
+    security = next((uri for uri in uris if "debian-security" in uri), "http://deb.debian.org/debian-security")
+    suite = recipe.suite
+    return f"deb {main} {suite} main\ndeb {main} {suite}-updates main\ndeb {security} {suite}-security main\n"
+
+
+def _bootstrap(recipe: Recipe, tree: Path, work: Path) -> None:
+    sources = work / "sources.list"
+    sources.write_text(_sources(recipe), encoding="utf-8")
+    settings = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*"))]
+    excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("man", "doc", "locale")]
+    packages = f"--include={','.join(recipe.packages)}"
+    options = ["--mode=root", "--variant=minbase", "--format=directory", "--dpkgopt=force-unsafe-io", *excluded, *settings, packages]
+    _run("The bootstrap", "mmdebstrap", *options, recipe.suite, tree, sources)
+
+
+def _install_runner(source: RunnerSource, tree: Path, work: Path, say: Say) -> Runner:
+    program = source.path
+    if program is None:
+        program = work / "runner"
+        say(f"fetching {source.url}")
+        _download(str(source.url), program)
+    try:
+        found = digest(program)
+    except OSError as error:
+        raise ImageError(f"The runner {program} can't be read: {error.strerror}.", "Its path is relative to the recipe.") from None
+    if source.sha256 not in (None, found):
+        raise ImageError(f"The runner has the sha256 {found}, the recipe wants {source.sha256}.", "Check where it comes from.")
+    path = _RUNNER_PATH.format(kind=source.kind)
+    _place(tree, path, program.read_bytes(), 0o755)
+    return Runner(kind=source.kind, path=path, sha256=found)
+
+
+def _download(url: str, target: Path) -> None:
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, target.open("wb") as out:
+            answer.raise_for_status()
+            for chunk in answer.iter_bytes():
+                out.write(chunk)
+    except httpx.HTTPError as error:
+        raise ImageError(f"The runner can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
+
+
+def _place(tree: Path, path: str, content: bytes, mode: int) -> None:
+    target = tree / path.lstrip("/")
+    # An absolute symlink of the tree would lead out of it, into this host.
+    if not target.parent.resolve().is_relative_to(tree.resolve()):
+        raise ImageError(f"The path {path} leads out of the image.", "A folder on the way is a symlink.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    target.write_bytes(content)
+    target.chmod(mode)
+
+
+def _add_files(recipe: Recipe, tree: Path, runner: Runner | None) -> None:
+    """The recipe's files, and what makes every machine boot quickly and be its own."""
+    for path, file in recipe.files.items():
+        _place(tree, path, file.content(), int(file.mode, 8))
+    kind, where = (runner.kind, runner.path) if runner else ("none", "/bin/false")
+    _place(tree, "/etc/vmrunner/image", f"RUNNER_KIND={kind}\nRUNNER_PATH={where}\n".encode(), 0o644)
+    _place(tree, "/etc/fstab", b"/dev/vda / ext4 defaults,noatime 0 1\n", 0o644)
+    # Empty, so that systemd makes a new one at each boot: two machines must not share it.
+    _place(tree, "/etc/machine-id", b"", 0o444)
+    for unit in ("vmrunner-guest.service", "systemd-networkd.service", "systemd-resolved.service"):
+        if any((tree / folder / unit).exists() for folder in ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")):
+            _run(f"Enabling {unit}", "chroot", tree, "systemctl", "enable", unit)
+    # Nothing is fetched, upgraded or tidied up while a job waits.
+    slow = (
+        "apt-daily.timer",
+        "apt-daily-upgrade.timer",
+        "e2scrub_all.timer",
+        "fstrim.timer",
+        "dpkg-db-backup.timer",
+        "e2scrub_reap.service",
+    )
+    late = ("systemd-networkd-wait-online.service", "systemd-timesyncd.service", "systemd-firstboot.service")
+    _run("Masking units", "chroot", tree, "systemctl", "mask", *slow, *late)
+    for host_key in (tree / "etc/ssh").glob("ssh_host_*"):
+        host_key.unlink()
+    resolver = tree / "etc/resolv.conf"
+    resolver.unlink(missing_ok=True)
+    resolver.symlink_to("../run/systemd/resolve/resolv.conf")
+
+
+def _packages(tree: Path) -> dict[str, str]:
+    listed = _run("Listing packages", "chroot", tree, "dpkg-query", "-W", "-f", "${Package}\t${Version}\n")
+    pairs = (line.partition("\t") for line in listed.splitlines())
+    return {package: version for package, _, version in sorted(pairs) if version}
+
+
+def _take_kernel(tree: Path, out: Path) -> str:
+    """Copy kernel and initrd out for a direct boot; returns the kernel's version."""
+    kernels = sorted((tree / "boot").glob("vmlinuz-*"))
+    if not kernels:
+        raise ImageError("The image has no kernel.", "Add a linux-image package to the recipe.")
+    version = kernels[-1].name.removeprefix("vmlinuz-")
+    shutil.copyfile(kernels[-1], out / "vmlinuz")
+    shutil.copyfile(tree / "boot" / f"initrd.img-{version}", out / "initrd")
+    for path in out.iterdir():
+        path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+    return version
+
+
+def _write_disk(tree: Path, disk: Path, work: Path, size_mib: int) -> None:
+    raw = work / "disk.raw"
+    with raw.open("wb") as out:
+        out.truncate(size_mib << 20)
+    # No journal start-up work, and no lazy initialisation that would write in the background of every machine.
+    _run("Making the file system", "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0", "-L", "root", "-d", tree, raw)
+    _run("Making the disk", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "compat=1.1", raw, disk)
+    disk.chmod(0o444)
+
+
+def _publish(out: Path, images: Path, manifest: Manifest) -> Golden:
+    home = images / manifest.name
+    home.mkdir(exist_ok=True)
+    final = home / manifest.version
+    os.sync()  # a version that is visible is also on disk
+    out.rename(final)
+    link = home / f".{CURRENT}-{os.getpid()}"
+    link.symlink_to(manifest.version)
+    link.rename(home / CURRENT)
+    return Golden(manifest.name, manifest.version, final, manifest)
