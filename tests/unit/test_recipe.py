@@ -1,0 +1,66 @@
+"""Recipes: inheritance, digests, and one clear sentence for each fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmrunner.errors import ImageError
+from vmrunner.image import recipe
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    (folder / f"{name}.toml").write_text(text)
+
+
+def test_the_recipe_that_comes_with_vmrunner_loads() -> None:
+    found = recipe.load("debian-12")
+    assert found.suite == "bookworm"
+    assert found.size == 4096
+    assert b"cidata" in found.files["/usr/lib/vmrunner/guest"].content()
+
+
+def test_a_recipe_inherits_packages_and_files(tmp_path: Path) -> None:
+    (tmp_path / "runner").write_bytes(b"#!/bin/sh\n")
+    write(tmp_path, "mine", 'extends = "debian-12"\npackages = ["jq"]\nsize = "8GiB"\n[runner]\nkind = "forgejo-runner"\npath = "runner"\n')
+    base, mine = recipe.load("debian-12"), recipe.load("mine", tmp_path)
+    assert mine.packages == (*base.packages, "jq")
+    assert mine.files == base.files
+    assert mine.size == 8192
+    assert mine.runner is not None
+    assert mine.runner.path == tmp_path / "runner"
+
+
+def test_the_digest_follows_content_and_not_place(tmp_path: Path) -> None:
+    digests = []
+    for folder, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        here = tmp_path / folder
+        here.mkdir()
+        (here / "runner").write_text(content)
+        write(here, "mine", 'extends = "debian-12"\n[runner]\nkind = "forgejo-runner"\npath = "runner"\n')
+        digests.append(recipe.load("mine", here).digest())
+    assert digests[0] == digests[1]
+    assert digests[0] != digests[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("packages = [", "can't be read"),
+        ('extends = "mine"', "inherits from itself: mine -> mine"),
+        ('extends = "nothing"', "There is no recipe 'nothing'. There are: debian-12, mine."),
+        ('extends = "debian-12"\nsise = "1GiB"', "sise: is not a key that recipes have"),
+        ('extends = "debian-12"\nsize = 4', "size: a size is written like"),
+        ('suite = "bookworm"', "is missing"),
+        ('extends = "debian-12"\n[runner]\nkind = "forgejo-runner"\nurl = "https://forge.example/r"', "needs the sha256"),
+        ('extends = "debian-12"\n[runner]\nkind = "forgejo-runner"', "name either a path or a url"),
+        ('extends = "debian-12"\n[files."../x"]\ntext = ""', "files.../x"),
+    ],
+)
+def test_a_wrong_recipe_is_one_sentence_with_a_hint(tmp_path: Path, text: str, said: str) -> None:
+    write(tmp_path, "mine", text)
+    with pytest.raises(ImageError) as caught:
+        recipe.load("mine", tmp_path)
+    assert said in caught.value.sentence
+    assert caught.value.hint

@@ -1,0 +1,125 @@
+"""One machine's life on real libvirt and QEMU: cloned, started, its command run, powered off, nothing left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from tests.prepare import IMAGES, NAME
+from vmrunner import seed
+from vmrunner.errors import NameClash
+from vmrunner.hypervisor import File, Output
+from vmrunner.hypervisor.host import LibvirtHost
+from vmrunner.image import store
+from vmrunner.image.store import Golden
+from vmrunner.model import EventKind, MachineId, Metadata, Phase, Shape
+
+pytestmark = pytest.mark.vm
+
+MANAGER = "life"
+DEADLINE = 240.0  # seconds for one machine; a guest that hangs must not hang the suite
+SHAPE = Shape(vcpus=2, memory_mib=1024, disk_gib=6)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a machine left behind, read before it was destroyed."""
+
+    output: dict[Output, str]
+    exit: str
+    kinds: list[EventKind]
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return store.find(IMAGES, NAME)
+
+
+@pytest.fixture
+def host(golden: Golden) -> Iterator[LibvirtHost]:
+    warnings: list[str] = []
+    host = LibvirtHost(
+        uri="qemu:///system",
+        manager=MANAGER,
+        storage_path=Path("/var/lib/libvirt/vmrunner"),
+        subnet=IPv4Network("10.91.0.0/24"),
+        warn=warnings.append,
+    )
+    host.prepare(golden)
+    for machine in host.machines():  # of a run that was killed
+        host.destroy(machine.id)
+    yield host
+    for machine in host.machines():
+        print(host.read(machine.id, File.CONSOLE, tail=4000).decode("utf-8", "replace"))  # pytest shows it when the test failed
+        host.destroy(machine.id)
+
+
+def live(host: LibvirtHost, golden: Golden, *command: str) -> Ended:
+    """Run one command in a machine of its own and destroy it."""
+    machine = MachineId.new(MANAGER)
+    host.create_overlay(machine, golden, SHAPE.disk_gib)
+    host.put(machine, File.SEED, seed.iso(machine, seed.exec_script(command, timedelta(seconds=DEADLINE))))
+    host.start(golden, SHAPE, Metadata(machine, "pool", golden.name, time.time()), tuple(Output))
+    output = {port: bytearray() for port in Output}
+    readers = [threading.Thread(target=host.stream, args=(machine, port, output[port].extend)) for port in Output]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join(DEADLINE)
+    deadline = time.monotonic() + 30
+    while host.alive(machine):
+        assert time.monotonic() < deadline, host.read(machine, File.CONSOLE, tail=4000).decode("utf-8", "replace")
+        time.sleep(0.1)
+    (seen,) = [found for found in host.machines() if found.id == machine]
+    assert seen.phase is Phase.FINISHED
+    ended = seen.event(EventKind.EXIT)
+    assert ended is not None, host.read(machine, File.CONSOLE, tail=4000).decode("utf-8", "replace")
+    host.destroy(machine)
+    texts = {port: bytes(raw).decode() for port, raw in output.items()}
+    return Ended(texts, ended.text, [event.kind for event in seen.events])
+
+
+def test_a_command_runs_in_a_machine_that_leaves_nothing(host: LibvirtHost, golden: Golden) -> None:
+    script = "hostname; df --output=size -BG / | tail -1; getent hosts forge.example; echo marked >/marker; echo lost >&2; exit 3"
+    before = store.digest(golden.directory / store.DISK)
+
+    first = live(host, golden, "sh", "-c", script)
+
+    name, size, forge = first.output[Output.STDOUT].splitlines()
+    assert name.startswith(f"vmr-{MANAGER}-")
+    assert size.strip() in {"6G", "5G"}, "the root grows from the image's 4 GiB to the machine's disk"
+    assert forge.endswith("forge.example")
+    assert first.output[Output.STDERR] == "lost\n"
+    assert first.exit == "3"
+    assert first.kinds == [EventKind.UP, EventKind.SEED, EventKind.RUNNER, EventKind.EXIT]
+    assert not host.residue()
+
+    second = live(host, golden, "sh", "-c", "test -e /marker && echo found; cat /etc/machine-id")
+    assert "found" not in second.output[Output.STDOUT]
+    assert not host.residue()
+    assert store.digest(golden.directory / store.DISK) == before
+
+
+def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> None:
+    machine = MachineId.new(MANAGER)
+    host.create_overlay(machine, golden, SHAPE.disk_gib)
+    host.put(machine, File.SEED, seed.iso(machine, seed.exec_script(["true"], timedelta(seconds=60))))
+    metadata = Metadata(machine, "pool", golden.name, 1700000000.5, overlay_at=1700000001.25, runner_id=7, job_key='a"<&>', queued_at=3.5)
+    host.start(golden, SHAPE, metadata)
+
+    (seen,) = host.machines()
+    assert (seen.alive, seen.phase, seen.metadata) == (True, Phase.STARTED, metadata)
+    with pytest.raises(NameClash):
+        host.start(golden, SHAPE, metadata)
+    host.delete(machine, File.SEED)  # also while the machine has it open
+    host.destroy(machine)
+    host.destroy(machine)  # again is fine
+    assert not host.residue()
+    assert host.machines() == []
