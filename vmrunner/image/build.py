@@ -34,7 +34,8 @@ def build(recipe: Recipe, images: Path, say: Say) -> Golden:
             raise ImageError(f"Building images needs {program}.", f"apt-get install {package}")
     if os.geteuid() != 0:
         raise ImageError("Building images needs root: the files of the image belong to root.", "Run it with sudo.")
-    version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe.digest()[:8]}"
+    recipe_digest = recipe.digest()  # once: it reads every file that the recipe names
+    version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
     with _workshop(images) as work:
         tree, out = work / "tree", work / "out"
         out.mkdir()
@@ -49,7 +50,7 @@ def build(recipe: Recipe, images: Path, say: Say) -> Golden:
         manifest = Manifest(
             name=recipe.name,
             version=version,
-            recipe_digest=recipe.digest(),
+            recipe_digest=recipe_digest,
             files=files,
             packages=packages,
             kernel=kernel,
