@@ -9,11 +9,12 @@ import stat
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from vmrunner.errors import ConfigError, VmrunnerError
@@ -22,6 +23,7 @@ from vmrunner.model import Shape
 from vmrunner.resources import folder
 
 DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
+DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
 
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
 _DURATIONS = {"s": 1, "m": 60, "h": 3600}
@@ -50,6 +52,23 @@ def _scope(value: object) -> Scope:
         return Scope.parse(value)
     except VmrunnerError as error:
         raise ValueError(f"{error.sentence} {error.hint}") from None
+
+
+def _scopes(value: object) -> tuple[Scope, ...]:
+    listed = value if isinstance(value, list) else [value]
+    if not listed:
+        raise ValueError("a pool needs a scope")
+    return tuple(dict.fromkeys(_scope(each) for each in listed))
+
+
+def _cron(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError('a cron expression is written like "0 8 * * 1-5"')
+    try:
+        CronSim(value, datetime.now(UTC))
+    except CronSimError as error:
+        raise ValueError(f'{error}; a cron expression is written like "0 8 * * 1-5"') from None
+    return value
 
 
 Mebibytes = Annotated[int, BeforeValidator(parse_size)]
@@ -94,19 +113,37 @@ class LibvirtConfig(Section):
         return subnet
 
 
+class WarmAt(Section):
+    """From this time on (local time), another number of warm machines."""
+
+    cron: Annotated[str, BeforeValidator(_cron)]
+    warm: Annotated[int, Field(ge=0, le=10_000)]
+
+
 class PoolConfig(Section):
     """One kind of machine."""
 
     labels: Annotated[tuple[Label, ...], Field(min_length=1)]
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    scope: Annotated[Scope, BeforeValidator(_scope)] = Field(default_factory=lambda: Scope.parse("instance"))
+    scope: Annotated[tuple[Scope, ...], BeforeValidator(_scopes)] = (Scope.parse("instance"),)
     max: Annotated[int, Field(ge=1, le=10_000)] = 1
+    warm: Annotated[int, Field(ge=0, le=10_000)] = 0
+    schedule: tuple[WarmAt, ...] = ()
+    register_idle: Annotated[int, Field(ge=0, le=10_000)] = 0
+    priority: int = 0
     vcpus: Annotated[int, Field(ge=1, le=1024)] = 2
     memory: Mebibytes = 2048
     disk: Mebibytes = 20 * 1024
+    start: Literal["auto", "snapshot", "boot"] = "auto"
     boot_timeout: Duration = timedelta(minutes=5)
     pickup_timeout: Duration = timedelta(minutes=2)
     job_timeout: Duration = timedelta(hours=3)
+    teardown_timeout: Duration = timedelta(minutes=1)
+
+    def warm_at(self, now: datetime) -> int:
+        """How many warm machines there should be: what the line of the schedule says whose time came last, else `warm`."""
+        last = [(next(CronSim(line.cron, now, reverse=True)), -number, line.warm) for number, line in enumerate(self.schedule)]
+        return max(last)[2] if last else self.warm
 
     @property
     def shape(self) -> Shape:
@@ -114,11 +151,37 @@ class PoolConfig(Section):
         return Shape(self.vcpus, self.memory, max(1, self.disk // 1024))
 
 
-class Config(Section):
-    """The whole file."""
+class CapacityConfig(Section):
+    """How much of the host the machines may take; one that doesn't fit waits."""
 
-    forge: ForgeConfig
-    pools: Annotated[dict[ManagerId, PoolConfig], Field(min_length=1)]
+    cpu_overcommit: Annotated[float, Field(gt=0, le=100)] = 4.0
+    memory_reserve: Mebibytes = 1024
+    disk_floor: Mebibytes = 5 * 1024
+
+
+class ServeConfig(Section):
+    """`vmrunner serve`."""
+
+    poll: Duration = timedelta(seconds=1)
+    on_stop: Literal["leave", "drain"] = "leave"
+
+
+class HistoryConfig(Section):
+    """Finished machines."""
+
+    keep_days: Annotated[int, Field(ge=1, le=10_000)] = 90
+
+
+class MetricsConfig(Section):
+    """Prometheus."""
+
+    listen: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] | None = None
+    textfile: Path | None = None
+
+
+class HostConfig(Section):
+    """What concerns this host alone: enough to build images and for `vmrunner exec`."""
+
     libvirt: LibvirtConfig = LibvirtConfig()
     manager: ManagerId = Field(default_factory=lambda: default_manager())
     state_dir: Path = Path("/var/lib/vmrunner")
@@ -128,6 +191,17 @@ class Config(Section):
     def images_dir(self) -> Path:
         """Where `vmrunner image build` publishes golden images."""
         return self.state_dir / "images"
+
+
+class Config(HostConfig):
+    """The whole file."""
+
+    forge: ForgeConfig
+    capacity: CapacityConfig = CapacityConfig()
+    serve: ServeConfig = ServeConfig()
+    history: HistoryConfig = HistoryConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    pools: Annotated[dict[ManagerId, PoolConfig], Field(min_length=1)]
 
 
 def default_manager() -> str:
@@ -166,6 +240,11 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: {key}: {what}{more}.", "Every key is described in `vmrunner config example`.") from None
 
 
+def load_host(path: Path) -> HostConfig:
+    """The configuration for commands that need no forge: the defaults where there is no file at the default place."""
+    return HostConfig() if path == DEFAULT_PATH and not path.exists() else load(path)
+
+
 @dataclass(frozen=True)
 class Secret:
     """A token that repr() and logs never show."""
@@ -177,16 +256,13 @@ class Secret:
 
 
 def forge_token(config: ForgeConfig, warn: Callable[[str], None]) -> Secret:
-    """The forge token, from `token_file` or from systemd's `$CREDENTIALS_DIRECTORY/forge-token`.
+    """The forge token, from `token_file`, else from systemd's `$CREDENTIALS_DIRECTORY/forge-token`, else from the default place.
 
     `warn` is called with one sentence where others on this host can read the file.
     """
-    hint = "Put the token into a file of mode 0600 and name it as forge.token_file, or use systemd's LoadCredential=forge-token:…"
-    path = config.token_file
-    if path is None:
-        if not (credentials := os.environ.get("CREDENTIALS_DIRECTORY")):
-            raise ConfigError("The configuration names no forge.token_file.", hint)
-        path = Path(credentials) / "forge-token"
+    hint = f"Put the token into {DEFAULT_TOKEN}, mode 0600, or name another file as forge.token_file."
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = config.token_file or (Path(credentials) / "forge-token" if credentials else DEFAULT_TOKEN)
     try:
         value = path.read_text(encoding="ascii").strip()
         mode = path.stat().st_mode
@@ -197,6 +273,7 @@ def forge_token(config: ForgeConfig, warn: Callable[[str], None]) -> Secret:
         raise ConfigError(f"The token file {path} can't be read: {reason}.", hint) from None
     if not value or any(c.isspace() or not c.isprintable() for c in value):
         raise ConfigError(f"The token file {path} does not hold one token.", hint)
-    if mode & (stat.S_IROTH | stat.S_IRGRP):
+    # systemd's copy is guarded by an ACL, which shows as a readable group.
+    if (config.token_file or not credentials) and mode & (stat.S_IROTH | stat.S_IRGRP):
         warn(f"The token file {path} can be read by others; run `chmod 600 {path}`.")
     return Secret(value)

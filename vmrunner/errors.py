@@ -37,7 +37,11 @@ class ForgeUnreachable(ForgeError):
 
 
 class ForgeDenied(ForgeError):
-    """401 or 403: the token is unknown to the forge, or lacks a scope (the hint names it)."""
+    """403: the token lacks a scope (the hint names it); also what is derived from it."""
+
+
+class ForgeTokenUnknown(ForgeDenied):
+    """401: the token is not, or not any more, one of the forge's. A new one in its file mends it."""
 
 
 class ForgeNotFound(ForgeError):
@@ -56,6 +60,10 @@ class DiskFull(HypervisorError):
 
 class NameClash(HypervisorError):
     """An object with the wanted name exists and is not ours."""
+
+
+class SnapshotError(HypervisorError):
+    """A snapshot could not be made, or a machine could not be cloned from it."""
 
 
 class ImageError(VmrunnerError):

@@ -16,11 +16,11 @@ class Phase(StrEnum):
 
     ABSENT = "absent"
     CLONED = "cloned"  # overlay and seed exist, no domain yet
-    STARTED = "started"  # the domain exists, the guest has said nothing
-    READY = "ready"  # the guest is up
-    BOUND = "bound"  # the guest has read its seed, its runner is starting
+    STARTED = "started"  # the domain exists, the guest boots
+    READY = "ready"  # the guest is up; a warm one waits for its job's seed
+    BOUND = "bound"  # it has a runner's credentials, its runner is starting
     RUNNING = "running"  # the runner runs, or the forge shows the job on it
-    FINISHED = "finished"  # the domain is gone: power-off
+    FINISHED = "finished"  # its runner has ended, or the domain is gone: power-off
     FAILED = "failed"  # a deadline passed, or the host refused
     DESTROYED = "destroyed"  # nothing of it is left
 
@@ -34,10 +34,39 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.READY: frozenset({Phase.BOUND, Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
     Phase.BOUND: frozenset({Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
     Phase.RUNNING: frozenset({Phase.FINISHED, Phase.FAILED}),
-    Phase.FINISHED: frozenset({Phase.DESTROYED}),
+    # Odd: a guest whose runner has ended may refuse to power off.
+    Phase.FINISHED: frozenset({Phase.DESTROYED, Phase.FAILED}),
     Phase.FAILED: frozenset({Phase.DESTROYED}),
     Phase.DESTROYED: frozenset(),
 }
+
+
+class Ending(StrEnum):
+    """Why a machine is no more. Each is a line of history, with a reason in words beside it."""
+
+    DONE = "done"  # its job ended and it powered off
+    CANCELLED = "cancelled"  # the forge ended the job; the guest never hears of it
+    UNNEEDED = "unneeded"  # an idle one: drained, too many, outdated
+    STOPPED = "stopped"  # destroyed with its job by `vmrunner down --now`
+    ABANDONED = "abandoned"  # the manager died while it made or bound it
+    HELD_BACK = "held-back"  # its runner was there, and the forge did not hand it its job
+    DIED = "died"  # it went while its job ran
+    EARLY = "early"  # it went before a job ran on it
+    START_FAILED = "start-failed"
+    BOOT_TIMEOUT = "boot-timeout"
+    PICKUP_TIMEOUT = "pickup-timeout"
+    JOB_TIMEOUT = "job-timeout"
+    TEARDOWN_TIMEOUT = "teardown-timeout"
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether somebody should look into it."""
+        return self not in {Ending.DONE, Ending.CANCELLED, Ending.UNNEEDED, Ending.STOPPED, Ending.HELD_BACK}
+
+    @property
+    def blames_pool(self) -> bool:
+        """Whether the pool's image or host is to blame, so that the next machine would go the same way. What a job did is not."""
+        return self in {Ending.EARLY, Ending.START_FAILED, Ending.BOOT_TIMEOUT, Ending.PICKUP_TIMEOUT}
 
 
 def may_follow(before: Phase, after: Phase) -> bool:
@@ -49,7 +78,8 @@ class EventKind(StrEnum):
     """What a guest reports over its virtio-serial port, one `<kind> <unix seconds> [text]` a line."""
 
     UP = "up"
-    SEED = "seed"
+    SEED = "seed"  # it has read its boot seed
+    READY = "ready"  # a warm machine waits for its job's seed
     RUNNER = "runner"
     EXIT = "exit"
 
@@ -121,16 +151,31 @@ class Shape:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a machine's domain XML says about it in our namespace: enough to recognise it after a crash."""
+    """What a machine's domain XML says about it in our namespace: enough to recognise it after a crash.
+
+    Times are unix seconds by the host's clock; 0 where it has not happened.
+    """
 
     machine: MachineId
     pool: str
     image: str  # name/version
-    created_at: float  # unix seconds, the host's clock: when creating began
-    overlay_at: float = 0.0  # unix seconds: when the overlay existed
-    runner_id: int = 0  # at the forge; 0 for a machine without a forge
-    job_key: str = ""  # the job it was made for; on Gitea a hint only
-    queued_at: float = 0.0  # unix seconds: when that job was queued, 0 where the forge doesn't tell
+    created_at: float  # when creating began
+    overlay_at: float = 0.0  # when the overlay existed
+    parked_at: float = 0.0  # when it was cloned from a snapshot and left paused, waiting for a job
+    bound_at: float = 0.0  # when it got a runner; one that is made for a job is born with it
+    running_at: float = 0.0  # when the forge was first seen to have a job on it
+    over_at: float = 0.0  # when the forge was first seen to have no job and no runner for it any more
+    runner_id: int = 0  # at the forge; 0 while it is registered nowhere
+    scope: str = ""  # where that runner is registered
+    job_key: str = ""  # the job it was made for; on Gitea a hint only; empty for one that is registered idle
+    queued_at: float = 0.0  # when that job was queued, 0 where the forge doesn't tell
+    address: str = ""  # with its subnet's prefix length
+    snapshot: str = ""  # the key of the snapshot that it is a clone of; empty for one that was booted
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it has a runner's credentials."""
+        return self.runner_id != 0
 
 
 @dataclass(frozen=True)
@@ -142,17 +187,58 @@ class Machine:
     metadata: Metadata | None = None
     events: tuple[GuestEvent, ...] = ()
     files: tuple[str, ...] = ()
+    trouble: str = ""  # what the hypervisor says is wrong with it, or how it ended, where it says so
+    is_paused: bool = False  # by whoever made it: a parked one, or one that is being made or bound
 
     def event(self, kind: EventKind) -> GuestEvent | None:
         """The first report of this kind, if the guest made one."""
         return next((e for e in self.events if e.kind is kind), None)
 
     @property
+    def is_up(self) -> bool:
+        """Whether the guest has said anything. Under cloud-init the first that it says is `runner` or `ready`."""
+        return bool(self.events)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it has a runner's credentials."""
+        return self.metadata is not None and self.metadata.is_bound
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it waits for a job's seed: booted and waiting for it, or parked."""
+        is_parked = self.metadata is not None and self.metadata.parked_at > 0
+        return self.alive and not self.is_bound and (is_parked or self.event(EventKind.READY) is not None)
+
+    @property
+    def has_read_seed(self) -> bool:
+        """Whether the guest has read the seed with its credentials. A warm one read another before, and says `seed` but once."""
+        said = {event.kind for event in self.events}
+        enough = {EventKind.RUNNER, EventKind.EXIT} | (set() if EventKind.READY in said else {EventKind.SEED})
+        return self.is_bound and not said.isdisjoint(enough)
+
+    @property
     def phase(self) -> Phase:
         """The phase that the hypervisor and the guest's reports add up to."""
         if not self.alive:
             return Phase.FINISHED if self.events else Phase.CLONED
-        for kind, phase in ((EventKind.RUNNER, Phase.RUNNING), (EventKind.SEED, Phase.BOUND), (EventKind.UP, Phase.READY)):
-            if self.event(kind):
-                return phase
-        return Phase.STARTED
+        if self.event(EventKind.EXIT):
+            return Phase.FINISHED
+        if not self.is_bound:
+            return Phase.READY if self.is_ready else Phase.STARTED
+        if self.event(EventKind.RUNNER) or (self.metadata and self.metadata.running_at):
+            return Phase.RUNNING
+        if self.event(EventKind.SEED) or self.event(EventKind.READY):
+            return Phase.BOUND
+        return Phase.READY if self.is_up else Phase.STARTED
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the host has, and what the machines on it (ours and others') may take of it. Memory and disk in MiB."""
+
+    memory_mib: int
+    cores: int
+    used_memory_mib: int
+    used_vcpus: int
+    free_disk_mib: int

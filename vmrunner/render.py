@@ -29,6 +29,12 @@ def xml(template: str, **values: object) -> str:
     return _environment(True).get_template(template).render(values)
 
 
+@cache  # every pass asks for the key of every pool's snapshot
+def source(template: str) -> str:
+    """A template as it is."""
+    return (folder("templates") / template).read_text(encoding="utf-8")
+
+
 def text(template: str, **values: object) -> str:
     """Render a shell or YAML template."""
     return _environment(False).get_template(template).render(values)

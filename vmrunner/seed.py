@@ -4,42 +4,69 @@ from __future__ import annotations
 
 import io
 import json
+import secrets
 import shlex
+import time
 from collections.abc import Sequence
 from datetime import timedelta
+from ipaddress import IPv4Interface
 
 import pycdlib
 
-from vmrunner.forge import Credentials, Job
+from vmrunner.addresses import gateway
+from vmrunner.errors import ConfigError
+from vmrunner.forge import Credentials
 from vmrunner.model import MachineId
-from vmrunner.render import text
+from vmrunner.render import source, text
 
+SIZE = 1 << 20
+"""Bytes of every seed: a guest that waits for another one on the same disk has seen the disk's size already."""
+_BACKSTOP = timedelta(minutes=5)  # the host's own deadline comes first: it can say why
 RUNNERS = {"forgejo": "forgejo-runner", "gitea": "gitea-runner"}
 """Which runner program each kind of forge needs; an image's manifest says which one it carries."""
 
 
-def iso(machine: MachineId, user_data: str) -> bytes:
-    """The NoCloud ISO (label `cidata`) with `meta-data`, `network-config` and this `user-data`."""
+def iso(machine: MachineId, user_data: str, address: IPv4Interface | None) -> bytes:
+    """The NoCloud ISO (label `cidata`) with `meta-data`, `network-config` and this `user-data`, padded to SIZE.
+
+    Without an address the machine has no network yet. Two ISOs never begin alike.
+    """
+    network = text("network-config.j2", mac=machine.mac, address=address, gateway=address and gateway(address.network))
     files = {
-        "meta-data": text("meta-data.j2", name=str(machine)),
-        "network-config": text("network-config.j2", mac=machine.mac),
+        "meta-data": text(
+            "meta-data.j2", name=str(machine), machine_id=secrets.token_hex(16), entropy=secrets.token_hex(64), now=time.time()
+        ),
+        "network-config": network,
         "user-data": user_data,
     }
     image = pycdlib.PyCdlib()
-    image.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata")
+    image.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata", app_ident_str=secrets.token_hex(16))
     for number, (name, content) in enumerate(files.items()):
         data = content.encode()
         image.add_fp(io.BytesIO(data), len(data), f"/FILE{number}.;1", rr_name=name, joliet_path=f"/{name}")
     out = io.BytesIO()
     image.write_fp(out)
     image.close()
-    return out.getvalue()
+    if len(out.getvalue()) > SIZE:
+        raise ConfigError(f"The seed of {machine} is bigger than {SIZE >> 10} KiB.", "Is forge.ca_file a whole bundle of certificates?")
+    return out.getvalue().ljust(SIZE, b"\0")
 
 
 def job_script(
-    *, kind: str, url: str, ca: str, machine: MachineId, credentials: Credentials, labels: Sequence[str], job: Job, job_timeout: timedelta
+    *,
+    kind: str,
+    url: str,
+    ca: str,
+    machine: MachineId,
+    credentials: Credentials,
+    labels: Sequence[str],
+    handle: str,
+    job_timeout: timedelta,
 ) -> str:
-    """The user-data that starts the forge's runner for one job. `ca` is PEM text, or empty."""
+    """The user-data that starts the forge's runner for one job. `ca` is PEM text, or empty.
+
+    Without a `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle.
+    """
     runner_file = {
         "id": credentials.id,
         "uuid": credentials.uuid,
@@ -58,12 +85,17 @@ def job_script(
         uuid=credentials.uuid,
         token=credentials.token,
         labels=labels,
-        handle=job.handle,
+        handle=handle,
         runner_file=json.dumps(runner_file),
-        job_seconds=int(job_timeout.total_seconds()),
+        job_seconds=int((job_timeout + _BACKSTOP).total_seconds()),
     )
 
 
-def exec_script(command: Sequence[str], timeout: timedelta) -> str:
-    """The user-data that runs one command and reports its exit code."""
-    return text("user-data-exec.sh.j2", command=shlex.join(command), job_seconds=int(timeout.total_seconds()))
+def wait_script() -> str:
+    """The user-data of a machine that waits for another seed, and runs that one's user-data."""
+    return source("user-data-wait.py")
+
+
+def exec_script(command: Sequence[str], timeout: timedelta, end: str = "") -> str:
+    """The user-data that runs one command and reports its exit code; `end` (a word) then ends both of its outputs."""
+    return text("user-data-exec.sh.j2", command=shlex.join(command), end=end, job_seconds=int(timeout.total_seconds()))

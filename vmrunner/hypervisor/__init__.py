@@ -8,7 +8,9 @@ from enum import StrEnum
 from typing import Protocol
 
 from vmrunner.image.store import Golden
-from vmrunner.model import Machine, MachineId, Metadata, Shape
+from vmrunner.model import Capacity, Machine, MachineId, Metadata, Shape
+
+Say = Callable[[str], object]
 
 
 class File(StrEnum):
@@ -18,6 +20,8 @@ class File(StrEnum):
     SEED = "seed.iso"
     EVENTS = "events"
     CONSOLE = "console"
+    RAM = "ram"  # its own copy of a snapshot's memory, where QEMU can't share that; of a machine that is being saved: its memory
+    STATE = "state"  # of a machine that is being saved: its devices
 
 
 class Output(StrEnum):
@@ -25,6 +29,20 @@ class Output(StrEnum):
 
     STDOUT = "stdout"
     STDERR = "stderr"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A booted machine's memory, devices and disk, from which machines of the same kind are cloned. Immutable."""
+
+    key: str  # a digest of all that it fits: image, shape, processor, QEMU, libvirt, devices
+    image: str  # name/version
+    shape: Shape
+    made_at: float  # unix seconds
+    qemu: str
+    libvirt: str
+    files: dict[str, str]  # volume -> sha256
+    disk_mib: int = 0  # what its files take of the host's disk
 
 
 @dataclass(frozen=True)
@@ -49,8 +67,8 @@ class Hypervisor(Protocol):
     def machines(self) -> list[Machine]:
         """Every machine of this manager: its domain, or only files where the domain is gone."""
 
-    def create_overlay(self, machine: MachineId, golden: Golden, disk_gib: int) -> None:
-        """Clone the golden image copy-on-write; the disk is `disk_gib` big, or as big as the image if that is bigger."""
+    def create_overlay(self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None) -> None:
+        """Clone the golden image, or the snapshot's disk, copy-on-write; it is `disk_gib` big, or as big as the image if that is bigger."""
 
     def put(self, machine: MachineId, file: File, content: bytes) -> None:
         """Write one file of a machine."""
@@ -58,11 +76,46 @@ class Hypervisor(Protocol):
     def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
         """The last `tail` bytes of one file of a machine; empty if there is none."""
 
-    def start(self, golden: Golden, shape: Shape, metadata: Metadata, outputs: tuple[Output, ...] = ()) -> None:
-        """Start the transient domain. Overlay and seed must exist."""
+    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None) -> None:
+        """Start the transient domain. Its overlay must exist, and its seed.
 
-    def stream(self, machine: MachineId, output: Output, write: Callable[[bytes], None]) -> None:
-        """Copy a live output port until the machine is gone. Blocks; call it in a thread of its own."""
+        With a snapshot it is a clone, left paused and with an empty seed: `bind` lets it go. Raises SnapshotError where that fails; the
+        domain is gone then.
+        """
+
+    def bind(self, metadata: Metadata, seed: bytes) -> None:
+        """Write the metadata of a waiting machine into its domain, then its seed, and let it run."""
+
+    def snapshot(self, golden: Golden, shape: Shape) -> Snapshot | None:
+        """The snapshot for such machines, if there is one for this very image, processor, QEMU and libvirt."""
+
+    def snapshot_key(self, golden: Golden, shape: Shape) -> str:
+        """What such a snapshot is called, whether it exists or not."""
+
+    def snapshots(self) -> list[Snapshot]:
+        """Every snapshot of this manager, usable or not."""
+
+    def make_snapshot(self, golden: Golden, shape: Shape, machine: MachineId, seed: bytes, timeout: float, say: Say) -> Snapshot:
+        """Boot a machine of this id with this seed, wait until it is ready, save it, and destroy it. Raises SnapshotError.
+
+        `say` hears of its progress.
+        The caller destroys what is left of the machine where this fails.
+        """
+
+    def verify_snapshot(self, snapshot: Snapshot) -> None:
+        """Read every file of a snapshot; raises SnapshotError where one differs from its digest."""
+
+    def drop_snapshot(self, key: str) -> None:
+        """Delete a snapshot. Machines that were cloned from it keep what they have open."""
+
+    def note(self, metadata: Metadata) -> None:
+        """Write the metadata of a live machine into its domain; one that is gone is fine."""
+
+    def capacity(self) -> Capacity:
+        """What the host has, and what all active domains on it (not only ours) may take."""
+
+    def stream(self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]) -> None:
+        """Copy a live output port until the machine is gone, or `write` returns true. Blocks; call it in a thread of its own."""
 
     def alive(self, machine: MachineId) -> bool:
         """Whether the machine's domain exists."""
@@ -75,3 +128,15 @@ class Hypervisor(Protocol):
 
     def residue(self) -> Residue:
         """All domains and machine files that carry this manager's id."""
+
+    def watch(self, wake: Callable[[], None], progress: Callable[[], object] = ...) -> None:
+        """Call `wake`, from another thread, whenever a machine of this manager starts or ends; `progress` between parts of long work."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+    def reopen(self) -> bool:
+        """Connect again if the connection is lost; whether it was."""
+
+    def purge(self) -> list[str]:
+        """Remove every object of this manager from the host, machines included; returns what was removed, in words."""

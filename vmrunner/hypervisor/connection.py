@@ -25,10 +25,13 @@ libvirt.registerErrorHandler(_quiet, None)
 
 def translate(error: Any, doing: str) -> HypervisorError:
     """One of our errors for a libvirtError met while `doing` something."""
-    said = " ".join(str(error.get_error_message() or error).split())[:500]
+    full = " ".join(str(error.get_error_message() or error).split())
+    said = full if len(full) < 500 else f"{full[:200]} … {full[-250:]}"
     code = error.get_error_code()
-    if "No space left on device" in said:
+    if "No space left on device" in full:
         return DiskFull(f"The storage pool is full: {doing} failed.", "Free some space, or lower the pool's `max`.")
+    if "Network is already in use" in said:
+        return HypervisorError(f"The machines' network overlaps with one of this host: {said}", "Choose another libvirt.subnet.")
     if code in _PERMISSION or "Permission denied" in said:
         return HypervisorError(f"libvirt does not permit {doing}: {said}", "Run as root, or as a user in the group libvirt.")
     if code in {libvirt.VIR_ERR_DOM_EXIST, libvirt.VIR_ERR_STORAGE_VOL_EXIST} or "already exists" in said:
@@ -71,3 +74,8 @@ def has_kvm(connection: Any, uri: str) -> bool:
     if not offered or "://" not in uri or uri.split("://", 1)[1].partition("/")[0]:
         return offered
     return bool(re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"), re.MULTILINE))
+
+
+def dotted(version: int) -> str:
+    """libvirt's numbers for versions, as people write them."""
+    return f"{version // 1000000}.{version // 1000 % 1000}.{version % 1000}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from vmrunner.errors import ConfigError
+from vmrunner.forge import Scope
+from vmrunner.hypervisor import Output
 from vmrunner.model import MachineId, Metadata, Shape
 from vmrunner.render import xml
 
@@ -18,19 +21,20 @@ def domain_xml(
     network: str,
     files: dict[str, str],
     boot: tuple[str, str, str] | None,
-    outputs: tuple[str, ...],
+    backing: tuple[str, ...],
+    qemu_arguments: tuple[str, ...] = (),
 ) -> str:
     """The transient domain of one machine.
 
-    `files` are the paths of `overlay`, `golden`, `seed`, `events` and `console` on the libvirt host; `boot` is kernel, initrd and
-    kernel command line for a direct boot, or None for an image with a boot loader.
+    `files` are the paths of `overlay`, `seed`, `events` and `console` on the libvirt host, `backing` what the overlay lies on, topmost
+    first; `boot` is kernel, initrd and kernel command line for a direct boot, or None for an image with a boot loader. All machines of
+    one shape have the same devices, so that they can be clones of one snapshot.
     """
     kernel, initrd, cmdline = boot or ("", "", "")
     return xml(
         "domain.xml.j2",
         kvm=kvm,
         name=str(metadata.machine),
-        manager=metadata.machine.manager,
         mac=metadata.machine.mac,
         metadata=metadata,
         shape=shape,
@@ -38,9 +42,16 @@ def domain_xml(
         initrd=initrd,
         cmdline=cmdline,
         network=network,
-        streams=outputs,
+        streams=tuple(Output),
+        backing=backing,
+        qemu_arguments=qemu_arguments,
         **files,
     )
+
+
+def metadata_xml(metadata: Metadata) -> str:
+    """The element of our namespace, as libvirt's setMetadata wants it."""
+    return xml("metadata.xml.j2", metadata=metadata, in_domain=False)
 
 
 def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
@@ -49,15 +60,24 @@ def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
         found = ElementTree.fromstring(text).find(f"./metadata/{{{NAMESPACE}}}machine")  # noqa: S314 — libvirt's own words
         if found is None or found.get("manager") != machine.manager:
             return None
+        if found.get("scope"):
+            Scope.parse(found.get("scope", ""))
         return Metadata(
             machine=machine,
             pool=found.get("pool", ""),
             image=found.get("image", ""),
             created_at=float(found.get("created", "0")),
             overlay_at=float(found.get("overlay", "0")),
+            bound_at=float(found.get("bound", "0")),
+            running_at=float(found.get("running", "0")),
+            over_at=float(found.get("over", "0")),
+            parked_at=float(found.get("parked", "0")),
+            address=found.get("address", ""),
+            snapshot=found.get("snapshot", ""),
             queued_at=float(found.get("queued", "0")),
             runner_id=int(found.get("runner", "0")),
+            scope=found.get("scope", ""),
             job_key=found.get("job", ""),
         )
-    except (ElementTree.ParseError, ValueError):
+    except (ElementTree.ParseError, ValueError, ConfigError):
         return None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from ipaddress import IPv4Network
 from typing import Any
+from xml.etree import ElementTree
 
 import libvirt
 
+from vmrunner.addresses import gateway
+from vmrunner.errors import HypervisorError
 from vmrunner.hypervisor.connection import asking
 from vmrunner.model import PREFIX
 from vmrunner.render import xml
@@ -20,30 +23,77 @@ def network_name(manager: str) -> str:
 
 def network_xml(manager: str, subnet: IPv4Network) -> str:
     """The network as libvirt wants it. The first address is the gateway; bridge names have 15 characters at most."""
-    hosts = list(subnet.hosts()) if subnet.num_addresses <= 65536 else None
-    first, second = (hosts[0], hosts[1]) if hosts else (subnet.network_address + 1, subnet.network_address + 2)
     return xml(
         "network.xml.j2",
         name=network_name(manager),
         manager=manager,
         bridge=f"{PREFIX}{hashlib.sha256(manager.encode()).hexdigest()[:8]}",
-        gateway=first,
+        gateway=gateway(subnet),
         netmask=subnet.netmask,
-        first=second,
-        last=subnet.broadcast_address - 1,
     )
+
+
+def _find(connection: Any, name: str) -> Any | None:
+    try:
+        return connection.networkLookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
+            return None
+        raise
+
+
+def remove_network(connection: Any, manager: str) -> list[str]:
+    """Stop and undefine the network; returns what was removed, in words."""
+    name = network_name(manager)
+    with asking(f"removing the network {name}"):
+        network = _find(connection, name)
+        if network is None:
+            return []
+        if network.isActive():
+            network.destroy()
+        network.undefine()
+    return [f"network {name}"]
 
 
 def ensure_network(connection: Any, manager: str, subnet: IPv4Network) -> None:
     """Define and start the network where it is missing."""
     name = network_name(manager)
     with asking(f"preparing the network {name}"):
-        try:
-            network = connection.networkLookupByName(name)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_NETWORK:
-                raise
+        network = _find(connection, name)
+        if network is None:
             network = connection.networkDefineXML(network_xml(manager, subnet))
             network.setAutostart(1)
+        if f"address='{gateway(subnet)}' netmask='{subnet.netmask}'" not in network.XMLDesc(0):
+            raise HypervisorError(
+                f"The network {name} has another subnet than {subnet}.",
+                f"Was libvirt.subnet changed? When no machine runs: `virsh net-destroy {name}; virsh net-undefine {name}`.",
+            )
         if not network.isActive():
             network.create()
+
+
+def network_drift(connection: Any, manager: str, subnet: IPv4Network) -> list[str] | None:
+    """How the network that exists differs from `network_xml`, in words; None where there is none."""
+    with asking("looking at the network"):
+        network = _find(connection, network_name(manager))
+        if network is None:
+            return None
+        described, is_active = network.XMLDesc(0), bool(network.isActive())
+    found, wanted = (_essence(text) for text in (described, network_xml(manager, subnet)))
+    return ([] if is_active else ["it is not active"]) + [
+        f"{name} is {found[name] or 'missing'} instead of {wanted[name] or 'missing'}" for name in wanted if found[name] != wanted[name]
+    ]
+
+
+def _essence(described: str) -> dict[str, str]:
+    root = ElementTree.fromstring(described)  # noqa: S314 — libvirt's own words, or ours
+
+    def attributes(path: str, *names: str) -> str:
+        return " ".join(f"{name}={element.get(name)}" for element in root.iterfind(path) for name in names if element.get(name))
+
+    return {
+        "forwarding": attributes("forward", "mode", "dev"),
+        "the bridge": attributes("bridge", "name", "stp"),
+        "the address": attributes("ip", "address", "netmask"),
+        "DHCP": attributes("ip/dhcp/range", "start", "end"),
+    }

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import libvirt
 
-from vmrunner.errors import HypervisorError
+from vmrunner.errors import DiskFull, HypervisorError
 from vmrunner.hypervisor.connection import asking
+from vmrunner.image import store
 from vmrunner.image.store import Golden
 from vmrunner.model import PREFIX, MachineId
 from vmrunner.render import xml
 
 _CHUNK = 1 << 20
+_ZEROS = bytes(_CHUNK)
+_REFRESH_WITHIN = 120.0  # seconds; the longest volume job is the upload of an image
+_NO_VOLUME = {
+    libvirt.VIR_ERR_NO_STORAGE_VOL,
+    libvirt.VIR_ERR_NO_STORAGE_POOL,
+    libvirt.VIR_ERR_OPERATION_INVALID,  # the pool is not active: libvirtd died while it was made, or somebody stopped it
+}
+_RESERVE = 1 << 20  # bytes that stay free beside an upload
 
 
 class Storage:
@@ -25,6 +38,7 @@ class Storage:
         self._manager = manager
         self.name = f"{PREFIX}-{manager}"
         self._path = root / manager
+        self.progress: Callable[[], object] = lambda: None  # called between the parts of a long upload
 
     def ensure(self) -> None:
         """Define and start the pool where it is missing; a pool of this name at another place is not ours."""
@@ -32,9 +46,9 @@ class Storage:
             pool = self._pool()
             if pool is None:
                 pool = self._connection.storagePoolDefineXML(xml("pool.xml.j2", name=self.name, path=self._path), 0)
-                pool.build(0)
-                pool.setAutostart(1)
             if not pool.isActive():
+                pool.build(0)  # again is fine, and needed where libvirtd died between defining and building
+                pool.setAutostart(1)
                 pool.create(0)
             described = pool.XMLDesc(0)
         if f"<path>{self._path}</path>" not in described:
@@ -58,9 +72,19 @@ class Storage:
         try:
             return pool.storageVolLookupByName(name)
         except libvirt.libvirtError as error:
-            if error.get_error_code() in {libvirt.VIR_ERR_NO_STORAGE_VOL, libvirt.VIR_ERR_NO_STORAGE_POOL}:
+            if error.get_error_code() in _NO_VOLUME:
                 return None
             raise
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a volume."""
+        with asking(f"looking for {name}"):
+            return self._volume(name) is not None
+
+    def allocated(self, name: str) -> int:
+        """Bytes of the host's disk that a volume takes."""
+        with asking(f"looking at {name}"):
+            return int(self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(name).info()[2])
 
     def names(self) -> list[str]:
         """Every volume, as the folder holds it now."""
@@ -68,8 +92,34 @@ class Storage:
             pool = self._pool()
             if pool is None or not pool.isActive():
                 return []
-            pool.refresh(0)
+            _refresh(pool)
             return sorted(pool.listVolumes())
+
+    def free_mib(self) -> int:
+        """Free space where the volumes lie, in MiB; a pool that does not exist yet limits nobody."""
+        with asking("asking for the storage pool's free space"):
+            pool = self._pool()
+            if pool is None or not pool.isActive():
+                return 1 << 40
+            return int(pool.info()[3]) >> 20
+
+    def remove(self) -> list[str]:
+        """Delete every volume and the pool itself; returns what was removed, in words."""
+        removed = [f"volume {name}" for name in self.names()]
+        with asking(f"removing the storage pool {self.name}"):
+            pool = self._pool()
+            if pool is None:
+                return []
+            if pool.isActive():
+                for volume in pool.listAllVolumes(0):
+                    volume.delete(0)
+                pool.destroy()
+            with suppress(libvirt.libvirtError):  # its folder may hold what is not ours
+                pool.delete(0)
+            pool.undefine()
+        with suppress(OSError):
+            self._path.parent.rmdir()  # if this host is the libvirt host, and no other manager is on it
+        return [*removed, f"storage pool {self.name}"]
 
     def machine_files(self) -> dict[MachineId, list[str]]:
         """The files of each machine of this manager."""
@@ -85,19 +135,71 @@ class Storage:
 
     def image_path(self, golden: Golden, part: str) -> str:
         """Where a part of a published image is on the libvirt host."""
-        return self.path(_image_volume(golden, part))
+        return self.path(image_volume(golden, part))
 
-    def create_overlay(self, name: str, golden: Golden, disk_gib: int) -> None:
-        """A qcow2 volume backed by a published image."""
+    def create_overlay(self, name: str, backing_name: str, disk_gib: int, mode: str = "0600") -> None:
+        """A qcow2 volume backed by another one."""
         with asking("creating the overlay"):
-            backing = self._volume(_image_volume(golden, "disk.qcow2"))
+            backing = self._volume(backing_name)
             if backing is None:
-                raise HypervisorError(
-                    f"The image {golden.name} is not in the storage pool.", "Run the command again: it publishes the image."
-                )
+                raise HypervisorError(f"{backing_name} is not in the storage pool.", "Run the command again: it publishes what is missing.")
             capacity = max(disk_gib << 30, backing.info()[1])
-            described = xml("volume.xml.j2", name=name, format="qcow2", capacity=capacity, backing=backing.path(), mode="0600")
-            self._connection.storagePoolLookupByName(self.name).createXML(described, 0)
+            self._create(name, "qcow2", capacity, backing=backing.path(), mode=mode)
+
+    def _create(self, name: str, kind: str, capacity: int, *, backing: str = "", mode: str = "0600", owner: str = "") -> Any:
+        described = xml("volume.xml.j2", name=name, format=kind, capacity=capacity, backing=backing, mode=mode, owner=owner)
+        return self._connection.storagePoolLookupByName(self.name).createXML(described, 0)
+
+    def create_blank(self, name: str, size: int, owner: str = "") -> None:
+        """A sparse raw volume of zeros; `owner` is a user id on the host, default root."""
+        with asking(f"creating {name}"):
+            self._create(name, "raw", size, owner=owner)
+
+    def copy(self, source: str, name: str, mode: str = "0444", owner: str = "") -> None:
+        """A copy of a raw volume, as sparse as the first, or sharing its blocks where the file system can do that."""
+        with asking(f"copying {source}"):
+            pool = self._connection.storagePoolLookupByName(self.name)
+            original = pool.storageVolLookupByName(source)
+            described = xml("volume.xml.j2", name=name, format="raw", capacity=original.info()[1], backing="", mode=mode, owner=owner)
+            pool.createXMLFrom(described, original, 0)
+
+    def overwrite(self, name: str, content: bytes) -> None:
+        """Write into a volume that exists, be it open or not."""
+        with asking(f"writing {name}"):
+            volume = self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(name)
+            stream = self._connection.newStream(0)
+            volume.upload(stream, 0, len(content), 0)
+            self._send(stream, content)
+            stream.finish()
+
+    def digest(self, name: str) -> str:
+        """The sha256 of a volume, as hex; holes are read as the zeros that they are."""
+        with asking(f"reading {name}"):
+            volume = self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(name)
+            found = hashlib.sha256()
+            if not (size := volume.info()[1]):
+                return found.hexdigest()
+            stream = self._connection.newStream(0)
+            volume.download(stream, 0, size, libvirt.VIR_STORAGE_VOL_DOWNLOAD_SPARSE_STREAM)
+
+            def data(_stream: object, chunk: bytes, _opaque: object) -> int:
+                found.update(chunk)
+                self.progress()
+                return len(chunk)
+
+            def hole(_stream: object, length: int, _opaque: object) -> None:
+                while length:
+                    found.update(_ZEROS[: min(length, _CHUNK)])
+                    length -= min(length, _CHUNK)
+
+            stream.sparseRecvAll(data, hole, None)
+            stream.finish()
+            return found.hexdigest()
+
+    def _send(self, stream: Any, content: bytes) -> None:
+        view, at = memoryview(content), 0
+        while at < len(content):
+            at += stream.send(bytes(view[at : at + _CHUNK]))
 
     def write(self, name: str, content: bytes) -> None:
         """A raw volume with this content, readable by its owner only; an unfinished one is deleted again."""
@@ -106,18 +208,23 @@ class Storage:
     def _upload(self, name: str, size: int, content: bytes | BinaryIO, mode: str = "0600") -> None:
         with asking(f"writing {name}"):
             pool = self._connection.storagePoolLookupByName(self.name)
-            volume = pool.createXML(xml("volume.xml.j2", name=name, format="raw", capacity=size, backing="", mode=mode), 0)
+            if size:  # a refresh looks into every file of the pool, and an empty one needs no room
+                _refresh(pool)
+            if size and pool.info()[3] < size + _RESERVE:
+                # Asked beforehand, since libvirtd 11.3 dies of an upload that meets a full disk (a general protection fault, seen
+                # in its stream's writer thread), and with it the connection of everyone else on the host.
+                raise DiskFull(f"The storage pool is full: {name} needs {size >> 20} MiB.", "Free some space, or lower the pool's `max`.")
+            volume = self._create(name, "raw", size, mode=mode)
             if not size:
                 return
             try:
                 stream = self._connection.newStream(0)
                 volume.upload(stream, 0, size, 0)
                 if isinstance(content, bytes):
-                    view, at = memoryview(content), 0
-                    while at < size:
-                        at += stream.send(bytes(view[at : at + _CHUNK]))
+                    self._send(stream, content)
                 else:
                     while chunk := content.read(_CHUNK):
+                        self.progress()
                         while chunk:
                             chunk = chunk[stream.send(chunk) :]
                 stream.finish()
@@ -151,14 +258,15 @@ class Storage:
                 volume.delete(0)
 
     def publish(self, golden: Golden) -> None:
-        """Upload an image's files; its manifest comes last, so that a half-published image is never used."""
-        marker = _image_volume(golden, "manifest.json")
+        """Upload an image's files; its manifest comes last, so that a half-published image is never used. Raises ImageError."""
+        marker = image_volume(golden, "manifest.json")
         wanted = json.dumps(golden.manifest.files, sort_keys=True).encode()
         if self.read(marker, len(wanted) + 1) == wanted:
             return
+        store.verify(golden)  # once per host and version: what is uploaded is what was built
         present = set(self.names())
         for part in golden.manifest.files:
-            name = _image_volume(golden, part)
+            name = image_volume(golden, part)
             if name in present:
                 self.delete(name)
             source = golden.directory / part
@@ -171,5 +279,20 @@ class Storage:
         self.write(marker, wanted)
 
 
-def _image_volume(golden: Golden, part: str) -> str:
+def _refresh(pool: Any) -> None:
+    """Make libvirt look at the folder again. It refuses while a volume is being made, be it by us or by another vmrunner."""
+    deadline = time.monotonic() + _REFRESH_WITHIN
+    while True:
+        try:
+            pool.refresh(0)
+        except libvirt.libvirtError as error:
+            if "asynchronous jobs" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def image_volume(golden: Golden, part: str) -> str:
+    """The volume of one part of a published image."""
     return f"image-{golden.name}-{golden.version}.{part}"

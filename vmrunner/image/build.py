@@ -170,7 +170,10 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None) -> None:
         "dpkg-db-backup.timer",
         "e2scrub_reap.service",
     )
-    late = ("systemd-networkd-wait-online.service", "systemd-timesyncd.service", "systemd-firstboot.service")
+    late = ["systemd-timesyncd.service", "systemd-firstboot.service"]
+    if (tree / "etc/systemd/system/vmrunner-guest.service").exists():
+        # Our reader sets the network up itself; cloud-init's scripts rely on it to be up before them.
+        late.append("systemd-networkd-wait-online.service")
     _run("Masking units", "chroot", tree, "systemctl", "mask", *slow, *late)
     for host_key in (tree / "etc/ssh").glob("ssh_host_*"):
         host_key.unlink()

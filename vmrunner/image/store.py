@@ -83,6 +83,14 @@ def find(images: Path, name: str) -> Golden:
     return _load(directory.resolve())
 
 
+def current(images: Path, name: str) -> Golden | None:
+    """The current version of an image, or None where there is none that can be read."""
+    try:
+        return find(images, name)
+    except ImageError:
+        return None
+
+
 def digest(path: Path) -> str:
     """The sha256 of a file, as hex."""
     with path.open("rb") as content:
