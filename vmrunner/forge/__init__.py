@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -48,8 +48,9 @@ class Scope:
 
 
 class JobState(StrEnum):
-    """A job as the forge sees it. Jobs blocked by `needs` or by a concurrency group are not listed at all."""
+    """A job as the forge sees it."""
 
+    BLOCKED = "blocked"  # by `needs` or a concurrency group; where the forge lists such jobs at all
     WAITING = "waiting"
     RUNNING = "running"
     DONE = "done"
@@ -66,12 +67,22 @@ class Job:
     key: str
     handle: str = ""
     repository: str = ""  # owner/name, where the forge tells
+    task_id: int = 0  # of the attempt that runs, where the forge tells
     runner_name: str = ""  # who runs it, where the forge tells
     conclusion: str = ""  # success, failure, cancelled, skipped; only when DONE
     url: str = ""
     queued_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+    @property
+    def title(self) -> str:
+        """Its repository and name, for people."""
+        return f"{self.repository}: {self.name}" if self.repository else self.name
+
+    def fits(self, labels: Collection[str]) -> bool:
+        """Whether a runner with exactly these labels could take it."""
+        return set(self.labels) <= set(labels)
 
 
 @dataclass(frozen=True)
@@ -81,9 +92,10 @@ class RunnerRecord:
     id: int
     name: str
     online: bool
-    busy: bool
+    busy: bool = False  # has a job; Gitea doesn't tell here, see Job.runner_name
     labels: tuple[str, ...] = ()
     ephemeral: bool = True
+    disabled: bool = False  # gets no job; Gitea only
 
 
 @dataclass(frozen=True)
@@ -100,12 +112,17 @@ class Forge(Protocol):
 
     kind: str  # "forgejo" or "gitea"
     url: str  # without a trailing slash; also what the machine uses
+    binds_jobs: bool  # whether a runner takes exactly the job that it was made for (by its handle), or any that fits
 
-    def waiting_jobs(self, scope: Scope, labels: Sequence[str]) -> list[Job]:
-        """Jobs that a runner with exactly these labels could take now, oldest first."""
+    def close(self) -> None:
+        """Close the connections."""
 
-    def running_jobs(self, scope: Scope, labels: Sequence[str]) -> list[Job]:
-        """Jobs that some runner holds now; on Gitea with `runner_name`."""
+    def jobs(self, scope: Scope) -> list[Job]:
+        """Every job of the scope that is blocked, waits for a runner or is held by one, oldest first, whatever its labels.
+
+        One look, so that a job which a runner takes meanwhile is in it once. Running ones have `runner_name` on Gitea; on Forgejo
+        they are known by their `key`.
+        """
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         """All runner records that the scope shows (every page)."""
@@ -116,5 +133,11 @@ class Forge(Protocol):
     def delete_runner(self, scope: Scope, runner_id: int) -> None:
         """Delete a runner record; a record that is already gone is fine."""
 
-    def fail_job(self, credentials: Credentials, task_id: int, message: str) -> None:
-        """Report, with a dead machine's own credentials, that its job failed; "already final" is fine."""
+    def disable_runner(self, scope: Scope, runner_id: int) -> None:
+        """From now on the runner gets no job; one that it has goes on. Does nothing on a forge that can't, or where the record is gone."""
+
+    def fail_job(self, job: Job, credentials: Credentials, lines: Sequence[str]) -> bool:
+        """End a running job as failed, in the name of its runner (whose machine is gone), with these lines at the end of its log.
+
+        False where the forge had ended it already, or does not know it as this runner's. Its ephemeral record goes with it.
+        """

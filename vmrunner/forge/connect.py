@@ -1,0 +1,15 @@
+"""The configured forge's client."""
+
+from __future__ import annotations
+
+from vmrunner.config import ForgeConfig, Secret
+from vmrunner.forge import Forge
+from vmrunner.forge.forgejo import Forgejo
+from vmrunner.forge.gitea import Gitea
+from vmrunner.forge.http import Http
+
+
+def connect(config: ForgeConfig, token: Secret) -> Forge:
+    """Nothing is sent yet: whether the forge answers shows with the first call."""
+    http = Http(config.url, token, config.ca_file)
+    return Forgejo(http) if config.kind == "forgejo" else Gitea(http)
