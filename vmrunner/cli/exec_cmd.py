@@ -1,0 +1,63 @@
+"""`vmrunner exec`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vmrunner import config, oneshot
+from vmrunner.cli.app import ConfigOption, app, say, warn
+from vmrunner.errors import ConfigError
+from vmrunner.hypervisor import Output
+from vmrunner.hypervisor.host import open_host
+from vmrunner.image import store
+from vmrunner.model import Shape
+
+_BOOT = "5m"
+DISK_GIB = 20
+"""The disk of a machine that is made without a pool."""
+
+ImageOption = Annotated[str, typer.Option("--image", "-i", help="The golden image.")]
+CpusOption = Annotated[int, typer.Option("--cpus", min=1, max=1024, help="Virtual processors.")]
+MemoryOption = Annotated[str, typer.Option("--memory", help='Like "512MiB" or "2GiB".')]
+
+
+def shape_of(cpus: int, memory: str, disk: str) -> Shape:
+    """The size of a machine, from the command line. Raises ConfigError."""
+    try:
+        return Shape(cpus, config.parse_size(memory), max(1, config.parse_size(disk) // 1024))
+    except ValueError as error:
+        raise ConfigError(f"{error}.".capitalize(), "See --help.") from None
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True})
+def exec_(
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD…", help="The command and its arguments.")],
+    image: ImageOption = "debian-12",
+    cpus: CpusOption = 2,
+    memory: MemoryOption = "2GiB",
+    boots: Annotated[bool, typer.Option("--boot", help="Boot the machine, also if there is a snapshot of it.")] = False,
+    timeout: Annotated[str, typer.Option("--timeout", help='For the command, like "90s" or "15m".')] = "1h",
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Run one command in a throwaway machine, without a forge. Output streams live; the exit code is the command's."""
+    try:
+        limit = config.parse_duration(timeout)
+    except ValueError as error:
+        raise ConfigError(f"{error}.".capitalize(), "See `vmrunner exec --help`.") from None
+    shape, boot = shape_of(cpus, memory, f"{DISK_GIB}GiB"), config.parse_duration(_BOOT)
+    settings = config.load_host(config_path)
+    golden = store.find(settings.images_dir, image)
+    host = open_host(settings, warn)
+    streams = {Output.STDOUT: sys.stdout.buffer, Output.STDERR: sys.stderr.buffer}
+
+    def write(output: Output, chunk: bytes) -> None:
+        streams[output].write(chunk)
+        streams[output].flush()
+
+    code = oneshot.run(
+        host, settings, golden, command, shape=shape, boot_timeout=boot, timeout=limit, snapshot=not boots, write=write, say=say
+    )
+    raise typer.Exit(code)

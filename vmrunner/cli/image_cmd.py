@@ -1,0 +1,80 @@
+"""`vmrunner image`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from vmrunner import config
+from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say
+from vmrunner.errors import ConfigError
+from vmrunner.image import build as builder
+from vmrunner.image import recipe, store
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
+
+
+@image.command("build")
+def build(
+    name: NameArgument,
+    recipes: Annotated[Path | None, typer.Option("--recipes", help="A folder with recipes of your own.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build even if the current version has this recipe.")] = False,
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Build a golden image from the recipe NAME and make it the current version."""
+    if recipes is not None and not recipes.is_dir():
+        raise ConfigError(f"There is no folder {recipes}.", "--recipes names a folder with files like my-image.toml.")
+    wanted, images, began = recipe.load(name, recipes), config.load_host(config_path).images_dir, time.monotonic()
+    if not force and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
+        out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
+        return
+    golden = builder.build(wanted, images, say)
+    size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
+    out.print(
+        f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, {time.monotonic() - began:.0f} s", markup=False
+    )
+
+
+@image.command("list")
+def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+    """List the published versions of every image."""
+    images = config.load_host(config_path).images_dir
+    found = [
+        {
+            "name": golden.name,
+            "version": golden.version,
+            "current": golden.version == current_version(images, golden.name),
+            "kernel": golden.manifest.kernel,
+            "runner": golden.manifest.runner.kind if golden.manifest.runner else "",
+            "packages": len(golden.manifest.packages),
+            "built_at": golden.manifest.built_at,
+        }
+        for golden in store.list_all(images)
+    ]
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table("image", "version", "current", "kernel", "runner", "built", box=None, pad_edge=False)
+    for row in found:
+        texts = ("name", "version", "current", "kernel", "runner", "built_at")
+        table.add_row(*("*" if row[key] is True else "" if row[key] is False else str(row[key]) for key in texts))
+    out.print(table)
+
+
+def current_version(images: Path, name: str) -> str:
+    """The version that new machines use, or nothing."""
+    known = store.current(images, name)
+    return known.version if known else ""
+
+
+@image.command("verify")
+def verify(name: NameArgument, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+    """Read every file of the image's current version and compare it with the manifest."""
+    golden = store.find(config.load_host(config_path).images_dir, name)
+    store.verify(golden)
+    out.print(f"{name} {golden.version}: {len(golden.manifest.files)} files are as the manifest says", markup=False)

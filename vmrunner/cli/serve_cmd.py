@@ -1,0 +1,27 @@
+"""`vmrunner serve`."""
+
+from __future__ import annotations
+
+from vmrunner import config, lock, metrics
+from vmrunner.cli.app import ConfigOption, LogOption, app, warn
+from vmrunner.cli.snapshot_cmd import make_in_background
+from vmrunner.hypervisor import events
+from vmrunner.log import open_log
+from vmrunner.manager import open_manager
+from vmrunner.serve import Server
+
+
+@app.command("serve")
+def serve(log_format: LogOption = "text", config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+    """Run until stopped: start a machine for each waiting job as soon as it waits. For systemd: Type=notify, SIGHUP reads the pools again.
+
+    SIGTERM leaves running machines alone (the next start adopts them), or waits for their jobs: see serve.on_stop.
+    """
+    log, settings = open_log(log_format), config.load(config_path)
+    with lock.exclusive(settings.runtime_dir, f"{settings.manager}.serve", wait=0, say=log.info):
+        events.start()
+        server = Server(
+            lambda: open_manager(config.load(config_path), log, warn), log, make_snapshot=lambda pool: make_in_background(pool, config_path)
+        )
+        metrics.serve(server.figures, settings.metrics)
+        server.run()

@@ -1,0 +1,150 @@
+"""`vmrunner status`."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from vmrunner import config
+from vmrunner.actions import Wait
+from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
+from vmrunner.forge import Job
+from vmrunner.log import open_log
+from vmrunner.manager import Manager, Survey, open_manager
+from vmrunner.model import Machine
+from vmrunner.observed import Desired, Drain, View
+
+_EVERY = 2.0  # seconds
+
+
+@app.command("status")
+def status(
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every two seconds, until Ctrl-C.")] = False,
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Show pools, machines with phase and age, and every waiting job with the reason why it waits. Changes nothing."""
+    manager = open_manager(config.load(config_path), open_log("text"), warn)
+    if as_json:
+        print(json.dumps(_plain(manager, manager.survey(), time.time()), indent=1))
+        return
+    if not watch:
+        out.print(_picture(manager, manager.survey(), time.time()))
+        return
+    with Live(console=out, screen=out.is_terminal, auto_refresh=False) as live:
+        while True:
+            live.update(_picture(manager, manager.survey(), time.time()), refresh=True)
+            time.sleep(_EVERY)
+
+
+def _picture(manager: Manager, survey: Survey, now: float) -> Group:
+    parts: list[Any] = [Text(f"manager {manager.settings.manager} on host {socket.gethostname()}", style="dim")]
+    since = manager.forge_down_since()
+    when = f" Not answering since {time.strftime('%H:%M', time.localtime(since))}." if since else ""
+    problems = dict.fromkeys(queue.problem for queue in survey.observed.queues.values() if queue.problem)
+    parts += [Text(problem + when, style="red") for problem in problems]
+    view = View(survey.observed)
+    for pool in survey.pools:
+        parts.append(Text(_head(pool, survey), style="bold"))
+        if pool.backoff and pool.backoff.until > now:
+            failures = f"{pool.backoff.failures} in a row failed"
+            parts.append(Text(f"  backed off for {pool.backoff.until - now:.0f} s, {failures}; last: {pool.backoff.last}", style="red"))
+        if pool.snapshot:
+            parts.append(Text(f"  no snapshot: {pool.snapshot}", style="yellow"))
+        table = Table("", "name", "phase", "age", "job", box=None, pad_edge=False, padding=(0, 2, 0, 2))
+        for machine in _machines(pool, survey):
+            since = machine.metadata.created_at if machine.metadata else 0
+            job = _job_of(machine, view)
+            shown = f"{job.title}  {job.url}".rstrip() if job else ""
+            table.add_row("machine", str(machine.id), machine.phase.value, age(since, now), shown)
+        if table.rows:
+            parts.append(table)
+    if survey.plan.waits:
+        table = Table("waiting job", "age", "why", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for wait in survey.plan.waits:
+            table.add_row(wait.job.title, age(wait.job.queued_at.timestamp() if wait.job.queued_at else 0, now), wait.reason)
+        parts.append(table)
+    return Group(*parts)
+
+
+def _head(pool: Desired, survey: Survey) -> str:
+    machines = _machines(pool, survey)
+    running = sum(bool(machine.metadata and machine.metadata.running_at) for machine in machines)
+    warm = sum(machine.is_ready for machine in machines)
+    waiting = sum(wait.pool == pool.pool for wait in survey.plan.waits)
+    more = {Drain.IDLE: ", drained", Drain.ALL: ", drained"}.get(pool.drain, "")
+    wanted = f" of {pool.warm}" if pool.warm else ""
+    return f"{pool.pool}: {len(machines)} of {pool.max} machines, {running} running, {warm}{wanted} warm, {waiting} waiting{more}"
+
+
+def _machines(pool: Desired, survey: Survey) -> list[Machine]:
+    return [machine for machine in survey.observed.machines if machine.metadata and machine.metadata.pool == pool.pool]
+
+
+def _job_of(machine: Machine, view: View) -> Job | None:
+    return view.job_on(machine.id, machine.metadata.job_key) if machine.metadata else None
+
+
+def _plain(manager: Manager, survey: Survey, now: float) -> dict[str, Any]:
+    view = View(survey.observed)
+    return {
+        "manager": manager.settings.manager,
+        "host": socket.gethostname(),
+        "forge": [
+            {"scope": str(scope), "problem": queue.problem, "hint": queue.hint, "jobs": len(queue.jobs)}
+            for scope, queue in survey.observed.queues.items()
+        ],
+        "pools": [_plain_pool(pool, survey, view, now) for pool in survey.pools],
+        "waiting": [_plain_wait(wait, now) for wait in survey.plan.waits],
+    }
+
+
+def _plain_pool(pool: Desired, survey: Survey, view: View, now: float) -> dict[str, Any]:
+    backoff = pool.backoff
+    machines = _machines(pool, survey)
+    return {
+        "name": pool.pool,
+        "max": pool.max,
+        "warm": pool.warm,
+        "drained": pool.drain is not Drain.NO,
+        "snapshot": pool.snapshot,
+        "running": sum(bool(machine.metadata and machine.metadata.running_at) for machine in machines),
+        "failed": backoff.failures if backoff else 0,
+        "backoff": {"failures": backoff.failures, "seconds": round(max(0.0, backoff.until - now), 1), "last": backoff.last}
+        if backoff
+        else None,
+        "machines": [
+            {
+                "name": str(machine.id),
+                "phase": machine.phase.value,
+                "age_seconds": round(now - machine.metadata.created_at, 1) if machine.metadata else None,
+                "image": machine.metadata.image if machine.metadata else "",
+                "job": job.title if (job := _job_of(machine, view)) else "",
+                "job_url": job.url if job else "",
+                "trouble": machine.trouble,
+            }
+            for machine in machines
+        ],
+    }
+
+
+def _plain_wait(wait: Wait, now: float) -> dict[str, Any]:
+    job = wait.job
+    return {
+        "name": job.name,
+        "id": job.id,
+        "repository": job.repository,
+        "labels": list(job.labels),
+        "url": job.url,
+        "pool": wait.pool,
+        "reason": wait.reason,
+        "age_seconds": round(now - job.queued_at.timestamp(), 1) if job.queued_at else None,
+    }

@@ -1,0 +1,45 @@
+"""`vmrunner up`."""
+
+from __future__ import annotations
+
+import time
+
+import typer
+
+from vmrunner import config, metrics
+from vmrunner.cli.app import ConfigOption, LogOption, PoolArgument, app, out, report, say, warn
+from vmrunner.cli.snapshot_cmd import make_in_background
+from vmrunner.log import open_log
+from vmrunner.manager import Outcome, open_manager
+
+
+@app.command("up")
+def up(pool: PoolArgument = None, log_format: LogOption = "text", config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+    """One pass: start a machine for each waiting job, finish what is done, sweep what is orphaned. Run it as often as you like.
+
+    With POOL: that pool was taken down by `vmrunner down` and shall work again.
+    """
+    settings = config.load(config_path)
+    manager = open_manager(settings, open_log(log_format), warn)
+    named = manager.pools(pool) if pool else []
+    with manager.lock():
+        manager.resume(named)
+        outcome, survey = manager.pass_once()
+    if settings.metrics.textfile:
+        figures = metrics.Figures(manager.history)
+        figures.saw(survey, time.time())
+        metrics.write(figures, settings.metrics.textfile)
+    for missing in survey.missing_snapshots():
+        make_in_background(missing, config_path, quiet=True)  # the output may be a pipe that somebody reads to its end
+        say(f"a snapshot for pool {missing} is made in the background")
+    finish(outcome)
+
+
+def finish(outcome: Outcome) -> None:
+    """Print what was done; exits with the code of the first failure, after reporting all of them."""
+    bound = f", {outcome.bound} bound" if outcome.bound else ""
+    out.print(f"{outcome.started} started{bound}, {outcome.destroyed} destroyed, {outcome.swept} runner records swept")
+    for failure in {failure.sentence: failure for failure in outcome.failures}.values():  # one cause may stop many machines
+        report(failure)
+    if outcome.failures:
+        raise typer.Exit(outcome.failures[0].exit_code)

@@ -1,0 +1,56 @@
+"""Structured logs to stderr: one line an event, with the machine, pool and job that it is about."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import MutableMapping
+from typing import Any, Literal, Protocol, cast
+
+Format = Literal["text", "json"]
+_LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog's
+
+
+class Log(Protocol):
+    """What the manager needs of a logger."""
+
+    def info(self, event: str, **fields: object) -> object:
+        """Something that is as it should be."""
+
+    def warning(self, event: str, **fields: object) -> object:
+        """Something that an admin may want to look into."""
+
+    def error(self, event: str, **fields: object) -> object:
+        """Something that failed."""
+
+
+def open_log(form: Format) -> Log:
+    """A logger that writes lines of text, or JSON."""
+    import structlog  # here: it takes longer to load than all of ours, and some commands log nothing
+
+    processors: list[Any] = [_line]
+    if form == "json":
+        stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+        processors = [structlog.processors.add_log_level, stamp, structlog.processors.JSONRenderer(default=str)]
+    logger = structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+    )
+    return cast("Log", logger)
+
+
+def _line(_logger: object, method: str, fields: MutableMapping[str, Any]) -> str:
+    """The event, then its fields. journald reads `<6>` at the beginning as the priority, and adds the time by itself."""
+    head = f"<{_LEVELS[method]}>" if "JOURNAL_STREAM" in os.environ else time.strftime("%H:%M:%S ")
+    event = str(fields.pop("event"))
+    told = (f"{key}={_quoted(str(value))}" for key, value in fields.items() if value not in ("", None))
+    return head + " ".join([event if event.isprintable() else json.dumps(event)[1:-1], *told])
+
+
+def _quoted(text: str) -> str:
+    """A field's value on one line. Jobs' names, and what guests and servers say, are others' words: no line or colour may come of them."""
+    if text.isprintable() and " " not in text and '"' not in text:
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
