@@ -5,6 +5,9 @@ RIG ?= trixie
 export RIG
 JOBS ?= 20
 PYTEST_ARGS ?=
+EXAMPLES ?= 10000
+FAULTS ?=
+BENCH ?=
 
 # $(call in_rig,COMMANDS): with the rig running, and stopped afterwards if it was started here.
 define in_rig
@@ -15,10 +18,14 @@ endef
 
 # The golden test image is built with the host's network; nothing else needs a registry.
 test_image = if [ -e tests/prepare.py ]; then rig/rig run --outside -- python -m tests.prepare; fi
+bench_tools = rig/rig run --outside -- bash -ec 'python -m pip install --quiet -e "/src[bench]"; command -v virt-install >/dev/null || \
+	{ apt-get -qq update; DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends virtinst >/dev/null; }'
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner
 
-.PHONY: demo test soak lint rig rig-stop rig-shell
+.PHONY: demo test soak bench faults model scale lint rig rig-stop rig-shell
 
+# Where the host's own libvirtd runs, the demo uses that one.
+demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
 demo:
 	$(call in_rig,$(test_image); rig/rig run -- python -m tests.demo)
 
@@ -27,6 +34,22 @@ test:
 
 soak:
 	$(call in_rig,$(test_image); rig/rig run -- python -m tests.soak --jobs $(JOBS))
+
+# A fault at every step of a job's life; FAULTS="--only PATTERN" or "--sample N" for a part of the matrix.
+faults:
+	$(call in_rig,$(test_image); rig/rig run -- python -m tests.faults $(FAULTS))
+
+# Queue to first step, whole lives, memory, throughput, 200 clones in a row; BENCH="--only queue --runs 5" for a part, "--save docs" for the docs.
+bench:
+	$(call in_rig,$(test_image); $(bench_tools); rig/rig run -- python -m tests.bench $(BENCH))
+
+# Random lives of a manager on fakes.
+model:
+	$(call in_rig,VMRUNNER_TEST_MODEL_EXAMPLES=$(EXAMPLES) rig/rig run -- python -m tests.model)
+
+# 1,000 machines, 5,000 jobs, and the memory of 100,000.
+scale:
+	$(call in_rig,rig/rig run -- python -m tests.scale)
 
 lint:
 	$(call in_rig,$(lint))

@@ -1,4 +1,4 @@
-"""Builds the golden image that the VM tests start from, into the cache; reuses it while its recipe's digest is the same.
+"""Builds the golden images that the VM tests start from, into the cache; reuses them while their recipes' digests are the same.
 
 Run with the host's network (`rig/rig run --outside`): nothing else in the suite needs a package registry.
 """
@@ -14,26 +14,33 @@ from vmrunner.errors import ImageError
 from vmrunner.image import build, recipe, store
 
 IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
-NAME = "debian-12"
+RECIPES = Path(__file__).parent / "images"
+GITEA, FORGEJO, CLOUD_INIT = "test-gitea", "test-forgejo", "test-cloud-init"
+
+
+BUILDER = store.digest(Path(build.__file__))
 
 
 def usable(images: Path, name: str, digest: str) -> bool:
-    """Whether the cache holds this image, whole and made from this recipe."""
+    """Whether the cache holds this image, whole and made from this recipe by this builder."""
     try:
         golden = store.find(images, name)
         store.verify(golden)
-    except ImageError:
+        builder = (images / name / "builder").read_text()
+    except (ImageError, OSError):
         return False
-    return golden.manifest.recipe_digest == digest
+    return (golden.manifest.recipe_digest, builder) == (digest, BUILDER)
 
 
 def main() -> None:
     """Build what is missing; older versions go."""
-    wanted = recipe.load(NAME)
-    if usable(IMAGES, NAME, wanted.digest()):
-        return
-    shutil.rmtree(IMAGES / NAME, ignore_errors=True)
-    build.build(wanted, IMAGES, lambda step: print(f"image {NAME}: {step} …", file=sys.stderr, flush=True))
+    for name in (GITEA, FORGEJO, CLOUD_INIT):
+        wanted = recipe.load(name, RECIPES)
+        if usable(IMAGES, name, wanted.digest()):
+            continue
+        shutil.rmtree(IMAGES / name, ignore_errors=True)
+        build.build(wanted, IMAGES, lambda step, name=name: print(f"image {name}: {step} …", file=sys.stderr, flush=True))
+        (IMAGES / name / "builder").write_text(BUILDER)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The configuration: the example loads, and every fault is one sentence that names the key."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,10 @@ def write(folder: Path, text: str) -> Path:
 def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path: Path) -> None:
     shown = load(write(tmp_path, example()))
     lines = [line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in example().splitlines()]
-    spelled_out = load(write(tmp_path, "\n".join(line for line in lines if "ca_file" not in line)))
+    without_default = ("token_file", "ca_file", "listen", "textfile", "schedule")
+    spelled_out = load(write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default))))
     assert spelled_out == shown
+    assert load(write(tmp_path, "\n".join(lines))) != shown, "and the keys without a default load, too"
 
 
 def test_every_field_is_in_the_example() -> None:
@@ -32,7 +35,7 @@ def test_every_field_is_in_the_example() -> None:
 def test_minimal(tmp_path: Path) -> None:
     config = load(write(tmp_path, MINIMAL))
     assert config.forge.url == "https://forge.example"
-    assert config.pools["p"].scope.kind is ScopeKind.INSTANCE
+    assert [scope.kind for scope in config.pools["p"].scope] == [ScopeKind.INSTANCE]
     assert config.pools["p"].shape.memory_mib == 2048
 
 
@@ -73,7 +76,20 @@ def test_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = forge_token(forge, warnings.append)
     assert secret.value == "s3cret"
     assert "s3cret" not in repr(secret)
-    assert not warnings
     token.chmod(0o644)
     forge_token(forge, warnings.append)
+    assert not warnings, "systemd guards its copy by an ACL, which shows as a readable group"
+    forge_token(forge.model_copy(update={"token_file": token}), warnings.append)
     assert "chmod 600" in warnings[0]
+
+
+def test_several_scopes_and_a_schedule(tmp_path: Path) -> None:
+    more = 'scope = ["organisation:a", "repository:b/c"]\nwarm = 1\n'
+    more += 'schedule = [{ cron = "0 8 * * 1-5", warm = 4 }, { cron = "0 19 * * *", warm = 0 }]\n'
+    pool = load(write(tmp_path, MINIMAL + more)).pools["p"]
+    assert [str(scope) for scope in pool.scope] == ["organisation:a", "repository:b/c"]
+    wednesday = datetime(2026, 7, 1, tzinfo=UTC)
+    assert [pool.warm_at(wednesday.replace(hour=hour)) for hour in (7, 9, 18, 20)] == [0, 4, 4, 0]
+    assert pool.warm_at(datetime(2026, 7, 5, 12, tzinfo=UTC)) == 0, "on a Sunday the evening before counts"
+    with pytest.raises(ConfigError, match="cron expression"):
+        load(write(tmp_path, MINIMAL + 'schedule = [{ cron = "sometimes", warm = 4 }]\n'))

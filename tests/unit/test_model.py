@@ -1,6 +1,6 @@
 """The words: names that are ours, a transition table without dead ends, and guest reports that can't do harm."""
 
-from vmrunner.model import TRANSITIONS, EventKind, Machine, MachineId, Phase, may_follow, parse_events
+from vmrunner.model import TRANSITIONS, EventKind, Machine, MachineId, Metadata, Phase, may_follow, parse_events
 
 
 def test_names_are_recognised_only_where_they_are_ours() -> None:
@@ -32,5 +32,15 @@ def test_reports() -> None:
 def test_phase_follows_what_is_seen() -> None:
     machine = MachineId.new("m")
     assert Machine(machine, alive=True).phase is Phase.STARTED
-    assert Machine(machine, alive=True, events=parse_events(b"up 1\nseed 2\n")).phase is Phase.BOUND
+    bound, warm = Metadata(machine, "p", "i/1", 1.0, runner_id=7), Metadata(machine, "p", "i/1", 1.0)
+
+    def phase(metadata: Metadata, said: bytes) -> Phase:
+        return Machine(machine, alive=True, metadata=metadata, events=parse_events(said)).phase
+
+    assert phase(bound, b"up 1\n") is Phase.READY
+    assert phase(bound, b"up 1\nseed 2\n") is Phase.BOUND
+    assert phase(bound, b"up 1\nseed 2\nrunner 3\n") is Phase.RUNNING
+    assert phase(bound, b"up 1\nseed 2\nrunner 3\nexit 4 0\n") is Phase.FINISHED
+    assert phase(warm, b"up 1\nseed 2\n") is Phase.STARTED
+    assert phase(warm, b"up 1\nseed 2\nready 3\n") is Phase.READY
     assert Machine(machine, alive=False).phase is Phase.CLONED

@@ -1,17 +1,23 @@
 """The seed: a real NoCloud ISO, read back, with a script that a real shell accepts."""
 
 import io
+import json
+import os
 import subprocess
 from datetime import timedelta
+from ipaddress import IPv4Interface
+from pathlib import Path
 
 import pycdlib
 import pytest
 
-from vmrunner.forge import Credentials, Job, JobState
+from vmrunner.errors import ConfigError
+from vmrunner.forge import Credentials
 from vmrunner.model import MachineId
-from vmrunner.seed import exec_script, iso, job_script
+from vmrunner.seed import RUNNERS, SIZE, exec_script, iso, job_script
 
 MACHINE = MachineId("ci-1", "00c0ffee")
+ADDRESS = IPv4Interface("10.87.0.9/24")
 
 
 def script(kind: str, label: str = "debian-12") -> str:
@@ -22,20 +28,34 @@ def script(kind: str, label: str = "debian-12") -> str:
         machine=MACHINE,
         credentials=Credentials(5, "the-uuid", "t0ken"),
         labels=[label],
-        job=Job(1, "build", (label,), JobState.WAITING, "1.0", handle="h-1"),
+        handle="h-1",
         job_timeout=timedelta(minutes=1),
     )
 
 
 def test_iso_is_a_nocloud_seed() -> None:
     image = pycdlib.PyCdlib()
-    image.open_fp(io.BytesIO(iso(MACHINE, "#!/bin/sh\n")))
+    image.open_fp(io.BytesIO(iso(MACHINE, "#!/bin/sh\n", ADDRESS)))
     assert image.pvd.volume_identifier.decode().strip() == "cidata"
-    for name, content in (("meta-data", str(MACHINE)), ("user-data", "#!/bin/sh"), ("network-config", MACHINE.mac)):
+    for name, content in (
+        ("meta-data", str(MACHINE)),
+        ("user-data", "#!/bin/sh"),
+        ("network-config", MACHINE.mac),
+        ("network-config", "- 10.87.0.9/24\n"),
+    ):
         out = io.BytesIO()
         image.get_file_from_iso_fp(out, rr_path=f"/{name}")
         assert content in out.getvalue().decode()
     image.close()
+
+
+def test_seeds_are_of_one_size_and_begin_differently() -> None:
+    first, second = iso(MACHINE, "#!/bin/sh\n", ADDRESS), iso(MACHINE, "#!/bin/sh\n", None)
+    assert len(first) == len(second) == SIZE
+    descriptor = slice(16 * 2048, 17 * 2048)
+    assert first[descriptor] != second[descriptor], "so that a machine which waits for another seed sees it"
+    with pytest.raises(ConfigError, match="bigger than 1024 KiB"):
+        iso(MACHINE, "#" * SIZE, ADDRESS)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +74,48 @@ def test_forgejo_gets_its_handle_and_a_verbatim_token() -> None:
 
 def test_credentials_do_not_show_the_token() -> None:
     assert "t0ken" not in repr(Credentials(5, "u", "t0ken"))
+
+
+def ran(kind: str, tmp_path: Path, handle: str = "") -> list[str]:
+    """The arguments that the runner gets from the user-data of a job, which runs here with its paths changed."""
+    program = tmp_path / "runner"
+    program.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done\n')
+    program.chmod(0o755)
+    (tmp_path / "image").write_text(f"RUNNER_KIND={RUNNERS[kind]}\nRUNNER_PATH={program}\n")
+    script = job_script(
+        kind=kind,
+        url="https://forge.example/a b",
+        ca="",
+        machine=MachineId("ci-1", "00c0ffee"),
+        credentials=Credentials(7, "the-uuid", "the-token"),
+        labels=["debian-12", "vm"],
+        handle=handle,
+        job_timeout=timedelta(hours=1),
+    )
+    changes = {
+        "/etc/vmrunner/image": f"{tmp_path}/image",
+        "/var/lib/vmrunner-job": f"{tmp_path}/job",
+        "/dev/console": f"{tmp_path}/said",
+        "/dev/virtio-ports/org.vmrunner.events": f"{tmp_path}/events",
+        "(sleep 3900; systemctl poweroff --force --force) &": "",
+        "systemctl poweroff --force --force || poweroff -f": ":",
+    }
+    for old, new in changes.items():
+        assert old in script
+        script = script.replace(old, new)
+    subprocess.run(["sh", "-eu", "-c", script], check=True, env={"PATH": os.environ["PATH"]})
+    return (tmp_path / "said").read_text().splitlines()
+
+
+def test_forgejos_runner_gets_exactly_its_arguments(tmp_path: Path) -> None:
+    words = ["one-job", "--url", "https://forge.example/a b", "--uuid", "the-uuid", "--token-url", f"file:{tmp_path}/job/token"]
+    words += ["--label", "debian-12:host", "--label", "vm:host", "--handle", "a handle", "--wait"]
+    assert ran("forgejo", tmp_path, "a handle") == words
+    assert (tmp_path / "job" / "token").read_text() == "the-token", "verbatim: a newline would break the header"
+    assert (tmp_path / "job" / "token").stat().st_mode & 0o077 == 0
+
+
+def test_giteas_runner_gets_exactly_its_arguments(tmp_path: Path) -> None:
+    assert ran("gitea", tmp_path) == ["daemon", "--once"]
+    known = json.loads((tmp_path / "job" / ".runner").read_text())
+    assert (known["uuid"], known["labels"], known["ephemeral"]) == ("the-uuid", ["debian-12:host", "vm:host"], True)

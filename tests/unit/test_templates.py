@@ -21,7 +21,8 @@ def domain(job: str) -> ElementTree.Element:
             initrd="/i",
             cmdline="root=/dev/vda",
             overlay="/o",
-            golden="/g",
+            backing=("/snapshot", "/golden"),
+            qemu_arguments=("-incoming", "defer"),
             seed="/s",
             mac=MACHINE.mac,
             network="n",
@@ -43,4 +44,5 @@ def test_domain_dies_with_its_guest_and_is_isolated() -> None:
     tree = domain("1")
     assert [tree.findtext(f"on_{event}") for event in ("poweroff", "reboot", "crash")] == ["destroy"] * 3
     assert tree.find("devices/interface/port").get("isolated") == "yes"  # type: ignore[union-attr]
-    assert tree.find(".//backingStore/source/seclabel").get("relabel") == "no"  # type: ignore[union-attr]
+    shared = {source.get("file"): source.find("seclabel") for source in tree.iterfind(".//backingStore/source")}
+    assert {file: label.get("relabel") for file, label in shared.items() if label is not None} == {"/snapshot": "no", "/golden": "no"}

@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import IPv4Network
+from ipaddress import IPv4Interface, IPv4Network
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from tests.prepare import IMAGES, NAME
+from tests.prepare import CLOUD_INIT, GITEA, IMAGES
 from vmrunner import seed
 from vmrunner.errors import NameClash
 from vmrunner.hypervisor import File, Output
@@ -24,6 +25,7 @@ from vmrunner.model import EventKind, MachineId, Metadata, Phase, Shape
 pytestmark = pytest.mark.vm
 
 MANAGER = "life"
+HOST_PARTS = count(10)  # of the machines' addresses
 DEADLINE = 240.0  # seconds for one machine; a guest that hangs must not hang the suite
 SHAPE = Shape(vcpus=2, memory_mib=1024, disk_gib=6)
 
@@ -39,7 +41,7 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def golden() -> Golden:
-    return store.find(IMAGES, NAME)
+    return store.find(IMAGES, GITEA)
 
 
 @pytest.fixture
@@ -65,8 +67,9 @@ def live(host: LibvirtHost, golden: Golden, *command: str) -> Ended:
     """Run one command in a machine of its own and destroy it."""
     machine = MachineId.new(MANAGER)
     host.create_overlay(machine, golden, SHAPE.disk_gib)
-    host.put(machine, File.SEED, seed.iso(machine, seed.exec_script(command, timedelta(seconds=DEADLINE))))
-    host.start(golden, SHAPE, Metadata(machine, "pool", golden.name, time.time()), tuple(Output))
+    address = IPv4Interface(f"10.91.0.{next(HOST_PARTS)}/24")
+    host.put(machine, File.SEED, seed.iso(machine, seed.exec_script(command, timedelta(seconds=DEADLINE)), address))
+    host.start(golden, SHAPE, Metadata(machine, "pool", golden.name, time.time(), address=str(address)))
     output = {port: bytearray() for port in Output}
     readers = [threading.Thread(target=host.stream, args=(machine, port, output[port].extend)) for port in Output]
     for reader in readers:
@@ -107,10 +110,26 @@ def test_a_command_runs_in_a_machine_that_leaves_nothing(host: LibvirtHost, gold
     assert store.digest(golden.directory / store.DISK) == before
 
 
+def test_cloud_init_reads_the_same_seed(host: LibvirtHost) -> None:
+    golden = store.find(IMAGES, CLOUD_INIT)
+    host.prepare(golden)
+
+    ended = live(
+        host, golden, "sh", "-c", "hostname; ip -4 route show default | cut -d' ' -f1-3; getent hosts forge.example | cut -d' ' -f1; exit 4"
+    )
+
+    assert len(ended.output[Output.STDOUT].splitlines()) == 3, ended
+    name, gateway, forge = ended.output[Output.STDOUT].splitlines()
+    assert name.startswith(f"vmr-{MANAGER}-")
+    assert gateway == "default via 10.91.0.1"
+    assert forge
+    assert (ended.exit, ended.kinds) == ("4", [EventKind.RUNNER, EventKind.EXIT]), "cloud-init itself reports nothing"
+
+
 def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> None:
     machine = MachineId.new(MANAGER)
     host.create_overlay(machine, golden, SHAPE.disk_gib)
-    host.put(machine, File.SEED, seed.iso(machine, seed.exec_script(["true"], timedelta(seconds=60))))
+    host.put(machine, File.SEED, seed.iso(machine, seed.exec_script(["true"], timedelta(seconds=60)), None))
     metadata = Metadata(machine, "pool", golden.name, 1700000000.5, overlay_at=1700000001.25, runner_id=7, job_key='a"<&>', queued_at=3.5)
     host.start(golden, SHAPE, metadata)
 

@@ -1,0 +1,51 @@
+"""`make bench`: how fast machines start, what they cost, side by side in one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tests.bench import clones, life, memory, queue, report
+from tests.bench.common import Gate
+from tests.forge.gitea import Site
+
+PARTS = ("queue", "life", "memory", "throughput", "clones")
+
+
+def main() -> None:
+    """Run the parts; the last line is their figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", default=[], choices=PARTS, help="this part; may be given again")
+    parser.add_argument("--mode", action="append", default=[], choices=list(queue.MODES), help="of the queue: this way of starting only")
+    parser.add_argument("--runs", type=int, default=20, help="how often each thing is measured")
+    parser.add_argument("--clones", type=int, default=200, help="how many in a row")
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="also write benchmarks.txt and benchmarks.png there")
+    options = parser.parse_args()
+    parts = options.only or PARTS
+    figures: dict[str, Any] = {}
+    with closing(Site()) as site, closing(Gate(site)) as gate:
+        site.clear()
+        if "queue" in parts:
+            figures["queue"] = {mode: queue.first_steps(site, gate, mode, options.runs) for mode in options.mode or queue.MODES}
+        if "life" in parts:
+            figures["life"] = life.whole_lives(site, options.runs)
+        if "throughput" in parts:
+            figures["throughput"] = {start: queue.throughput(site, gate, start, options.runs) for start in ("snapshot", "boot")}
+        if "memory" in parts:
+            figures["memory"] = {start: memory.idle(site, start) for start in ("snapshot", "boot")}
+        if "clones" in parts:
+            figures["clones"] = clones.in_a_row(site, options.clones)
+    for table in report.tables(figures):
+        Console(stderr=True, width=120).print(table, "")
+    if options.save:
+        report.save(figures, options.save)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

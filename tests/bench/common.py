@@ -1,0 +1,94 @@
+"""What all benchmarks share: one ground, a clock that jobs stop, and figures."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import urlsplit
+
+from tests.forge.gitea import Site, until
+from tests.ground import Ground, lay
+from tests.soak import serve
+
+MANAGER, SUBNET = "bench", "10.84.0.0/24"
+FOLDER = Path("/tmp/vmrunner-bench")
+PORT = 3002  # of the gate, on the forge's address
+LIFE = 240.0  # seconds that one machine may take on a slow day
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Gate:
+    """Notes when something in a machine asks for a page: the host's clock stops the time, not the guest's."""
+
+    def __init__(self, site: Site) -> None:
+        self.host = urlsplit(site.url).hostname or ""
+        self.arrivals: dict[str, float] = {}  # page -> unix seconds
+        arrivals = self.arrivals
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                arrivals.setdefault(self.path.strip("/"), time.time())
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = ThreadingHTTPServer((self.host, PORT), Handler)
+        self._server.daemon_threads = True
+        Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def visit(self, page: str) -> str:
+        """The shell command that asks for a page, with nothing but bash."""
+        return f"exec 3<>/dev/tcp/{self.host}/{PORT}; printf 'GET /{page} HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3 >/dev/null"
+
+
+def ground(site: Site, start: str, *, most: int = 1, warm: int = 0) -> Ground:
+    """A pool that starts machines in this way; nothing is left of an earlier run, and its snapshot is there if it needs one."""
+    made = lay(FOLDER, MANAGER, SUBNET, token=site.token, most=most, start=start, more=f"warm = {warm}\n")
+    made.run("down", "--now")
+    (FOLDER / "state" / "history.sqlite").unlink(missing_ok=True)
+    if start == "snapshot":
+        made.run("snapshot", "create", "--pool", "main")
+    return made
+
+
+@contextmanager
+def serving(ground: Ground) -> Iterator[subprocess.Popen[bytes]]:
+    """`vmrunner serve`, as an admin runs it."""
+    ground.run("up", "main")  # "down" holds until then
+    (ground.folder / "serve.log").unlink(missing_ok=True)
+    server = serve(ground)
+    try:
+        until(lambda: b"serving" in (ground.folder / "serve.log").read_bytes(), 60, "it serves")
+        yield server
+    finally:
+        server.terminate()
+        server.wait()
+        ground.run("down", "--now")
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one."""
+    return round(statistics.median(values), 2)
+
+
+def p95(values: Sequence[float]) -> float:
+    """The value that 95 of 100 do not exceed, by nearest rank."""
+    ranked = sorted(values)
+    return round(ranked[max(0, -(-95 * len(ranked) // 100) - 1)], 2)

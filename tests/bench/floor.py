@@ -1,0 +1,148 @@
+"""The floors under `vmrunner exec`: the very QEMU that libvirt started, started again without libvirt and without vmrunner."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import socket
+import subprocess
+import tempfile
+import time
+from datetime import timedelta
+from ipaddress import IPv4Interface
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from vmrunner import seed
+from vmrunner.model import MachineId
+
+LOGS = Path("/var/log/libvirt/qemu")
+_TAP = "vmrbench0"
+_DEADLINE = 240.0
+
+
+def command_line(machine: str) -> list[str]:
+    """How libvirt started this machine's QEMU."""
+    text = (LOGS / f"{machine}.log").read_text()
+    begin = text.rindex("/usr/bin/qemu-system")
+    words = shlex.split(text[begin:].split("\n20", 1)[0].replace("\\\n", " "))
+    return words[: words.index("-msg")]
+
+
+class Floor:
+    """One QEMU's command line, to be run any number of times on fresh files in a folder of its own."""
+
+    def __init__(self, machine: str, address: IPv4Interface) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="vmrunner-floor-"))
+        self._machine, self._address = MachineId.of(machine.split("-")[1], machine), address
+        self._argv = [self._without_libvirt(word, machine) for word in _without_options(command_line(machine))]
+        files = [json.loads(word)["filename"] for word in self._argv if word.startswith('{"driver":"file","filename"')]
+        self._backing = files[files.index(f"{self._folder}/machine.qcow2") - 1]  # each disk is named after the one that it lies on
+
+    def _without_libvirt(self, word: str, machine: str) -> str:
+        """Sockets, log files and the tap device of our own; the machine's files in our folder."""
+        folder = self._folder
+        if word.startswith("socket,id=charmonitor"):
+            return f"socket,id=charmonitor,path={folder}/monitor,server=on,wait=off"
+        if match := re.match(r"(?:file|socket),id=(char\w+),", word):
+            name = match[1]
+            return f"null,id={name}" if name == "charserial0" else f"file,id={name},path={folder}/{name}"
+        if word.startswith('{"type":"tap"'):
+            return f"tap,id=hostnet0,ifname={_TAP},script=no,downscript=no"
+        return re.sub(rf'"[^"]*/{machine}\.', f'"{folder}/machine.', word)
+
+    def run(self, state: str | None) -> float:
+        """Seconds from nothing to a process that is gone, `true` having run in between; `state` is what a clone begins with.
+
+        As with `exec`, nobody waits for the guest to power off.
+        """
+        disk, iso = self._folder / "machine.qcow2", self._folder / "machine.seed.iso"
+        for file in self._folder.iterdir():
+            file.unlink()
+        assert self._machine
+        content = seed.iso(self._machine, seed.exec_script(["true"], timedelta(seconds=_DEADLINE)), self._address)
+        iso.write_bytes(bytes(len(content)) if state else content)
+        subprocess.run(["ip", "tuntap", "add", _TAP, "mode", "tap", "vnet_hdr"], check=True)
+        try:
+            began = time.monotonic()
+            overlay(disk, self._backing)
+            qemu = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL)
+            try:
+                with _Monitor(self._folder / "monitor") as monitor:
+                    if state:
+                        monitor.say("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+                        monitor.say("migrate-incoming", uri=f"file:{state}")
+                        while monitor.say("query-migrate").get("status") != "completed":
+                            time.sleep(0.002)
+                        with iso.open("r+b") as device:
+                            device.write(content)
+                    monitor.say("cont")
+                    self._await_exit()
+            finally:
+                qemu.kill()
+                qemu.wait()
+            return time.monotonic() - began
+        finally:
+            subprocess.run(["ip", "link", "del", _TAP], check=False)
+
+    def _await_exit(self) -> None:
+        """Until the guest has said that its command has ended."""
+        deadline = time.monotonic() + _DEADLINE
+        while b"exit " not in (self._folder / "charchannel0").read_bytes():
+            assert time.monotonic() < deadline, "the command does not end"
+            time.sleep(0.005)
+
+
+def _without_options(argv: list[str]) -> list[str]:
+    """Without what only libvirt has: its secret, and the files that it passed open."""
+    dropped = {
+        index + offset
+        for index, (option, value) in enumerate(pairwise(argv))
+        if option == "-add-fd" or (option == "-object" and '"secret"' in value)
+        for offset in (0, 1)
+    }
+    return [word for index, word in enumerate(argv) if index not in dropped]
+
+
+def overlay(path: Path, backing: str) -> None:
+    """A qcow2 disk on another one."""
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", "qcow2", str(path), "20G"], check=True)
+
+
+class _Monitor:
+    """QMP."""
+
+    def __init__(self, path: Path) -> None:
+        deadline = time.monotonic() + 30
+        self._socket = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                self._socket.connect(str(path))
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.002)
+        self._socket.settimeout(_DEADLINE)
+        self._lines = self._socket.makefile()
+        self._lines.readline()
+        self.say("qmp_capabilities")
+
+    def __enter__(self) -> _Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def say(self, command: str, **arguments: object) -> Any:
+        """One command's answer."""
+        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        for line in self._lines:
+            answer = json.loads(line)
+            if "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']}")
+            if "return" in answer:
+                return answer["return"]
+        raise OSError("QEMU has gone")

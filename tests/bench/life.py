@@ -1,0 +1,63 @@
+"""The whole life of a machine that runs `true`: `vmrunner exec`, the floors under it, and the usual way to do it by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Interface, IPv4Network
+from typing import Any
+
+from tests.bench import homemade
+from tests.bench.common import MANAGER, SUBNET, ground, median, p95, say
+from tests.bench.floor import Floor
+from tests.forge.gitea import Site
+from tests.ground import STORAGE, Ground
+from tests.prepare import GITEA
+
+MEMORY = "1GiB"
+
+
+def _exec(place: Ground, *options: str) -> tuple[float, str]:
+    """Seconds, and the machine's name."""
+    began = time.monotonic()
+    done = place.run("exec", "--image", GITEA, "--memory", MEMORY, *options, "--", "true")
+    seconds = time.monotonic() - began
+    found = re.search(r"machine (vmr-\S+):", done.stderr)
+    assert found, done.stderr
+    return seconds, found[1]
+
+
+def whole_lives(site: Site, runs: int) -> dict[str, Any]:
+    """`exec -- true` and the QEMU under it, cloned and booted, and `virt-install`, in turn; seconds."""
+    place = ground(site, "boot")
+    place.run("snapshot", "drop")
+    place.run("snapshot", "create", "--image", GITEA, "--memory", MEMORY)
+    (snapshot,) = json.loads(place.run("snapshot", "list", "--json").stdout)
+    state = next(str(STORAGE / MANAGER / name) for name in snapshot["files"] if name.endswith(".state"))
+    address = IPv4Interface(f"{IPv4Network(SUBNET)[9]}/24")
+    clone, boot = Floor(_exec(place)[1], address), Floor(_exec(place, "--boot")[1], address)
+    begins: list[float] = []
+
+    def homemade_life() -> float:
+        begin, whole = homemade.life(address)
+        begins.append(begin)
+        return whole
+
+    ways: dict[str, tuple[float, Callable[[], float]]] = {
+        # How often of all runs: what takes long is tried less often.
+        "exec, snapshot": (1.0, lambda: _exec(place)[0]),
+        "raw QEMU, snapshot": (1.0, lambda: clone.run(state)),
+        "exec, boot": (0.25, lambda: _exec(place, "--boot")[0]),
+        "raw QEMU, boot": (0.25, lambda: boot.run(None)),
+        "virt-install and cloud-init": (0.15, homemade_life),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(runs):
+        for name, (share, way) in ways.items():
+            if number < max(3, runs * share):
+                taken[name].append(way())
+        say(f"life {number + 1}/{runs}: " + ", ".join(f"{name} {values[-1]:.2f} s" for name, values in taken.items()))
+    taken["… until its script begins"] = begins
+    return {name: {"median": median(values), "p95": p95(values), "runs": len(values)} for name, values in taken.items()}

@@ -1,0 +1,387 @@
+"""Both seams in memory: the hypervisor and the forge that the manager's tests run on, with a clock that stands still until it is told."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vmrunner.binding import Binding, Bindings
+from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
+from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind
+from vmrunner.hypervisor import File, Output, Residue, Say, Snapshot
+from vmrunner.image.store import Golden
+from vmrunner.model import Capacity, EventKind, GuestEvent, Machine, MachineId, Metadata, Shape
+
+
+@dataclass
+class Clock:
+    """Unix seconds."""
+
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Killed(BaseException):
+    """`kill -9`: nothing of the manager's process runs any more, its clean-up included."""
+
+
+@dataclass
+class Doom:
+    """Kills the manager's process at one of its next steps."""
+
+    after: int | None = None  # steps
+    dead: bool = False
+
+    def step(self) -> None:
+        """Called at each step that changes something anywhere; raises Killed when the time has come, and ever after."""
+        if self.after is not None:
+            self.dead = self.dead or self.after == 0
+            self.after -= 1
+        if self.dead:
+            raise Killed
+
+
+class FakeBindings(Bindings):
+    """The real files, that a dead process can't change any more."""
+
+    def __init__(self, runtime_dir: Path, manager: str, doom: Doom) -> None:
+        super().__init__(runtime_dir, manager)
+        self._doom = doom
+
+    def save(self, binding: Binding) -> None:
+        self._doom.step()
+        super().save(binding)
+
+    def drop(self, machine: MachineId) -> None:
+        self._doom.step()
+        super().drop(machine)
+
+
+@dataclass
+class FakeLog:
+    """Remembers what was logged."""
+
+    lines: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+
+    def info(self, event: str, **fields: object) -> None:
+        self.lines.append((event, fields))
+
+    warning = error = info
+
+
+@dataclass
+class FakeHypervisor:
+    """A host in memory. `fail_at` names a method (or `put seed.iso`) that fails once, before it did anything."""
+
+    manager: str = "m"
+    fail_at: str = ""
+    memory_mib: int = 1 << 20
+    cores: int = 1 << 10
+    free_disk_mib: int = 1 << 20
+    domains: dict[MachineId, Metadata] = field(default_factory=dict)
+    shapes: dict[MachineId, Shape] = field(default_factory=dict)
+    files: dict[tuple[MachineId, File], bytes] = field(default_factory=dict)
+    events: dict[MachineId, tuple[GuestEvent, ...]] = field(default_factory=dict)
+    troubles: dict[MachineId, str] = field(default_factory=dict)
+    kept: dict[str, Snapshot] = field(default_factory=dict)
+    paused: set[MachineId] = field(default_factory=set)
+    clones_fail: bool = False
+    wake: Callable[[], None] | None = None
+    now: Callable[[], float] = time.time
+    doom: Doom = field(default_factory=Doom)
+
+    def step(self, name: str) -> None:
+        """Called at the beginning of every method that changes something."""
+        self.doom.step()
+        if name == self.fail_at:
+            self.fail_at = ""
+            raise HypervisorError(f"The fake fails at {name}.", "It was told to.")
+
+    def prepare(self, golden: Golden) -> None:
+        self.step("prepare")
+
+    def machines(self) -> list[Machine]:
+        named: dict[MachineId, list[str]] = {machine: [] for machine in self.domains}
+        for machine, file in self.files:
+            named.setdefault(machine, []).append(f"{machine}.{file}")
+        return [
+            Machine(
+                machine,
+                machine in self.domains,
+                self.domains.get(machine),
+                self.events.get(machine, ()),
+                tuple(names),
+                self.troubles.get(machine, ""),
+                machine in self.paused and machine in self.domains,
+            )
+            for machine, names in sorted(named.items(), key=lambda item: str(item[0]))
+        ]
+
+    def create_overlay(self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None) -> None:
+        self.step("create_overlay")
+        self.files[machine, File.OVERLAY] = b""
+
+    def put(self, machine: MachineId, file: File, content: bytes) -> None:
+        self.step(f"put {file}")
+        self.files[machine, file] = content
+
+    def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
+        if file is File.EVENTS:
+            return repr(self.events.get(machine, ())).encode()
+        return self.files.get((machine, file), b"")[-tail:]
+
+    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None) -> None:
+        self.step("start")
+        if snapshot:
+            self.files[metadata.machine, File.SEED] = b""
+            if self.clones_fail:
+                raise SnapshotError("The fake's snapshot can't be used.", "It was told so.")
+            self.paused.add(metadata.machine)
+        if metadata.machine in self.domains:
+            raise NameClash("It exists.", "")
+        assert (metadata.machine, File.OVERLAY) in self.files
+        assert (metadata.machine, File.SEED) in self.files
+        self.domains[metadata.machine], self.shapes[metadata.machine] = metadata, shape
+        if self.wake:
+            self.wake()
+
+    def bind(self, metadata: Metadata, seed: bytes) -> None:
+        self.step("bind")
+        assert not self.domains[metadata.machine].is_bound, "a machine is bound once"
+        self.paused.add(metadata.machine)
+        self.domains[metadata.machine] = metadata
+        self.step("bind seed")
+        self.files[metadata.machine, File.SEED] = seed
+        self.paused.discard(metadata.machine)
+
+    def snapshot_key(self, golden: Golden, shape: Shape) -> str:
+        return hashlib.sha256(f"{golden.name}{golden.version}{shape}".encode()).hexdigest()[:16]
+
+    def snapshot(self, golden: Golden, shape: Shape) -> Snapshot | None:
+        return self.kept.get(self.snapshot_key(golden, shape))
+
+    def snapshots(self) -> list[Snapshot]:
+        return list(self.kept.values())
+
+    def make_snapshot(self, golden: Golden, shape: Shape, machine: MachineId, seed: bytes, timeout: float, say: Say) -> Snapshot:
+        self.step("make_snapshot")
+        key = self.snapshot_key(golden, shape)
+        self.kept[key] = Snapshot(key, f"{golden.name}/{golden.version}", shape, self.now(), "10.0.0", "11.3.0", {})
+        return self.kept[key]
+
+    def verify_snapshot(self, snapshot: Snapshot) -> None: ...
+
+    def drop_snapshot(self, key: str) -> None:
+        self.step("drop_snapshot")
+        self.kept.pop(key, None)
+
+    def note(self, metadata: Metadata) -> None:
+        self.step("note")
+        if metadata.machine in self.domains:
+            self.domains[metadata.machine] = metadata
+
+    def capacity(self) -> Capacity:
+        used = [self.shapes[machine] for machine in self.domains]
+        return Capacity(
+            self.memory_mib, self.cores, sum(each.memory_mib for each in used), sum(each.vcpus for each in used), self.free_disk_mib
+        )
+
+    def stream(self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]) -> None:
+        raise NotImplementedError("the fake's machines have no output")
+
+    def alive(self, machine: MachineId) -> bool:
+        return machine in self.domains
+
+    def delete(self, machine: MachineId, file: File) -> None:
+        self.step("delete")
+        self.files.pop((machine, file), None)
+
+    def destroy(self, machine: MachineId) -> None:
+        self.step("destroy")
+        self.domains.pop(machine, None)
+        self.events.pop(machine, None)
+        self.troubles.pop(machine, None)
+        self.paused.discard(machine)
+        self.shapes.pop(machine, None)
+        for file in File:
+            self.files.pop((machine, file), None)
+
+    def residue(self) -> Residue:
+        return Residue(tuple(map(str, self.domains)), tuple(f"{machine}.{file}" for machine, file in self.files))
+
+    def watch(self, wake: Callable[[], None], progress: Callable[[], object] = lambda: None) -> None:
+        self.wake = wake
+
+    def close(self) -> None: ...
+
+    def reopen(self) -> bool:
+        return False
+
+    def purge(self) -> list[str]:
+        names = [f"machine {machine}" for machine in self.domains]
+        self.domains.clear()
+        self.files.clear()
+        return names
+
+    def report(self, machine: MachineId, *kinds: EventKind, text: str = "") -> None:
+        """The guest reports these phases."""
+        self.events[machine] = self.events.get(machine, ()) + tuple(GuestEvent(kind, 1.0, text) for kind in kinds)
+
+    def power_off(self, machine: MachineId) -> None:
+        """The guest powers off; the transient domain vanishes."""
+        self.report(machine, EventKind.EXIT, text="0")
+        self.die(machine)
+
+    def die(self, machine: MachineId) -> None:
+        """The domain vanishes without a word."""
+        del self.domains[machine]
+        if self.wake:
+            self.wake()
+
+
+@dataclass
+class FakeRunner:
+    """A runner record with what the forge knows beside it."""
+
+    record: RunnerRecord
+    scope: Scope
+    credentials: Credentials
+    job: int = 0  # the one job that it has or had
+
+
+@dataclass
+class FakeForge:
+    """A forge in memory; `binds_jobs` as Forgejo has it, or not as Gitea. `down` makes every call fail, `fail_at` one."""
+
+    binds_jobs: bool = False
+    down: bool = False
+    fail_at: str = ""
+    forbids_repositories: bool = False  # the token lacks the scope for runners of one repository
+    clock: Clock = field(default_factory=Clock)
+    known: dict[int, Job] = field(default_factory=dict)
+    runners_: dict[int, FakeRunner] = field(default_factory=dict)
+    logs: dict[int, list[str]] = field(default_factory=dict)
+    verdicts: dict[int, list[str]] = field(default_factory=dict)  # every final report of a job
+    url: str = "https://forge.example"
+    last_id: int = 0
+    doom: Doom = field(default_factory=Doom)
+
+    @property
+    def kind(self) -> str:
+        return "forgejo" if self.binds_jobs else "gitea"
+
+    def step(self, name: str) -> None:
+        """Called at the beginning of every method of the seam."""
+        self.doom.step()
+        if self.down or name == self.fail_at:
+            self.fail_at = ""
+            raise ForgeUnreachable("The fake forge does not answer.", "It was told to.")
+
+    def close(self) -> None: ...
+
+    # ---- what users and runners do ----
+
+    def queue(self, number: int, labels: Sequence[str] = ("debian-12",), repository: str = "o/r", *, blocked: bool = False) -> Job:
+        """A job begins to wait."""
+        handle = f"handle-{number}" if self.binds_jobs else ""
+        state = JobState.BLOCKED if blocked else JobState.WAITING
+        at = datetime.fromtimestamp(self.clock.now, UTC)
+        self.known[number] = Job(number, f"job {number}", tuple(labels), state, handle or f"{number}.0", handle, repository, queued_at=at)
+        return self.known[number]
+
+    def by_name(self, name: str) -> FakeRunner | None:
+        """A machine's runner; the newest where an interrupted pass left one of the same name."""
+        return next((runner for runner in reversed(self.runners_.values()) if runner.record.name == name), None)
+
+    def connect(self, name: str) -> None:
+        """A runner declares itself."""
+        if runner := self.by_name(name):
+            runner.record = replace(runner.record, online=True)
+
+    def fetch(self, name: str, job_key: str = "") -> int:
+        """What a runner does again and again until it gets a job; 0 while there is none for it."""
+        runner = self.by_name(name)
+        if runner is None or runner.record.disabled or runner.job:
+            return 0
+        self.connect(name)
+        for number, job in sorted(self.known.items()):
+            covered = runner.scope.kind is ScopeKind.INSTANCE or runner.scope.name in (job.repository, job.repository.partition("/")[0])
+            if (
+                job.state is JobState.WAITING
+                and covered
+                and job.fits(runner.record.labels)
+                and (not self.binds_jobs or job_key in ("", job.key))
+            ):
+                self.take(number, name)
+                return number
+        return 0
+
+    def take(self, number: int, name: str) -> None:
+        """A runner takes a job."""
+        assert self.known[number].state is JobState.WAITING
+        key = self.known[number].key if self.binds_jobs else f"{number}.1"  # Gitea counts the attempt when it begins
+        self.known[number] = replace(self.known[number], state=JobState.RUNNING, runner_name=name, key=key, task_id=1000 + number)
+        if runner := self.by_name(name):
+            runner.job = number
+            runner.record = replace(runner.record, online=True, busy=self.binds_jobs)
+
+    def finish(self, number: int, verdict: str = "success") -> None:
+        """The job is done; its ephemeral runner's record goes."""
+        runner = self.known[number].runner_name
+        self.known[number] = replace(self.known[number], state=JobState.DONE, conclusion=verdict)
+        self.verdicts.setdefault(number, []).append(verdict)
+        self.runners_ = {key: known for key, known in self.runners_.items() if known.record.name != runner or not runner}
+
+    def cancel(self, number: int) -> None:
+        """A user cancels a job."""
+        self.finish(number, "cancelled")
+
+    # ---- the seam ----
+
+    def jobs(self, scope: Scope) -> list[Job]:
+        self.step("jobs")
+        return [
+            replace(job, runner_name="") if self.binds_jobs else job  # Forgejo doesn't tell
+            for job in self.known.values()
+            if job.state is not JobState.DONE
+            and (scope.kind is ScopeKind.INSTANCE or scope.name in (job.repository, job.repository.partition("/")[0]))
+        ]
+
+    def runners(self, scope: Scope) -> list[RunnerRecord]:
+        self.step("runners")
+        return [runner.record for runner in self.runners_.values() if scope.kind is ScopeKind.INSTANCE or scope == runner.scope]
+
+    def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
+        self.step("create_runner")
+        if self.forbids_repositories and scope.kind is ScopeKind.REPOSITORY:
+            raise ForgeDenied("The fake forge refuses making a runner.", "write:repository")
+        self.last_id += 1
+        credentials = Credentials(self.last_id, f"uuid-{self.last_id}", f"token-{self.last_id}")
+        record = RunnerRecord(self.last_id, name, online=False, labels=tuple(labels))
+        self.runners_[self.last_id] = FakeRunner(record, scope, credentials)
+        return credentials
+
+    def delete_runner(self, scope: Scope, runner_id: int) -> None:
+        self.step("delete_runner")
+        self.runners_.pop(runner_id, None)
+
+    def disable_runner(self, scope: Scope, runner_id: int) -> None:
+        self.step("disable_runner")
+        if not self.binds_jobs and runner_id in self.runners_:
+            runner = self.runners_[runner_id]
+            runner.record = replace(runner.record, disabled=True)
+
+    def fail_job(self, job: Job, credentials: Credentials, lines: Sequence[str]) -> bool:
+        self.step("fail_job")
+        runner = self.runners_.get(credentials.id)
+        if runner is None or runner.job != job.id or self.known[job.id].state is not JobState.RUNNING:
+            return False
+        self.logs.setdefault(job.id, []).extend(lines)
+        self.finish(job.id, "failure")
+        return True

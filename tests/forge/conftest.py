@@ -1,0 +1,34 @@
+"""The Forgejo double, and clients that are closed at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.forge.double import Double
+from vmrunner.config import ForgeConfig, Secret
+from vmrunner.forge import Forge
+from vmrunner.forge.connect import connect
+
+
+@pytest.fixture
+def double() -> Iterator[Double]:
+    with Double() as double:
+        yield double
+
+
+@pytest.fixture
+def client() -> Iterator[Callable[..., Forge]]:
+    """Make a client: `client(url, token, ca_file=None, kind="forgejo")`."""
+    with ExitStack() as stack:
+
+        def make(url: str, token: str, ca_file: Path | None = None, kind: Any = "forgejo") -> Forge:
+            forge = connect(ForgeConfig(kind=kind, url=url, ca_file=ca_file), Secret(token))
+            stack.callback(forge.close)
+            return forge
+
+        yield make

@@ -1,0 +1,127 @@
+"""The libvirt side on libvirt's own mock, test:///default: what isn't ours is never touched, and every clash is a sentence."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import pytest
+
+from vmrunner.errors import DiskFull, HypervisorError, NameClash
+from vmrunner.hypervisor import connection
+from vmrunner.hypervisor.host import LibvirtHost
+from vmrunner.hypervisor.network import ensure_network
+from vmrunner.hypervisor.storage import Storage
+from vmrunner.model import MachineId
+
+SUBNET = IPv4Network("10.87.0.0/24")
+DOMAIN = "<domain type='test'><name>{name}</name><memory>1024</memory><os><type>hvm</type></os>{more}</domain>"
+OURS = (
+    "<metadata><v:machine xmlns:v='https://vmrunner.dev/xmlns/1' manager='{manager}' pool='p' image='i/1' "
+    "created='1.5' overlay='2' queued='0' runner='3' job='j'/></metadata>"
+)
+
+
+@pytest.fixture
+def libvirt_mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """One connection of the mock; test:///default gives every connection of a process the same state."""
+    opened = libvirt.open("test:///default")
+    monkeypatch.setattr(connection.libvirt, "open", lambda _: opened)
+    yield opened
+    for domain in opened.listAllDomains():
+        if domain.name() != "test":
+            domain.destroy()
+    for pool in opened.listAllStoragePools():
+        if pool.name().startswith("vmr-"):
+            pool.destroy()
+    for network in opened.listAllNetworks():
+        if network.name().startswith("vmr-"):
+            network.destroy()
+            network.undefine()
+
+
+@pytest.fixture
+def host(libvirt_mock: Any) -> LibvirtHost:
+    return LibvirtHost(
+        uri="test:///default", manager="m", storage_path=Path("/nowhere"), subnet=SUBNET, accelerator="software", warn=lambda _: None
+    )
+
+
+def test_domains_of_others_are_neither_seen_nor_touched(host: LibvirtHost, libvirt_mock: Any) -> None:
+    lookalikes = {"vmr-m-0123abcd": "", "vmr-m-1123abcd": OURS.format(manager="other"), "vmr-other-0123abcd": OURS.format(manager="other")}
+    for name, more in lookalikes.items():
+        libvirt_mock.createXML(DOMAIN.format(name=name, more=more))
+    assert host.machines() == []
+    host.destroy(MachineId("m", "0123abcd"))
+    host.destroy(MachineId("m", "1123abcd"))
+    assert {domain.name() for domain in libvirt_mock.listAllDomains()} == {"test", *lookalikes}
+    assert not host.residue()
+
+
+def test_a_domain_of_ours_is_known_by_its_metadata(host: LibvirtHost, libvirt_mock: Any) -> None:
+    libvirt_mock.createXML(DOMAIN.format(name="vmr-m-0123abcd", more=OURS.format(manager="m")))
+    (machine,) = host.machines()
+    assert (machine.alive, machine.metadata and machine.metadata.runner_id, machine.metadata and machine.metadata.created_at) == (
+        True,
+        3,
+        1.5,
+    )
+    assert host.residue().domains == ("vmr-m-0123abcd",)
+    host.destroy(machine.id)
+    assert host.machines() == []
+
+
+def test_a_storage_pool_of_our_name_elsewhere_is_not_used(libvirt_mock: Any) -> None:
+    libvirt_mock.storagePoolCreateXML("<pool type='dir'><name>vmr-m</name><target><path>/elsewhere</path></target></pool>", 0)
+    with pytest.raises(HypervisorError, match=r"is not at /nowhere/m"):
+        Storage(libvirt_mock, "m", Path("/nowhere")).ensure()
+
+
+def test_the_network_is_made_once_and_a_changed_subnet_is_said(libvirt_mock: Any) -> None:
+    ensure_network(libvirt_mock, "m", SUBNET)
+    ensure_network(libvirt_mock, "m", SUBNET)
+    assert libvirt_mock.networkLookupByName("vmr-m").isActive()
+    with pytest.raises(HypervisorError, match="has another subnet"):
+        ensure_network(libvirt_mock, "m", IPv4Network("10.99.0.0/24"))
+
+
+def test_libvirts_refusals_are_sentences_with_hints(libvirt_mock: Any) -> None:
+    with pytest.raises(NameClash) as clash, connection.asking("starting x"):
+        libvirt_mock.createXML(DOMAIN.format(name="test", more=""))
+    assert clash.value.hint
+    with pytest.raises(HypervisorError) as refused, connection.asking("starting x"):
+        libvirt_mock.createXML("<domain type='test'/>")
+    assert "libvirt refused starting x" in refused.value.sentence
+    full = libvirt.libvirtError("x")
+    full.err = (1, 0, "qemu-img: " + "long " * 200 + "No space left on device", 2, "", "", "", 0, 0)
+    assert isinstance(connection.translate(full, "creating the overlay"), DiskFull)
+
+
+def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr("vmrunner.hypervisor.host.has_kvm", lambda *_: False)
+    made = {"uri": "test:///default", "manager": "m", "storage_path": Path("/nowhere"), "subnet": SUBNET, "warn": warnings.append}
+    LibvirtHost(**made, accelerator="auto")
+    assert [sentence.partition(":")[0] for sentence in warnings] == ["No KVM on this host"]
+    with pytest.raises(HypervisorError, match="has no KVM"):
+        LibvirtHost(**made, accelerator="kvm")
+    assert len(warnings) == 1
+
+
+def test_how_a_machine_ended_is_waited_for_when_libvirt_tells_it_late(
+    host: LibvirtHost, libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = libvirt_mock.createXML(DOMAIN.format(name="vmr-m-0123abcd", more=OURS.format(manager="m")))
+    monkeypatch.setattr(host, "_wake", lambda: None)  # as after watch(), which the mock has no events for
+    monkeypatch.setattr(host, "alive", lambda _: False)  # it went after it was listed
+    stopped = (None, domain, libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED, None)
+    teller = threading.Timer(0.1, host._lifecycle, stopped)
+    teller.start()
+    assert [(machine.alive, machine.trouble) for machine in host.machines()] == [(False, "its QEMU process died")]
+    teller.join()
+    monkeypatch.setattr(host, "_ends", {})
+    assert [machine.trouble for machine in host.machines()] == [""], "nobody tells: it is not waited for without end"

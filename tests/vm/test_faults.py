@@ -1,0 +1,24 @@
+"""A sample of the fault matrix (`make faults`): something goes wrong at a step, ordinary passes follow, and all is as it should be."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+
+import pytest
+
+from tests.faults import World, try_all
+from tests.forge.gitea import Site
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.environ.get("VMRUNNER_TEST_RIG") == "host", reason="it kills libvirtd"),
+]
+CELLS = 6  # of each way to start
+
+
+@pytest.mark.parametrize("start", ["boot", "snapshot"])
+def test_whatever_goes_wrong_nothing_is_left_and_the_job_ran_once(site: Site, start: str) -> None:
+    with closing(World(site, start)) as world:
+        figures = try_all(world, lives=["cold", "warm"], sample=CELLS)
+    assert (figures["failed"], figures["tried"]) == ([], CELLS)

@@ -1,0 +1,63 @@
+"""Golden images through the program: a damaged one is refused before a machine is made of it, a failed build leaves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.forge.gitea import Site, until
+from tests.ground import Ground
+from tests.prepare import GITEA, RECIPES
+from tests.vm.test_failing import image_with
+from tests.vm.test_jobs import ONCE, records
+from vmrunner.errors import ImageError
+
+pytestmark = pytest.mark.vm
+
+
+def test_a_digest_that_differs_from_the_manifest(lay_ground: Callable[..., Ground]) -> None:
+    ground = lay_ground()
+    image_with(ground, "damaged", files={"disk.qcow2": "0" * 64})
+    for command in (("exec", "--image", "damaged", "--", "true"), ("image", "verify", "damaged")):
+        done = ground.run(*command, check=False)
+        assert (done.returncode, "is damaged: disk.qcow2 has another sha256" in done.stderr) == (ImageError.exit_code, True), done.stderr
+    assert ground.leftovers() == []
+
+
+def test_a_manifest_that_is_corrupt_or_lacks_a_file(lay_ground: Callable[..., Ground]) -> None:
+    ground = lay_ground()
+    image_with(ground, "lacking", files={"disk.qcow2": "0", "gone": "0"})
+    assert "lacks its file gone" in ground.run("exec", "--image", "lacking", "--", "true", check=False).stderr
+    (ground.folder / "state" / "images" / "lacking" / "current" / "manifest.json").write_text("{")
+    assert "is corrupt" in ground.run("exec", "--image", "lacking", "--", "true", check=False).stderr
+
+
+def test_a_job_whose_pool_names_an_unknown_image_keeps_waiting(site: Site, lay_ground: Callable[..., Ground]) -> None:
+    ground = lay_ground(image="nowhere")
+    repository = site.repository("rig", "imageless", ONCE)
+    until(site.queued, 30, "the job")
+    done = ground.run("up", check=False)
+    assert (done.returncode, "There is no image 'nowhere'" in done.stderr) == (ImageError.exit_code, True), done.stderr
+    assert (ground.leftovers(), records(site, ground), site.queued()) == ([], [], 1)
+    repository.delete()
+
+
+def test_a_build_that_fails_leaves_no_image(lay_ground: Callable[..., Ground], tmp_path: Path) -> None:
+    ground = lay_ground()
+    (ground.folder / "state" / "images").unlink()
+    mirrorless = tmp_path / "recipes"
+    mirrorless.mkdir()
+    (mirrorless / "offline.toml").write_text('extends = "debian-12"\nmirror = "http://127.0.0.1:9/debian"\n')
+    done = ground.run("image", "build", "offline", "--recipes", str(mirrorless), check=False)
+    assert (done.returncode, "The bootstrap failed" in done.stderr) == (ImageError.exit_code, True), done.stderr
+    assert list((ground.folder / "state" / "images").iterdir()) == []
+    assert ground.run("image", "list", "--json").stdout.strip() == "[]"
+
+
+def test_list_and_an_up_to_date_build(lay_ground: Callable[..., Ground]) -> None:
+    ground = lay_ground()
+    assert GITEA in ground.run("image", "list").stdout
+    assert "is up to date" in ground.run("image", "build", GITEA, "--recipes", str(RECIPES)).stdout
+    assert "files are as the manifest says" in ground.run("image", "verify", GITEA).stdout
