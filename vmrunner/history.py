@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 import statistics
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from vmrunner.forge import Job
 from vmrunner.model import Ending, EventKind, Machine, MachineId, Metadata
 
 _SCHEMA = 2
+_PATIENCE = 30.0  # seconds for another process to be done with the file
 _LOOK_BACK = 50  # machines of a pool that are looked at for its back-off and its usual boot
 BUCKETS = (0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 10800)
 """Upper bounds of the histograms, in seconds."""
@@ -89,19 +91,30 @@ class History:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._database = self._open()
+                self._database = self._open_patiently()
             except sqlite3.DatabaseError as error:
                 if isinstance(error, sqlite3.OperationalError):  # locked, read-only, full: not a corrupt file
                     raise
                 aside = path.with_suffix(".corrupt")
                 path.replace(aside)
                 warn(f"The history {path} can't be used ({error}); it is now {aside}, and a new one was begun.")
-                self._database = self._open()
+                self._database = self._open_patiently()
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"The history {path} can't be written: {error}.", "Check state_dir: its owner, and its free space.") from None
 
+    def _open_patiently(self) -> sqlite3.Connection:
+        """sqlite does not wait for its turn where two switch a new file to WAL at once: one of them is told at once that it is locked."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return self._open()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
     def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+        database = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version not in (0, _SCHEMA):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -46,6 +47,20 @@ def test_a_machine_from_start_to_end(tmp_path: Path) -> None:
         assert again.usual_boot("p") == 3.0
     assert totals[("machines_total", "done")] == 1
     assert (totals[("queue_to_start_seconds", "10")], totals[("queue_to_start_seconds", "sum")]) == (1, 8.5)
+
+
+def test_a_new_file_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "history.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.3, other.execute, ("COMMIT",))
+        release.start()
+        try:
+            with closing(History(path, no_warning)) as history:
+                history.started(METADATA, 12.0)
+                assert history.unended() == {str(ID)}
+        finally:
+            release.join()
 
 
 def test_a_machine_that_never_started_has_no_row(tmp_path: Path) -> None:

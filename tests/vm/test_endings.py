@@ -201,8 +201,11 @@ def reboot() -> None:
 
 
 def start_libvirtd(old: int) -> None:
-    """When the old process is gone; returns when the new one answers."""
-    until(lambda: not Path(f"/proc/{old}").exists(), 30, "libvirtd is gone")
+    """When the old process is gone; returns when the new one answers.
+
+    libvirtd asked to stop waits for the threads of its machines, sometimes in vain, and then gives up after 30 s (virnetdaemon.c).
+    """
+    until(lambda: not Path(f"/proc/{old}").exists(), 90, "libvirtd is gone")
     subprocess.run(["libvirtd", "-d"], check=True)
     until(lambda: subprocess.run(["virsh", "-q", "-c", "qemu:///system", "version"], capture_output=True).returncode == 0, 60, "libvirtd")
 
