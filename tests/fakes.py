@@ -106,6 +106,8 @@ class FakeHypervisor:
     def prepare(self, golden: Golden) -> None:
         self.step("prepare")
 
+    def guard(self) -> None: ...
+
     def machines(self) -> list[Machine]:
         named: dict[MachineId, list[str]] = {machine: [] for machine in self.domains}
         for machine, file in self.files:
@@ -118,6 +120,7 @@ class FakeHypervisor:
                 self.events.get(machine, ()),
                 tuple(names),
                 self.troubles.get(machine, ""),
+                0,
                 machine in self.paused and machine in self.domains,
             )
             for machine, names in sorted(named.items(), key=lambda item: str(item[0]))

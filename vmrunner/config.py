@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vmrunner.errors import ConfigError, VmrunnerError
 from vmrunner.forge import Scope
 from vmrunner.model import Shape
+from vmrunner.policy import Bounds, Destination, Policy, Reach, pool_policy
 from vmrunner.resources import folder
 
 DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
@@ -71,6 +72,12 @@ def _cron(value: object) -> str:
     return value
 
 
+def _destination(value: object) -> Destination:
+    if not isinstance(value, str):
+        raise ValueError('a destination is written like "deb.debian.org:443"')
+    return Destination.parse(value)
+
+
 Mebibytes = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
@@ -113,6 +120,20 @@ class LibvirtConfig(Section):
         return subnet
 
 
+class NetworkConfig(Section):
+    """What guards the machines' network."""
+
+    filter: bool = True
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
+    new_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    dns_queries: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+
+    @property
+    def bounds(self) -> Bounds:
+        """Those of one machine."""
+        return Bounds(self.connections, self.new_connections, self.dns_queries)
+
+
 class WarmAt(Section):
     """From this time on (local time), another number of warm machines."""
 
@@ -135,10 +156,18 @@ class PoolConfig(Section):
     memory: Mebibytes = 2048
     disk: Mebibytes = 20 * 1024
     start: Literal["auto", "snapshot", "boot"] = "auto"
+    network: Reach = Reach.INTERNET
+    allow: tuple[Annotated[Destination, BeforeValidator(_destination)], ...] = ()
     boot_timeout: Duration = timedelta(minutes=5)
     pickup_timeout: Duration = timedelta(minutes=2)
     job_timeout: Duration = timedelta(hours=3)
     teardown_timeout: Duration = timedelta(minutes=1)
+
+    @model_validator(mode="after")
+    def _allows_what_it_can(self) -> PoolConfig:
+        if self.network is Reach.NONE and self.allow:
+            raise ValueError('allow is for network = "allowlist" or "internet"; with "none" only the forge is reached')
+        return self
 
     def warm_at(self, now: datetime) -> int:
         """How many warm machines there should be: what the line of the schedule says whose time came last, else `warm`."""
@@ -157,6 +186,12 @@ class CapacityConfig(Section):
     cpu_overcommit: Annotated[float, Field(gt=0, le=100)] = 4.0
     memory_reserve: Mebibytes = 1024
     disk_floor: Mebibytes = 5 * 1024
+    disk_guard: Mebibytes = 2 * 1024
+
+    @property
+    def guard(self) -> int:
+        """`disk_guard`, in MiB; with a lower floor it is the floor: what may be used is no danger."""
+        return min(self.disk_guard, self.disk_floor)
 
 
 class ServeConfig(Section):
@@ -183,6 +218,7 @@ class HostConfig(Section):
     """What concerns this host alone: enough to build images and for `vmrunner exec`."""
 
     libvirt: LibvirtConfig = LibvirtConfig()
+    network: NetworkConfig = NetworkConfig()
     manager: ManagerId = Field(default_factory=lambda: default_manager())
     state_dir: Path = Path("/var/lib/vmrunner")
     runtime_dir: Path = Path("/run/vmrunner")
@@ -191,6 +227,16 @@ class HostConfig(Section):
     def images_dir(self) -> Path:
         """Where `vmrunner image build` publishes golden images."""
         return self.state_dir / "images"
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """What machines may reach: those of `vmrunner exec`, which has two, and those of each pool."""
+        return tuple(Policy(reach, reach) for reach in (Reach.INTERNET, Reach.NONE))
+
+    @property
+    def forge_url(self) -> str:
+        """Empty where there is none."""
+        return ""
 
 
 class Config(HostConfig):
@@ -202,6 +248,16 @@ class Config(HostConfig):
     history: HistoryConfig = HistoryConfig()
     metrics: MetricsConfig = MetricsConfig()
     pools: Annotated[dict[ManagerId, PoolConfig], Field(min_length=1)]
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """See HostConfig."""
+        return super().policies + tuple(Policy(pool_policy(name), pool.network, pool.allow) for name, pool in self.pools.items())
+
+    @property
+    def forge_url(self) -> str:
+        """See HostConfig."""
+        return self.forge.url
 
 
 def default_manager() -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from vmrunner.config import Config, PoolConfig, forge_token
-from vmrunner.errors import ForgeError, ImageError, VmrunnerError
+from vmrunner.errors import ForgeError, ImageError, NotPermitted, VmrunnerError
 from vmrunner.forge import Forge, RunnerRecord, Scope, ScopeKind
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
@@ -187,6 +187,7 @@ def _network(host: LibvirtHost) -> Iterator[Finding]:
     except VmrunnerError as why:
         yield failed("network", why)
         return
+    yield from _rules(host)
     if drift is None:
         yield good("network", f"{host.network} is made with the first machine")
     elif drift:
@@ -196,6 +197,29 @@ def _network(host: LibvirtHost) -> Iterator[Finding]:
         yield error("network", f"The network {host.network} is not as vmrunner made it: {'; '.join(drift)}.", fix)
     else:
         yield good("network", f"{host.network} is as it should be")
+
+
+def _rules(host: LibvirtHost) -> Iterator[Finding]:
+    try:
+        drift = host.rules_drift()
+    except NotPermitted as why:
+        yield warning("rules", "This user may not look at the rules of the machines' network.", why.hint)
+        return
+    except VmrunnerError as why:
+        yield failed("rules", why)
+        return
+    if drift is None:
+        yield warning(
+            "rules",
+            "The machines' network is not filtered: they reach this host, its LAN and whatever its own rules let them.",
+            "Set `filter = true` in the table [network], or see that the host's own rules do it.",
+        )
+    elif drift:
+        yield error(
+            "rules", f"What filters the machines' network has changed: {drift}.", "`vmrunner up` puts it right; find out who did it."
+        )
+    else:
+        yield good("rules", "the nftables table of the machines' network is as it should be")
 
 
 def _images(settings: Config, host: LibvirtHost) -> Iterator[Finding]:

@@ -58,6 +58,10 @@ class DiskFull(HypervisorError):
     """The storage pool has no room."""
 
 
+class NotPermitted(HypervisorError):
+    """This user may not see or change the rules of the machines' network."""
+
+
 class NameClash(HypervisorError):
     """An object with the wanted name exists and is not ours."""
 

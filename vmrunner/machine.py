@@ -16,12 +16,15 @@ from vmrunner.forge import Credentials, Forge, Job, Scope
 from vmrunner.hypervisor import File, Hypervisor
 from vmrunner.image.store import Golden
 from vmrunner.model import MachineId, Metadata
+from vmrunner.policy import pool_policy
 from vmrunner.snapshots import Shelf
 
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes machines of one pool. `ca` is PEM text for the guest, or empty; `clock` gives unix seconds."""
+    """Makes machines of one pool. `ca` is PEM text for the guest, `forge_address` what its /etc/hosts says of the forge; both may be empty.
+    `clock` gives unix seconds.
+    """
 
     hypervisor: Hypervisor
     forge: Forge
@@ -31,6 +34,7 @@ class Maker:
     pool_name: str
     pool: PoolConfig
     ca: str
+    forge_address: str
     clock: Callable[[], float]
 
     def create(self, machine: MachineId, golden: Golden, job: Job | None, scopes: tuple[Scope, ...]) -> Metadata:
@@ -45,7 +49,7 @@ class Maker:
         with ExitStack() as revert:
             revert.callback(self.hypervisor.destroy, machine)
             binding = self._mint(machine, job, scopes, revert) if scopes else None
-            metadata = Metadata(machine, self.pool_name, image, created_at, address=str(address))
+            metadata = Metadata(machine, self.pool_name, image, created_at, address=str(address), network=pool_policy(self.pool_name))
             may_clone = self.pool.start != "boot"
             clone = snapshots.clone(self.hypervisor, self.shelf, golden, self.pool.shape, metadata) if may_clone else None
             if clone is None:
@@ -109,6 +113,7 @@ class Maker:
             kind=self.forge.kind,
             url=self.forge.url,
             ca=self.ca,
+            forge_address=self.forge_address,
             machine=machine,
             credentials=credentials,
             labels=self.pool.labels,

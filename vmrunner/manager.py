@@ -29,6 +29,7 @@ from vmrunner.errors import (
     VmrunnerError,
 )
 from vmrunner.forge import Forge, Job, JobState, Scope
+from vmrunner.forge.addresses import ForgeAddresses
 from vmrunner.forge.connect import connect
 from vmrunner.history import History
 from vmrunner.hypervisor import File, Hypervisor
@@ -40,6 +41,7 @@ from vmrunner.machine import Maker
 from vmrunner.model import Ending, Machine, MachineId
 from vmrunner.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue, retry_at
 from vmrunner.plan import plan
+from vmrunner.policy import Reach
 from vmrunner.snapshots import Shelf
 
 _TAIL = 12  # lines of a failed machine's console to show
@@ -219,7 +221,7 @@ class Manager:
     def survey(self, drain: Mapping[str, Drain] | None = None) -> Survey:
         """Look and plan; changes nothing and needs no lock."""
         pools, observed, limits = self.desired(drain), self.observe(), self.settings.capacity
-        bounds = Limits(limits.cpu_overcommit, limits.memory_reserve, limits.disk_floor)
+        bounds = Limits(limits.cpu_overcommit, limits.memory_reserve, limits.disk_floor, limits.guard)
         return Survey(pools, observed, plan(self.settings.manager, pools, bounds, observed, self._clock()))
 
     def forge_down_since(self) -> float:
@@ -245,6 +247,7 @@ class Manager:
 
     def pass_once(self, drain: Mapping[str, Drain] | None = None) -> tuple[Outcome, Survey]:
         """Start what is needed, finish what is done, sweep what nothing explains; what was done, and what it was decided from."""
+        self.hypervisor.guard()
         ownership.sweep(self.hypervisor, self.settings.runtime_dir)
         self._bindings.sweep()
         survey = self.survey(drain)
@@ -331,7 +334,10 @@ class Manager:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"The certificates {ca_file} can't be read: {error}.", "forge.ca_file wants a PEM file.") from None
         section = self.settings.pools[pool]
-        return Maker(self.hypervisor, self.forge, self._bindings, self._addresses, self.shelf, pool, section, ca, self._clock)
+        # Machines that may not ask DNS, or whose answers may differ from ours, are told where the forge is.
+        forge = ForgeAddresses(self.settings.forge_url, self.settings.runtime_dir)() if section.network is not Reach.INTERNET else ()
+        pinned = str(forge[0].address) if forge else ""
+        return Maker(self.hypervisor, self.forge, self._bindings, self._addresses, self.shelf, pool, section, ca, pinned, self._clock)
 
     def _start(self, action: Start) -> None:
         machine = MachineId.new(self.settings.manager)
@@ -362,6 +368,8 @@ class Manager:
             self._bindings.save(binding)
         self.hypervisor.destroy(machine)
         outcome.gone.add(machine)
+        if action.seen and action.seen.dropped:
+            self.history.count("dropped_packets_total", _pool(action.seen), by=action.seen.dropped)
         record = self.history.ended(machine, action.seen, action.ending, reason, self._clock())
         if binding:
             self._fail_job(action, binding, reason)

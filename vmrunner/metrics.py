@@ -24,6 +24,7 @@ _HISTOGRAMS = {
 _COUNTERS = {
     "machines": ("ending", "Machines that are no more, by their ending"),
     "forge_errors": ("kind", "Requests that the forge did not answer as it should"),
+    "dropped_packets": ("kind", "Packets of machines that are no more which their pool's network, or its bounds, did not let through"),
     "swept": ("kind", "Leaked objects that a pass found and deleted; should stay 0"),
 }
 
@@ -78,6 +79,13 @@ class Figures(Collector):
         for (pool, phase), count in sorted(phases.items()):
             machines.add_metric([pool, phase], count)
         yield machines
+        dropped = GaugeMetricFamily(
+            "vmrunner_machine_dropped_packets", "What the machine's network did not let through", labels=["pool", "machine"]
+        )
+        for machine in survey.observed.machines:
+            if machine.metadata and machine.dropped:
+                dropped.add_metric([machine.metadata.pool, str(machine.id)], machine.dropped)
+        yield dropped
         waiting = GaugeMetricFamily("vmrunner_waiting_jobs", "Jobs that wait; the pool is empty where none serves them", labels=["pool"])
         waits = Counter(wait.pool for wait in survey.plan.waits)
         for pool in sorted({"", *(desired.pool for desired in survey.pools), *waits}):

@@ -51,6 +51,7 @@ class Ending(StrEnum):
     ABANDONED = "abandoned"  # the manager died while it made or bound it
     HELD_BACK = "held-back"  # its runner was there, and the forge did not hand it its job
     DIED = "died"  # it went while its job ran
+    NO_ROOM = "no-room"  # destroyed with its job, as the newest, before the host's storage was full
     EARLY = "early"  # it went before a job ran on it
     START_FAILED = "start-failed"
     BOOT_TIMEOUT = "boot-timeout"
@@ -133,6 +134,17 @@ class MachineId:
     def __str__(self) -> str:
         return f"{PREFIX}-{self.manager}-{self.serial}"
 
+    @classmethod
+    def of_tap(cls, manager: str, tap: str) -> MachineId | None:
+        """The machine behind a network interface of the host, or None where it isn't this manager's."""
+        head = cls(manager, "").tap
+        return cls.of(manager, f"{PREFIX}-{manager}-{tap.removeprefix(head)}") if tap.startswith(head) else None
+
+    @property
+    def tap(self) -> str:
+        """The host's end of its network, as long as Linux permits (15): all of a manager's begin alike."""
+        return f"v{hashlib.sha256(self.manager.encode()).hexdigest()[:6]}{self.serial}"
+
     @property
     def mac(self) -> str:
         """A locally administered MAC address under QEMU's prefix, derived from the id."""
@@ -170,6 +182,7 @@ class Metadata:
     job_key: str = ""  # the job it was made for; on Gitea a hint only; empty for one that is registered idle
     queued_at: float = 0.0  # when that job was queued, 0 where the forge doesn't tell
     address: str = ""  # with its subnet's prefix length
+    network: str = ""  # the name of its policy; empty: its network stays closed
     snapshot: str = ""  # the key of the snapshot that it is a clone of; empty for one that was booted
 
     @property
@@ -188,6 +201,7 @@ class Machine:
     events: tuple[GuestEvent, ...] = ()
     files: tuple[str, ...] = ()
     trouble: str = ""  # what the hypervisor says is wrong with it, or how it ended, where it says so
+    dropped: int = 0  # packets that its policy, or its bounds, did not let through
     is_paused: bool = False  # by whoever made it: a parked one, or one that is being made or bound
 
     def event(self, kind: EventKind) -> GuestEvent | None:

@@ -62,6 +62,7 @@ class Limits:
     cpu_overcommit: float
     memory_reserve_mib: int
     disk_floor_mib: int
+    disk_guard_mib: int = 0  # with less free space than that the newest machine goes
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from vmrunner.hypervisor import File, Hypervisor, Output
 from vmrunner.image.store import Golden
 from vmrunner.model import EventKind, GuestEvent, Machine, MachineId, Metadata, Shape, parse_events
 from vmrunner.ownership import LOCK_WAIT, owning, sweep
+from vmrunner.policy import Reach
 
 _POLL = 0.2  # seconds
 _SOON = 0.01  # seconds
@@ -33,12 +34,13 @@ def run(
     boot_timeout: timedelta,
     timeout: timedelta,
     snapshot: bool = True,
+    network: Reach = Reach.INTERNET,
     write: Callable[[Output, bytes], None],
     say: Callable[[str], None],
 ) -> int:
     """Run the command and return its exit code. `write` gets its output as it comes, from two threads.
 
-    The machine is cloned from a snapshot if there is one that works, unless `snapshot` is false.
+    The machine is cloned from a snapshot if there is one that works, unless `snapshot` is false. It reaches what `network` says.
 
     Raises MachineError when the guest doesn't come up, or the command doesn't end in time. However this ends, the machine is destroyed.
     """
@@ -50,7 +52,7 @@ def run(
             hypervisor.prepare(golden)
             address = Addresses(settings.runtime_dir, settings.libvirt.subnet).take(machine)
         stack.callback(_destroy, hypervisor, machine, say)
-        metadata = Metadata(machine, "", f"{golden.name}/{golden.version}", time.time(), address=str(address))
+        metadata = Metadata(machine, "", f"{golden.name}/{golden.version}", time.time(), address=str(address), network=network)
         end = secrets.token_hex(16)
         script = seed.exec_script(command, timeout, end)
         clone = snapshots.clone(hypervisor, snapshots.Shelf(settings.state_dir), golden, shape, metadata) if snapshot else None

@@ -22,8 +22,11 @@ def plan(manager: str, pools: Sequence[Desired], limits: Limits, observed: Obser
     desired = {pool.pool: pool for pool in pools}
     actions: list[Action] = []
     kept: list[Machine] = []
-    for machine in observed.machines:
-        action = _judge(machine, desired, view, now)
+    judged = [(machine, _judge(machine, desired, view, now)) for machine in observed.machines]
+    victim = _victim(judged, limits, observed)
+    for machine, action in judged:
+        if machine is victim:
+            action = _sacrifice(machine, view, observed.capacity.free_disk_mib)
         if action is not None:
             actions.append(action)
         if machine.alive and not isinstance(action, Finish):
@@ -37,6 +40,25 @@ def plan(manager: str, pools: Sequence[Desired], limits: Limits, observed: Obser
     assigned = assign(_without_failed(pools, actions, observed, view, now), limits, observed, view, kept, now)
     # The destroyed ones' records come first, so that a pool at its max has room again.
     return Plan((*actions, *assigned.actions), assigned.waits)
+
+
+def _victim(judged: Sequence[tuple[Machine, Action | None]], limits: Limits, observed: Observed) -> Machine | None:
+    """Whom to destroy for the host's storage: the newest machine, one in each pass, unless one goes anyway and may free enough."""
+    living = [(machine, action) for machine, action in judged if machine.alive and machine.metadata]
+    if observed.capacity.free_disk_mib >= limits.disk_guard_mib or any(isinstance(action, Finish) for _, action in living):
+        return None
+    return max(
+        (machine for machine, _ in living), key=lambda machine: machine.metadata.created_at if machine.metadata else 0.0, default=None
+    )
+
+
+def _sacrifice(machine: Machine, view: View, free_mib: int) -> Finish:
+    reason = f"the host's storage has {free_mib} MiB left, and it was the newest machine"
+    metadata = machine.metadata
+    if metadata is None or not metadata.is_bound:
+        return Finish(machine.id, Ending.NO_ROOM, reason, machine)
+    has_record = metadata.runner_id in view.records or not view.answers(Scope.parse(metadata.scope))
+    return Finish(machine.id, Ending.NO_ROOM, reason, machine, view.job_on(machine.id, metadata.job_key), has_record=has_record)
 
 
 def _without_failed(pools: Sequence[Desired], actions: Sequence[Action], observed: Observed, view: View, now: float) -> list[Desired]:

@@ -16,6 +16,7 @@ import pycdlib
 from vmrunner.addresses import gateway
 from vmrunner.errors import ConfigError
 from vmrunner.forge import Credentials
+from vmrunner.forge.addresses import forge_host
 from vmrunner.model import MachineId
 from vmrunner.render import source, text
 
@@ -57,13 +58,15 @@ def job_script(
     kind: str,
     url: str,
     ca: str,
+    forge_address: str = "",
     machine: MachineId,
     credentials: Credentials,
     labels: Sequence[str],
     handle: str,
     job_timeout: timedelta,
 ) -> str:
-    """The user-data that starts the forge's runner for one job. `ca` is PEM text, or empty.
+    """The user-data that starts the forge's runner for one job. `ca` is PEM text, or empty; so is
+    `forge_address`, which its /etc/hosts then has.
 
     Without a `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle.
     """
@@ -82,6 +85,8 @@ def job_script(
         runner_kind=RUNNERS[kind],
         url=url,
         ca=ca.strip(),
+        forge_address=forge_address,
+        forge_host=forge_host(url),
         uuid=credentials.uuid,
         token=credentials.token,
         labels=labels,

@@ -96,6 +96,7 @@ class Installation:
             "mark": f"{MARK}, which overwrites it.",
             "user": self.user,
             "home": _word(self.settings.state_dir),
+            "filters": self.settings.network.filter,
             "local": not urlsplit(self.settings.libvirt.uri).netloc,  # else libvirt is reached over ssh, and no group here matters
         }
 

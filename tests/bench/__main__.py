@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import traceback
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tests.bench import clones, life, memory, queue, report
+from tests.bench import clones, life, memory, path, queue, report
 from tests.bench.common import Gate
 from tests.forge.gitea import Site
 
-PARTS = ("queue", "life", "memory", "throughput", "clones")
+PARTS = ("queue", "life", "path", "memory", "throughput", "clones")
 
 
 def main() -> None:
@@ -26,25 +29,31 @@ def main() -> None:
     parser.add_argument("--clones", type=int, default=200, help="how many in a row")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="also write benchmarks.txt and benchmarks.png there")
     options = parser.parse_args()
-    parts = options.only or PARTS
     figures: dict[str, Any] = {}
+    failed: list[str] = []
     with closing(Site()) as site, closing(Gate(site)) as gate:
         site.clear()
-        if "queue" in parts:
-            figures["queue"] = {mode: queue.first_steps(site, gate, mode, options.runs) for mode in options.mode or queue.MODES}
-        if "life" in parts:
-            figures["life"] = life.whole_lives(site, options.runs)
-        if "throughput" in parts:
-            figures["throughput"] = {start: queue.throughput(site, gate, start, options.runs) for start in ("snapshot", "boot")}
-        if "memory" in parts:
-            figures["memory"] = {start: memory.idle(site, start) for start in ("snapshot", "boot")}
-        if "clones" in parts:
-            figures["clones"] = clones.in_a_row(site, options.clones)
+        measures: dict[str, Callable[[], Any]] = {
+            "queue": lambda: {mode: queue.first_steps(site, gate, mode, options.runs) for mode in options.mode or queue.MODES},
+            "life": lambda: life.whole_lives(site, options.runs),
+            "path": lambda: path.steps(site, options.runs),
+            "throughput": lambda: {start: queue.throughput(site, gate, start, options.runs) for start in ("snapshot", "boot")},
+            "memory": lambda: {start: memory.idle(site, start) for start in ("snapshot", "boot")},
+            "clones": lambda: clones.in_a_row(site, options.clones),
+        }
+        for part, measure in measures.items():
+            if part in (options.only or measures):
+                try:
+                    figures[part] = measure()
+                except Exception:  # what the others measured in half an hour is not lost
+                    traceback.print_exc()
+                    failed.append(part)
     for table in report.tables(figures):
         Console(stderr=True, width=120).print(table, "")
     if options.save:
         report.save(figures, options.save)
-    print(json.dumps(figures))
+    print(json.dumps(figures | ({"failed": failed} if failed else {})))
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

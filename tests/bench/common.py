@@ -19,7 +19,7 @@ from tests.soak import serve
 
 MANAGER, SUBNET = "bench", "10.84.0.0/24"
 FOLDER = Path("/tmp/vmrunner-bench")
-PORT = 3002  # of the gate, on the forge's address
+GATE, PORT = "203.0.113.10", 3002  # the forge's own address in the rig
 LIFE = 240.0  # seconds that one machine may take on a slow day
 
 
@@ -58,9 +58,17 @@ class Gate:
         return f"exec 3<>/dev/tcp/{self.host}/{PORT}; printf 'GET /{page} HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3 >/dev/null"
 
 
-def ground(site: Site, start: str, *, most: int = 1, warm: int = 0) -> Ground:
+def ground(site: Site, start: str, *, most: int = 1, warm: int = 0, vcpus: int = 2) -> Ground:
     """A pool that starts machines in this way; nothing is left of an earlier run, and its snapshot is there if it needs one."""
-    made = lay(FOLDER, MANAGER, SUBNET, token=site.token, most=most, start=start, more=f"warm = {warm}\n")
+    made = lay(
+        FOLDER,
+        MANAGER,
+        SUBNET,
+        token=site.token,
+        most=most,
+        start=start,
+        more=f'warm = {warm}\nvcpus = {vcpus}\nallow = ["{GATE}:{PORT}"]\n',
+    )
     made.run("down", "--now")
     (FOLDER / "state" / "history.sqlite").unlink(missing_ok=True)
     if start == "snapshot":

@@ -39,6 +39,7 @@ class Floor:
         self._machine, self._address = MachineId.of(machine.split("-")[1], machine), address
         self._argv = [self._without_libvirt(word, machine) for word in _without_options(command_line(machine))]
         files = [json.loads(word)["filename"] for word in self._argv if word.startswith('{"driver":"file","filename"')]
+        self.steps: dict[str, float] = {}  # of the last run, in seconds
         self._backing = files[files.index(f"{self._folder}/machine.qcow2") - 1]  # each disk is named after the one that it lies on
 
     def _without_libvirt(self, word: str, machine: str) -> str:
@@ -66,24 +67,35 @@ class Floor:
         iso.write_bytes(bytes(len(content)) if state else content)
         subprocess.run(["ip", "tuntap", "add", _TAP, "mode", "tap", "vnet_hdr"], check=True)
         try:
-            began = time.monotonic()
+            marks = [("", time.monotonic())]
+
+            def mark(name: str) -> None:
+                marks.append((name, time.monotonic()))
+
             overlay(disk, self._backing)
+            mark("overlay")
             qemu = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL)
             try:
                 with _Monitor(self._folder / "monitor") as monitor:
+                    mark("create")
                     if state:
                         monitor.say("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
                         monitor.say("migrate-incoming", uri=f"file:{state}")
                         while monitor.say("query-migrate").get("status") != "completed":
                             time.sleep(0.002)
+                        mark("load")
                         with iso.open("r+b") as device:
                             device.write(content)
                     monitor.say("cont")
+                    mark("bind")
                     self._await_exit()
+                    mark("command")
             finally:
                 qemu.kill()
                 qemu.wait()
-            return time.monotonic() - began
+            mark("destroy")
+            self.steps = {name: at - before for (_, before), (name, at) in pairwise(marks)}
+            return marks[-1][1] - marks[0][1]
         finally:
             subprocess.run(["ip", "link", "del", _TAP], check=False)
 

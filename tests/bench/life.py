@@ -17,6 +17,7 @@ from tests.ground import STORAGE, Ground
 from tests.prepare import GITEA
 
 MEMORY = "1GiB"
+_ADDRESS = IPv4Interface(f"{IPv4Network(SUBNET)[9]}/24")
 
 
 def _exec(place: Ground, *options: str) -> tuple[float, str]:
@@ -29,19 +30,24 @@ def _exec(place: Ground, *options: str) -> tuple[float, str]:
     return seconds, found[1]
 
 
-def whole_lives(site: Site, runs: int) -> dict[str, Any]:
-    """`exec -- true` and the QEMU under it, cloned and booted, and `virt-install`, in turn; seconds."""
-    place = ground(site, "boot")
+def floor_of(place: Ground) -> tuple[Floor, str]:
+    """A clone's QEMU without libvirt, and the state that it begins with; makes the snapshot."""
     place.run("snapshot", "drop")
     place.run("snapshot", "create", "--image", GITEA, "--memory", MEMORY)
     (snapshot,) = json.loads(place.run("snapshot", "list", "--json").stdout)
     state = next(str(STORAGE / MANAGER / name) for name in snapshot["files"] if name.endswith(".state"))
-    address = IPv4Interface(f"{IPv4Network(SUBNET)[9]}/24")
-    clone, boot = Floor(_exec(place)[1], address), Floor(_exec(place, "--boot")[1], address)
+    return Floor(_exec(place)[1], _ADDRESS), state
+
+
+def whole_lives(site: Site, runs: int) -> dict[str, Any]:
+    """`exec -- true` and the QEMU under it, cloned and booted, and `virt-install`, in turn; seconds."""
+    place = ground(site, "boot")
+    clone, state = floor_of(place)
+    boot = Floor(_exec(place, "--boot")[1], _ADDRESS)
     begins: list[float] = []
 
     def homemade_life() -> float:
-        begin, whole = homemade.life(address)
+        begin, whole = homemade.life(_ADDRESS)
         begins.append(begin)
         return whole
 

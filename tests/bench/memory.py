@@ -21,7 +21,7 @@ def idle(site: Site, start: str) -> dict[str, Any]:
     """MiB for one of 1, 4 and 8 idle machines of 1 GiB (proportional set size), and what 8 of them take of the host's memory."""
     found: dict[str, Any] = {}
     for number in SIZES:
-        place = ground(site, start, most=number, warm=number)
+        place = ground(site, start, most=number, warm=number, vcpus=1)  # eight of two would not fit on two cores
         before = _available()
         place.run("up", "main")
         until(partial(_are_ready, place, number), LIFE, f"{number} idle machines", every=2.0)

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.path import STEPS
+
 WAYS = {"snapshot": "clone of a snapshot", "parked": "parked clone (warm = 1)", "boot": "booted"}
 
 
@@ -34,6 +36,13 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         for name in next(iter(memory.values())):
             what = name.replace("pss_mib_of_one_of_", "one of ").replace("host_mib_for_", "the host's memory for ")
             table.add_row(what, *(str(each[name]) for each in memory.values()))
+        found.append(table)
+    if path := figures.get("path"):
+        table = _table("`exec -- true`, cloned, step by step (medians, s)", "step", "vmrunner", "raw QEMU", "what")
+        table.columns[3].justify = "left"
+        for step, what in STEPS.items():
+            table.add_row(step, *(f"{path[who][step]:.2f}" if step in path[who] else "" for who in ("vmrunner", "raw QEMU")), what)
+        table.add_row("sum", *(f"{sum(path[who].values()):.2f}" for who in ("vmrunner", "raw QEMU")), "")
         found.append(table)
     if throughput := figures.get("throughput"):
         table = _table("Short jobs, two machines at once", "start", "jobs per minute", "manager's processor seconds per job", "jobs")

@@ -136,6 +136,11 @@ class Life(RuleBasedStateMachine):
             for pool in self.world.manager.survey().missing_snapshots():
                 self.world.make_snapshot(pool)
 
+    @rule(mib=st.sampled_from([1 << 20, 4 << 10, 1 << 10]))
+    def room(self, mib: int) -> None:
+        """What is free of the host's storage: plenty, too little for a new machine, too little for those that run."""
+        self.world.hypervisor.free_disk_mib = mib
+
     @rule(seconds=st.sampled_from([1, 5, 20, 130, 400, 11000, -7200]))
     def time(self, seconds: int) -> None:
         self.world.clock.now += seconds
@@ -197,7 +202,7 @@ class Life(RuleBasedStateMachine):
         """Once nothing disturbs any more, every runnable job runs, every other one has its reason, and nothing unexplained exists."""
         world = self.world
         world.forge.down, world.forge.fail_at, world.hypervisor.fail_at = False, "", ""
-        world.hypervisor.clones_fail = False
+        world.hypervisor.clones_fail, world.hypervisor.free_disk_mib = False, 1 << 20
         for _ in range(400):
             world.up()
             self.make_snapshots()

@@ -17,7 +17,7 @@ NOW = 1_000_000.0
 SCOPE = Scope.parse("instance")
 POOL = Desired("p", (SCOPE,), frozenset({"debian-12"}), Shape(2, 2048, 20), 2, 100, 50, 1000, 30, image="image/1")
 HOST = Capacity(memory_mib=64 * 1024, cores=16, used_memory_mib=0, used_vcpus=0, free_disk_mib=1 << 20)
-LIMITS = Limits(cpu_overcommit=4.0, memory_reserve_mib=1024, disk_floor_mib=5 * 1024)
+LIMITS = Limits(cpu_overcommit=4.0, memory_reserve_mib=1024, disk_floor_mib=5 * 1024, disk_guard_mib=2 * 1024)
 WARM = "up seed ready"
 
 
@@ -327,6 +327,28 @@ def test_deadlines(seen: Machine, online: bool, ending: Ending | None) -> None:
     pools = [replace(POOL, warm=1)]
     records = [record(seen, online)] if seen.is_bound else []
     assert endings(actions([seen], [waiting(1)], records, pools=pools)) == ([ending] if ending else [])
+
+
+def test_the_newest_machine_goes_before_the_storage_is_full() -> None:
+    old, new, gone = machine("a", age=50, running=40), machine("b", age=20, runner=2, running=10), machine("c", alive=False, runner=0)
+    jobs, records = [running(1, old), running(2, new)], [record(old), record(new, number=2)]
+    room, tight = replace(HOST, free_disk_mib=2 * 1024), replace(HOST, free_disk_mib=2 * 1024 - 1)
+    bindings = [bound(old, 1), bound(new, 2)]
+    assert endings(actions([old, new], jobs, records, bindings=bindings, host=room)) == []
+    finish = next(action for action in actions([old, new], jobs, records, bindings=bindings, host=tight) if isinstance(action, Finish))
+    said = "the host's storage has 2047 MiB left, and it was the newest machine"
+    assert finish == Finish(new.id, Ending.NO_ROOM, said, new, jobs[1], has_record=True)
+    found = actions([old, gone], jobs[:1], records[:1], bindings=bindings[:1], host=tight)
+    assert endings(found) == [Ending.NO_ROOM, Ending.EARLY], "one of which only files are left frees nothing"
+    warm = machine("d", age=5, runner=0, events=WARM)
+    assert endings(actions([warm], host=tight, pools=[replace(POOL, warm=1)])) == [Ending.NO_ROOM]
+
+
+def test_one_that_goes_anyway_may_free_enough() -> None:
+    late, new = machine("a", age=2000, running=1001), machine("b", age=20, runner=2, running=10)
+    jobs, records = [running(1, late), running(2, new)], [record(late), record(new, number=2)]
+    found = actions([late, new], jobs, records, bindings=[bound(late, 1), bound(new, 2)], host=replace(HOST, free_disk_mib=0))
+    assert endings(found) == [Ending.JOB_TIMEOUT]
 
 
 def test_a_runner_that_lost_its_job_to_another_is_not_a_failure() -> None:

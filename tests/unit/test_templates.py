@@ -25,6 +25,7 @@ def domain(job: str) -> ElementTree.Element:
             qemu_arguments=("-incoming", "defer"),
             seed="/s",
             mac=MACHINE.mac,
+            tap=MACHINE.tap,
             network="n",
             console="/c",
             events="/e",

@@ -169,7 +169,7 @@ def small_pool() -> Iterator[Path]:
 
 
 def test_a_full_disk_a_host_that_reboots_and_down_now(site: Site, lay_ground: Callable[..., Ground], small_pool: Path) -> None:
-    ground = lay_ground(most=1, more='[capacity]\ndisk_floor = "1MiB"\n')
+    ground = lay_ground(most=1, more='[capacity]\ndisk_floor = "1MiB"\ndisk_guard = "0MiB"\n')
     text = ground.config.read_text().replace('"suite"', '"small"').replace("10.90.", "10.89.")
     ground.config.write_text(text.replace("[libvirt]", f'[libvirt]\nstorage_path = "{small_pool}"'))
     full = ("full", "debian-12", "head -c 500M /dev/urandom >/big; sync; sleep 300")

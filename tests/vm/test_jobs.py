@@ -80,6 +80,26 @@ def memory(machine: str, into: Path) -> Path:
     return dump
 
 
+def check_secrets(ground: Ground, machine: str, secrets: dict[str, str]) -> None:
+    """While the job runs nothing but the owner's own files has a secret: no command line, environment, domain, log or history."""
+    said = ground.run("up", "--log-format", "json")
+    shown = [ground.run(*command.split()).stdout for command in ("status", "status --json", "history --json")]
+    described = subprocess.run(["virsh", "-c", "qemu:///system", "dumpxml", machine], check=True, capture_output=True, text=True).stdout
+    processes = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if machine.encode() in path.read_bytes()]
+    assert processes, "its QEMU"
+    processes += [
+        (path.parent / "environ").read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if machine.encode() in path.read_bytes()
+    ]
+    texts = [said.stdout, said.stderr, described, *shown, *(each.decode(errors="replace") for each in processes)]
+    for whose, secret in secrets.items():
+        assert not any(secret in text for text in texts), whose
+        files = [path for path in ground.folder.rglob("*") if path.is_file() and not path.is_symlink() and holds(path, secret)]
+        files += [path for path in (STORAGE / ground.manager).iterdir() if path.suffix in {".console", ".events"} and holds(path, secret)]
+        expected = {"the forge's": ["forge-token"], "its runner's": [f"{machine}.binding"], "registration": []}[whose]
+        assert [path.name for path in files] == expected, whose
+        assert all(path.stat().st_mode & 0o077 == 0 for path in files), whose
+
+
 def test_what_enters_a_machine_and_what_stays_of_it(site: Site, lay_ground: Callable[..., Ground], tmp_path: Path) -> None:
     ground = lay_ground(cloned=True, most=1)
     repository = site.repository("rig", "marks", MARK)
@@ -113,6 +133,7 @@ def test_what_enters_a_machine_and_what_stays_of_it(site: Site, lay_ground: Call
     for secret in (registration_token, site.token):
         assert (holds(ram, secret), holds(overlay, secret)) == (False, False)
     ram.unlink()
+    check_secrets(ground, name, {"the forge's": site.token, "its runner's": runner["token"], "registration": registration_token})
     (first,) = up_until_done(ground, repository)
     assert (first["conclusion"], first["runner_name"]) == ("success", name)
     assert f"marked on {name}" in repository.log(first["id"])

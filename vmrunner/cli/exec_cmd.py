@@ -14,6 +14,7 @@ from vmrunner.hypervisor import Output
 from vmrunner.hypervisor.host import open_host
 from vmrunner.image import store
 from vmrunner.model import Shape
+from vmrunner.policy import Reach
 
 _BOOT = "5m"
 DISK_GIB = 20
@@ -39,6 +40,9 @@ def exec_(
     cpus: CpusOption = 2,
     memory: MemoryOption = "2GiB",
     boots: Annotated[bool, typer.Option("--boot", help="Boot the machine, also if there is a snapshot of it.")] = False,
+    network: Annotated[
+        Reach, typer.Option("--network", help="What it reaches: the internet, or none (the forge, if one is configured).")
+    ] = Reach.INTERNET,
     timeout: Annotated[str, typer.Option("--timeout", help='For the command, like "90s" or "15m".')] = "1h",
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
@@ -47,6 +51,8 @@ def exec_(
         limit = config.parse_duration(timeout)
     except ValueError as error:
         raise ConfigError(f"{error}.".capitalize(), "See `vmrunner exec --help`.") from None
+    if network is Reach.ALLOWLIST:
+        raise ConfigError("An allowlist belongs to a pool.", "For exec there are --network internet and --network none.")
     shape, boot = shape_of(cpus, memory, f"{DISK_GIB}GiB"), config.parse_duration(_BOOT)
     settings = config.load_host(config_path)
     golden = store.find(settings.images_dir, image)
@@ -58,6 +64,16 @@ def exec_(
         streams[output].flush()
 
     code = oneshot.run(
-        host, settings, golden, command, shape=shape, boot_timeout=boot, timeout=limit, snapshot=not boots, write=write, say=say
+        host,
+        settings,
+        golden,
+        command,
+        shape=shape,
+        boot_timeout=boot,
+        timeout=limit,
+        snapshot=not boots,
+        network=network,
+        write=write,
+        say=say,
     )
     raise typer.Exit(code)

@@ -64,6 +64,7 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
             since = machine.metadata.created_at if machine.metadata else 0
             job = _job_of(machine, view)
             shown = f"{job.title}  {job.url}".rstrip() if job else ""
+            shown += f"  ({machine.dropped} packets dropped)" if machine.dropped else ""
             table.add_row("machine", str(machine.id), machine.phase.value, age(since, now), shown)
         if table.rows:
             parts.append(table)
@@ -130,6 +131,7 @@ def _plain_pool(pool: Desired, survey: Survey, view: View, now: float) -> dict[s
                 "job": job.title if (job := _job_of(machine, view)) else "",
                 "job_url": job.url if job else "",
                 "trouble": machine.trouble,
+                "dropped_packets": machine.dropped,
             }
             for machine in machines
         ],

@@ -64,6 +64,9 @@ class Hypervisor(Protocol):
     def prepare(self, golden: Golden) -> None:
         """Make our storage pool and network where they are missing, and publish this image on the host."""
 
+    def guard(self) -> None:
+        """Bring what filters the machines' network to what it should be: rules, and which machines are let through."""
+
     def machines(self) -> list[Machine]:
         """Every machine of this manager: its domain, or only files where the domain is gone."""
 

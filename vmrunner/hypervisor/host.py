@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import IPv4Network
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
 import libvirt
 
 from vmrunner.config import HostConfig
-from vmrunner.errors import DiskFull, HypervisorError, NameClash, SnapshotError
+from vmrunner.errors import DiskFull, HypervisorError, NameClash, NotPermitted, SnapshotError
+from vmrunner.forge.addresses import ForgeAddresses
 from vmrunner.hypervisor import File, Output, Residue, Say, Snapshot
 from vmrunner.hypervisor.connection import asking, connect, dotted, has_kvm, translate
 from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, parse_metadata
+from vmrunner.hypervisor.firewall import Firewall
 from vmrunner.hypervisor.network import ensure_network, network_drift, network_name, remove_network
 from vmrunner.hypervisor.snapshot import Snapshots
 from vmrunner.hypervisor.storage import Storage, image_volume
@@ -43,10 +45,18 @@ class LibvirtHost:
     """One manager's machines on one libvirt host."""
 
     def __init__(
-        self, *, uri: str, manager: str, storage_path: Path, subnet: IPv4Network, accelerator: str = "auto", warn: Callable[[str], None]
+        self,
+        *,
+        uri: str,
+        manager: str,
+        storage_path: Path,
+        subnet: IPv4Network,
+        accelerator: str = "auto",
+        firewall: Firewall | None = None,
+        warn: Callable[[str], None],
     ) -> None:
         self.manager = manager
-        self._uri, self._storage_path, self._subnet = uri, storage_path, subnet
+        self._uri, self._storage_path, self._subnet, self._firewall = uri, storage_path, subnet, firewall
         self._wake: Callable[[], None] | None = None
         self._progress: Callable[[], object] = lambda: None
         self._ends: dict[MachineId, str] = {}  # how machines ended, as libvirt's events told; empty: by themselves, or unknown
@@ -118,13 +128,42 @@ class LibvirtHost:
 
     def network_drift(self) -> list[str] | None:
         """How our network differs from the one that we would make, in words; None where there is none yet."""
-        return network_drift(self._connection, self.manager, self._subnet)
+        return network_drift(self._connection, self.manager, self._subnet, self._dns_options)
+
+    def rules_drift(self) -> str | None:
+        """How the nftables rules differ from the ones that we would make, in words; None where we make none."""
+        return self._firewall.drift() if self._firewall else None
+
+    @property
+    def _dns_options(self) -> tuple[str, ...]:
+        return self._firewall.dns_options if self._firewall else ()
 
     def prepare(self, golden: Golden) -> None:
         """See Hypervisor."""
         self._storage.ensure()
-        ensure_network(self._connection, self.manager, self._subnet)
+        ensure_network(self._connection, self.manager, self._subnet, self._dns_options, idle=not self._domains())
+        if self._firewall:
+            self._firewall.ensure()
         self._storage.publish(golden)
+
+    def guard(self) -> None:
+        """See Hypervisor."""
+        if self._firewall is None:
+            return
+        domains = self._domains()
+        try:
+            admitted = self._firewall.ensure()
+        except NotPermitted:
+            return  # `down` by hand, say; a machine can't be started like that
+        for machine in admitted - domains.keys():
+            self._firewall.forget(machine)
+        for machine in domains.keys() - admitted:
+            if (described := self._described(domains[machine], machine)) and (metadata := parse_metadata(described, machine)):
+                self._admit(metadata)
+
+    def _admit(self, metadata: Metadata) -> None:
+        if self._firewall and metadata.network and metadata.address:
+            self._firewall.admit(metadata.machine, IPv4Interface(metadata.address).ip, metadata.network)
 
     def _domains(self) -> dict[MachineId, Any]:
         with asking("listing domains"):
@@ -137,6 +176,7 @@ class LibvirtHost:
         files = self._storage.machine_files()
         for gone in [machine for machine in list(self._ends) if machine not in domains and machine not in files]:
             self._ends.pop(gone, None)
+        dropped = self._firewall.dropped() if self._firewall and domains else {}
         told_by, found = 0.0, []
         for machine in sorted(domains.keys() | files.keys(), key=str):
             metadata, trouble, is_paused = None, "", False
@@ -152,7 +192,8 @@ class LibvirtHost:
             if not alive:
                 told_by = told_by or time.monotonic() + _TOLD_WITHIN
                 trouble = trouble or self._end_of(machine, told_by)
-            found.append(Machine(machine, alive, metadata, events, tuple(files.get(machine, ())), trouble, alive and is_paused))
+            names = tuple(files.get(machine, ()))
+            found.append(Machine(machine, alive, metadata, events, names, trouble, dropped.get(machine, 0), alive and is_paused))
         return found
 
     def _end_of(self, machine: MachineId, told_by: float) -> str:
@@ -251,7 +292,15 @@ class LibvirtHost:
             qemu_arguments=qemu_arguments,
         )
         with asking(f"starting {machine}"):
-            return self._connection.createXML(described, libvirt.VIR_DOMAIN_START_VALIDATE | flags)
+            domain = self._connection.createXML(described, libvirt.VIR_DOMAIN_START_VALIDATE | flags)
+        # Until now its network was closed. Not before: what lets a machine through is swept where there is no domain.
+        try:
+            self._admit(metadata)
+        except BaseException:
+            with suppress(libvirt.libvirtError):
+                domain.destroy()
+            raise
+        return domain
 
     def bind(self, metadata: Metadata, seed: bytes) -> None:
         """See Hypervisor."""
@@ -382,6 +431,9 @@ class LibvirtHost:
                     raise translate(error, f"destroying {machine}") from error
                 time.sleep(0.05)  # it is on its way out
         self._ends.pop(machine, None)
+        if self._firewall:
+            with suppress(NotPermitted):  # the next pass that may sweeps it
+                self._firewall.forget(machine)
         for file in File:
             self.delete(machine, file)
         for stray in self._storage.machine_files().get(machine, []):
@@ -400,17 +452,27 @@ class LibvirtHost:
             self.destroy(machine.id)
             removed.append(f"machine {machine.id}")
         removed += self._storage.remove()
-        return removed + remove_network(self._connection, self.manager)
+        removed += remove_network(self._connection, self.manager)
+        return removed + (self._firewall.remove() if self._firewall else [])
 
 
 def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
     """The libvirt host that the configuration describes. Raises HypervisorError."""
-    section = settings.libvirt
+    section, firewall = settings.libvirt, None
+    if settings.network.filter:
+        if section.uri.split("://", 1)[-1].partition("/")[0]:
+            raise HypervisorError(
+                f"The network of machines at {section.uri} can't be filtered from here: nftables is that host's own.",
+                "Run vmrunner there, or set `filter = false` in the table [network].",
+            )
+        forge = ForgeAddresses(settings.forge_url, settings.runtime_dir)
+        firewall = Firewall(settings.manager, section.subnet, settings.policies, settings.network.bounds, forge, settings.runtime_dir)
     return LibvirtHost(
         uri=section.uri,
         manager=settings.manager,
         storage_path=section.storage_path,
         subnet=section.subnet,
         accelerator=section.accelerator,
+        firewall=firewall,
         warn=warn,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from ipaddress import IPv4Network
 from typing import Any
 from xml.etree import ElementTree
@@ -15,21 +16,29 @@ from vmrunner.hypervisor.connection import asking
 from vmrunner.model import PREFIX
 from vmrunner.render import xml
 
+_DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
+
 
 def network_name(manager: str) -> str:
     """The network's name; it carries the manager's id like everything of ours."""
     return f"{PREFIX}-{manager}"
 
 
-def network_xml(manager: str, subnet: IPv4Network) -> str:
-    """The network as libvirt wants it. The first address is the gateway; bridge names have 15 characters at most."""
+def bridge_name(manager: str) -> str:
+    """The host's interface on the network; names have 15 characters at most."""
+    return f"{PREFIX}{hashlib.sha256(manager.encode()).hexdigest()[:8]}"
+
+
+def network_xml(manager: str, subnet: IPv4Network, options: Sequence[str] = ()) -> str:
+    """The network as libvirt wants it. The first address is the gateway; `options` are for its dnsmasq."""
     return xml(
         "network.xml.j2",
         name=network_name(manager),
         manager=manager,
-        bridge=f"{PREFIX}{hashlib.sha256(manager.encode()).hexdigest()[:8]}",
+        bridge=bridge_name(manager),
         gateway=gateway(subnet),
         netmask=subnet.netmask,
+        options=options,
     )
 
 
@@ -55,13 +64,15 @@ def remove_network(connection: Any, manager: str) -> list[str]:
     return [f"network {name}"]
 
 
-def ensure_network(connection: Any, manager: str, subnet: IPv4Network) -> None:
-    """Define and start the network where it is missing."""
+def ensure_network(connection: Any, manager: str, subnet: IPv4Network, options: Sequence[str] = (), *, idle: bool = False) -> None:
+    """Define and start the network where it is missing; one that differs is made anew when it is `idle`: no machine is on it."""
     name = network_name(manager)
+    if idle and network_drift(connection, manager, subnet, options):
+        remove_network(connection, manager)
     with asking(f"preparing the network {name}"):
         network = _find(connection, name)
         if network is None:
-            network = connection.networkDefineXML(network_xml(manager, subnet))
+            network = connection.networkDefineXML(network_xml(manager, subnet, options))
             network.setAutostart(1)
         if f"address='{gateway(subnet)}' netmask='{subnet.netmask}'" not in network.XMLDesc(0):
             raise HypervisorError(
@@ -72,14 +83,14 @@ def ensure_network(connection: Any, manager: str, subnet: IPv4Network) -> None:
             network.create()
 
 
-def network_drift(connection: Any, manager: str, subnet: IPv4Network) -> list[str] | None:
+def network_drift(connection: Any, manager: str, subnet: IPv4Network, options: Sequence[str] = ()) -> list[str] | None:
     """How the network that exists differs from `network_xml`, in words; None where there is none."""
     with asking("looking at the network"):
         network = _find(connection, network_name(manager))
         if network is None:
             return None
         described, is_active = network.XMLDesc(0), bool(network.isActive())
-    found, wanted = (_essence(text) for text in (described, network_xml(manager, subnet)))
+    found, wanted = (_essence(text) for text in (described, network_xml(manager, subnet, options)))
     return ([] if is_active else ["it is not active"]) + [
         f"{name} is {found[name] or 'missing'} instead of {wanted[name] or 'missing'}" for name in wanted if found[name] != wanted[name]
     ]
@@ -96,4 +107,5 @@ def _essence(described: str) -> dict[str, str]:
         "the bridge": attributes("bridge", "name", "stp"),
         "the address": attributes("ip", "address", "netmask"),
         "DHCP": attributes("ip/dhcp/range", "start", "end"),
+        "DNS": attributes(f"{{{_DNSMASQ}}}options/{{{_DNSMASQ}}}option", "value"),
     }

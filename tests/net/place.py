@@ -1,0 +1,124 @@
+"""A place for the firewall's rules: a bridge with two stand-in machines, and a world with an internet, a LAN and a metadata service.
+
+Everything is in network namespaces: this process's own (the rig's) is the host. A stand-in machine is a namespace whose wire is named and
+addressed as a machine's tap, so that the rules can't tell the difference; what real machines see is tested with real machines.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from vmrunner.addresses import gateway
+from vmrunner.hypervisor.network import bridge_name
+from vmrunner.model import MachineId
+
+MANAGER, SUBNET = "fw", IPv4Network("10.86.0.0/24")
+GATEWAY = str(gateway(SUBNET))
+BRIDGE = bridge_name(MANAGER)
+ONE, TWO = MachineId(MANAGER, "00000001"), MachineId(MANAGER, "00000002")
+ADDRESSES = {ONE: IPv4Address("10.86.0.11"), TWO: IPv4Address("10.86.0.12")}
+HOST_PUBLIC = "203.0.113.77"  # another address of the host
+WORLD = "vmr-world"  # the namespace of all that is behind the host
+INTERNET, MIRROR, RESOLVER = "198.51.100.10", "198.51.100.20", "198.51.100.53"
+LAN, METADATA, CGNAT = "192.168.77.10", "169.254.169.254", "100.64.7.7"
+_WORLD = (INTERNET, MIRROR, RESOLVER, LAN, METADATA, CGNAT)
+_LINK = "10.85.0."
+
+
+def ip(*words: str, check: bool = True) -> None:
+    """iproute2's ip."""
+    subprocess.run(["ip", *words], check=check, capture_output=True)
+
+
+def ask(machine: MachineId, what: list[Any]) -> list[bool]:
+    """Try each of these from inside a machine, all at once; whether each got through."""
+    probe = [sys.executable, "-m", "tests.net.probe", json.dumps(what)]
+    done = subprocess.run(["ip", "netns", "exec", str(machine), *probe], check=True, capture_output=True, text=True, timeout=60)
+    answers: list[bool] = json.loads(done.stdout)
+    return answers
+
+
+def _namespace(stack: ExitStack, name: str) -> None:
+    ip("netns", "del", name, check=False)
+    ip("netns", "add", name)
+    stack.callback(ip, "netns", "del", name)
+    ip("-n", name, "link", "set", "lo", "up")
+    # As in our images; what others say in IPv6 by themselves is dropped, and would be counted.
+    ip("netns", "exec", name, "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
+
+
+def _listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> None:
+    inside = ["ip", "netns", "exec", where] if where else []
+    command = [*inside, sys.executable, "-m", "tests.net.echo", json.dumps(listens)]
+    process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    stack.callback(process.kill)
+    assert process.stdout
+    assert process.stdout.readline() == "listening\n"
+
+
+@contextmanager
+def each_rule_alone() -> Iterator[None]:
+    """Where the kernel shows frames on a bridge to the rules for packets (br_netfilter), these stop what they should not have to."""
+    shown = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    before = shown.read_text() if shown.exists() else ""
+    if before:
+        shown.write_text("0")
+    try:
+        yield
+    finally:
+        if before:
+            shown.write_text(before)
+
+
+@contextmanager
+def world() -> Iterator[None]:
+    """An internet, a LAN, a metadata service behind the host, and the host's other address; each answers on some ports."""
+    with ExitStack() as stack:
+        _namespace(stack, WORLD)
+        ip("link", "del", "vmr-out", check=False)
+        ip("link", "add", "vmr-out", "type", "veth", "peer", "name", "eth0", "netns", WORLD)
+        ip("addr", "add", f"{_LINK}1/24", "dev", "vmr-out")
+        ip("link", "set", "vmr-out", "up")
+        ip("-n", WORLD, "addr", "add", f"{_LINK}2/24", "dev", "eth0")
+        ip("-n", WORLD, "link", "set", "eth0", "up")
+        ip("-n", WORLD, "route", "add", "default", "via", f"{_LINK}1")
+        for address in _WORLD:
+            ip("-n", WORLD, "addr", "add", f"{address}/32", "dev", "lo")
+            ip("route", "add", f"{address}/32", "via", f"{_LINK}2")
+        ip("addr", "add", f"{HOST_PUBLIC}/32", "dev", "lo")
+        stack.callback(ip, "addr", "del", f"{HOST_PUBLIC}/32", "dev", "lo")
+        _listen(stack, WORLD, [(address, port) for address in _WORLD for port in (53, 80, 443) if (address, port) != (RESOLVER, 53)])
+        _listen(stack, "", [(HOST_PUBLIC, 53), (HOST_PUBLIC, 8080), ("203.0.113.10", 8080)])
+        yield
+
+
+@contextmanager
+def laid_out() -> Iterator[None]:
+    """The world, and a bridge with two stand-in machines; all gone at the end."""
+    with world(), ExitStack() as stack:
+        for name in map(str, ADDRESSES):
+            _namespace(stack, name)
+        ip("link", "del", BRIDGE, check=False)
+        ip("link", "add", BRIDGE, "type", "bridge")
+        stack.callback(ip, "link", "del", BRIDGE)
+        ip("addr", "add", f"{GATEWAY}/{SUBNET.prefixlen}", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        for machine, address in ADDRESSES.items():
+            name = str(machine)
+            ip("link", "add", machine.tap, "type", "veth", "peer", "name", "eth0", "netns", name, "address", machine.mac)
+            ip("link", "set", machine.tap, "master", BRIDGE, "up")
+            ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "on")
+            ip("-n", name, "addr", "add", f"{address}/{SUBNET.prefixlen}", "dev", "eth0")
+            ip("-n", name, "link", "set", "eth0", "up")
+            ip("-n", name, "route", "add", "default", "via", GATEWAY)
+        _listen(stack, "", [(GATEWAY, 53), (GATEWAY, 8080)])
+        for machine, address in ADDRESSES.items():
+            _listen(stack, str(machine), [(str(address), 8080)])
+        yield

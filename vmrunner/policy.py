@@ -1,0 +1,97 @@
+"""What machines may reach: the words of the configuration as frozen records. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+
+CLOSED = tuple(
+    IPv4Network(block)
+    for block in (
+        "0.0.0.0/8",  # this network
+        "10.0.0.0/8",  # private (RFC 1918)
+        "100.64.0.0/10",  # carrier-grade NAT (RFC 6598)
+        "127.0.0.0/8",  # loopback
+        "169.254.0.0/16",  # link-local, and the clouds' metadata services (RFC 3927)
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # IETF protocol assignments
+        "192.88.99.0/24",  # 6to4 relays
+        "192.168.0.0/16",  # private
+        "198.18.0.0/15",  # benchmarking between devices of one network (RFC 2544)
+        "224.0.0.0/3",  # multicast, reserved, broadcast
+    )
+)
+"""What is not the internet (IANA's special-purpose registry, without the ranges for documentation, which lead nowhere)."""
+
+_DESTINATION = re.compile(
+    r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(?P<prefix>/\d{1,2})?):(?P<ports>\d{1,5}(?:,\d{1,5})*)(?:/(?P<protocol>tcp|udp))?"
+)
+
+
+class Reach(StrEnum):
+    """A pool's `network`."""
+
+    INTERNET = "internet"  # the forge, DNS, and every public address
+    ALLOWLIST = "allowlist"  # the forge, DNS, and what `allow` names
+    NONE = "none"  # the forge
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A host, by name, address or network, and ports of it. A name stands for all names below it, too."""
+
+    host: str | IPv4Network
+    ports: tuple[int, ...]
+    protocol: str = "tcp"
+
+    @classmethod
+    def parse(cls, text: str) -> Destination:
+        """`deb.debian.org:80,443`, `192.0.2.7:3142` or `192.0.2.0/24:123/udp`. Raises ValueError."""
+        found = _DESTINATION.fullmatch(text)
+        if not found:
+            raise ValueError('a destination is written like "deb.debian.org:80,443", "192.0.2.7:3142" or "192.0.2.0/24:123/udp"')
+        ports = tuple(sorted({int(port) for port in found["ports"].split(",")}))
+        if not all(0 < port < 65536 for port in ports):
+            raise ValueError("ports are 1 to 65535")
+        host: str | IPv4Network = found["host"].lower()
+        if found["prefix"] or re.fullmatch(r"[\d.]+", found["host"]):
+            host = IPv4Network(found["host"])
+        return cls(host, ports, found["protocol"] or "tcp")
+
+    @property
+    def name(self) -> str:
+        """The host's DNS name; empty where it is an address or a network."""
+        return self.host if isinstance(self.host, str) else ""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the machines of one kind may reach."""
+
+    name: str  # of its chain
+    reach: Reach
+    allow: tuple[Destination, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one machine may do to the network, whatever it may reach."""
+
+    connections: int  # at the same time
+    new_connections: int  # a second
+    dns_queries: int  # a second
+
+
+@dataclass(frozen=True)
+class ForgeAddress:
+    """Where the forge answers, as seen from the host."""
+
+    address: IPv4Address
+    port: int
+
+
+def pool_policy(pool: str) -> str:
+    """The name of a pool's policy."""
+    return f"pool-{pool}"
