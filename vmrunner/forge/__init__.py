@@ -20,6 +20,11 @@ class ScopeKind(StrEnum):
     REPOSITORY = "repository"
 
 
+def presentable(text: str, longest: int = 200) -> str:
+    """Others' words, such as a job's name: on one line, not too long, and nothing in them that a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text[:longest])
+
+
 @dataclass(frozen=True)
 class Scope:
     """Where runners are registered: `instance`, `user`, `organisation:NAME` or `repository:OWNER/NAME`."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from vmrunner.errors import ForgeError, ForgeNotFound
-from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, rpc
-from vmrunner.forge.http import Http, actions_path, parse
+from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, presentable, rpc
+from vmrunner.forge.http import Http, Word, actions_path, parse
 
 _ASK_AGAIN = 60.0  # seconds until a repository that the forge did not name is asked for again
 
@@ -18,7 +18,7 @@ _ASK_AGAIN = 60.0  # seconds until a repository that the forge did not name is a
 class _Job(BaseModel):
     id: int
     name: str = ""
-    handle: str
+    handle: Annotated[str, Field(pattern=r"^[!-~]{0,500}$")]
     repo_id: int
     task_id: int = 0
     runs_on: list[str] | None = None
@@ -27,12 +27,12 @@ class _Job(BaseModel):
     def job(self, repository: str) -> Job:
         return Job(
             id=self.id,
-            name=self.name,
-            labels=tuple(self.runs_on or ()),
+            name=presentable(self.name),
+            labels=tuple(presentable(label) for label in self.runs_on or ()),
             state=JobState.WAITING if self.status == "waiting" else JobState.RUNNING,
             key=self.handle,
             handle=self.handle,
-            repository=repository,
+            repository=presentable(repository),
             task_id=self.task_id,
         )
 
@@ -51,8 +51,8 @@ class _Runner(BaseModel):
 
 class _Registered(BaseModel):
     id: int
-    uuid: str
-    token: str
+    uuid: Word
+    token: Word
 
 
 _JOBS, _REPOSITORY = TypeAdapter(list[_Job] | None), TypeAdapter(_Repository)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeNotFound
-from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, rpc
+from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, presentable, rpc
 from vmrunner.forge.http import Http, actions_path, parse
 
 _ATTEMPTS = 5  # at registering; each that fails says that another runner's token has come meanwhile
@@ -52,15 +52,15 @@ class _Job(BaseModel):
         ends = [at for step in steps if (at := _time(step.completed_at))]
         return Job(
             id=self.id,
-            name=self.name,
-            labels=tuple(self.labels or ()),
+            name=presentable(self.name),
+            labels=tuple(presentable(label) for label in self.labels or ()),
             state=_STATES.get(self.status, JobState.DONE),
             # A rerun keeps the id. While queued the attempt is one behind, so the key is only good to compare waiting jobs.
             key=f"{self.id}.{self.run_attempt}",
-            repository="/".join(owner_name),
-            runner_name=self.runner_name,
-            conclusion=self.conclusion,
-            url=self.html_url,
+            repository=presentable("/".join(owner_name)),
+            runner_name=presentable(self.runner_name),
+            conclusion=presentable(self.conclusion),
+            url=presentable(self.html_url, 2000),
             queued_at=_time(self.created_at),
             started_at=min(starts, default=_time(self.started_at)),
             finished_at=max(ends, default=_time(self.completed_at)),
@@ -105,8 +105,8 @@ _RUNNERS, _TOKEN = TypeAdapter(list[_Runner]), TypeAdapter(_Token)
 
 
 def _time(at: datetime | None) -> datetime | None:
-    """Gitea writes times that are not yet set as 1970."""
-    return at if at and at.year > 1971 else None
+    """Gitea writes times that are not yet set as 1970. What has no zone, or lies beyond what a clock can show, is none."""
+    return at if at and at.tzinfo and 1971 < at.year < 9000 else None
 
 
 class Gitea:

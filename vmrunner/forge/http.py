@@ -5,10 +5,10 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from vmrunner import __version__
 from vmrunner.config import Secret
@@ -20,6 +20,8 @@ _PAGE = 50  # records a request; both forges' default upper bound
 _MOST_PAGES = 1000  # a forge that ignores `page` must not keep us for ever
 _LISTED = TypeAdapter(dict[str, Any])
 T = TypeVar("T")
+Word = Annotated[str, Field(pattern=r"^[!-~]{1,500}$")]
+"""What travels on in headers and scripts: printable ASCII without blanks."""
 
 _TOKEN_SCOPES = {
     ScopeKind.INSTANCE: "admin",

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeDenied, ForgeUnreachable
-from vmrunner.forge import Credentials
-from vmrunner.forge.http import Http, decode, message, parse
+from vmrunner.forge import Credentials, presentable
+from vmrunner.forge.http import Http, Word, decode, message, parse
 
 _SERVICE = "/api/actions/runner.v1.RunnerService"
 _LONGEST = 1000  # characters of one line of ours in a job's log
@@ -31,8 +31,8 @@ class Result(StrEnum):
 
 class _Registered(BaseModel):
     id: int  # int64 travels as a string
-    uuid: str
-    token: str
+    uuid: Word
+    token: Word
 
 
 class _RegisterAnswer(BaseModel):
@@ -91,7 +91,7 @@ def fail(http: Http, credentials: Credentials, task_id: int, lines: Sequence[str
     """
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     # A log can be closed only together with a line.
-    rows = [{"time": now, "content": _presentable(line)} for line in lines or [""]]
+    rows = [{"time": now, "content": presentable(line, _LONGEST)} for line in lines or [""]]
     try:
         length = _log_length(http, credentials, {"taskId": str(task_id)})  # without rows it only tells
         update = {"taskId": str(task_id), "index": str(length), "rows": rows, "noMore": True}
@@ -126,8 +126,3 @@ def _call(http: Http, credentials: Credentials, method: str, doing: str, body: d
     if fine and fine in said:
         return {}
     raise ForgeUnreachable(f"The forge did not take {doing} ({answer.status_code}: {said}).", "Its own log says more.")
-
-
-def _presentable(line: str) -> str:
-    """A line that can't do anything to the log or to a terminal that shows it: no control characters, not too long."""
-    return "".join(char if char.isprintable() else " " for char in line[:_LONGEST])
