@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -61,6 +62,21 @@ def host(golden: Golden) -> Iterator[LibvirtHost]:
     for machine in host.machines():
         print(host.read(machine.id, File.CONSOLE, tail=4000).decode("utf-8", "replace"))  # pytest shows it when the test failed
         host.destroy(machine.id)
+
+
+def check_host(host: LibvirtHost, machine: MachineId) -> None:
+    """Its QEMU runs in libvirt's sandbox as a user of no privileges, and is counted."""
+    (pid,) = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if f"guest={machine},".encode() in path.read_bytes()]
+    command, status = (Path("/proc", pid, name).read_text() for name in ("cmdline", "status"))
+    assert "-sandbox\0on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny" in command
+    user = re.search(r"(?m)^Uid:\s+(\d+)", status)
+    assert user
+    assert int(user[1]) != 0
+    assert re.search(r"(?m)^CapEff:\s+0+$", status)
+    total = re.search(r"(?m)^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    assert total
+    capacity = host.capacity()
+    assert (capacity.memory_mib, capacity.used_memory_mib, capacity.used_vcpus) == (int(total[1]) >> 10, SHAPE.memory_mib, SHAPE.vcpus)
 
 
 def live(host: LibvirtHost, golden: Golden, *command: str) -> Ended:
@@ -135,6 +151,7 @@ def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> 
 
     (seen,) = host.machines()
     assert (seen.alive, seen.phase, seen.metadata) == (True, Phase.STARTED, metadata)
+    check_host(host, machine)
     with pytest.raises(NameClash):
         host.start(golden, SHAPE, metadata)
     host.delete(machine, File.SEED)  # also while the machine has it open

@@ -369,6 +369,9 @@ class LibvirtHost:
         """See Hypervisor."""
         with asking("asking what the host has"):
             _, memory_mib, cores, *_ = self._connection.getInfo()
+            # What it says of memory is the first NUMA cell's as it was at boot: too little where memory was plugged in later.
+            with suppress(libvirt.libvirtError):  # libvirt's mock has none of it
+                memory_mib = self._connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)["total"] >> 10
             used_kib = used_vcpus = 0
             for domain in self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
                 try:
