@@ -34,9 +34,9 @@ STEPS = {
     "admit": "the machine's elements in the rules",
     "load": "the devices' state",
     "bind": "metadata, seed, resume",
-    "seed": "the guest sees its seed and reads it",
-    "identity": "clock, random numbers, name, machine-id, address",
-    "command": "a shell, the command, the end of both outputs",
+    "seed": "the guest sees its seed, reads it, and is another machine",
+    "script": "its address, and a shell that begins the script",
+    "command": "the command, the end of both outputs",
     "destroy": "QEMU's end, files, rules",
 }
 """Of vmrunner, in their order. The floor has `overlay`, `create` (QEMU alone), `load`, `bind`, the guest's three in one, and `destroy`."""
@@ -155,7 +155,7 @@ def _ours(path: Any) -> dict[str, float]:
     assert code == 0
     watch.taken |= {
         "seed": heard["seed"] - bound[0],
-        "identity": heard["runner"] - heard["seed"],
+        "script": heard["runner"] - heard["seed"],
         "command": ended[0] - heard["runner"],
     }
     return watch.taken

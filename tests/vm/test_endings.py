@@ -196,7 +196,8 @@ def reboot() -> None:
     pid = int(Path("/run/libvirtd.pid").read_text())
     machines = [int(path.read_text()) for path in Path("/run/libvirt/qemu").glob("*.pid")]
     for each in (pid, *machines):
-        os.kill(each, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # one that has just ended by itself, whose file libvirtd had no time to delete
+            os.kill(each, signal.SIGKILL)
     start_libvirtd(pid)
 
 
