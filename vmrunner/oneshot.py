@@ -34,13 +34,15 @@ def run(
     boot_timeout: timedelta,
     timeout: timedelta,
     snapshot: bool = True,
-    network: Reach = Reach.INTERNET,
+    network: str = Reach.INTERNET,
     write: Callable[[Output, bytes], None],
     say: Callable[[str], None],
+    started: Callable[[MachineId], None] = lambda _: None,
 ) -> int:
     """Run the command and return its exit code. `write` gets its output as it comes, from two threads.
 
-    The machine is cloned from a snapshot if there is one that works, unless `snapshot` is false. It reaches what `network` says.
+    The machine is cloned from a snapshot if there is one that works, unless `snapshot` is false. It reaches what
+    the policy `network` says. `started` is told its name.
 
     Raises MachineError when the guest doesn't come up, or the command doesn't end in time. However this ends, the machine is destroyed.
     """
@@ -64,6 +66,7 @@ def run(
             hypervisor.put(machine, File.SEED, seed.iso(machine, script, address))
             hypervisor.start(golden, shape, metadata)
             say(f"machine {machine}: booting" + ("; `vmrunner snapshot create` lets the next ones start at once" if snapshot else ""))
+        started(machine)
         readers = [threading.Thread(target=_copy, args=(hypervisor, machine, port, end, write), daemon=True) for port in Output]
         for reader in readers:
             reader.start()

@@ -18,7 +18,9 @@ from typing import Any
 from vmrunner.addresses import gateway
 from vmrunner.hypervisor.network import bridge_name
 from vmrunner.model import MachineId
+from vmrunner.resources import folder
 
+PROBE = folder("templates") / "probe.py"
 MANAGER, SUBNET = "fw", IPv4Network("10.86.0.0/24")
 GATEWAY = str(gateway(SUBNET))
 BRIDGE = bridge_name(MANAGER)
@@ -39,7 +41,7 @@ def ip(*words: str, check: bool = True) -> None:
 
 def ask(machine: MachineId, what: list[Any]) -> list[bool]:
     """Try each of these from inside a machine, all at once; whether each got through."""
-    probe = [sys.executable, "-m", "tests.net.probe", json.dumps(what)]
+    probe = [sys.executable, str(PROBE), "try", json.dumps(what)]
     done = subprocess.run(["ip", "netns", "exec", str(machine), *probe], check=True, capture_output=True, text=True, timeout=60)
     answers: list[bool] = json.loads(done.stdout)
     return answers
@@ -89,6 +91,7 @@ def world() -> Iterator[None]:
         ip("-n", WORLD, "addr", "add", f"{_LINK}2/24", "dev", "eth0")
         ip("-n", WORLD, "link", "set", "eth0", "up")
         ip("-n", WORLD, "route", "add", "default", "via", f"{_LINK}1")
+        ip("route", "add", "default", "via", f"{_LINK}2")
         for address in _WORLD:
             ip("-n", WORLD, "addr", "add", f"{address}/32", "dev", "lo")
             ip("route", "add", f"{address}/32", "via", f"{_LINK}2")

@@ -6,7 +6,9 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -14,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from tests.net import frames
 from tests.net.place import (
     ADDRESSES,
     BRIDGE,
@@ -27,6 +28,7 @@ from tests.net.place import (
     METADATA,
     MIRROR,
     ONE,
+    PROBE,
     SUBNET,
     TWO,
     WORLD,
@@ -35,14 +37,15 @@ from tests.net.place import (
     ip,
     laid_out,
 )
+from vmrunner import isolation
 from vmrunner.errors import HypervisorError
 from vmrunner.forge.addresses import ForgeAddresses
 from vmrunner.hypervisor.firewall import Firewall
 from vmrunner.model import MachineId
 from vmrunner.policy import Bounds, Destination, Policy, Reach, pool_policy
+from vmrunner.sniff import Ears
 
 FORGE, FORGE_PORT = "203.0.113.10", 3000  # the rig's Gitea, an address of this very host
-NOWHERE = "0.0.0.0"  # noqa: S104 — as one asks DHCP
 TABLE = f"vmr-{MANAGER}"
 BOUNDS = Bounds(connections=100, new_connections=1000, dns_queries=1000)
 ALLOWED = tuple(Destination.parse(text) for text in (f"{MIRROR}:443", "deb.example:80", "192.168.77.0/24:443"))
@@ -212,67 +215,45 @@ def test_foreign_rules_that_accept_everything_open_nothing(firewall: Firewall) -
         nft("delete", "table", "inet", "foreign")
 
 
-def hostile() -> dict[str, tuple[str, str]]:
-    """Frames that the first machine sends, and where nobody may see them: on the host's side of the bridge, or at the neighbour's."""
-    mac, host = ONE.mac, Path(f"/sys/class/net/{BRIDGE}/address").read_text().strip()
-    ip4, ip6, arp, tag = 0x0800, 0x86DD, 0x0806, 0x8100
-    everyone = frames.BROADCAST
-    return {
-        "another mac": (BRIDGE, frames.ethernet("52:54:00:ff:ff:ff", host, ip4, frames.udp(A, GATEWAY, "another mac"))),
-        "another address": (BRIDGE, frames.ethernet(mac, host, ip4, frames.udp("10.86.0.99", GATEWAY, "another address"))),
-        "a neighbours address": (BRIDGE, frames.ethernet(mac, host, ip4, frames.udp(B, GATEWAY, "a neighbours address"))),
-        "a neighbour altogether": (BRIDGE, frames.ethernet(TWO.mac, host, ip4, frames.udp(B, GATEWAY, "a neighbour altogether"))),
-        "no address": (BRIDGE, frames.ethernet(mac, everyone, ip4, frames.udp(NOWHERE, "255.255.255.255", "no address", (68, 67)))),
-        "arp for the gateway": (BRIDGE, frames.ethernet(mac, everyone, arp, frames.arp(2, mac, GATEWAY, GATEWAY, "arp for the gateway"))),
-        "arp with another mac": (BRIDGE, frames.ethernet(mac, everyone, arp, frames.arp(2, TWO.mac, A, A, "arp with another mac"))),
-        "arp from another mac": (BRIDGE, frames.ethernet(TWO.mac, everyone, arp, frames.arp(2, mac, A, A, "arp from another mac"))),
-        "ipv6": (BRIDGE, frames.ethernet(mac, "33:33:00:00:00:01", ip6, frames.ipv6("ipv6"))),
-        "router advertisement": (BRIDGE, frames.ethernet(mac, "33:33:00:00:00:01", ip6, frames.ipv6("router advertisement", 134))),
-        "vlan": (BRIDGE, frames.ethernet(mac, host, tag, frames.vlan(7, ip4, frames.udp(A, GATEWAY, "vlan")))),
-        "dhcp offer": (TWO.tap, frames.ethernet(mac, everyone, ip4, frames.udp(A, "255.255.255.255", "dhcp offer", (67, 68)))),
-        "multicast": (TWO.tap, frames.ethernet(mac, "01:00:5e:00:00:fb", ip4, frames.udp(A, "224.0.0.251", "multicast", (5353, 5353)))),
-        "broadcast": (TWO.tap, frames.ethernet(mac, everyone, ip4, frames.udp(A, "10.86.0.255", "broadcast"))),
-        "arp to a neighbour": (TWO.tap, frames.ethernet(mac, everyone, arp, frames.arp(1, mac, A, B, "arp to a neighbour"))),
-        "straight to a neighbour": (TWO.tap, frames.ethernet(mac, TWO.mac, ip4, frames.udp(A, B, "straight to a neighbour"))),
-    }
-
-
-def seen(sent: dict[str, tuple[str, str]]) -> dict[str, set[str]]:
-    """The first machine sends all of this; which marks arrived on the host's side of the bridge, and at the neighbour."""
-    listeners = {
-        where: subprocess.Popen([*inside, sys.executable, "-m", "tests.net.sniff", interface, "2.5"], stdout=subprocess.PIPE, text=True)
-        for where, inside, interface in ((BRIDGE, [], BRIDGE), (TWO.tap, ["ip", "netns", "exec", str(TWO)], "eth0"))
-    }
-    for listener in listeners.values():
-        assert listener.stdout
-        assert listener.stdout.readline() == "listening\n"
-    ask(ONE, [["frame", content] for _, content in sent.values()])
-    return {where: set(json.loads(listener.communicate(timeout=30)[0])) for where, listener in listeners.items()}
+def seen(names: list[str]) -> tuple[set[str], set[str]]:
+    """The first machine sends these forged frames; which arrived on the host's side of the bridge, and which at the neighbour."""
+    listener = subprocess.Popen(
+        ["ip", "netns", "exec", str(TWO), sys.executable, str(PROBE), "listen", "8081", GATEWAY], stdout=subprocess.PIPE, text=True
+    )
+    assert listener.stdout
+    assert listener.stdout.readline() == f"{B} {TWO.mac}\n"
+    with closing(Ears(BRIDGE)) as ears:
+        ask(ONE, [["ping", GATEWAY]])  # for its MAC
+        ask(ONE, [["spoof", name, GATEWAY, B, TWO.mac] for name in names])
+        time.sleep(0.5)
+    listener.kill()
+    return ears.marks, set(listener.communicate()[0].splitlines())
 
 
 def test_forged_frames_arrive_nowhere(firewall: Firewall) -> None:
     admit(firewall, "internet")
-    sent, host = hostile(), Path(f"/sys/class/net/{BRIDGE}/address").read_text().strip()
-    honest = {"honest": (BRIDGE, frames.ethernet(ONE.mac, host, 0x0800, frames.udp(A, GATEWAY, "honest")))}
-    arrived = seen(sent | honest)
-    assert "honest" in arrived[BRIDGE], "the listener can hear"
-    assert {name for name, (where, _) in sent.items() if name in arrived[where]} == set()
-    assert firewall.dropped()[ONE] >= sum(where == BRIDGE for where, _ in sent.values())
+    names = ["honest", *isolation._AT_THE_HOST, *isolation._AT_THE_NEIGHBOUR]
+    at_host, at_neighbour = seen(names)
+    assert "honest" in at_host, "the listener can hear"
+    assert at_host.isdisjoint(isolation._AT_THE_HOST)
+    assert at_neighbour == set()
+    assert firewall.dropped()[ONE] >= len(isolation._AT_THE_HOST)
 
     without("bridge", "frames", "drop")
     ports_are_not_isolated()
     try:
-        arrived = seen(sent)
+        at_host, at_neighbour = seen(names)
     finally:
         for machine in ADDRESSES:
             ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "on")
         ip("neigh", "flush", "dev", BRIDGE)  # the host has believed the lies
-    assert {name for name, (where, _) in sent.items() if name not in arrived[where]} == set(), "each arrives without its rule"
+    assert set(isolation._AT_THE_HOST) <= at_host, "each arrives without its rule"
+    assert set(isolation._AT_THE_NEIGHBOUR) <= at_neighbour
 
 
 def test_nobody_outside_reaches_a_machine(firewall: Firewall) -> None:
     admit(firewall, "internet")
-    ask_world = ["ip", "netns", "exec", WORLD, sys.executable, "-m", "tests.net.probe", json.dumps([["tcp", A, 8080], ["ping", A]])]
+    ask_world = ["ip", "netns", "exec", WORLD, sys.executable, str(PROBE), "try", json.dumps([["tcp", A, 8080], ["ping", A]])]
 
     def answers() -> Any:
         return json.loads(subprocess.run(ask_world, check=True, capture_output=True, text=True).stdout)

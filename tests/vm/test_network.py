@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +16,14 @@ import pytest
 
 from tests.forge.gitea import Site, until
 from tests.ground import Ground
-from tests.net import probe
+from tests.net import place
 from tests.net.place import CGNAT, HOST_PUBLIC, INTERNET, LAN, METADATA, MIRROR, RESOLVER, WORLD, each_rule_alone, world
 from tests.vm.test_jobs import LIFE, up_until_done
 
 pytestmark = pytest.mark.vm
 FORGE = "203.0.113.10"
 GATEWAY = "10.90.0.1"
-PROBE = Path(probe.__file__).read_text()
+PROBE = place.PROBE.read_text()
 CELLS: dict[str, tuple[list[Any], set[str]]] = {
     # What a machine tries, and the policies under which it gets through.
     "the forge": (["tcp", FORGE, 3000], {"internet", "none", "allowlist"}),
@@ -50,7 +51,13 @@ def expected(policy: str) -> dict[str, bool]:
 
 def probing(what: list[list[Any]]) -> list[str]:
     """The command that tries all of this in a machine."""
-    return ["env", "PROBE_PATIENCE=4", "python3", "-c", PROBE, json.dumps(what)]
+    return ["env", "PROBE_PATIENCE=4", "python3", "-c", PROBE, "try", json.dumps(what)]
+
+
+def answers(name: str) -> bool:
+    """Whether the resolver outside has an address for it."""
+    asked = [sys.executable, "-c", PROBE, "try", json.dumps([["dns", RESOLVER, name]])]
+    return bool(json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout) == [True])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,8 +72,8 @@ def outside() -> Iterator[None]:
         resolver = subprocess.Popen(["ip", "netns", "exec", WORLD, *command, f"--listen-address={RESOLVER}", "--pid-file=", *names])
         settings.write_text(f"nameserver {RESOLVER}\n")
         try:
-            until(lambda: probe.dns(RESOLVER, "deb.example"), 30, "the resolver answers")
-            assert probe.dns(RESOLVER, "rebound.example")
+            until(lambda: answers("deb.example"), 30, "the resolver answers")
+            assert answers("rebound.example")
             yield
         finally:
             settings.write_text(before)
@@ -103,8 +110,8 @@ jobs:
           cat >/probe.py <<'PROBE'
           {script}
           PROBE
-          PROBE_PATIENCE=4 python3 /probe.py '[["dns", "{GATEWAY}", "deb.example"]]'
-          PROBE_PATIENCE=4 python3 /probe.py '{cells}'
+          PROBE_PATIENCE=4 python3 /probe.py try '[["dns", "{GATEWAY}", "deb.example"]]'
+          PROBE_PATIENCE=4 python3 /probe.py try '{cells}'
 """
     repository = site.repository("rig", "allowlist", steps)
     until(lambda: len(repository.jobs()) == 1, 30, "the job")
@@ -146,7 +153,7 @@ def test_neighbours_and_the_outside_reach_nobody(lay_ground: Callable[..., Groun
         tried = probing([["tcp", address, 8080], ["udp", address, 8080], ["ping", address], ["tcp", FORGE, 3000]])
         done = ground.run("exec", "--image", "test-gitea", "--memory", "1GiB", "--", *tried)
         assert json.loads(done.stdout) == [False, False, False, True]
-        outside = ["ip", "netns", "exec", WORLD, "python3", "-c", PROBE, json.dumps([["tcp", address, 8080], ["ping", address]])]
+        outside = ["ip", "netns", "exec", WORLD, "python3", "-c", PROBE, "try", json.dumps([["tcp", address, 8080], ["ping", address]])]
         assert json.loads(subprocess.run(outside, check=True, capture_output=True, text=True).stdout) == [False, False]
         # The probe can find it once the ports of the bridge are open to each other.
         for tap in [path.name for path in Path("/sys/class/net").iterdir() if re.fullmatch(r"v[0-9a-f]{14}", path.name)]:
@@ -177,3 +184,29 @@ def test_rules_that_are_gone_come_back_with_the_next_pass(lay_ground: Callable[.
         assert rules()[0] == "good"
         assert f"{address} : goto internet" in elements(), "and the machine that runs is in them"
     until(lambda: address not in elements(), 30, "a machine that is gone is not")
+
+
+def test_doctor_tries_it_all_from_inside(lay_ground: Callable[..., Ground]) -> None:
+    ground = lay_ground(cloned=True, more='network = "allowlist"\nallow = ["198.51.100.20:80"]\n')
+    done = ground.run("doctor", "--isolation", "--json", check=False)
+    cells = json.loads(done.stdout)
+    wrong = [f"{cell['policy']} {cell['group']}: {cell['what']}" for cell in cells if cell["is_open"] is not cell["should_be_open"]]
+    print(done.stderr, *wrong, sep="\n")
+    assert (done.returncode, wrong) == (0, [])
+    assert {cell["policy"] for cell in cells} == {"internet", "none", "pool-main"}
+    groups = {"forge", "DNS", "internet", "private", "host", "neighbour", "spoofing"}
+    assert {cell["group"] for cell in cells} == groups | {"allowed"}
+    assert {cell["what"] for cell in cells if cell["policy"] == "pool-main" and cell["is_open"]} == {
+        "203.0.113.10 port 3000",
+        "our resolver, for forge.example",
+        "198.51.100.20 port 80",
+    }
+    # Without the rules it finds what is open: the probe can fail.
+    ground.run("down", "--all", "--purge")
+    text = ground.config.read_text().replace('network = "allowlist"\nallow = ["198.51.100.20:80"]\n', "")
+    ground.config.write_text(f"{text}[network]\nfilter = false\n")
+    ground.run("snapshot", "create", "--pool", "main")
+    done = ground.run("doctor", "--isolation", "--policy", "internet", check=False)
+    assert done.returncode == 11
+    assert re.search(r"internet +host +the gateway by ICMP +open +closed", done.stdout), done.stdout
+    assert re.search(r"internet +spoofing +another address +open +closed", done.stdout), done.stdout

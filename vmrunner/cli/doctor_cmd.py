@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, app, out
+from vmrunner.cli.app import ConfigOption, JsonOption, app, out, say, warn
 from vmrunner.doctor import Level, examine
+from vmrunner.errors import ConfigError
 from vmrunner.hypervisor.host import open_host
+from vmrunner.image import store
+from vmrunner.isolation import Cell, Lab
 
 _MARKS = {Level.GOOD: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.ERROR: ("ERROR", "red")}
 
 
 @app.command("doctor")
-def doctor(as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def doctor(
+    as_json: JsonOption = False,
+    isolation: Annotated[
+        bool, typer.Option("--isolation", help="Start machines, and try from inside what they can reach. Needs root.")
+    ] = False,
+    only: Annotated[str, typer.Option("--policy", help="With --isolation: internet, none, or pool-NAME; all that differ without it.")] = "",
+    boots: Annotated[bool, typer.Option("--boot", help="With --isolation: boot them, also if there is a snapshot.")] = False,
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
     """Look at everything that machines and jobs need, and say how to mend what is wrong. Changes nothing.
 
     Exit code: 0 all is well, 10 there are warnings, 11 there are errors.
     """
     settings = config.load(config_path)
+    if isolation:
+        cells = list(_isolation(settings, only, boots=boots))
+        if as_json:
+            print(json.dumps([asdict(cell) for cell in cells], indent=1))
+        else:
+            out.print(_matrix(cells))
+        raise typer.Exit(Level.GOOD if all(cell.is_right for cell in cells) else Level.ERROR)
     findings = []
     for finding in examine(settings, lambda: open_host(settings, lambda _: None)):
         findings.append(finding)
@@ -34,3 +55,27 @@ def doctor(as_json: JsonOption = False, config_path: ConfigOption = config.DEFAU
     if as_json:
         print(json.dumps([asdict(each) | {"level": each.level.name.lower()} for each in findings], indent=1))
     raise typer.Exit(max(each.level for each in findings))
+
+
+def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[Cell]:
+    """Every policy that differs from the others, or the named one, on machines of the first pool's image and size."""
+    policies = {(policy.reach, policy.allow): policy for policy in reversed(settings.policies)}.values()
+    wanted = [policy for policy in settings.policies if policy.name == only] if only else list(policies)
+    if not wanted:
+        raise ConfigError(f"There is no policy {only!r}.", f"There are: {', '.join(policy.name for policy in settings.policies)}.")
+    pool = next(iter(settings.pools.values()))
+    golden, host = store.find(settings.images_dir, pool.image), open_host(settings, warn)
+    lab = Lab(settings, host, golden, pool.shape, snapshot=not boots, say=say)
+    for policy in wanted:
+        say(f"policy {policy.name}: two machines")
+        yield from lab.cells(policy)
+
+
+def _matrix(cells: list[Cell]) -> Table:
+    table = Table("policy", "what", "tried from inside", "is", "should be", "", box=None, pad_edge=False)
+    for cell in cells:
+        found, wanted = ("open" if each else "closed" for each in (cell.is_open, cell.should_be_open))
+        table.add_row(
+            cell.policy, cell.group, cell.what, found, wanted, "ok" if cell.is_right else "WRONG", style="" if cell.is_right else "red"
+        )
+    return table
