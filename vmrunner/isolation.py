@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,21 @@ class _Try:
 
 
 class Lab:
-    """Where machines are probed: this host's own libvirt, network and rules."""
+    """Where machines are probed: this host's own libvirt, network and rules. `open_host` is called for each machine that runs at once."""
 
-    def __init__(self, settings: Config, host: LibvirtHost, golden: Golden, shape: Shape, *, snapshot: bool, say: Callable[[str], None]):
-        self._settings, self._host, self._golden, self._shape, self._snapshot, self._say = settings, host, golden, shape, snapshot, say
+    def __init__(
+        self,
+        settings: Config,
+        open_host: Callable[[], LibvirtHost],
+        golden: Golden,
+        shape: Shape,
+        *,
+        snapshot: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        host = open_host()
+        self._settings, self._golden, self._shape, self._snapshot, self._say = settings, golden, shape, snapshot, say
+        self._open, self._host = open_host, host
         self._gateway = str(gateway(settings.libvirt.subnet))
         self._patience = "1" if host.kvm else "4"
 
@@ -86,13 +98,14 @@ class Lab:
         """The whole matrix under one policy. Raises HypervisorError without root, MachineError where a machine does not do its part."""
         with ExitStack() as stack:
             ears = stack.enter_context(closing(Ears(bridge_name(self._settings.manager))))
-            neighbour = stack.enter_context(closing(_Neighbour(self._run, policy, self._gateway, self._host)))
+            its_host = stack.enter_context(closing(self._open()))
+            neighbour = stack.enter_context(closing(_Neighbour(partial(self._run, its_host), policy, self._gateway, self._host)))
             port = _own_ports(stack, self._gateway)
             tries = [*self._allowed(policy), *self._closed(policy), *self._at_host(port), *self._near(neighbour)]
             output: list[bytes] = []
             command = ["try", json.dumps([each.command for each in tries])]
             code = self._run(
-                policy, command, lambda stream, chunk: output.append(chunk) if stream is Output.STDOUT else None, lambda _: None
+                self._host, policy, command, lambda stream, chunk: output.append(chunk) if stream is Output.STDOUT else None, lambda _: None
             )
             try:
                 answers = json.loads(b"".join(output))
@@ -104,10 +117,15 @@ class Lab:
             yield Cell(policy.name, each.group, each.what, bool(got), each.allowed)
 
     def _run(
-        self, policy: Policy, command: Sequence[str], write: Callable[[Output, bytes], None], started: Callable[[MachineId], None]
+        self,
+        host: LibvirtHost,
+        policy: Policy,
+        command: Sequence[str],
+        write: Callable[[Output, bytes], None],
+        started: Callable[[MachineId], None],
     ) -> int:
         return oneshot.run(
-            self._host,
+            host,
             self._settings,
             self._golden,
             ["env", f"PROBE_PATIENCE={self._patience}", "python3", "-c", source("probe.py"), *command],

@@ -33,6 +33,7 @@ from vmrunner.forge.addresses import ForgeAddresses
 from vmrunner.forge.connect import connect
 from vmrunner.history import History
 from vmrunner.hypervisor import File, Hypervisor
+from vmrunner.hypervisor.connection import THREADS_MAY_SHARE
 from vmrunner.hypervisor.host import open_host
 from vmrunner.image import store
 from vmrunner.image.store import Golden
@@ -476,4 +477,4 @@ def open_manager(settings: Config, log: Log, warn: Warn) -> Manager:
     token = config.forge_token(settings.forge, warn)
     host = open_host(settings, warn)
     history = History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days)
-    return Manager(settings, host, connect(settings.forge, token), history, log)
+    return Manager(settings, host, connect(settings.forge, token), history, log, workers=_WORKERS if THREADS_MAY_SHARE else 1)

@@ -64,8 +64,8 @@ def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[C
     if not wanted:
         raise ConfigError(f"There is no policy {only!r}.", f"There are: {', '.join(policy.name for policy in settings.policies)}.")
     pool = next(iter(settings.pools.values()))
-    golden, host = store.find(settings.images_dir, pool.image), open_host(settings, warn)
-    lab = Lab(settings, host, golden, pool.shape, snapshot=not boots, say=say)
+    golden = store.find(settings.images_dir, pool.image)
+    lab = Lab(settings, lambda: open_host(settings, warn), golden, pool.shape, snapshot=not boots, say=say)
     for policy in wanted:
         say(f"policy {policy.name}: two machines")
         yield from lab.cells(policy)

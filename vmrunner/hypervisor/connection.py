@@ -13,6 +13,9 @@ import libvirt
 
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
 
+THREADS_MAY_SHARE = libvirt.getVersion() >= 10_002_000
+"""Whether several threads can use one connection at once. Before libvirt 10.2 a call is now and then not sent, and waits for ever: its
+thread wakes the one that has the socket a moment before that one begins to listen (virnetclient.c)."""
 _PERMISSION = {libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_ACCESS_DENIED, libvirt.VIR_ERR_AUTH_UNAVAILABLE}
 
 

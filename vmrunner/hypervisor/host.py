@@ -385,16 +385,21 @@ class LibvirtHost:
 
     def stream(self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]) -> None:
         """See Hypervisor."""
-        with asking(f"reading the output of {machine}"):
-            stream = self._connection.newStream(0)
-            domain = self._connection.lookupByName(str(machine))
-            domain.openChannel(f"org.vmrunner.{output}", stream, libvirt.VIR_DOMAIN_CHANNEL_FORCE)
-            try:
-                while (chunk := stream.recv(65536)) and not write(chunk):
-                    pass
-                stream.finish()
-            except libvirt.libvirtError:
-                stream.abort()  # QEMU is gone, and with it the port: that is how every stream of ours ends
+        connection = connect(self._uri)  # of its own: see THREADS_MAY_SHARE
+        try:
+            with asking(f"reading the output of {machine}"):
+                stream = connection.newStream(0)
+                domain = connection.lookupByName(str(machine))
+                domain.openChannel(f"org.vmrunner.{output}", stream, libvirt.VIR_DOMAIN_CHANNEL_FORCE)
+                try:
+                    while (chunk := stream.recv(65536)) and not write(chunk):
+                        pass
+                    stream.finish()
+                except libvirt.libvirtError:
+                    stream.abort()  # QEMU is gone, and with it the port: that is how every stream of ours ends
+        finally:
+            with suppress(libvirt.libvirtError):
+                connection.close()
 
     def alive(self, machine: MachineId) -> bool:
         """See Hypervisor."""
