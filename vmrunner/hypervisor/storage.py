@@ -20,6 +20,7 @@ from vmrunner.model import PREFIX, MachineId
 from vmrunner.render import xml
 
 _CHUNK = 1 << 20
+_READS = 4  # attempts at a file that is swapped for another one meanwhile
 _ZEROS = bytes(_CHUNK)
 _REFRESH_WITHIN = 120.0  # seconds; the longest volume job is the upload of an image
 _NO_VOLUME = {
@@ -235,20 +236,27 @@ class Storage:
     def read(self, name: str, tail: int) -> bytes:
         """The last `tail` bytes of a volume; empty where there is none."""
         with asking(f"reading {name}"):
-            volume = self._volume(name)
-            if volume is None:
-                return b""
-            size = volume.info()[1]  # a raw file's size now, also when QEMU has made it longer since
-            if not size:
-                return b""
-            stream = self._connection.newStream(0)
-            offset = max(0, size - tail)
-            volume.download(stream, offset, size - offset, 0)
-            out = bytearray()
-            while chunk := stream.recv(_CHUNK):
-                out += chunk
-            stream.finish()
-            return bytes(out)
+            for _ in range(_READS - 1):
+                # While it is read virtlogd may put an empty file in its place: a guest writes as much as it likes.
+                with suppress(libvirt.libvirtError):
+                    return self._read(name, tail)
+            return self._read(name, tail)
+
+    def _read(self, name: str, tail: int) -> bytes:
+        volume = self._volume(name)
+        if volume is None:
+            return b""
+        size = volume.info()[1]  # a raw file's size now, also when QEMU has made it longer since
+        if not size:
+            return b""
+        stream = self._connection.newStream(0)
+        offset = max(0, size - tail)
+        volume.download(stream, offset, size - offset, 0)
+        out = bytearray()
+        while chunk := stream.recv(_CHUNK):
+            out += chunk
+        stream.finish()
+        return bytes(out)
 
     def delete(self, name: str) -> None:
         """Delete a volume; one that is gone is fine."""
