@@ -91,6 +91,7 @@ class Lab:
         host = open_host()
         self._settings, self._golden, self._shape, self._snapshot, self._say = settings, golden, shape, snapshot, say
         self._open, self._host = open_host, host
+        self._forge = ForgeAddresses(settings.forge_url, settings.runtime_dir)()
         self._gateway = str(gateway(settings.libvirt.subnet))
         self._patience = "1" if host.kvm else "4"
 
@@ -140,8 +141,7 @@ class Lab:
         )
 
     def _allowed(self, policy: Policy) -> Iterator[_Try]:
-        forge = ForgeAddresses(self._settings.forge_url, self._settings.runtime_dir)()
-        for at in forge:
+        for at in self._forge:
             yield _Try("forge", f"{at.address} port {at.port}", ["tcp", str(at.address), at.port], True, at.address)
         name, may_ask = forge_host(self._settings.forge_url), policy.reach is not Reach.NONE
         if name and not name.replace(".", "").isdigit():
@@ -156,7 +156,7 @@ class Lab:
     def _closed(self, policy: Policy) -> Iterator[_Try]:
         """One address of each range that is not the internet; those that never leave a machine, or are multicast, are left out."""
         metadata = IPv4Address("169.254.169.254")
-        forge = {at.address for at in ForgeAddresses(self._settings.forge_url, self._settings.runtime_dir)()}
+        forge = {at.address for at in self._forge}
         for block in CLOSED:
             address = metadata if metadata in block else block[77]
             if block[0].is_loopback or block[0].is_multicast or str(block).startswith("0.") or address in forge:
@@ -166,7 +166,7 @@ class Lab:
             yield _Try("private", f"{address} port 80", ["tcp", str(address), 80], False, address)
 
     def _at_host(self, port: int) -> Iterator[_Try]:
-        open_anyway = {(str(at.address), at.port) for at in ForgeAddresses(self._settings.forge_url, self._settings.runtime_dir)()}
+        open_anyway = {(str(at.address), at.port) for at in self._forge}
         open_anyway |= {(self._gateway, 53)}
         yield _Try("host", "the gateway by ICMP", ["ping", self._gateway])
         yield _Try("host", f"the gateway, TCP port {port}, opened for this", ["tcp", self._gateway, port])

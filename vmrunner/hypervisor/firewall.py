@@ -115,19 +115,20 @@ class Firewall:
         """What the sets hold now, for the transaction that makes them anew."""
         if listed is None:
             return ""
-        chains = {policy.name for policy in self._policies}
         names = {f"to-{name}" for name in self._names}
-        verdicts = [f"{address} : goto {chain if chain in chains else Reach.NONE}" for address, chain in listed.verdicts.items()]
+        verdicts = [f"{address} : goto {self._chain(chain)}" for address, chain in listed.verdicts.items()]
         parts = [self._elements("bridge", "machines", "add", listed.frames.values()), self._elements("inet", "machines", "add", verdicts)]
         parts += [self._elements("inet", "forge", "add", _pairs(listed.forge))]
         parts += [self._elements("inet", name, "add", addresses) for name, addresses in listed.names.items() if name in names]
         return "".join(parts)
 
+    def _chain(self, policy: str) -> str:
+        return policy if any(policy == each.name for each in self._policies) else Reach.NONE
+
     def admit(self, machine: MachineId, address: IPv4Address, policy: str) -> None:
         """Let a machine's packets through, as far as its policy goes; one whose policy is no more reaches the forge."""
-        chain = policy if any(policy == each.name for each in self._policies) else Reach.NONE
         frames = self._elements("bridge", "machines", "add", [f'"{machine.tap}" . {machine.mac} . {address}'])
-        verdict = self._elements("inet", "machines", "add", [f"{address} : goto {chain}"])
+        verdict = self._elements("inet", "machines", "add", [f"{address} : goto {self._chain(policy)}"])
         try:
             self._nft(frames + verdict)
         except HypervisorError:
@@ -137,11 +138,11 @@ class Firewall:
             # The address is another machine's, which is gone: its process died before it could say so.
             self._nft(self._elements("inet", "machines", "delete", [str(address)]) + frames + verdict)
 
-    def forget(self, machine: MachineId) -> int:
-        """Let nothing through any more for a machine that is gone; returns how many of its packets were dropped."""
+    def forget(self, machine: MachineId) -> None:
+        """Let nothing through any more for a machine that is gone."""
         listed = self._listed()
         if listed is None:
-            return 0
+            return
         element = listed.frames.get(machine, "")
         address = element.rpartition(" ")[2]
         gone = [("bridge", "machines", element)] if element else []
@@ -151,7 +152,6 @@ class Firewall:
         if gone:
             with suppress(HypervisorError):  # whoever was quicker has done it
                 self._nft("".join(self._elements(family, name, "delete", [each]) for family, name, each in gone))
-        return listed.dropped.get(machine.tap, 0) + listed.dropped.get(address, 0)
 
     def dropped(self) -> dict[MachineId, int]:
         """How many packets of each machine were dropped; empty where that can't be seen."""
