@@ -14,7 +14,7 @@ from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, Name
 from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind
 from vmrunner.hypervisor import File, Output, Residue, Say, Snapshot
 from vmrunner.image.store import Golden
-from vmrunner.model import Capacity, EventKind, GuestEvent, Machine, MachineId, Metadata, Shape
+from vmrunner.model import NO_LIMITS, Capacity, EventKind, GuestEvent, Limits, Machine, MachineId, Metadata, Shape
 
 
 @dataclass
@@ -86,6 +86,7 @@ class FakeHypervisor:
     free_disk_mib: int = 1 << 20
     domains: dict[MachineId, Metadata] = field(default_factory=dict)
     shapes: dict[MachineId, Shape] = field(default_factory=dict)
+    limits: dict[MachineId, Limits] = field(default_factory=dict)
     files: dict[tuple[MachineId, File], bytes] = field(default_factory=dict)
     events: dict[MachineId, tuple[GuestEvent, ...]] = field(default_factory=dict)
     troubles: dict[MachineId, str] = field(default_factory=dict)
@@ -139,7 +140,7 @@ class FakeHypervisor:
             return repr(self.events.get(machine, ())).encode()
         return self.files.get((machine, file), b"")[-tail:]
 
-    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None) -> None:
+    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None, limits: Limits = NO_LIMITS) -> None:
         self.step("start")
         if snapshot:
             self.files[metadata.machine, File.SEED] = b""
@@ -151,6 +152,7 @@ class FakeHypervisor:
         assert (metadata.machine, File.OVERLAY) in self.files
         assert (metadata.machine, File.SEED) in self.files
         self.domains[metadata.machine], self.shapes[metadata.machine] = metadata, shape
+        self.limits[metadata.machine] = limits
         if self.wake:
             self.wake()
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vmrunner.errors import ConfigError, VmrunnerError
 from vmrunner.forge import Scope
-from vmrunner.model import Shape
+from vmrunner.model import Limits, Shape
 from vmrunner.policy import Bounds, Destination, Policy, Reach, pool_policy
 from vmrunner.resources import folder
 
@@ -155,6 +155,9 @@ class PoolConfig(Section):
     vcpus: Annotated[int, Field(ge=1, le=1024)] = 2
     memory: Mebibytes = 2048
     disk: Mebibytes = 20 * 1024
+    cpu_weight: Annotated[int, Field(ge=1, le=10_000)] = 100
+    disk_bandwidth: Annotated[Mebibytes, Field(ge=1)] | None = None
+    disk_iops: Annotated[int, Field(ge=10, le=10_000_000)] | None = None
     start: Literal["auto", "snapshot", "boot"] = "auto"
     network: Reach = Reach.INTERNET
     allow: tuple[Annotated[Destination, BeforeValidator(_destination)], ...] = ()
@@ -178,6 +181,11 @@ class PoolConfig(Section):
     def shape(self) -> Shape:
         """The machine's size in libvirt's units."""
         return Shape(self.vcpus, self.memory, max(1, self.disk // 1024))
+
+    @property
+    def limits(self) -> Limits:
+        """What its machines may use of the host."""
+        return Limits(self.cpu_weight, self.disk_bandwidth or 0, self.disk_iops or 0)
 
 
 class CapacityConfig(Section):

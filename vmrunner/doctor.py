@@ -88,6 +88,7 @@ def examine(settings: Config, open_host: Callable[[], LibvirtHost]) -> Iterator[
     else:
         yield from _versions(host)
         yield from _accelerator(host, settings)
+        yield _bounds(host)
         yield from _storage(host, settings)
         yield from _network(host)
         yield from _images(settings, host)
@@ -160,6 +161,16 @@ def _accelerator(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
             "/dev/kvm is there, but the processor has no virtualization: libvirt tries it again for each machine, for a minute and more.",
             "Hide it from libvirtd, in a drop-in of libvirtd.service: `[Service]` `InaccessiblePaths=/dev/kvm`.",
         )
+
+
+def _bounds(host: LibvirtHost) -> Finding:
+    if host.cgroups.memory and host.cgroups.cpu:
+        return good("bounds", "the host's kernel sees to the machines' memory and processors")
+    return warning(
+        "bounds",
+        "This host has no cgroups for memory or processors: a QEMU that was broken out of may take all of them.",
+        "Mount them at /sys/fs/cgroup; systemd does, and `cgroup_disable` on the kernel's command line prevents it.",
+    )
 
 
 def _storage(host: LibvirtHost, settings: Config) -> Iterator[Finding]:

@@ -50,15 +50,16 @@ class Maker:
             revert.callback(self.hypervisor.destroy, machine)
             binding = self._mint(machine, job, scopes, revert) if scopes else None
             metadata = Metadata(machine, self.pool_name, image, created_at, address=str(address), network=pool_policy(self.pool_name))
-            may_clone = self.pool.start != "boot"
-            clone = snapshots.clone(self.hypervisor, self.shelf, golden, self.pool.shape, metadata) if may_clone else None
+            clone = None
+            if self.pool.start != "boot":
+                clone = snapshots.clone(self.hypervisor, self.shelf, golden, self.pool.shape, metadata, self.pool.limits)
             if clone is None:
                 self.hypervisor.create_overlay(machine, golden, self.pool.shape.disk_gib)
                 metadata, script = replace(metadata, overlay_at=self.clock()), seed.wait_script()
                 if binding:
                     metadata, script = _bound(metadata, binding, job, created_at), self._job_script(machine, binding.credentials, job)
                 self.hypervisor.put(machine, File.SEED, seed.iso(machine, script, address if binding else None))
-                self.hypervisor.start(golden, self.pool.shape, metadata)
+                self.hypervisor.start(golden, self.pool.shape, metadata, limits=self.pool.limits)
             elif binding:
                 metadata = self._let_go(_bound(clone, binding, job, created_at), binding, job)
             else:

@@ -162,6 +162,18 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How much of the host a machine may use while it runs; its guest can't see them."""
+
+    cpu_weight: int = 100  # against the other machines, when the processors are busy; 1 to 10000
+    disk_bandwidth_mib: int = 0  # read and written a second; 0: as much as there is
+    disk_iops: int = 0  # reads and writes a second; 0: as many as it can
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
 class Metadata:
     """What a machine's domain XML says about it in our namespace: enough to recognise it after a crash.
 

@@ -16,7 +16,7 @@ from vmrunner.config import HostConfig
 from vmrunner.errors import SnapshotError
 from vmrunner.hypervisor import Hypervisor, Say, Snapshot
 from vmrunner.image.store import Golden
-from vmrunner.model import MachineId, Metadata, Shape
+from vmrunner.model import NO_LIMITS, Limits, MachineId, Metadata, Shape
 from vmrunner.observed import retry_at
 from vmrunner.ownership import LOCK_WAIT, owning
 
@@ -110,7 +110,9 @@ def prune(hypervisor: Hypervisor, shelf: Shelf, made: Snapshot) -> list[str]:
     return old
 
 
-def clone(hypervisor: Hypervisor, shelf: Shelf, golden: Golden, shape: Shape, metadata: Metadata) -> Metadata | None:
+def clone(
+    hypervisor: Hypervisor, shelf: Shelf, golden: Golden, shape: Shape, metadata: Metadata, limits: Limits = NO_LIMITS
+) -> Metadata | None:
     """A paused clone; None where the machine is to be booted: there is no snapshot, or it can't be used.
 
     One that can't be used is retired, and nothing of the machine is left.
@@ -121,7 +123,7 @@ def clone(hypervisor: Hypervisor, shelf: Shelf, golden: Golden, shape: Shape, me
     try:
         hypervisor.create_overlay(metadata.machine, golden, shape.disk_gib, snapshot)
         metadata = replace(metadata, overlay_at=shelf.clock(), snapshot=snapshot.key)
-        hypervisor.start(golden, shape, metadata, snapshot)
+        hypervisor.start(golden, shape, metadata, snapshot, limits)
     except SnapshotError as error:
         hypervisor.destroy(metadata.machine)
         shelf.failed(snapshot.key, error.sentence)

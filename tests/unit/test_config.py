@@ -21,7 +21,7 @@ def write(folder: Path, text: str) -> Path:
 def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path: Path) -> None:
     shown = load(write(tmp_path, example()))
     lines = [line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in example().splitlines()]
-    without_default = ("token_file", "ca_file", "listen", "textfile", "schedule", "allow")
+    without_default = ("token_file", "ca_file", "listen", "textfile", "schedule", "allow", "disk_bandwidth", "disk_iops")
     spelled_out = load(write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default))))
     assert spelled_out == shown
     assert load(write(tmp_path, "\n".join(lines))) != shown, "and the keys without a default load, too"

@@ -14,7 +14,7 @@ from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeTokenUnkn
 from vmrunner.forge import JobState, Scope
 from vmrunner.hypervisor import File
 from vmrunner.manager import Outcome
-from vmrunner.model import EventKind
+from vmrunner.model import EventKind, Limits
 from vmrunner.observed import Drain
 
 
@@ -76,6 +76,16 @@ def test_a_warm_machine_holds_no_credentials_and_is_registered_nowhere_until_it_
     assert machine not in world.machines()
     assert len(world.machines()) == 1
     assert next(row.ending for row in world.history.all() if row.machine == str(machine)) == "done"
+
+
+@pytest.mark.parametrize("start", ["boot", "snapshot"])
+def test_a_machine_is_bounded_as_its_pool_says(tmp_path: Path, start: str) -> None:
+    pool = POOL | {"warm": 1, "start": start, "cpu_weight": 50, "disk_bandwidth": "20MiB", "disk_iops": 100}
+    world = World(tmp_path, pools={"p": pool})
+    if start == "snapshot":
+        world.make_snapshot("p")
+    world.up()
+    assert set(world.hypervisor.limits.values()) == {Limits(50, 20, 100)}
 
 
 @pytest.mark.parametrize("step", ["prepare", "create_overlay", "put seed.iso", "start", "create_runner"])

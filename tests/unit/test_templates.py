@@ -2,13 +2,13 @@
 
 from xml.etree import ElementTree
 
-from vmrunner.model import MachineId, Metadata, Shape
+from vmrunner.model import NO_LIMITS, Limits, MachineId, Metadata, Shape
 from vmrunner.render import xml
 
 MACHINE = MachineId("ci-1", "00c0ffee")
 
 
-def domain(job: str) -> ElementTree.Element:
+def domain(job: str, limits: Limits = NO_LIMITS) -> ElementTree.Element:
     return ElementTree.fromstring(  # noqa: S314 — our own output
         xml(
             "domain.xml.j2",
@@ -17,6 +17,7 @@ def domain(job: str) -> ElementTree.Element:
             manager="ci-1",
             metadata=Metadata(MACHINE, "p", "debian-12/1", 1.0, job_key=job),
             shape=Shape(2, 1024, 10),
+            limits=limits,
             kernel="/k",
             initrd="/i",
             cmdline="root=/dev/vda",
@@ -47,3 +48,12 @@ def test_domain_dies_with_its_guest_and_is_isolated() -> None:
     assert tree.find("devices/interface/port").get("isolated") == "yes"  # type: ignore[union-attr]
     shared = {source.get("file"): source.find("seclabel") for source in tree.iterfind(".//backingStore/source")}
     assert {file: label.get("relabel") for file, label in shared.items() if label is not None} == {"/snapshot": "no", "/golden": "no"}
+
+
+def test_a_disk_is_as_fast_as_its_limits_say() -> None:
+    assert domain("1").find(".//iotune") is None
+    bounds = domain("1", Limits(disk_bandwidth_mib=20, disk_iops=100))
+    assert [(each.tag, each.text) for each in bounds.iterfind(".//iotune/*")] == [
+        ("total_bytes_sec", str(20 << 20)),
+        ("total_iops_sec", "100"),
+    ]

@@ -6,12 +6,14 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import IPv4Interface, IPv4Network
 from itertools import count
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from tests.prepare import CLOUD_INIT, GITEA, IMAGES
@@ -21,7 +23,7 @@ from vmrunner.hypervisor import File, Output
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.image import store
 from vmrunner.image.store import Golden
-from vmrunner.model import EventKind, MachineId, Metadata, Phase, Shape
+from vmrunner.model import NO_LIMITS, EventKind, Limits, MachineId, Metadata, Phase, Shape
 
 pytestmark = pytest.mark.vm
 
@@ -79,13 +81,27 @@ def check_host(host: LibvirtHost, machine: MachineId) -> None:
     assert (capacity.memory_mib, capacity.used_memory_mib, capacity.used_vcpus) == (int(total[1]) >> 10, SHAPE.memory_mib, SHAPE.vcpus)
 
 
-def live(host: LibvirtHost, golden: Golden, *command: str) -> Ended:
+def check_bounds(host: LibvirtHost, machine: MachineId, limits: Limits) -> None:
+    """What libvirt and the host's kernel see to."""
+    with closing(libvirt.open("qemu:///system")) as connection:
+        domain = connection.lookupByName(str(machine))
+        disk = domain.blockIoTune("vda")
+        assert (disk["total_bytes_sec"], disk["total_iops_sec"]) == (limits.disk_bandwidth_mib << 20, limits.disk_iops)
+        if host.cgroups.memory:
+            beside = (domain.memoryParameters()["hard_limit"] >> 10) - SHAPE.memory_mib
+            assert 512 <= beside <= 2048
+        if host.cgroups.cpu:
+            assert domain.schedulerParameters()["cpu_shares"] == host.cgroups.cpu_shares(limits.cpu_weight)
+
+
+def live(host: LibvirtHost, golden: Golden, *command: str, limits: Limits = NO_LIMITS) -> Ended:
     """Run one command in a machine of its own and destroy it."""
     machine = MachineId.new(MANAGER)
     host.create_overlay(machine, golden, SHAPE.disk_gib)
     address = IPv4Interface(f"10.91.0.{next(HOST_PARTS)}/24")
     host.put(machine, File.SEED, seed.iso(machine, seed.exec_script(command, timedelta(seconds=DEADLINE)), address))
-    host.start(golden, SHAPE, Metadata(machine, "pool", golden.name, time.time(), address=str(address)))
+    host.start(golden, SHAPE, Metadata(machine, "pool", golden.name, time.time(), address=str(address)), limits=limits)
+    check_bounds(host, machine, limits)
     output = {port: bytearray() for port in Output}
     readers = [threading.Thread(target=host.stream, args=(machine, port, output[port].extend)) for port in Output]
     for reader in readers:
@@ -140,6 +156,16 @@ def test_cloud_init_reads_the_same_seed(host: LibvirtHost) -> None:
     assert gateway == "default via 10.91.0.1"
     assert forge
     assert (ended.exit, ended.kinds) == ("4", [EventKind.RUNNER, EventKind.EXIT]), "cloud-init itself reports nothing"
+
+
+def test_a_machine_gets_no_more_of_the_host_than_it_may(host: LibvirtHost, golden: Golden) -> None:
+    script = "began=$(date +%s%N); dd if=/dev/zero of=/big bs=256k count=96 oflag=direct 2>/dev/null; echo $(($(date +%s%N) - began))"
+    allowed = 4  # MiB a second
+
+    ended = live(host, golden, "sh", "-c", script, limits=Limits(cpu_weight=50, disk_bandwidth_mib=allowed, disk_iops=10_000))
+
+    rate = 24 / (int(ended.output[Output.STDOUT]) / 1e9)
+    assert rate < 1.5 * allowed, "some come at once: the first second's"
 
 
 def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> None:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from vmrunner.image.store import Golden
-from vmrunner.model import Capacity, Machine, MachineId, Metadata, Shape
+from vmrunner.model import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape
 
 Say = Callable[[str], object]
 
@@ -79,7 +79,7 @@ class Hypervisor(Protocol):
     def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
         """The last `tail` bytes of one file of a machine; empty if there is none."""
 
-    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None) -> None:
+    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None, limits: Limits = NO_LIMITS) -> None:
         """Start the transient domain. Its overlay must exist, and its seed.
 
         With a snapshot it is a clone, left paused and with an empty seed: `bind` lets it go. Raises SnapshotError where that fails; the

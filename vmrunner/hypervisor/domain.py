@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 from vmrunner.errors import ConfigError
 from vmrunner.forge import Scope
 from vmrunner.hypervisor import Output
-from vmrunner.model import MachineId, Metadata, Shape
+from vmrunner.model import Limits, MachineId, Metadata, Shape
 from vmrunner.render import xml
 
 NAMESPACE = "https://vmrunner.dev/xmlns/1"
@@ -23,6 +23,7 @@ def domain_xml(
     boot: tuple[str, str, str] | None,
     backing: tuple[str, ...],
     qemu_arguments: tuple[str, ...] = (),
+    limits: Limits,
 ) -> str:
     """The transient domain of one machine.
 
@@ -46,6 +47,7 @@ def domain_xml(
         streams=tuple(Output),
         backing=backing,
         qemu_arguments=qemu_arguments,
+        limits=limits,
         **files,
     )
 

@@ -15,6 +15,7 @@ from vmrunner.config import HostConfig
 from vmrunner.errors import DiskFull, HypervisorError, NameClash, NotPermitted, SnapshotError
 from vmrunner.forge.addresses import ForgeAddresses
 from vmrunner.hypervisor import File, Output, Residue, Say, Snapshot
+from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import asking, connect, dotted, has_kvm, translate
 from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, parse_metadata
 from vmrunner.hypervisor.firewall import Firewall
@@ -22,13 +23,15 @@ from vmrunner.hypervisor.network import ensure_network, network_drift, network_n
 from vmrunner.hypervisor.snapshot import Snapshots
 from vmrunner.hypervisor.storage import Storage, image_volume
 from vmrunner.image.store import DISK, Golden
-from vmrunner.model import Capacity, Machine, MachineId, Metadata, Shape, parse_events
+from vmrunner.model import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape, parse_events
 from vmrunner.seed import SIZE
 
 _GONE_WITHIN = 15.0  # seconds; a destroyed QEMU is reaped within two even by a slow PID 1
 _TOLD_WITHIN = 1.0  # seconds; events come within a few milliseconds
 _GONE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
 """What libvirt says of a domain that is on its way out."""
+_UNBOUND = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_NO_SUPPORT}
+"""What libvirt says where the host has no cgroups for it; `doctor` says so, too."""
 _ENDS = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: "its QEMU process died",
     libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: "its QEMU process died",
@@ -61,6 +64,7 @@ class LibvirtHost:
         self._progress: Callable[[], object] = lambda: None
         self._ends: dict[MachineId, str] = {}  # how machines ended, as libvirt's events told; empty: by themselves, or unknown
         self._open()
+        self.cgroups = Cgroups.of_host(uri)
         self.kvm = accelerator != "software" and has_kvm(self._connection, uri)
         if accelerator == "kvm" and not self.kvm:
             raise HypervisorError("This host has no KVM.", 'Enable virtualization in its firmware, or set libvirt.accelerator to "auto".')
@@ -233,17 +237,17 @@ class LibvirtHost:
         """See Hypervisor."""
         return self._storage.read(f"{machine}.{file}", tail)
 
-    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None) -> None:
+    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None, limits: Limits = NO_LIMITS) -> None:
         """See Hypervisor."""
         machine = metadata.machine
         if snapshot is None:
-            self._create(golden, shape, metadata, (image_volume(golden, DISK),))
+            self._create(golden, shape, metadata, (image_volume(golden, DISK),), limits=limits)
             return
         self._storage.create_blank(f"{machine}.{File.SEED}", SIZE)
         backing = (self._snapshots.disk(snapshot.key), image_volume(golden, DISK))
         try:
             arguments = self._snapshots.clone_arguments(machine, snapshot)
-            domain = self._create(golden, shape, metadata, backing, arguments, libvirt.VIR_DOMAIN_START_PAUSED)
+            domain = self._create(golden, shape, metadata, backing, arguments, libvirt.VIR_DOMAIN_START_PAUSED, limits=limits)
             try:
                 self._snapshots.load(domain, snapshot)
             except BaseException:
@@ -266,6 +270,7 @@ class LibvirtHost:
         qemu_arguments: tuple[str, ...] = (),
         flags: int = 0,
         overlay: str = "",
+        limits: Limits = NO_LIMITS,
     ) -> Any:
         """Create the domain. `backing` and `overlay` (default: the machine's own) are volumes."""
         machine = metadata.machine
@@ -290,17 +295,33 @@ class LibvirtHost:
             boot=boot,
             backing=tuple(self._storage.path(name) for name in backing),
             qemu_arguments=qemu_arguments,
+            limits=limits,
         )
         with asking(f"starting {machine}"):
             domain = self._connection.createXML(described, libvirt.VIR_DOMAIN_START_VALIDATE | flags)
         # Until now its network was closed. Not before: what lets a machine through is swept where there is no domain.
         try:
             self._admit(metadata)
+            self._bound(domain, shape, limits)
         except BaseException:
             with suppress(libvirt.libvirtError):
                 domain.destroy()
             raise
         return domain
+
+    def _bound(self, domain: Any, shape: Shape, limits: Limits) -> None:
+        """Have the host's kernel see to its memory and its share of the processors.
+
+        Not by the domain's XML: with a limit in there libvirt permits QEMU to lock all that memory, and needs to be permitted that itself.
+        """
+        try:
+            if most := self.cgroups.hard_limit_mib(shape.memory_mib, kvm=self.kvm):
+                domain.setMemoryParameters({"hard_limit": most << 10}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            if shares := self.cgroups.cpu_shares(limits.cpu_weight):
+                domain.setSchedulerParametersFlags({"cpu_shares": shares}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in _UNBOUND | _GONE:
+                raise translate(error, f"bounding {domain.name()}") from error
 
     def bind(self, metadata: Metadata, seed: bytes) -> None:
         """See Hypervisor."""
