@@ -214,6 +214,7 @@ class FakeHypervisor:
         self.troubles.pop(machine, None)
         self.paused.discard(machine)
         self.shapes.pop(machine, None)
+        self.limits.pop(machine, None)
         for file in File:
             self.files.pop((machine, file), None)
 

@@ -38,15 +38,16 @@ def run(
     write: Callable[[Output, bytes], None],
     say: Callable[[str], None],
     started: Callable[[MachineId], None] = lambda _: None,
+    machine: MachineId | None = None,
 ) -> int:
     """Run the command and return its exit code. `write` gets its output as it comes, from two threads.
 
     The machine is cloned from a snapshot if there is one that works, unless `snapshot` is false. It reaches what
-    the policy `network` says. `started` is told its name.
+    the policy `network` says. `started` is told its name, which is a new one unless `machine` says otherwise.
 
     Raises MachineError when the guest doesn't come up, or the command doesn't end in time. However this ends, the machine is destroyed.
     """
-    machine = MachineId.new(hypervisor.manager)
+    machine = machine or MachineId.new(hypervisor.manager)
     with ExitStack() as stack:
         with lock.exclusive(settings.runtime_dir, settings.manager, wait=LOCK_WAIT, say=say):
             sweep(hypervisor, settings.runtime_dir)

@@ -37,13 +37,13 @@ from tests.net.place import (
     ip,
     laid_out,
 )
-from vmrunner import isolation
 from vmrunner.errors import HypervisorError
 from vmrunner.forge.addresses import ForgeAddresses
 from vmrunner.hypervisor.firewall import Firewall
+from vmrunner.isolation import network
+from vmrunner.isolation.ears import Ears
 from vmrunner.model import MachineId
 from vmrunner.policy import Bounds, Destination, Policy, Reach, pool_policy
-from vmrunner.sniff import Ears
 
 FORGE, FORGE_PORT = "203.0.113.10", 3000  # the rig's Gitea, an address of this very host
 TABLE = f"vmr-{MANAGER}"
@@ -225,7 +225,7 @@ def seen(names: list[str]) -> tuple[set[str], set[str]]:
     with closing(Ears(BRIDGE)) as ears:
         ask(ONE, [["ping", GATEWAY]])  # for its MAC
         # The neighbour's first: a lie about its MAC, once believed, leads the bridge astray.
-        lies = [name for name in names if name in isolation._AT_THE_HOST]
+        lies = [name for name in names if name in network._AT_THE_HOST]
         for part in ([name for name in names if name not in lies], lies):
             ask(ONE, [["spoof", name, GATEWAY, B, TWO.mac] for name in part])
         time.sleep(0.5)
@@ -235,12 +235,12 @@ def seen(names: list[str]) -> tuple[set[str], set[str]]:
 
 def test_forged_frames_arrive_nowhere(firewall: Firewall) -> None:
     admit(firewall, "internet")
-    names = ["honest", *isolation._AT_THE_HOST, *isolation._AT_THE_NEIGHBOUR]
+    names = ["honest", *network._AT_THE_HOST, *network._AT_THE_NEIGHBOUR]
     at_host, at_neighbour = seen(names)
     assert "honest" in at_host, "the listener can hear"
-    assert at_host.isdisjoint(isolation._AT_THE_HOST)
+    assert at_host.isdisjoint(network._AT_THE_HOST)
     assert at_neighbour == set()
-    assert firewall.dropped()[ONE] >= len(isolation._AT_THE_HOST)
+    assert firewall.dropped()[ONE] >= len(network._AT_THE_HOST)
 
     without("bridge", "frames", "drop")
     ports_are_not_isolated()
@@ -250,8 +250,8 @@ def test_forged_frames_arrive_nowhere(firewall: Firewall) -> None:
         for machine in ADDRESSES:
             ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "on")
         ip("neigh", "flush", "dev", BRIDGE)  # the host has believed the lies
-    assert set(isolation._AT_THE_HOST) <= at_host, "each arrives without its rule"
-    assert set(isolation._AT_THE_NEIGHBOUR) <= at_neighbour
+    assert set(network._AT_THE_HOST) <= at_host, "each arrives without its rule"
+    assert set(network._AT_THE_NEIGHBOUR) <= at_neighbour
 
 
 def test_nobody_outside_reaches_a_machine(firewall: Firewall) -> None:

@@ -31,3 +31,11 @@ def test_a_command_works_with_its_module_alone(command: str) -> None:
 def test_exec_does_not_load_the_manager() -> None:
     loaded = "import sys; from vmrunner.cli import main; main._load(['exec']); print('vmrunner.manager' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True) == "False\n"
+
+
+def test_execs_own_options_end_where_the_command_begins() -> None:
+    mistyped = run("exec", "--vcpus", "1", "--", "true")
+    assert (mistyped.returncode, "No such option: --vcpus" in mistyped.stderr) == (2, True), mistyped.stderr
+    for command in (["--", "ls", "--vcpus"], ["ls", "--vcpus"]):
+        elsewhere = run("exec", "--config", "/nowhere.toml", *command)
+        assert "There is no configuration at /nowhere.toml" in elsewhere.stderr, "the command's own options are not looked at"

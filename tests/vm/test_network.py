@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,16 +187,19 @@ def test_rules_that_are_gone_come_back_with_the_next_pass(lay_ground: Callable[.
     until(lambda: address not in elements(), 30, "a machine that is gone is not")
 
 
-def test_doctor_tries_it_all_from_inside(lay_ground: Callable[..., Ground]) -> None:
+def test_doctor_tries_it_all_from_inside(site: Site, lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground(cloned=True, more='network = "allowlist"\nallow = ["198.51.100.20:80"]\n')
     done = ground.run("doctor", "--isolation", "--json", check=False)
     cells = json.loads(done.stdout)
     wrong = [f"{cell['policy']} {cell['group']}: {cell['what']}" for cell in cells if cell["is_open"] is not cell["should_be_open"]]
     print(done.stderr, *wrong, sep="\n")
     assert (done.returncode, wrong) == (0, [])
-    assert {cell["policy"] for cell in cells} == {"internet", "none", "pool-main"}
+    assert {cell["policy"] for cell in cells} == {"internet", "none", "pool-main", ""}
     groups = {"forge", "DNS", "internet", "private", "host", "neighbour", "spoofing"}
-    assert {cell["group"] for cell in cells} == groups | {"allowed"}
+    assert {cell["group"] for cell in cells if cell["policy"]} == groups | {"allowed"}
+    assert Counter(cell["group"] for cell in cells if not cell["policy"]) == {"residue": 9, "credentials": 6, "resources": 4}
+    assert ground.leftovers() == []
+    assert not [name for name in (record["name"] for record in site.runners()) if name.startswith(f"vmr-{ground.manager}-")]
     assert {cell["what"] for cell in cells if cell["policy"] == "pool-main" and cell["is_open"]} == {
         "203.0.113.10 port 3000",
         "our resolver, for forge.example",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from typing import Annotated
 
@@ -14,9 +15,12 @@ from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, app, out, say, warn
 from vmrunner.doctor import Level, examine
 from vmrunner.errors import ConfigError
+from vmrunner.forge.connect import connect
 from vmrunner.hypervisor.host import open_host
 from vmrunner.image import store
-from vmrunner.isolation import Cell, Lab
+from vmrunner.isolation import credentials, residue, resources
+from vmrunner.isolation.lab import Cell, Lab
+from vmrunner.isolation.network import Matrix
 
 _MARKS = {Level.GOOD: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.ERROR: ("ERROR", "red")}
 
@@ -27,7 +31,7 @@ def doctor(
     isolation: Annotated[
         bool, typer.Option("--isolation", help="Start machines, and try from inside what they can reach. Needs root.")
     ] = False,
-    only: Annotated[str, typer.Option("--policy", help="With --isolation: internet, none, or pool-NAME; all that differ without it.")] = "",
+    only: Annotated[str, typer.Option("--policy", help="With --isolation: only the network, and of it internet, none, or pool-NAME.")] = "",
     boots: Annotated[bool, typer.Option("--boot", help="With --isolation: boot them, also if there is a snapshot.")] = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
@@ -58,7 +62,7 @@ def doctor(
 
 
 def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[Cell]:
-    """Every policy that differs from the others, or the named one, on machines of the first pool's image and size."""
+    """Everything, or the network under the named policy, on machines of the first pool's image and size."""
     policies = {(policy.reach, policy.allow): policy for policy in reversed(settings.policies)}.values()
     wanted = [policy for policy in settings.policies if policy.name == only] if only else list(policies)
     if not wanted:
@@ -68,14 +72,30 @@ def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[C
     lab = Lab(settings, lambda: open_host(settings, warn), golden, pool.shape, snapshot=not boots, say=say)
     for policy in wanted:
         say(f"policy {policy.name}: two machines")
-        yield from lab.cells(policy)
+        yield from Matrix(lab, policy).cells()
+    if only:
+        return
+    say("residue: two machines, one after the other")
+    yield from residue.cells(lab)
+    say("credentials: two machines, and a runner at the forge")
+    with closing(connect(settings.forge, config.forge_token(settings.forge, warn))) as forge:
+        yield from credentials.cells(lab, forge, pool.scope[0])
+    say("resources: a neighbour, and one machine for each attack")
+    yield from resources.cells(lab)
 
 
 def _matrix(cells: list[Cell]) -> Table:
     table = Table("policy", "what", "tried from inside", "is", "should be", "", box=None, pad_edge=False)
     for cell in cells:
         found, wanted = ("open" if each else "closed" for each in (cell.is_open, cell.should_be_open))
+        found = f"{found} ({cell.measured})" if cell.measured else found
         table.add_row(
-            cell.policy, cell.group, cell.what, found, wanted, "ok" if cell.is_right else "WRONG", style="" if cell.is_right else "red"
+            cell.policy or "any",
+            cell.group,
+            cell.what,
+            found,
+            wanted,
+            "ok" if cell.is_right else "WRONG",
+            style="" if cell.is_right else "red",
         )
     return table

@@ -33,7 +33,7 @@ def shape_of(cpus: int, memory: str, disk: str) -> Shape:
         raise ConfigError(f"{error}.".capitalize(), "See --help.") from None
 
 
-@app.command("exec", context_settings={"ignore_unknown_options": True})
+@app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_(
     command: Annotated[list[str], typer.Argument(metavar="-- CMD…", help="The command and its arguments.")],
     image: ImageOption = "debian-12",

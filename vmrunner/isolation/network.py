@@ -1,37 +1,29 @@
-"""`vmrunner doctor --isolation`: two machines, and from inside one of them a try at everything that it must not reach, and that it must."""
+"""The network: two machines, and from inside one of them a try at everything that it must not reach, and that it must."""
 
 from __future__ import annotations
 
 import json
-import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from vmrunner import oneshot
 from vmrunner.addresses import gateway
-from vmrunner.config import Config
-from vmrunner.errors import MachineError, VmrunnerError
-from vmrunner.forge.addresses import ForgeAddresses, forge_host
-from vmrunner.hypervisor import Output
-from vmrunner.hypervisor.host import LibvirtHost
+from vmrunner.forge.addresses import forge_host
 from vmrunner.hypervisor.network import bridge_name
-from vmrunner.image.store import Golden
-from vmrunner.model import MachineId, Shape
+from vmrunner.isolation.companion import Companion
+from vmrunner.isolation.ears import Ears
+from vmrunner.isolation.lab import Cell, Lab
 from vmrunner.policy import CLOSED, Policy, Reach
-from vmrunner.render import source
-from vmrunner.sniff import Ears
 
 _PUBLIC, _RESOLVER = "192.0.2.1", "192.0.2.53"  # addresses for documentation: nobody has them, and they are routed like any other
 _PORT = 8080  # of the neighbour
-_TIMEOUT = timedelta(minutes=5)
+_ON_THE_WAY = 0.5  # seconds that a frame takes from one machine to the other's words
 _MOST_PORTS = 100
 _AT_THE_HOST = (
     "another mac",
@@ -50,22 +42,6 @@ _AT_THE_NEIGHBOUR = ("dhcp offer", "multicast", "broadcast", "arp to a neighbour
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One thing that was tried from inside a machine."""
-
-    policy: str
-    group: str
-    what: str
-    is_open: bool
-    should_be_open: bool
-
-    @property
-    def is_right(self) -> bool:
-        """Whether it is as the policy says."""
-        return self.is_open is self.should_be_open
-
-
-@dataclass(frozen=True)
 class _Try:
     group: str
     what: str
@@ -75,85 +51,41 @@ class _Try:
     mark: str = ""  # a frame that arrives with it has got through: at the host, or for the group `neighbour` there
 
 
-class Lab:
-    """Where machines are probed: this host's own libvirt, network and rules. `open_host` is called for each machine that runs at once."""
+class Matrix:
+    """What is tried under one policy."""
 
-    def __init__(
-        self,
-        settings: Config,
-        open_host: Callable[[], LibvirtHost],
-        golden: Golden,
-        shape: Shape,
-        *,
-        snapshot: bool,
-        say: Callable[[str], None],
-    ) -> None:
-        host = open_host()
-        self._settings, self._golden, self._shape, self._snapshot, self._say = settings, golden, shape, snapshot, say
-        self._open, self._host = open_host, host
-        self._forge = ForgeAddresses(settings.forge_url, settings.runtime_dir)()
-        self._gateway = str(gateway(settings.libvirt.subnet))
-        self._patience = "1" if host.kvm else "4"
+    def __init__(self, lab: Lab, policy: Policy) -> None:
+        self._lab, self._policy = lab, policy
+        self._forge = lab.forge()
+        self._gateway = str(gateway(lab.settings.libvirt.subnet))
 
-    def cells(self, policy: Policy) -> Iterator[Cell]:
-        """The whole matrix under one policy. Raises HypervisorError without root, MachineError where a machine does not do its part."""
+    def cells(self) -> Iterator[Cell]:
+        """All of it. Raises HypervisorError without root, MachineError where a machine does not do its part."""
         with ExitStack() as stack:
-            ears = stack.enter_context(closing(Ears(bridge_name(self._settings.manager))))
-            its_host = stack.enter_context(closing(self._open()))
-            neighbour = stack.enter_context(closing(_Neighbour(partial(self._run, its_host), policy, self._gateway, self._host)))
+            ears = stack.enter_context(closing(Ears(bridge_name(self._lab.settings.manager))))
+            neighbour = stack.enter_context(closing(_Neighbour(self._lab, self._policy, self._gateway)))
             port = _own_ports(stack, self._gateway)
-            tries = [*self._allowed(policy), *self._closed(policy), *self._at_host(port), *self._near(neighbour)]
-            output: list[bytes] = []
-            command = ["try", json.dumps([each.command for each in tries])]
-            code = self._run(
-                self._host, policy, command, lambda stream, chunk: output.append(chunk) if stream is Output.STDOUT else None, lambda _: None
-            )
-            try:
-                answers = json.loads(b"".join(output))
-            except ValueError:
-                raise MachineError(f"The probe ended with exit code {code}, and without its answers.", "Has the image Python?") from None
+            tries = [*self._allowed(), *self._closed(), *self._at_host(port), *self._near(neighbour)]
+            answers = self._lab.answers("probe.py", "try", json.dumps([each.command for each in tries]), policy=self._policy.name)
             heard = {"spoofing": ears.marks, "neighbour": neighbour.marks()}
         for each, answered in zip(tries, answers, strict=True):
             got = answered or each.goes_to in ears.left or each.mark in heard.get(each.group, ())
-            yield Cell(policy.name, each.group, each.what, bool(got), each.allowed)
+            yield Cell(self._policy.name, each.group, each.what, bool(got), each.allowed)
 
-    def _run(
-        self,
-        host: LibvirtHost,
-        policy: Policy,
-        command: Sequence[str],
-        write: Callable[[Output, bytes], None],
-        started: Callable[[MachineId], None],
-    ) -> int:
-        return oneshot.run(
-            host,
-            self._settings,
-            self._golden,
-            ["env", f"PROBE_PATIENCE={self._patience}", "python3", "-c", source("probe.py"), *command],
-            shape=self._shape,
-            boot_timeout=_TIMEOUT,
-            timeout=_TIMEOUT,
-            snapshot=self._snapshot,
-            network=policy.name,
-            write=write,
-            say=self._say,
-            started=started,
-        )
-
-    def _allowed(self, policy: Policy) -> Iterator[_Try]:
+    def _allowed(self) -> Iterator[_Try]:
         for at in self._forge:
             yield _Try("forge", f"{at.address} port {at.port}", ["tcp", str(at.address), at.port], True, at.address)
-        name, may_ask = forge_host(self._settings.forge_url), policy.reach is not Reach.NONE
+        name, may_ask = forge_host(self._lab.settings.forge_url), self._policy.reach is not Reach.NONE
         if name and not name.replace(".", "").isdigit():
             yield _Try("DNS", f"our resolver, for {name}", ["dns", self._gateway, name], may_ask)
-        yield _Try("internet", f"{_PUBLIC} port 443", ["tcp", _PUBLIC, 443], policy.reach is Reach.INTERNET, IPv4Address(_PUBLIC))
+        yield _Try("internet", f"{_PUBLIC} port 443", ["tcp", _PUBLIC, 443], self._policy.reach is Reach.INTERNET, IPv4Address(_PUBLIC))
         yield _Try("DNS", f"another resolver, {_RESOLVER}", ["dns", _RESOLVER, name or "forge.example"], False, IPv4Address(_RESOLVER))
-        for to in policy.allow:
+        for to in self._policy.allow:
             if not to.name and to.protocol == "tcp":
                 address = to.host[0] if not isinstance(to.host, str) else IPv4Address(0)
                 yield _Try("allowed", f"{address} port {to.ports[0]}", ["tcp", str(address), to.ports[0]], True, address)
 
-    def _closed(self, policy: Policy) -> Iterator[_Try]:
+    def _closed(self) -> Iterator[_Try]:
         """One address of each range that is not the internet; those that never leave a machine, or are multicast, are left out."""
         metadata = IPv4Address("169.254.169.254")
         forge = {at.address for at in self._forge}
@@ -161,7 +93,7 @@ class Lab:
             address = metadata if metadata in block else block[77]
             if block[0].is_loopback or block[0].is_multicast or str(block).startswith("0.") or address in forge:
                 continue
-            if any(not isinstance(to.host, str) and address in to.host for to in policy.allow):
+            if any(not isinstance(to.host, str) and address in to.host for to in self._policy.allow):
                 continue
             yield _Try("private", f"{address} port 80", ["tcp", str(address), 80], False, address)
 
@@ -189,56 +121,17 @@ class Lab:
                 yield _Try(group, name, ["spoof", name, self._gateway, address, mac], mark=name)
 
 
-class _Neighbour:
+class _Neighbour(Companion):
     """The other machine: it answers on a port, and says which marked frames it has seen."""
 
-    def __init__(self, run: Callable[..., int], policy: Policy, gateway: str, host: LibvirtHost) -> None:
-        self._host = host
-        self._machine: MachineId | None = None
-        self._lines: queue.Queue[str] = queue.Queue()
-        self._text = b""
-        self._failure: VmrunnerError | None = None
-        self._thread = threading.Thread(target=self._live, args=(run, policy, gateway), daemon=True)
-        self._thread.start()
-        while True:
-            with suppress(queue.Empty):
-                self.address, _, self.mac = self._lines.get(timeout=0.5).partition(" ")
-                return
-            if not self._thread.is_alive():
-                raise self._failure or MachineError("The neighbour ended before it listened.", "Has the image Python?")
-
-    def _live(self, run: Callable[..., int], policy: Policy, gateway: str) -> None:
-        try:
-            run(policy, ["listen", str(_PORT), gateway], self._hear, self._began)
-        except VmrunnerError as error:  # its end is always one: it listens until it is destroyed
-            self._failure = error
-
-    def _began(self, machine: MachineId) -> None:
-        self._machine = machine
-
-    def _hear(self, stream: Output, chunk: bytes) -> None:
-        if stream is Output.STDOUT:
-            *lines, self._text = (self._text + chunk).split(b"\n")
-            for line in lines:
-                self._lines.put(line.decode(errors="replace"))
+    def __init__(self, lab: Lab, policy: Policy, gateway: str) -> None:
+        super().__init__(lab, "probe.py", "listen", str(_PORT), gateway, policy=policy.name)
+        self.address, _, self.mac = self.first.partition(" ")
 
     def marks(self) -> set[str]:
         """Those that it has seen so far."""
-        seen = set()
-        with suppress(queue.Empty):
-            while True:
-                seen.add(self._lines.get(timeout=0.5))
-        return seen
-
-    def close(self) -> None:
-        """Destroy it."""
-        if self._machine is None:
-            self._thread.join()
-            return
-        with suppress(VmrunnerError):  # whoever waits for its end destroys it, too, and one finds files that are gone
-            self._host.destroy(self._machine)
-        self._thread.join()
-        self._host.destroy(self._machine)
+        time.sleep(_ON_THE_WAY)
+        return set(self.lines())
 
 
 def _own_ports(stack: ExitStack, address: str) -> int:
