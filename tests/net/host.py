@@ -34,7 +34,7 @@ for folder in /etc/ufw /etc/default /etc/firewalld /etc/libvirt /etc/docker; do
 done
 for folder in /var/lib/libvirt /var/cache/libvirt /var/log; do mount -t tmpfs tmpfs $folder; done
 mkdir /var/log/libvirt
-[ -z "$BACKEND" ] || printf 'firewall_backend = "%s"\n' "$BACKEND" >>/etc/libvirt/network.conf
+printf 'firewall_backend = "%s"\n' "$BACKEND" >>/etc/libvirt/network.conf  # libvirt before 10.4 reads no such file
 ip link set lo up
 echo 1 >/proc/sys/net/ipv4/ip_forward
 cat >/run/dbus/bus.conf <<XML
@@ -116,7 +116,7 @@ def _at(namespace: Path) -> Iterator[None]:
 def host(backend: str, *, has_forge: bool) -> Iterator[Host]:
     """A host with our network, two stand-in machines on it and a world behind it; the caller is on it meanwhile.
 
-    `backend` is how libvirtd writes its rules, "" where it has no choice (before 10.4). The forge is on the host itself if `has_forge`.
+    `backend` is how libvirtd writes its rules. The forge is on the host itself if `has_forge`.
     """
     unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private", "--"]
     with ExitStack() as stack:
@@ -128,16 +128,14 @@ def host(backend: str, *, has_forge: bool) -> Iterator[Host]:
         assert holder.stdout
         made = Host(int(holder.stdout.readline()))
         stack.enter_context(_at(Path(f"/proc/{made.pid}/ns/net")))
-        until(lambda: made.answers("virsh", "-c", "qemu:///system", "version"), "libvirtd answers")
+        until(lambda: made.answers("virsh", "-c", "network:///system", "net-list"), "libvirtd answers")
         # The stand-ins for the resolver listen in place of its dnsmasq.
         described = network_xml(MANAGER, SUBNET).replace("<ip ", '<dns enable="no"/><ip ')
-        made.run("virsh", "-c", "qemu:///system", "net-define", "/dev/stdin", script=described)
-        made.run("virsh", "-c", "qemu:///system", "net-start", network_name(MANAGER))
+        made.run("virsh", "-c", "network:///system", "net-define", "/dev/stdin", script=described)
+        made.run("virsh", "-c", "network:///system", "net-start", network_name(MANAGER))
         ip("addr", "add", f"{FORGE}/32", "dev", "lo")
         if has_forge:
             listen(stack, "", [(FORGE, FORGE_PORT)])
         stack.enter_context(world())
         stack.enter_context(machines())
         yield made
-
-

@@ -54,6 +54,7 @@ _DOCKER_JUMPS = (  # put in at the top of their chains, so that the last of them
 class Rival(Protocol):
     """One of them."""
 
+    name: str  # in the docs
     has_forge: bool  # whether the forge is in a container of its own rather than on the host itself
 
     def start(self, host: Host, stack: ExitStack) -> None:
@@ -69,6 +70,7 @@ class Rival(Protocol):
 class Ufw:
     """Every way in is shut when it starts, as it is on a fresh Debian or Ubuntu."""
 
+    name = "ufw"
     has_forge = False
 
     def start(self, host: Host, stack: ExitStack) -> None:
@@ -85,6 +87,7 @@ class Ufw:
 class Firewalld:
     """libvirtd puts its bridges into its own zone by itself, a moment after firewalld has said that it is there."""
 
+    name = "firewalld"
     has_forge = False
 
     def start(self, host: Host, stack: ExitStack) -> None:
@@ -112,6 +115,7 @@ class Firewalld:
 class Docker:
     """One network, and a container with the forge and something else, both published. Docker was what switched forwarding on."""
 
+    name = "docker"
     has_forge = True
 
     def start(self, host: Host, stack: ExitStack) -> None:

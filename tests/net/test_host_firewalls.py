@@ -15,7 +15,7 @@ from tests.net.test_firewall import CELLS, admit, build
 
 DOCS = Path(__file__).parents[2] / "docs" / "security.md"
 LIBVIRT = Path("/etc/libvirt/network.conf")
-BACKENDS = ("iptables", "nftables") if LIBVIRT.exists() and "firewall_backend" in LIBVIRT.read_text() else ("",)
+BACKENDS = ("iptables", "nftables") if LIBVIRT.exists() and "firewall_backend" in LIBVIRT.read_text() else ("iptables",)
 """How libvirtd can write its rules: it has the choice since 10.4. Debian's default is iptables, Fedora's nftables."""
 
 WIDEST = "mirror"  # the internet, and a private network: whoever reaches more than that reaches what is closed
@@ -44,32 +44,33 @@ def documented(firewall: str) -> list[str]:
     return commands
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+SHUT: list[tuple[Rival, str, set[str]]] = [
+    # What else is closed, beside which of libvirt's rules: those in iptables come before the rules of ufw and docker.
+    (Ufw(), "iptables", {"the forge"}),
+    (Ufw(), "nftables", {"the forge"} | RESOLVER | BEYOND - {"the internet by ICMP"}),
+    (Firewalld(), BACKENDS[-1], {"the forge"}),
+    (Docker(), "iptables", set()),
+    (Docker(), "nftables", set(BEYOND)),
+]
+
+
 @pytest.mark.parametrize(
-    ("rival", "shuts", "shuts_beside_nftables"),
-    [
-        # What it shuts beside libvirt's iptables rules, which come before its own, and beside libvirt's nftables rules.
-        (Ufw(), {"the forge"}, {"the forge"} | RESOLVER | BEYOND - {"the internet by ICMP"}),
-        (Firewalld(), {"the forge"}, {"the forge"}),
-        (Docker(), set(), BEYOND),
-    ],
-    ids=["ufw", "firewalld", "docker"],
+    ("rival", "backend", "shut"), [pytest.param(*each, id=f"{each[0].name}-{each[1]}") for each in SHUT if each[1] in BACKENDS]
 )
-def test_beside(rival: Rival, shuts: set[str], shuts_beside_nftables: set[str], backend: str, tmp_path: Path) -> None:
-    closed_too = shuts_beside_nftables if backend == "nftables" else shuts
+def test_beside(rival: Rival, backend: str, shut: set[str], tmp_path: Path) -> None:
     with host(backend, has_forge=not rival.has_forge) as its, ExitStack() as stack:
         ours = build(tmp_path)
         admit(ours, WIDEST)
         rival.start(its, stack)
-        assert reached(OPEN | CLOSED) == OPEN.keys() - closed_too
+        assert reached(OPEN | CLOSED) == OPEN.keys() - shut
         rival.reload(its)
         assert ours.drift() == "", "reloaded after ours"
 
         ours.remove()
         admit(ours, WIDEST)
-        assert reached(OPEN | CLOSED) == OPEN.keys() - closed_too, "and ours after it"
+        assert reached(OPEN | CLOSED) == OPEN.keys() - shut, "and ours after it"
 
-        for command in documented(type(rival).__name__.lower()):
+        for command in documented(rival.name):
             its.run("sh", "-ec", command)
         rival.restart(its)
         assert reached(OPEN | CLOSED) == OPEN.keys(), "as the docs say"
@@ -79,10 +80,9 @@ def test_beside(rival: Rival, shuts: set[str], shuts_beside_nftables: set[str], 
         assert reached({name: CLOSED[name] for name in OURS_ALONE}) == OURS_ALONE, "the other one closes none of these"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_beside_nftables_service(backend: str, tmp_path: Path) -> None:
+def test_beside_nftables_service(tmp_path: Path) -> None:
     """Debian's own file begins with `flush ruleset`: our tables, and libvirt's rules, are gone until somebody puts them back."""
-    with host(backend, has_forge=True) as its:
+    with host(BACKENDS[-1], has_forge=True) as its:
         ours = build(tmp_path)
         admit(ours, WIDEST)
         its.run("nft", "-f", "/etc/nftables.conf")
