@@ -87,10 +87,11 @@ def world() -> Iterator[None]:
     """An internet, a LAN, a metadata service behind the host, and the host's other address; each answers on some ports."""
     with ExitStack() as stack:
         namespace(stack, WORLD)
-        ip("link", "del", "vmr-out", check=False)
-        ip("link", "add", "vmr-out", "type", "veth", "peer", "name", "eth0", "netns", WORLD)
-        ip("addr", "add", f"{_LINK}1/24", "dev", "vmr-out")
-        ip("link", "set", "vmr-out", "up")
+        ip("link", "del", "uplink", check=False)
+        # Not vmr…: what docs/security.md says to allow for vmr+ must not match it.
+        ip("link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", WORLD)
+        ip("addr", "add", f"{_LINK}1/24", "dev", "uplink")
+        ip("link", "set", "uplink", "up")
         ip("-n", WORLD, "addr", "add", f"{_LINK}2/24", "dev", "eth0")
         ip("-n", WORLD, "link", "set", "eth0", "up")
         ip("-n", WORLD, "route", "add", "default", "via", f"{_LINK}1")
