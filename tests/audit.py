@@ -1,6 +1,6 @@
-"""Known vulnerabilities of what vmrunner runs on: `python -m tests.audit`, with the network. Ends with 0 only if every package was looked up.
+"""Known vulnerabilities of what vmrunner runs on: `python -m tests.audit`, with the network.
 
-pip-audit by itself calls it a success when the service knew none of the packages.
+It ends with 0 only if every package was looked up: pip-audit by itself calls it a success when the service knew none of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def resolved(folder: Path) -> list[str]:
-    """What pip takes today for pyproject's dependencies and theirs, in a fresh environment; libvirt-python is Debian's, as in the README."""
+    """What pip takes today for pyproject's dependencies and theirs; libvirt-python is Debian's, as in the README."""
     venv.create(folder / "venv", with_pip=True, system_site_packages=True)
     pip = [str(folder / "venv" / "bin" / "python"), "-m", "pip"]
     subprocess.run([*pip, "install", "--quiet", str(ROOT)], check=True)
