@@ -25,7 +25,7 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys       # of this network: libvirt isolates a bridge's ports through it
 mount -t tmpfs tmpfs /run
 mkdir -p /run/dbus /run/lock /run/copy
-for folder in /etc/ufw /etc/default /etc/firewalld /etc/libvirt /etc/docker; do
+for folder in /etc/ufw /etc/default /etc/firewalld /etc/libvirt; do
   [ -d $folder ] || continue
   mount -t tmpfs tmpfs /run/copy
   # Not the rig's networks, pools and machines.
@@ -85,11 +85,13 @@ class Host:
 
     def has_network_rules(self) -> bool:
         """Whether libvirt's rules for our network are there: without its NAT machines reach no internet."""
-        return "masquerade" in self.run("nft", "list", "ruleset").stdout
+        rules = self.run("nft", "list", "ruleset").stdout.splitlines()
+        return any("masquerade" in rule and str(SUBNET) in rule for rule in rules)
 
     def restart_libvirtd(self) -> None:
         """As systemctl does it."""
-        self.run("pkill", "-x", "libvirtd")  # of its own pid namespace: no other one's
+        # Of its own pid namespace: no other one's. Not asked, because some now and then take 30 s to end.
+        self.run("pkill", "-KILL", "-x", "libvirtd")
         until(lambda: not self.answers("pgrep", "-x", "libvirtd"), "libvirtd ends")
         self.run("libvirtd", "-d")
         until(self.has_network_rules, "libvirtd makes its rules again")
@@ -118,10 +120,14 @@ def host(backend: str, *, has_forge: bool) -> Iterator[Host]:
 
     `backend` is how libvirtd writes its rules. The forge is on the host itself if `has_forge`.
     """
+    ends_with_us = ["setpriv", "--pdeathsig", "KILL", "--"]
     unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private", "--"]
     with ExitStack() as stack:
         holder = subprocess.Popen(
-            ["env", f"BACKEND={backend}", *unshare, "bash", "-c", _BOOT], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            [*ends_with_us, "env", f"BACKEND={backend}", *unshare, "bash", "-c", _BOOT],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         stack.enter_context(holder)
         stack.callback(holder.kill)
