@@ -1,8 +1,8 @@
 """Runs inside a machine and tries to get out of it. Stands alone, with Python's own library: machines are given its text.
 
 `probe.py try '[["tcp", "192.0.2.1", 80], …]'` tries everything at once and prints a list of booleans: whether an answer came. `tcp`
-and `udp` take a refusal for one (the packet was there), `ping` wants an echo, `dns` an answer with an address. `spoof` sends a forged
-frame and is false: who listens elsewhere knows.
+and `udp` take a refusal for one (the packet was there), `connect` and `echo` don't: a firewall may have said it. `ping` wants an echo,
+`dns` an answer with an address. `spoof` sends a forged frame and is false: who listens elsewhere knows.
 
 `probe.py listen PORT GATEWAY` answers on TCP and UDP, and prints its address and MAC, then the mark of each marked frame that arrives.
 """
@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 PATIENCE = float(os.environ.get("PROBE_PATIENCE", "0.7"))  # seconds
 MARK = re.compile(rb"<mark ([a-z0-9 -]+)>")
@@ -22,32 +23,34 @@ EVERYONE, ALL_NODES = "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"
 IP4, ARP, VLAN, IP6 = 0x0800, 0x0806, 0x8100, 0x86DD
 
 
-def tcp(address: str, port: int) -> bool:
-    """Whether somebody answers a SYN."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+def exchange(kind: socket.SocketKind, address: str, port: int) -> None:
+    """Connect; of a datagram see the answer, too. Raises OSError, ConnectionRefusedError where somebody says no."""
+    with socket.socket(socket.AF_INET, kind) as connection:
         connection.settimeout(PATIENCE)
-        try:
-            connection.connect((address, port))
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-        return True
-
-
-def udp(address: str, port: int) -> bool:
-    """Whether somebody answers a datagram."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
-        connection.settimeout(PATIENCE)
-        try:
-            connection.connect((address, port))
+        connection.connect((address, port))
+        if kind is socket.SOCK_DGRAM:
             connection.send(b"hello")
             connection.recv(2048)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
+
+
+def answers(kind: socket.SocketKind, address: str, port: int) -> bool:
+    """Whether somebody says yes."""
+    try:
+        exchange(kind, address, port)
+    except OSError:
+        return False
+    return True
+
+
+def reaches(kind: socket.SocketKind, address: str, port: int) -> bool:
+    """Whether somebody says yes or no."""
+    try:
+        exchange(kind, address, port)
+    except ConnectionRefusedError:
         return True
+    except OSError:
+        return False
+    return True
 
 
 def dns(server: str, name: str) -> bool:
@@ -198,7 +201,16 @@ def listen(port: int, gateway: str) -> None:
                 key.fileobj.sendto(b"echo", key.fileobj.recvfrom(2048)[1])
 
 
-KINDS = {"tcp": tcp, "udp": udp, "ping": ping, "dns": dns, "shared": shared, "spoof": spoof}
+KINDS = {
+    "tcp": partial(reaches, socket.SOCK_STREAM),
+    "udp": partial(reaches, socket.SOCK_DGRAM),
+    "connect": partial(answers, socket.SOCK_STREAM),
+    "echo": partial(answers, socket.SOCK_DGRAM),
+    "ping": ping,
+    "dns": dns,
+    "shared": shared,
+    "spoof": spoof,
+}
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ GATEWAY = str(gateway(SUBNET))
 BRIDGE = bridge_name(MANAGER)
 ONE, TWO = MachineId(MANAGER, "00000001"), MachineId(MANAGER, "00000002")
 ADDRESSES = {ONE: IPv4Address("10.86.0.11"), TWO: IPv4Address("10.86.0.12")}
-HOST_PUBLIC = "203.0.113.77"  # another address of the host
+FORGE, FORGE_PORT = "203.0.113.10", 3000  # the rig's Gitea, an address of the host
+HOST_PUBLIC = "203.0.113.77"  # another address of it
 WORLD = "vmr-world"  # the namespace of all that is behind the host
 INTERNET, MIRROR, RESOLVER = "198.51.100.10", "198.51.100.20", "198.51.100.53"
 LAN, METADATA, CGNAT = "192.168.77.10", "169.254.169.254", "100.64.7.7"
@@ -47,7 +48,8 @@ def ask(machine: MachineId, what: list[Any]) -> list[bool]:
     return answers
 
 
-def _namespace(stack: ExitStack, name: str) -> None:
+def namespace(stack: ExitStack, name: str) -> None:
+    """An empty one, as long as the stack lasts."""
     ip("netns", "del", name, check=False)
     ip("netns", "add", name)
     stack.callback(ip, "netns", "del", name)
@@ -56,7 +58,8 @@ def _namespace(stack: ExitStack, name: str) -> None:
     ip("netns", "exec", name, "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
 
 
-def _listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> None:
+def listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> None:
+    """Answer at these addresses and ports, in a namespace or ("") here, as long as the stack lasts."""
     inside = ["ip", "netns", "exec", where] if where else []
     command = [*inside, sys.executable, "-m", "tests.net.echo", json.dumps(listens)]
     process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
@@ -83,11 +86,12 @@ def each_rule_alone() -> Iterator[None]:
 def world() -> Iterator[None]:
     """An internet, a LAN, a metadata service behind the host, and the host's other address; each answers on some ports."""
     with ExitStack() as stack:
-        _namespace(stack, WORLD)
-        ip("link", "del", "vmr-out", check=False)
-        ip("link", "add", "vmr-out", "type", "veth", "peer", "name", "eth0", "netns", WORLD)
-        ip("addr", "add", f"{_LINK}1/24", "dev", "vmr-out")
-        ip("link", "set", "vmr-out", "up")
+        namespace(stack, WORLD)
+        ip("link", "del", "uplink", check=False)
+        # Not vmr…: what docs/security.md says to allow for vmr+ must not match it.
+        ip("link", "add", "uplink", "type", "veth", "peer", "name", "eth0", "netns", WORLD)
+        ip("addr", "add", f"{_LINK}1/24", "dev", "uplink")
+        ip("link", "set", "uplink", "up")
         ip("-n", WORLD, "addr", "add", f"{_LINK}2/24", "dev", "eth0")
         ip("-n", WORLD, "link", "set", "eth0", "up")
         ip("-n", WORLD, "route", "add", "default", "via", f"{_LINK}1")
@@ -97,22 +101,30 @@ def world() -> Iterator[None]:
             ip("route", "add", f"{address}/32", "via", f"{_LINK}2")
         ip("addr", "add", f"{HOST_PUBLIC}/32", "dev", "lo")
         stack.callback(ip, "addr", "del", f"{HOST_PUBLIC}/32", "dev", "lo")
-        _listen(stack, WORLD, [(address, port) for address in _WORLD for port in (53, 80, 443) if (address, port) != (RESOLVER, 53)])
-        _listen(stack, "", [(HOST_PUBLIC, 53), (HOST_PUBLIC, 8080), ("203.0.113.10", 8080)])
+        listen(stack, WORLD, [(address, port) for address in _WORLD for port in (53, 80, 443) if (address, port) != (RESOLVER, 53)])
+        listen(stack, "", [(HOST_PUBLIC, 53), (HOST_PUBLIC, 8080), (FORGE, 8080)])
         yield
 
 
 @contextmanager
-def laid_out() -> Iterator[None]:
-    """The world, and a bridge with two stand-in machines; all gone at the end."""
-    with world(), ExitStack() as stack:
-        for name in map(str, ADDRESSES):
-            _namespace(stack, name)
-        ip("link", "del", BRIDGE, check=False)
-        ip("link", "add", BRIDGE, "type", "bridge")
-        stack.callback(ip, "link", "del", BRIDGE)
+def bridge() -> Iterator[None]:
+    """As libvirt makes it."""
+    ip("link", "del", BRIDGE, check=False)
+    ip("link", "add", BRIDGE, "type", "bridge")
+    try:
         ip("addr", "add", f"{GATEWAY}/{SUBNET.prefixlen}", "dev", BRIDGE)
         ip("link", "set", BRIDGE, "up")
+        yield
+    finally:
+        ip("link", "del", BRIDGE)
+
+
+@contextmanager
+def machines() -> Iterator[None]:
+    """Two stand-ins on the bridge that is there, and what listens on the gateway."""
+    with ExitStack() as stack:
+        for name in map(str, ADDRESSES):
+            namespace(stack, name)
         for machine, address in ADDRESSES.items():
             name = str(machine)
             ip("link", "add", machine.tap, "type", "veth", "peer", "name", "eth0", "netns", name, "address", machine.mac)
@@ -121,7 +133,14 @@ def laid_out() -> Iterator[None]:
             ip("-n", name, "addr", "add", f"{address}/{SUBNET.prefixlen}", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "route", "add", "default", "via", GATEWAY)
-        _listen(stack, "", [(GATEWAY, 53), (GATEWAY, 8080)])
+        listen(stack, "", [(GATEWAY, 53), (GATEWAY, 8080)])
         for machine, address in ADDRESSES.items():
-            _listen(stack, str(machine), [(str(address), 8080)])
+            listen(stack, str(machine), [(str(address), 8080)])
+        yield
+
+
+@contextmanager
+def laid_out() -> Iterator[None]:
+    """The world, and a bridge with two stand-in machines; all gone at the end."""
+    with world(), bridge(), machines():
         yield

@@ -20,6 +20,8 @@ from tests.net.place import (
     ADDRESSES,
     BRIDGE,
     CGNAT,
+    FORGE,
+    FORGE_PORT,
     GATEWAY,
     HOST_PUBLIC,
     INTERNET,
@@ -45,7 +47,6 @@ from vmrunner.isolation.ears import Ears
 from vmrunner.model import MachineId
 from vmrunner.policy import Bounds, Destination, Policy, Reach, pool_policy
 
-FORGE, FORGE_PORT = "203.0.113.10", 3000  # the rig's Gitea, an address of this very host
 TABLE = f"vmr-{MANAGER}"
 BOUNDS = Bounds(connections=100, new_connections=1000, dns_queries=1000)
 ALLOWED = tuple(Destination.parse(text) for text in (f"{MIRROR}:443", "deb.example:80", "192.168.77.0/24:443"))

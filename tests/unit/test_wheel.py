@@ -1,10 +1,12 @@
-"""The wheel alone is a working program: templates and recipes travel inside."""
+"""The wheel alone is a working program: templates and recipes travel inside. Whoever builds it gets the same bytes."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from vmrunner.image.recipe import load
 
 ROOT = Path(__file__).parents[2]
+READ = ("pyproject.toml", "README.md", "LICENSE", ".gitignore", "vmrunner", "images", "templates")  # by the build
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +61,50 @@ def test_the_code_and_the_recipes_are_the_wheels(program: Path) -> None:
     python = program.with_name("python")
     said = subprocess.run([python, "-c", code], cwd="/", capture_output=True, text=True, check=True).stdout
     assert said.count(str(program.parents[1])) == 1 + len(load("debian-12").files)
+
+
+def copied(folder: Path, *, mask: int, age: float, compiled: bool) -> Path:
+    """A copy of what the build reads, with other modes, times, and order in its folders."""
+    before = os.umask(mask)
+    try:
+        for name in READ:
+            for path in sorted([ROOT / name, *(ROOT / name).rglob("*")], reverse=mask == 0o077):
+                if path.is_file() and "__pycache__" not in path.parts:
+                    there = folder / path.relative_to(ROOT)
+                    there.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, there)
+                    there.chmod(path.stat().st_mode & ~mask)
+                    os.utime(there, (age, age))
+        for compiled_at in ("vmrunner", "templates", "images/guest") if compiled else ():
+            (folder / compiled_at / "__pycache__").mkdir()
+            (folder / compiled_at / "__pycache__" / "probe.cpython-311.pyc").write_bytes(b"of somebody who ran it")
+    finally:
+        os.umask(before)
+    return folder
+
+
+def built(tree: Path, mask: int, epoch: str) -> Path:
+    code = "import hatchling.build, os, sys; os.umask(int(sys.argv[1])); print(hatchling.build.build_wheel('dist'))"
+    environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
+    environment |= {"SOURCE_DATE_EPOCH": epoch} if epoch else {}
+    said = subprocess.run([sys.executable, "-c", code, str(mask)], cwd=tree, env=environment, check=True, capture_output=True, text=True)
+    return tree / "dist" / said.stdout.split()[-1]
+
+
+def described(entry: zipfile.ZipInfo) -> tuple[object, ...]:
+    return entry.filename, entry.date_time, oct(entry.external_attr >> 16), entry.CRC
+
+
+@pytest.mark.parametrize("epoch", ["", "1700000000"], ids=["hatchling's own date", "SOURCE_DATE_EPOCH"])
+def test_it_is_the_same_bytes_wherever_it_is_built(tmp_path: Path, epoch: str) -> None:
+    one = built(copied(tmp_path / "one", mask=0o022, age=time.time(), compiled=False), 0o022, epoch)
+    other = built(copied(tmp_path / "another" / "place", mask=0o077, age=86_400 * 5000, compiled=True), 0o077, epoch)
+    assert one.name == other.name
+    with zipfile.ZipFile(one) as first, zipfile.ZipFile(other) as second:
+        assert [described(entry) for entry in first.infolist()] == [described(entry) for entry in second.infolist()]
+        names = set(first.namelist())
+        assert not epoch or {entry.date_time for entry in first.infolist()} == {time.gmtime(int(epoch))[:6]}
+    assert one.read_bytes() == other.read_bytes()
+    for folder in ("images", "templates"):
+        files = [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        assert {f"vmrunner/_data/{path}" for path in files} <= names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -118,13 +119,14 @@ def _install_runner(source: RunnerSource, tree: Path, work: Path, say: Say) -> R
         say(f"fetching {source.url}")
         _download(str(source.url), program)
     try:
-        found = digest(program)
+        content = program.read_bytes()  # once: what is checked is what gets in
     except OSError as error:
         raise ImageError(f"The runner {program} can't be read: {error.strerror}.", "Its path is relative to the recipe.") from None
+    found = hashlib.sha256(content).hexdigest()
     if source.sha256 not in (None, found):
         raise ImageError(f"The runner has the sha256 {found}, the recipe wants {source.sha256}.", "Check where it comes from.")
     path = _RUNNER_PATH.format(kind=source.kind)
-    _place(tree, path, program.read_bytes(), 0o755)
+    _place(tree, path, content, 0o755)
     return Runner(kind=source.kind, path=path, sha256=found)
 
 

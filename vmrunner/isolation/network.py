@@ -73,8 +73,8 @@ class Matrix:
             yield Cell(self._policy.name, each.group, each.what, bool(got), each.allowed)
 
     def _allowed(self) -> Iterator[_Try]:
-        for at in self._forge:
-            yield _Try("forge", f"{at.address} port {at.port}", ["tcp", str(at.address), at.port], True, at.address)
+        for at in self._forge:  # it has to answer: a refusal may be another firewall's of this host
+            yield _Try("forge", f"{at.address} port {at.port}", ["connect", str(at.address), at.port], True)
         name, may_ask = forge_host(self._lab.settings.forge_url), self._policy.reach is not Reach.NONE
         if name and not name.replace(".", "").isdigit():
             yield _Try("DNS", f"our resolver, for {name}", ["dns", self._gateway, name], may_ask)

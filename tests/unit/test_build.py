@@ -1,0 +1,76 @@
+"""What an image is built from: a runner with another sha256, or packages that nobody signed, don't get in."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from vmrunner.errors import ImageError
+from vmrunner.image import build, recipe
+from vmrunner.image.recipe import RunnerSource
+
+PROGRAM, KIND = b"\x7fELF of a runner", "forgejo-runner"
+RIGHT, WRONG = hashlib.sha256(PROGRAM).hexdigest(), "0" * 64
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *words: object) -> None: ...
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the URL under which it is served."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        serving.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        serving.join()
+
+
+@pytest.mark.parametrize("how", ["path", "url"])
+def test_a_runner_with_another_sha256_is_left_out(site: tuple[Path, str], tmp_path: Path, how: str) -> None:
+    folder, url = site
+    (folder / "runner").write_bytes(PROGRAM)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+
+    def install(sha256: str) -> None:
+        where = {"path": folder / "runner"} if how == "path" else {"url": f"{url}/runner"}
+        installed = build._install_runner(RunnerSource(kind=KIND, sha256=sha256, **where), tree, tmp_path, lambda _: None)
+        assert installed.sha256 == RIGHT, "as the manifest will say"
+
+    with pytest.raises(ImageError, match=f"The runner has the sha256 {RIGHT}, the recipe wants {WRONG}"):
+        install(WRONG)
+    assert list(tree.iterdir()) == []
+    install(RIGHT)
+    assert (tree / "usr/local/bin" / KIND).read_bytes() == PROGRAM
+
+
+def test_packages_that_nobody_signed_are_refused(site: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = site
+    release = folder / "dists" / "bookworm" / "Release"
+    release.parent.mkdir(parents=True)
+    release.write_text(
+        "Suite: bookworm\nCodename: bookworm\nComponents: main\nArchitectures: amd64 arm64\nDate: Wed, 01 Jan 2025 00:00:00 UTC\n"
+    )
+    unsigned = recipe.load("debian-12").model_copy(update={"mirror": url})
+    with pytest.raises(ImageError, match="The bootstrap failed") as caught:
+        build.build(unsigned, tmp_path / "images", lambda _: None)
+    assert "is not signed" in caught.value.hint
+    assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_no_source_is_trusted_without_a_signature() -> None:
+    for mirror in (None, "http://mirror.example/debian"):
+        lines = build._sources(recipe.load("debian-12").model_copy(update={"mirror": mirror})).splitlines()
+        assert [line.split()[0] for line in lines] == ["deb"] * len(lines)
+        assert all(line.split()[1].startswith("http") for line in lines), "no options in brackets"
