@@ -1,5 +1,6 @@
 """XML templates: well-formed, and hostile values stay values."""
 
+from collections import Counter
 from xml.etree import ElementTree
 
 from vmrunner.model import NO_LIMITS, Limits, MachineId, Metadata, Shape
@@ -57,3 +58,21 @@ def test_a_disk_is_as_fast_as_its_limits_say() -> None:
         ("total_bytes_sec", str(20 << 20)),
         ("total_iops_sec", "100"),
     ]
+
+
+def test_a_machine_has_no_more_devices_than_docs_security_lists() -> None:
+    tree = domain("1")
+    assert Counter(each.tag for each in tree.find("devices") or ()) == {
+        "disk": 2,
+        "interface": 1,
+        "serial": 1,
+        "channel": 2,  # the reports, and one output in this domain
+        "rng": 1,
+        "controller": 2,  # no USB; the PCI Express root
+        "memballoon": 1,  # none
+    }
+    assert {each.get("model") for each in tree.iterfind("devices/controller[@type='usb']")} == {"none"}
+    assert tree.find("devices/memballoon").get("model") == "none"  # type: ignore[union-attr]
+    assert tree.find("features/vmport").get("state") == "off"  # type: ignore[union-attr]
+    arguments = [each.get("value") for each in tree.iter("{http://libvirt.org/schemas/domain/qemu/1.0}arg")]
+    assert arguments == ["-machine", "sata=off,smbus=off,i8042=off", "-incoming", "defer"]
