@@ -32,11 +32,13 @@ jobs:
           uname -r
       - name: whoami
         run: id
+      - name: work
+        run: sleep 5
   fails:
     runs-on: [debian-12]
     steps:
       - name: look
-        run: df -h /
+        run: df -h /; sleep 5
       - name: break
         run: echo "this one fails on purpose"; exit 3
 """
