@@ -125,7 +125,8 @@ def test_what_enters_a_machine_and_what_stays_of_it(site: Site, lay_ground: Call
     until(lambda: machine_in(ground, "running"), LIFE, "the machine runs", every=1)
     assert not list((STORAGE / ground.manager).glob("*.seed.iso")), "the seed goes once the guest has read it"
     until(lambda: repository.jobs()[0]["status"] == "in_progress", 60, "the job runs")
-    assert ground.status()["pools"][0]["machines"][0]["job"] == "rig/marks: mark"
+    (shown,) = ground.status()["pools"][0]["machines"]
+    assert (shown["job"], shown["dropped_packets"]) == ("rig/marks: mark", 0), "an honest machine sends nothing that is dropped"
     time.sleep(4)  # for the marker
     overlay, ram = STORAGE / ground.manager / f"{name}.qcow2", memory(name, tmp_path)
     marker = f"marker of {name}"

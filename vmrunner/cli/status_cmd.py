@@ -19,7 +19,7 @@ from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
 from vmrunner.forge import Job
 from vmrunner.log import open_log
 from vmrunner.manager import Manager, Survey, open_manager
-from vmrunner.model import Machine
+from vmrunner.model import Machine, Phase
 from vmrunner.observed import Desired, Drain, View
 
 _EVERY = 2.0  # seconds
@@ -78,7 +78,7 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
 
 def _head(pool: Desired, survey: Survey) -> str:
     machines = _machines(pool, survey)
-    running = sum(bool(machine.metadata and machine.metadata.running_at) for machine in machines)
+    running = sum(machine.phase is Phase.RUNNING for machine in machines)
     warm = sum(machine.is_ready for machine in machines)
     waiting = sum(wait.pool == pool.pool for wait in survey.plan.waits)
     more = {Drain.IDLE: ", drained", Drain.ALL: ", drained"}.get(pool.drain, "")
@@ -117,7 +117,7 @@ def _plain_pool(pool: Desired, survey: Survey, view: View, now: float) -> dict[s
         "warm": pool.warm,
         "drained": pool.drain is not Drain.NO,
         "snapshot": pool.snapshot,
-        "running": sum(bool(machine.metadata and machine.metadata.running_at) for machine in machines),
+        "running": sum(machine.phase is Phase.RUNNING for machine in machines),
         "failed": backoff.failures if backoff else 0,
         "backoff": {"failures": backoff.failures, "seconds": round(max(0.0, backoff.until - now), 1), "last": backoff.last}
         if backoff
