@@ -30,6 +30,11 @@ _SKEW = 5.0  # seconds; the forge tells its time in whole ones
 _LEAST = {"gitea": (1, 26), "forgejo": (15, 0)}
 _LEAST_QEMU, _LEAST_LIBVIRT = (7, 2), (9, 0)
 _VERSION = TypeAdapter(dict[str, str])
+_NOT_FOR_DISKS = {
+    "tmpfs": "what machines write takes the host's memory, which nobody counts",
+    "overlay": "snapshots' memory is copied into its upper layer, and clones share less",
+    **dict.fromkeys(("nfs", "nfs4", "cifs", "9p"), "a machine whose disk is slow to answer stands still"),
+}
 _BEYOND = {
     # What only a token with more scopes than ours may read, on both forges.
     "admin": "/api/v1/admin/users?limit=1",
@@ -189,7 +194,10 @@ def _storage(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
     elif free >= 1 << 40:
         yield good("storage", f"the pool at {path} is made with the first machine")
     else:
-        yield good("storage", f"{free >> 10} GiB free at {path}")
+        kind = _file_system(path) if path.exists() else "another host's disk"
+        yield good("storage", f"{free >> 10} GiB free at {path} ({kind})")
+        if kind in _NOT_FOR_DISKS:
+            yield warning("storage", f"{path} is on {kind}: {_NOT_FOR_DISKS[kind]}.", "Put libvirt.storage_path on a disk of this host.")
 
 
 def _network(host: LibvirtHost) -> Iterator[Finding]:

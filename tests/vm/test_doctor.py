@@ -40,6 +40,7 @@ def worst(found: dict[str, list[tuple[str, str, str]]], check: str) -> tuple[str
 
 def test_a_host_that_is_well(site: Site, lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground(token=site.grant("write:admin", "read:repository", admin=True), cloned=True)
+    ground.run("up")  # the rules may be another test's, with a runtime_dir of its own
     code, found = findings(ground)
     bad = {check: each for check, listed in found.items() for each in listed if each[0] != "good"}
     kvm = worst(found, "accelerator")[1] == "KVM"
