@@ -11,18 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from vmrunner.addresses import gateway
+from vmrunner.addresses import gateway, paired
 from vmrunner.hypervisor.network import bridge_name
 from vmrunner.model import MachineId
 from vmrunner.resources import folder
 
 PROBE = folder("templates") / "probe.py"
-MANAGER, SUBNET = "fw", IPv4Network("10.86.0.0/24")
-GATEWAY = str(gateway(SUBNET))
+MANAGER, SUBNET, PREFIX = "fw", IPv4Network("10.86.0.0/24"), IPv6Network("fd86::/64")
+GATEWAY, GATEWAY6 = str(gateway(SUBNET)), str(gateway(PREFIX))
 BRIDGE = bridge_name(MANAGER)
 ONE, TWO = MachineId(MANAGER, "00000001"), MachineId(MANAGER, "00000002")
 ADDRESSES = {ONE: IPv4Address("10.86.0.11"), TWO: IPv4Address("10.86.0.12")}
@@ -31,12 +31,23 @@ WORLD = "vmr-world"  # the namespace of all that is behind the host
 INTERNET, MIRROR, RESOLVER = "198.51.100.10", "198.51.100.20", "198.51.100.53"
 LAN, METADATA, CGNAT = "192.168.77.10", "169.254.169.254", "100.64.7.7"
 _WORLD = (INTERNET, MIRROR, RESOLVER, LAN, METADATA, CGNAT)
-_LINK = "10.85.0."
+_LINK, _LINK6, _ROUTER = "10.85.0.", "fd85::", "fe80::1/64"
+HOST_PUBLIC6, FORGE6 = "2001:db8:77::77", "2001:db8:3::10"  # the forge's name has this address, too, while there is IPv6
+INTERNET6, MIRROR6, LAN6 = "2001:db8:10::10", "2001:db8:20::20", "fd77::10"
+NAT64, SIX_TO_FOUR, TEREDO = "64:ff9b::a00:10", "2002:a00:10::10", "2001:0:a00:10::10"
+_WORLD6 = (INTERNET6, MIRROR6, LAN6, NAT64, SIX_TO_FOUR, TEREDO)
 
 
 def ip(*words: str, check: bool = True) -> None:
     """iproute2's ip."""
     subprocess.run(["ip", *words], check=check, capture_output=True)
+
+
+def address6(address: IPv4Address) -> str:
+    """What a machine with this address has in IPv6."""
+    found = paired(IPv4Interface((address, SUBNET.prefixlen)), PREFIX)
+    assert found
+    return str(found.ip)
 
 
 def ask(machine: MachineId, what: list[Any]) -> list[bool]:
@@ -56,6 +67,15 @@ def _namespace(stack: ExitStack, name: str) -> None:
     ip("netns", "exec", name, "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
 
 
+def _give6(namespace: str, link: str, address: str, router: str) -> None:
+    """As a seed does: this address alone, and no way but this."""
+    settings = {"addr_gen_mode": 1, "accept_ra": 0, "disable_ipv6": 0}
+    script = "".join(f"echo {value} >/proc/sys/net/ipv6/conf/{link}/{key};" for key, value in settings.items())
+    ip("netns", "exec", namespace, "sh", "-c", script)
+    ip("-n", namespace, "addr", "add", address, "dev", link, "nodad")
+    ip("-n", namespace, "route", "add", "default", "via", router)
+
+
 def _listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> None:
     inside = ["ip", "netns", "exec", where] if where else []
     command = [*inside, sys.executable, "-m", "tests.net.echo", json.dumps(listens)]
@@ -68,19 +88,44 @@ def _listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> Non
 @contextmanager
 def each_rule_alone() -> Iterator[None]:
     """Where the kernel shows frames on a bridge to the rules for packets (br_netfilter), these stop what they should not have to."""
-    shown = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    before = shown.read_text() if shown.exists() else ""
-    if before:
-        shown.write_text("0")
+    paths = [Path(f"/proc/sys/net/bridge/bridge-nf-call-{program}") for program in ("iptables", "ip6tables")]
+    before = {path: path.read_text() for path in paths if path.exists()}
+    for path in before:
+        path.write_text("0")
     try:
         yield
     finally:
-        if before:
-            shown.write_text(before)
+        for path, text in before.items():
+            path.write_text(text)
 
 
 @contextmanager
-def world() -> Iterator[None]:
+def _world6() -> Iterator[None]:
+    """What the world has in IPv6, the forge's second address, and a host that forwards it."""
+    forwards, hosts = Path("/proc/sys/net/ipv6/conf/all/forwarding"), Path("/etc/hosts")
+    before = forwards.read_text(), hosts.read_text()
+    with ExitStack() as stack:
+        stack.callback(lambda: [path.write_text(text) for path, text in zip((forwards, hosts), before, strict=True)])
+        forwards.write_text("1")
+        hosts.write_text(f"{before[1]}{FORGE6} forge.example\n")
+        # Routers ask for each other from link-local addresses.
+        for address in (f"{_LINK6}1/64", _ROUTER):
+            ip("addr", "add", address, "dev", "vmr-out", "nodad")
+        _give6(WORLD, "eth0", f"{_LINK6}2/64", f"{_LINK6}1")
+        ip("-n", WORLD, "addr", "add", "fe80::2/64", "dev", "eth0", "nodad")
+        ip("-6", "route", "add", "default", "via", f"{_LINK6}2")
+        for address in _WORLD6:
+            ip("-n", WORLD, "addr", "add", f"{address}/128", "dev", "lo", "nodad")
+        for address in (HOST_PUBLIC6, FORGE6):
+            ip("addr", "add", f"{address}/128", "dev", "lo", "nodad")
+            stack.callback(ip, "addr", "del", f"{address}/128", "dev", "lo")
+        _listen(stack, WORLD, [(address, port) for address in _WORLD6 for port in (53, 80, 443)])
+        _listen(stack, "", [(HOST_PUBLIC6, 53), (HOST_PUBLIC6, 8080), (FORGE6, 3000), (FORGE6, 8080)])
+        yield
+
+
+@contextmanager
+def world(*, ipv6: bool = False) -> Iterator[None]:
     """An internet, a LAN, a metadata service behind the host, and the host's other address; each answers on some ports."""
     with ExitStack() as stack:
         _namespace(stack, WORLD)
@@ -99,13 +144,15 @@ def world() -> Iterator[None]:
         stack.callback(ip, "addr", "del", f"{HOST_PUBLIC}/32", "dev", "lo")
         _listen(stack, WORLD, [(address, port) for address in _WORLD for port in (53, 80, 443) if (address, port) != (RESOLVER, 53)])
         _listen(stack, "", [(HOST_PUBLIC, 53), (HOST_PUBLIC, 8080), ("203.0.113.10", 8080)])
+        if ipv6:
+            stack.enter_context(_world6())
         yield
 
 
 @contextmanager
-def laid_out() -> Iterator[None]:
+def laid_out(*, ipv6: bool = False) -> Iterator[None]:
     """The world, and a bridge with two stand-in machines; all gone at the end."""
-    with world(), ExitStack() as stack:
+    with world(ipv6=ipv6), ExitStack() as stack:
         for name in map(str, ADDRESSES):
             _namespace(stack, name)
         ip("link", "del", BRIDGE, check=False)
@@ -121,7 +168,12 @@ def laid_out() -> Iterator[None]:
             ip("-n", name, "addr", "add", f"{address}/{SUBNET.prefixlen}", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "route", "add", "default", "via", GATEWAY)
-        _listen(stack, "", [(GATEWAY, 53), (GATEWAY, 8080)])
+        if ipv6:
+            for at in (f"{GATEWAY6}/{PREFIX.prefixlen}", _ROUTER):
+                ip("addr", "add", at, "dev", BRIDGE, "nodad")
+            for machine, address in ADDRESSES.items():
+                _give6(str(machine), "eth0", f"{address6(address)}/{PREFIX.prefixlen}", GATEWAY6)
+        _listen(stack, "", [(at, port) for at in (GATEWAY, *([GATEWAY6] if ipv6 else [])) for port in (53, 8080)])
         for machine, address in ADDRESSES.items():
-            _listen(stack, str(machine), [(str(address), 8080)])
+            _listen(stack, str(machine), [(at, 8080) for at in (str(address), *([address6(address)] if ipv6 else []))])
         yield
