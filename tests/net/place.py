@@ -32,7 +32,7 @@ INTERNET, MIRROR, RESOLVER = "198.51.100.10", "198.51.100.20", "198.51.100.53"
 LAN, METADATA, CGNAT = "192.168.77.10", "169.254.169.254", "100.64.7.7"
 _WORLD = (INTERNET, MIRROR, RESOLVER, LAN, METADATA, CGNAT)
 _LINK, _LINK6, _ROUTER = "10.85.0.", "fd85::", "fe80::1/64"
-HOST_PUBLIC6, FORGE6 = "2001:db8:77::77", "2001:db8:3::10"  # the forge's name has this address, too, while there is IPv6
+HOST_PUBLIC6, FORGE6 = "2001:db8:77::77", "2001:db8:3::10"  # what the stand-ins' forge has, too
 INTERNET6, MIRROR6, LAN6 = "2001:db8:10::10", "2001:db8:20::20", "fd77::10"
 NAT64, SIX_TO_FOUR, TEREDO = "64:ff9b::a00:10", "2002:a00:10::10", "2001:0:a00:10::10"
 _WORLD6 = (INTERNET6, MIRROR6, LAN6, NAT64, SIX_TO_FOUR, TEREDO)
@@ -86,28 +86,31 @@ def _listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> Non
 
 
 @contextmanager
-def each_rule_alone() -> Iterator[None]:
-    """Where the kernel shows frames on a bridge to the rules for packets (br_netfilter), these stop what they should not have to."""
-    paths = [Path(f"/proc/sys/net/bridge/bridge-nf-call-{program}") for program in ("iptables", "ip6tables")]
-    before = {path: path.read_text() for path in paths if path.exists()}
-    for path in before:
-        path.write_text("0")
+def _written(path: Path, text: str) -> Iterator[None]:
+    before = path.read_text()
+    path.write_text(text)
     try:
         yield
     finally:
-        for path, text in before.items():
-            path.write_text(text)
+        path.write_text(before)
+
+
+@contextmanager
+def each_rule_alone() -> Iterator[None]:
+    """Where the kernel shows frames on a bridge to the rules for packets (br_netfilter), these stop what they should not have to."""
+    with ExitStack() as stack:
+        for program in ("iptables", "ip6tables"):
+            shown = Path(f"/proc/sys/net/bridge/bridge-nf-call-{program}")
+            if shown.exists():
+                stack.enter_context(_written(shown, "0"))
+        yield
 
 
 @contextmanager
 def _world6() -> Iterator[None]:
-    """What the world has in IPv6, the forge's second address, and a host that forwards it."""
-    forwards, hosts = Path("/proc/sys/net/ipv6/conf/all/forwarding"), Path("/etc/hosts")
-    before = forwards.read_text(), hosts.read_text()
+    """What the world has in IPv6, and a host that forwards it."""
     with ExitStack() as stack:
-        stack.callback(lambda: [path.write_text(text) for path, text in zip((forwards, hosts), before, strict=True)])
-        forwards.write_text("1")
-        hosts.write_text(f"{before[1]}{FORGE6} forge.example\n")
+        stack.enter_context(_written(Path("/proc/sys/net/ipv6/conf/all/forwarding"), "1"))
         # Routers ask for each other from link-local addresses.
         for address in (f"{_LINK6}1/64", _ROUTER):
             ip("addr", "add", address, "dev", "vmr-out", "nodad")
@@ -169,6 +172,8 @@ def laid_out(*, ipv6: bool = False) -> Iterator[None]:
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "route", "add", "default", "via", GATEWAY)
         if ipv6:
+            hosts = Path("/etc/hosts")
+            stack.enter_context(_written(hosts, f"{hosts.read_text()}{FORGE6} forge.example\n"))
             for at in (f"{GATEWAY6}/{PREFIX.prefixlen}", _ROUTER):
                 ip("addr", "add", at, "dev", BRIDGE, "nodad")
             for machine, address in ADDRESSES.items():
