@@ -59,7 +59,10 @@ def test_ipv6_is_in_a_seed_where_it_is_asked_for() -> None:
     route = "    routes:\n      - to: 0.0.0.0/0\n        via: 10.87.0.1\n"
     tail = "    nameservers:\n      addresses:\n        - 10.87.0.1\n"
     assert inside(iso(MACHINE, "#!/bin/sh\n", ADDRESS), "network-config").rstrip("\n") == (head + route + tail).rstrip("\n")
-    also, another = '      - "fd87::9/64"\n    accept-ra: false\n', '      - to: "::/0"\n        via: "fd87::1"\n'
+    also, another = (
+        '      - "fd87::9/64"\n    accept-ra: false\n',
+        "".join(f'      - to: "{half}"\n        via: "fd87::1"\n' for half in ("::/1", "8000::/1")),
+    )
     found = inside(iso(MACHINE, "#!/bin/sh\n", ADDRESS, IPv6Interface("fd87::9/64")), "network-config")
     assert found.rstrip("\n") == (head + also + route + another + tail).rstrip("\n")
     assert "::" not in inside(iso(MACHINE, "#!/bin/sh\n", None, IPv6Interface("fd87::9/64")), "network-config")
