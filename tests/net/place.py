@@ -86,7 +86,8 @@ def _listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> Non
 
 
 @contextmanager
-def _written(path: Path, text: str) -> Iterator[None]:
+def written(path: Path, text: str) -> Iterator[None]:
+    """A file that says something else for a while."""
     before = path.read_text()
     path.write_text(text)
     try:
@@ -102,7 +103,7 @@ def each_rule_alone() -> Iterator[None]:
         for program in ("iptables", "ip6tables"):
             shown = Path(f"/proc/sys/net/bridge/bridge-nf-call-{program}")
             if shown.exists():
-                stack.enter_context(_written(shown, "0"))
+                stack.enter_context(written(shown, "0"))
         yield
 
 
@@ -110,7 +111,7 @@ def each_rule_alone() -> Iterator[None]:
 def _world6() -> Iterator[None]:
     """What the world has in IPv6, and a host that forwards it."""
     with ExitStack() as stack:
-        stack.enter_context(_written(Path("/proc/sys/net/ipv6/conf/all/forwarding"), "1"))
+        stack.enter_context(written(Path("/proc/sys/net/ipv6/conf/all/forwarding"), "1"))
         # Routers ask for each other from link-local addresses.
         for address in (f"{_LINK6}1/64", _ROUTER):
             ip("addr", "add", address, "dev", "vmr-out", "nodad")
@@ -173,7 +174,7 @@ def laid_out(*, ipv6: bool = False) -> Iterator[None]:
             ip("-n", name, "route", "add", "default", "via", GATEWAY)
         if ipv6:
             hosts = Path("/etc/hosts")
-            stack.enter_context(_written(hosts, f"{hosts.read_text()}{FORGE6} forge.example\n"))
+            stack.enter_context(written(hosts, f"{hosts.read_text()}{FORGE6} forge.example\n"))
             for at in (f"{GATEWAY6}/{PREFIX.prefixlen}", _ROUTER):
                 ip("addr", "add", at, "dev", BRIDGE, "nodad")
             for machine, address in ADDRESSES.items():

@@ -6,17 +6,22 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 from typing import Any
 
 import libvirt
 import pytest
 
 from tests.forge.gitea import until
-from tests.net.place import PROBE, ip
-from vmrunner.hypervisor.network import bridge_name, network_drift, network_xml, remove_network
+from tests.net.place import PROBE, ip, written
+from vmrunner.forge.addresses import ForgeAddresses
+from vmrunner.hypervisor.firewall import Firewall
+from vmrunner.hypervisor.network import bridge_name, network_drift, network_name, network_xml, remove_network
+from vmrunner.model import MachineId
+from vmrunner.policy import Bounds, Destination, Policy, Reach
 
 MANAGER, SUBNET = "six", IPv4Network("10.84.0.0/24")
 GUEST = "vmr-six-guest"  # a namespace
@@ -46,11 +51,24 @@ while time.monotonic() < ends:
 """
 
 
+# The status of an answer about a name's IPv6 addresses, and how many there are (RFC 1035).
+ASKER = """
+import socket, struct, sys
+server, name = sys.argv[1:]
+asked = b"".join(bytes([len(part)]) + part.encode() for part in name.split(".")) + bytes([0, 0, 28, 0, 1])
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.settimeout(2)
+client.sendto(struct.pack("!HHHHHH", 4711, 0x100, 1, 0, 0, 0) + asked, (server, 53))
+_, flags, _, answers, *_ = struct.unpack("!HHHHHH", client.recv(2048)[:12])
+print(flags & 15, answers)
+"""
+
+
 @contextmanager
-def joined(connection: Any, prefix: IPv6Network, more: str = "") -> Iterator[None]:
+def joined(connection: Any, prefix: IPv6Network, more: str = "", options: Sequence[str] = ()) -> Iterator[None]:
     """The network, and a namespace on its bridge."""
     remove_network(connection, MANAGER)
-    described = network_xml(MANAGER, SUBNET, (), prefix)
+    described = network_xml(MANAGER, SUBNET, options, prefix)
     connection.networkDefineXML(re.sub("<dnsmasq:option .*?/>", more, described) if more else described).create()
     ip("netns", "add", GUEST)
     try:
@@ -58,6 +76,7 @@ def joined(connection: Any, prefix: IPv6Network, more: str = "") -> Iterator[Non
         ip("link", "set", "vmr-six", "master", bridge_name(MANAGER), "up")
         for address in (f"{prefix[9]}/{prefix.prefixlen}", "fe80::9/64"):
             ip("-n", GUEST, "addr", "add", address, "dev", "eth0", "nodad")
+        ip("-n", GUEST, "addr", "add", f"{SUBNET[9]}/{SUBNET.prefixlen}", "dev", "eth0")
         ip("-n", GUEST, "link", "set", "eth0", "up")
         yield
     finally:
@@ -81,3 +100,37 @@ def test_a_gateway_and_nobody_who_advertises(prefix: IPv6Network) -> None:
             return  # of narrower ones dnsmasq advertises none anyway
         with joined(connection, prefix, "<dnsmasq:option value='cache-size=0'/>"):
             until(lambda: "router" in inside("-c", LISTENER).split(), 30, "without that option there are router advertisements")
+
+
+def test_names_resolve_into_the_sets_of_both_families(tmp_path: Path) -> None:
+    """By libvirt's own dnsmasq, which asks one of ours."""
+    prefix, upstream = IPv6Network("fd84::/64"), "127.0.0.84"
+    names = {"deb.example": "2a00:84::7", "rebound.example": "fd77::10"}
+    command = ["dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--bind-interfaces", "--pid-file="]
+    command += [f"--listen-address={upstream}", *(f"--address=/{name}/{address}" for name, address in names.items())]
+    policies = (Policy(Reach.NONE, Reach.NONE), Policy("pool-p", Reach.ALLOWLIST, (Destination.parse("deb.example:80"),)))
+    firewall = Firewall(MANAGER, SUBNET, policies, Bounds(9, 9, 9), ForgeAddresses("", tmp_path), tmp_path, prefix)
+    with ExitStack() as stack:
+        connection = stack.enter_context(closing(libvirt.open("qemu:///system")))
+        resolver = stack.enter_context(subprocess.Popen(command))
+        stack.callback(resolver.kill)
+        stack.enter_context(written(Path("/etc/resolv.conf"), f"nameserver {upstream}\n"))
+        firewall.ensure()
+        stack.callback(firewall.remove)
+        stack.enter_context(joined(connection, prefix, options=firewall.dns_options))
+
+        firewall.admit(MachineId(MANAGER, "00000009"), SUBNET[9], "pool-p")
+
+        def asked(name: str) -> str:
+            return inside("-c", ASKER, str(SUBNET[1]), name).strip()
+
+        def held() -> bool:
+            listed = subprocess.run(
+                ["nft", "list", "set", "inet", network_name(MANAGER), "to6-deb.example"], capture_output=True, text=True, check=True
+            )
+            return names["deb.example"] in listed.stdout
+
+        assert not held()
+        until(lambda: asked("deb.example") == "0 1", 30, "the resolver answers")
+        assert held()
+        assert asked("rebound.example").endswith(" 0"), "a name that leads to a private address"
