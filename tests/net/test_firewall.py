@@ -354,6 +354,27 @@ def test_names_in_ipv6(firewall: Firewall, ipv6: IPv6Network | None) -> None:
     assert ask(ONE, cell) == [True, False], "new rules keep what was resolved"
 
 
+def test_machines_that_run_get_and_lose_ipv6_with_the_rules(firewall: Firewall, tmp_path: Path, ipv6: IPv6Network | None) -> None:
+    if ipv6 is None:
+        return
+    cell = [["tcp", INTERNET6, 443], ["tcp", INTERNET, 443]]
+    admit(build(tmp_path), "internet")
+    assert ask(ONE, cell) == [False, True]
+    assert firewall.ensure() == set(ADDRESSES)
+    assert ask(ONE, cell) == [True, True]
+    elsewhere = build(tmp_path, ipv6=IPv6Network("fd99::/64"))
+    elsewhere.ensure()
+    assert ask(ONE, cell) == [False, True], "the address is another one now"
+    elsewhere.admit(MachineId(MANAGER, "00000008"), IPv4Address("10.83.0.11"), "none")  # as if the subnet had been that
+    for machine in (ONE, TWO, MachineId(MANAGER, "00000008")):
+        elsewhere.forget(machine)
+    for family in ("bridge", "inet"):
+        assert "fd99" not in nft("list", "table", family, TABLE)
+    admit(firewall, "internet")
+    build(tmp_path).ensure()
+    assert ask(ONE, cell) == [False, True]
+
+
 def test_bounds(tmp_path: Path, ipv6: IPv6Network | None) -> None:
     firewall = build(tmp_path, bounds=Bounds(connections=3, new_connections=10_000, dns_queries=5), ipv6=ipv6)
     try:

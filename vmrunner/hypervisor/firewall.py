@@ -160,6 +160,8 @@ class Firewall:
         )
 
     def _paired(self, address: IPv4Address) -> IPv6Address | None:
+        if address not in self._subnet:  # it was taken before the subnet was another one
+            return None
         found = paired(IPv4Interface((address, self._subnet.prefixlen)), self._ipv6)
         return found.ip if found else None
 
