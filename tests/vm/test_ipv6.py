@@ -59,12 +59,17 @@ def test_what_a_machine_has_and_reaches(ground: Ground, image: str, start: str) 
 
 def test_doctor_tries_ipv6_from_inside(ground: Ground) -> None:
     ground.run("snapshot", "create", "--pool", "main")
-    done = ground.run("doctor", "--isolation", "--policy", "none", "--json", check=False)
+    done = ground.run("doctor", "--isolation", "--policy", "internet", "--json", check=False)
     cells = json.loads(done.stdout)
     wrong = [f"{cell['group']}: {cell['what']}" for cell in cells if cell["is_open"] is not cell["should_be_open"]]
     print(done.stderr, *wrong, sep="\n")
     assert (done.returncode, wrong) == (0, [])
-    assert {cell["what"] for cell in cells if cell["is_open"]} == {f"{FORGE} port 3000"}
+    assert {cell["what"] for cell in cells if cell["is_open"]} == {
+        f"{FORGE} port 3000",
+        "our resolver, for forge.example",
+        "192.0.2.1 port 443",
+        "2001:db8::1 port 443",
+    }
     named = {f"{cell['group']}: {cell['what']}" for cell in cells}
     assert {
         "neighbour: TCP over IPv6",
