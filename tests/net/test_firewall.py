@@ -202,6 +202,8 @@ def closed_is_open() -> None:
 def ports_are_not_isolated() -> None:
     for machine in ADDRESSES:
         ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "off")
+        # A machine that asked for its neighbour a moment ago asks again only after a second, which is longer than the probe waits.
+        ip("-n", str(machine), "neigh", "flush", "dev", "eth0")
 
 
 def both_are_gone() -> None:
