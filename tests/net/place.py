@@ -166,6 +166,7 @@ def laid_out(*, ipv6: bool = False) -> Iterator[None]:
         ip("link", "set", BRIDGE, "up")
         for machine, address in ADDRESSES.items():
             name = str(machine)
+            ip("link", "del", machine.tap, check=False)  # a namespace that was deleted a moment ago still has its wires
             ip("link", "add", machine.tap, "type", "veth", "peer", "name", "eth0", "netns", name, "address", machine.mac)
             ip("link", "set", machine.tap, "master", BRIDGE, "up")
             ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "on")

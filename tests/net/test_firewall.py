@@ -170,6 +170,9 @@ def admit(firewall: Firewall, mode: str) -> None:
     for machine, address in ADDRESSES.items():
         firewall.forget(machine)
         firewall.admit(machine, address, pool_policy(mode))
+        # Who was asked for in vain a moment ago is asked for again only after a second, which is longer than the probe waits.
+        ip("-n", str(machine), "neigh", "flush", "dev", "eth0")
+    ip("neigh", "flush", "dev", BRIDGE)
 
 
 def without(family: str, chain: str, said: str) -> None:
@@ -202,8 +205,6 @@ def closed_is_open() -> None:
 def ports_are_not_isolated() -> None:
     for machine in ADDRESSES:
         ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "off")
-        # A machine that asked for its neighbour a moment ago asks again only after a second, which is longer than the probe waits.
-        ip("-n", str(machine), "neigh", "flush", "dev", "eth0")
 
 
 def both_are_gone() -> None:
