@@ -2,7 +2,8 @@
 
 `probe.py try '[["tcp", "192.0.2.1", 80], …]'` tries everything at once and prints a list of booleans: whether an answer came. `tcp`
 and `udp` take a refusal for one (the packet was there), `connect` and `echo` don't: a firewall may have said it. `ping` wants an echo,
-`dns` an answer with an address. `spoof` sends a forged frame and is false: who listens elsewhere knows.
+`dns` an answer with an address. `spoof` sends a forged frame and is false: who listens elsewhere knows. Addresses are of IPv4 or IPv6;
+a link-local one ends in `%`.
 
 `probe.py listen PORT GATEWAY` answers on TCP and UDP, and prints its address and MAC, then the mark of each marked frame that arrives.
 """
@@ -15,19 +16,30 @@ import socket
 import struct
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 PATIENCE = float(os.environ.get("PROBE_PATIENCE", "0.7"))  # seconds
 MARK = re.compile(rb"<mark ([a-z0-9 -]+)>")
 EVERYONE, ALL_NODES = "ff:ff:ff:ff:ff:ff", "33:33:00:00:00:01"
 IP4, ARP, VLAN, IP6 = 0x0800, 0x0806, 0x8100, 0x86DD
+ROUTER = bytes([134, 0, 0, 0, 64, 0, 7, 8]) + bytes(8)  # a router advertisement: for half an hour
+NOTHING = bytes([socket.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0])  # a header with destination options, which is padding
+FRAGMENT = bytes([socket.IPPROTO_ICMPV6, 0, 0, 0, 0, 0, 0, 7])  # the header of a fragment, the only one of its packet
+
+
+def at(address: str, port: int = 0) -> "tuple[int, tuple[str, int]]":
+    """Family and place, as sockets want them."""
+    family, *_, place = socket.getaddrinfo(f"{address}{interface()}" if address.endswith("%") else address, port)[0]
+    return family, place
 
 
 def exchange(kind: socket.SocketKind, address: str, port: int) -> None:
     """Connect; of a datagram see the answer, too. Raises OSError, ConnectionRefusedError where somebody says no."""
-    with socket.socket(socket.AF_INET, kind) as connection:
+    family, place = at(address, port)
+    with socket.socket(family, kind) as connection:
         connection.settimeout(PATIENCE)
-        connection.connect((address, port))
+        connection.connect(place)
         if kind is socket.SOCK_DGRAM:
             connection.send(b"hello")
             connection.recv(2048)
@@ -76,15 +88,18 @@ def checksum(data: bytes) -> int:
 
 def ping(address: str) -> bool:
     """Whether an ICMP echo comes back."""
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+    family, place = at(address)
+    four = family == socket.AF_INET
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_ICMP if four else socket.IPPROTO_ICMPV6) as raw:
         raw.settimeout(PATIENCE)
         body = struct.pack("!HH", 4711, 1) + b"vmrunner"
-        head = struct.pack("!BBH", 8, 0, checksum(struct.pack("!BBH", 8, 0, 0) + body))
+        kind, (reply, begins) = (8, (0, 20)) if four else (128, (129, 0))  # of IPv4 the kernel shows the whole packet
+        head = struct.pack("!BBH", kind, 0, checksum(struct.pack("!BBH", kind, 0, 0) + body))  # of IPv6 it makes the checksum itself
         try:
-            raw.sendto(head + body, (address, 0))
+            raw.sendto(head + body, place)
             while True:  # the socket hears every echo of this machine
-                answer, (source, _) = raw.recvfrom(2048)
-                if source == address and answer[20] == 0:
+                answer, (source, *_) = raw.recvfrom(2048)
+                if source == place[0] and answer[begins] == reply:
                     return True
         except OSError:
             return False
@@ -119,11 +134,30 @@ def arp(operation: int, mac: str, address: str, asked: str, name: str) -> bytes:
     return struct.pack("!HHBBH", 1, IP4, 6, 4, operation) + sender + bytes(6) + socket.inet_aton(asked) + mark(name)
 
 
-def icmp6(name: str, kind: int) -> bytes:
-    """To all nodes: 128 is an echo request, 134 a router advertisement."""
-    body = bytes([kind, 0, 0, 0]) + bytes(12) + mark(name)
-    addresses = socket.inet_pton(socket.AF_INET6, "fe80::1") + socket.inet_pton(socket.AF_INET6, "ff02::1")
-    return struct.pack("!IHBB", 0x60000000, len(body), socket.IPPROTO_ICMPV6, 255) + addresses + body
+def six(address: str) -> bytes:
+    """An IPv6 address on the wire."""
+    return socket.inet_pton(socket.AF_INET6, address)
+
+
+def packet6(source: str, target: str, name: str, content: bytes, protocol: int = socket.IPPROTO_ICMPV6, before: bytes = b"") -> bytes:
+    """IPv6, with the mark behind its end, so that its length is right. `before` is an extension header: NOTHING or FRAGMENT."""
+    next_header = {b"": protocol, NOTHING: socket.IPPROTO_DSTOPTS, FRAGMENT: socket.IPPROTO_FRAGMENT}[before]
+    addresses = six(source) + six(target)
+    found = 2 if protocol == socket.IPPROTO_ICMPV6 else 6  # where the checksum is
+    total = struct.pack("!H", checksum(addresses + struct.pack("!II", len(content), protocol) + content))
+    payload = before + content[:found] + total + content[found + 2 :]
+    return struct.pack("!IHBB", 6 << 28, len(payload), next_header, 255) + addresses + payload + mark(name)
+
+
+def datagram6(source: str, target: str, name: str, ports: "tuple[int, int]" = (9, 9)) -> bytes:
+    """IPv6 and UDP."""
+    return packet6(source, target, name, struct.pack("!HHHH", *ports, 8, 0), socket.IPPROTO_UDP)
+
+
+def discovery(kind: int, about: str, *macs: str) -> bytes:
+    """RFC 4861: 135 solicits (option 1 is the source's MAC), 136 advertises (option 2 is the target's MAC)."""
+    options = (struct.pack("!BB", kind - 134, 1) + bytes.fromhex(mac.replace(":", "")) for mac in macs)
+    return struct.pack("!BBHI", kind, 0, 0, 0x60000000 if kind == 136 else 0) + six(about) + b"".join(options)
 
 
 def frames(mac: str, address: str, gateway: str, router: str, peer: str, peer_mac: str) -> "dict[str, tuple[str, str, int, bytes]]":
@@ -139,14 +173,50 @@ def frames(mac: str, address: str, gateway: str, router: str, peer: str, peer_ma
         "arp for the gateway": (mac, EVERYONE, ARP, arp(2, mac, gateway, gateway, "arp for the gateway")),
         "arp with another mac": (mac, EVERYONE, ARP, arp(2, peer_mac, address, address, "arp with another mac")),
         "arp from another mac": (peer_mac, EVERYONE, ARP, arp(2, mac, address, address, "arp from another mac")),
-        "ipv6": (mac, ALL_NODES, IP6, icmp6("ipv6", 128)),
-        "router advertisement": (mac, ALL_NODES, IP6, icmp6("router advertisement", 134)),
+        "ipv6": (mac, ALL_NODES, IP6, packet6("fe80::1", "ff02::1", "ipv6", bytes([128]) + bytes(15))),
+        "router advertisement": (mac, ALL_NODES, IP6, packet6("fe80::1", "ff02::1", "router advertisement", ROUTER)),
         "vlan": (mac, router, VLAN, struct.pack("!HH", 7, IP4) + packet(address, gateway, "vlan")),
         "dhcp offer": (mac, EVERYONE, IP4, packet(address, "255.255.255.255", "dhcp offer", (67, 68))),
         "multicast": (mac, "01:00:5e:00:00:fb", IP4, packet(address, "224.0.0.251", "multicast", (5353, 5353))),
         "broadcast": (mac, EVERYONE, IP4, packet(address, "255.255.255.255", "broadcast")),
         "arp to a neighbour": (mac, EVERYONE, ARP, arp(1, mac, address, peer, "arp to a neighbour")),
         "straight to a neighbour": (mac, peer_mac, IP4, packet(address, peer, "straight to a neighbour")),
+    }
+
+
+def frames6(mac: str, address: str, gateway: str, peer: str, peer_mac: str) -> "dict[str, tuple[str, str, int, bytes]]":
+    """The same in IPv6, for machines that have it."""
+    solicit, advertise, stranger = 135, 136, "52:54:00:ff:ff:ff"
+
+    def made(name: str, content: bytes, before: bytes = b"") -> "tuple[str, str, int, bytes]":
+        return mac, ALL_NODES, IP6, packet6(address, "ff02::1", name, content, before=before)
+
+    def sent(name: str, source: str, target: str, ports: "tuple[int, int]" = (9, 9)) -> "tuple[str, str, int, bytes]":
+        return mac, ALL_NODES, IP6, datagram6(source, target, name, ports)
+
+    return {
+        "honest ipv6": sent("honest ipv6", address, gateway),
+        "honest solicitation": made("honest solicitation", discovery(solicit, gateway, mac)),
+        "honest advertisement": made("honest advertisement", discovery(advertise, address, mac)),
+        "another ipv6 address": sent("another ipv6 address", "2001:db8::99", gateway),
+        "a link-local address": sent("a link-local address", "fe80::99", gateway),
+        "a neighbours ipv6 address": sent("a neighbours ipv6 address", peer, gateway),
+        "ipv6 from another mac": (stranger, ALL_NODES, IP6, datagram6(address, gateway, "ipv6 from another mac")),
+        "advertisement for the gateway": made("advertisement for the gateway", discovery(advertise, gateway, mac)),
+        "advertisement for a neighbour": made("advertisement for a neighbour", discovery(advertise, peer, mac)),
+        "advertisement without a mac": made("advertisement without a mac", discovery(advertise, gateway)),
+        "advertisement with another mac": made("advertisement with another mac", discovery(advertise, address, peer_mac)),
+        "advertisement behind a header": made("advertisement behind a header", discovery(advertise, gateway, mac), NOTHING),
+        "advertisement as a fragment": made("advertisement as a fragment", discovery(advertise, gateway, mac), FRAGMENT),
+        "solicitation with another mac": made("solicitation with another mac", discovery(solicit, gateway, peer_mac)),
+        "solicitation with two macs": made("solicitation with two macs", discovery(solicit, gateway, mac, peer_mac)),
+        "router advertisement of its own": made("router advertisement of its own", ROUTER),
+        "redirect": made("redirect", bytes([137]) + bytes(7) + six(address) + six(gateway)),
+        "mld query": made("mld query", bytes([130]) + bytes(23)),
+        "dhcpv6 offer": sent("dhcpv6 offer", address, "ff02::1", (547, 546)),
+        "ipv6 multicast": sent("ipv6 multicast", address, "ff02::fb", (5353, 5353)),
+        "solicitation of a neighbour": made("solicitation of a neighbour", discovery(solicit, peer, mac)),
+        "straight to a neighbour by ipv6": (mac, peer_mac, IP6, datagram6(address, peer, "straight to a neighbour by ipv6")),
     }
 
 
@@ -157,17 +227,22 @@ def interface() -> str:
 
 def own(gateway: str) -> "tuple[str, str]":
     """This machine's address and MAC."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection, open(f"/sys/class/net/{interface()}/address") as file:
-        connection.connect((gateway, 9))
+    family, place = at(gateway, 9)
+    with socket.socket(family, socket.SOCK_DGRAM) as connection, open(f"/sys/class/net/{interface()}/address") as file:
+        connection.connect(place)
         return connection.getsockname()[0], file.read().strip()
 
 
 def spoof(name: str, gateway: str, peer: str, peer_mac: str) -> bool:
     """Send one of the forged frames."""
     address, mac = own(gateway)
-    with open("/proc/net/arp") as file:
-        router = next((line.split()[3] for line in file if line.split()[0] == gateway), EVERYONE)
-    source, target, kind, content = frames(mac, address, gateway, router, peer, peer_mac)[name]
+    if ":" in gateway:
+        made = frames6(mac, address, gateway, peer, peer_mac)
+    else:
+        with open("/proc/net/arp") as file:
+            router = next((line.split()[3] for line in file if line.split()[0] == gateway), EVERYONE)
+        made = frames(mac, address, gateway, router, peer, peer_mac)
+    source, target, kind, content = made[name]
     head = bytes.fromhex((target + source).replace(":", "")) + struct.pack("!H", kind)
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind((interface(), 0))
@@ -180,11 +255,15 @@ def listen(port: int, gateway: str) -> None:
     print(*own(gateway), flush=True)
     waiting = selectors.DefaultSelector()
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-        listener = socket.socket(socket.AF_INET, kind)
-        listener.bind(("", port))
-        if kind is socket.SOCK_STREAM:
-            listener.listen(64)
-        waiting.register(listener, selectors.EVENT_READ)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with suppress(OSError):  # a kernel without IPv6
+                listener = socket.socket(family, kind)
+                if family is socket.AF_INET6:
+                    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                listener.bind(("", port))
+                if kind is socket.SOCK_STREAM:
+                    listener.listen(64)
+                waiting.register(listener, selectors.EVENT_READ)
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
     raw.bind((interface(), 0))
     waiting.register(raw, selectors.EVENT_READ)

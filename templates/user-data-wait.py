@@ -24,6 +24,7 @@ DESCRIPTOR = 16 * SECTOR  # of an ISO 9660 image: the primary volume descriptor,
 ROOT = DESCRIPTOR + 156  # its directory record of the root
 MS_BIND = 4096
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
+IPV6 = Path("/proc/sys/net/ipv6/conf")
 SIOCADDRT, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFHWADDR = 0x890B, 0x8914, 0x8916, 0x891C, 0x8924
 ARPHRD_ETHER, IFF_UP, RTF_UP, RTF_GATEWAY = 1, 1, 1, 2
 SCRIPT = Path("/run/vmrunner-job-script")
@@ -35,6 +36,7 @@ META = re.compile(r"(?m)^([\w-]+): *(.*)$")
 MAC, ADDRESS, GATEWAY, RESOLVER = map(
     re.compile, (r"macaddress: (\S+)", r"- (\S+/\d+)", r"via: (\S+)", r"nameservers:\s+addresses:\s+- (\S+)")
 )
+ADDRESS6, GATEWAY6 = re.compile(r'- "(\S+)/(\d+)"'), re.compile(r'via: "(\S+)"')  # none where machines have no IPv6
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -107,14 +109,28 @@ def connect(config: str) -> None:
         everywhere = internet("0.0.0.0")  # noqa: S104 — a route's
         route = struct.pack("@L16s16s16sH", 0, everywhere, internet(gateway), everywhere, RTF_UP | RTF_GATEWAY)
         fcntl.ioctl(kernel, SIOCADDRT, route.ljust(120, b"\0"))
+    if found := ADDRESS6.search(config):
+        connect6(found[1], int(found[2]), GATEWAY6.search(config)[1])
     file = Path("/etc/resolv.conf")
     file.unlink(missing_ok=True)
     file.write_text(f"nameserver {resolver}\n")
 
 
+def connect6(address: str, length: int, gateway: str) -> None:
+    """This address, which nobody else is asked for, and none of the kernel's own making."""
+    for key, value in (("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")):
+        (IPV6 / LINK / key).write_text(value)
+    number, everywhere = socket.if_nametoindex(LINK), bytes(16)
+    here, there = (socket.inet_pton(socket.AF_INET6, each) for each in (address, gateway))
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as kernel:
+        fcntl.ioctl(kernel, SIOCSIFADDR, struct.pack("16sIi", here, length, number))  # a struct in6_ifreq
+        route = struct.pack("16s16s16sIHHILIi", everywhere, everywhere, there, 0, 0, 0, 1024, 0, RTF_UP | RTF_GATEWAY, number)
+        fcntl.ioctl(kernel, SIOCADDRT, route)  # a struct in6_rtmsg
+
+
 def warm_up() -> None:
     """What every job reads first comes into memory, what nobody needs goes from the journal, and the network interface is up but mute."""
-    Path(f"/proc/sys/net/ipv6/conf/{LINK}/disable_ipv6").write_text("1")
+    (IPV6 / LINK / "disable_ipv6").write_text("1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kernel:
         fcntl.ioctl(kernel, SIOCSIFFLAGS, struct.pack("16sH", LINK.encode(), IFF_UP))
     image = (

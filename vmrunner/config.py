@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from vmrunner.errors import ConfigError, VmrunnerError
 from vmrunner.forge import Scope
 from vmrunner.model import Limits, Shape
-from vmrunner.policy import Bounds, Destination, Policy, Reach, pool_policy
+from vmrunner.policy import CLOSED6, UNIQUE_LOCAL, Bounds, Destination, Policy, Reach, pool_policy
 from vmrunner.resources import folder
 
 DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
@@ -121,12 +121,24 @@ class LibvirtConfig(Section):
 
 
 class NetworkConfig(Section):
-    """What guards the machines' network."""
+    """What guards the machines' network, and whether it has IPv6."""
 
+    ipv6: IPv6Network | None = None
     filter: bool = True
     connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     new_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     dns_queries: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+
+    @field_validator("ipv6")
+    @classmethod
+    def _for_machines(cls, prefix: IPv6Network | None) -> IPv6Network | None:
+        if prefix is None:
+            return None
+        if not 64 <= prefix.prefixlen <= 112:
+            raise ValueError("an IPv6 network for machines is a /64 to /112")
+        if not prefix.subnet_of(UNIQUE_LOCAL) and any(prefix.overlaps(block) for block in CLOSED6):
+            raise ValueError('an IPv6 network for machines is a unique local one, like "fd87::/64", or one of global addresses')
+        return prefix
 
     @property
     def bounds(self) -> Bounds:
@@ -231,6 +243,13 @@ class HostConfig(Section):
     state_dir: Path = Path("/var/lib/vmrunner")
     runtime_dir: Path = Path("/run/vmrunner")
 
+    @model_validator(mode="after")
+    def _room_in_both(self) -> HostConfig:
+        prefix, subnet = self.network.ipv6, self.libvirt.subnet
+        if prefix and prefix.num_addresses < subnet.num_addresses:
+            raise ValueError(f"network.ipv6 needs as many addresses as libvirt.subnet, which is {subnet}")
+        return self
+
     @property
     def images_dir(self) -> Path:
         """Where `vmrunner image build` publishes golden images."""
@@ -256,6 +275,14 @@ class Config(HostConfig):
     history: HistoryConfig = HistoryConfig()
     metrics: MetricsConfig = MetricsConfig()
     pools: Annotated[dict[ManagerId, PoolConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _allows_what_there_is(self) -> Config:
+        if self.network.ipv6 is None:
+            for name, pool in self.pools.items():
+                if any(isinstance(to.host, IPv6Network) for to in pool.allow):
+                    raise ValueError(f"pools.{name}.allow names an IPv6 address, and machines have none without network.ipv6")
+        return self
 
     @property
     def policies(self) -> tuple[Policy, ...]:
@@ -301,7 +328,8 @@ def load(path: Path) -> Config:
         what = "is not a key that vmrunner knows" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         what = "is missing" if first["type"] == "missing" else what
         more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{path}: {key}: {what}{more}.", "Every key is described in `vmrunner config example`.") from None
+        where = f"{path}: {key}" if key else str(path)
+        raise ConfigError(f"{where}: {what}{more}.", "Every key is described in `vmrunner config example`.") from None
 
 
 def load_host(path: Path) -> HostConfig:

@@ -58,7 +58,8 @@ class Maker:
                 metadata, script = replace(metadata, overlay_at=self.clock()), seed.wait_script()
                 if binding:
                     metadata, script = _bound(metadata, binding, job, created_at), self._job_script(machine, binding.credentials, job)
-                self.hypervisor.put(machine, File.SEED, seed.iso(machine, script, address if binding else None))
+                ipv6 = self.addresses.beside(address)
+                self.hypervisor.put(machine, File.SEED, seed.iso(machine, script, address if binding else None, ipv6))
                 self.hypervisor.start(golden, self.pool.shape, metadata, limits=self.pool.limits)
             elif binding:
                 metadata = self._let_go(_bound(clone, binding, job, created_at), binding, job)
@@ -79,7 +80,8 @@ class Maker:
 
     def _let_go(self, metadata: Metadata, binding: Binding, job: Job | None) -> Metadata:
         script = self._job_script(metadata.machine, binding.credentials, job)
-        self.hypervisor.bind(metadata, seed.iso(metadata.machine, script, IPv4Interface(metadata.address)))
+        address = IPv4Interface(metadata.address)
+        self.hypervisor.bind(metadata, seed.iso(metadata.machine, script, address, self.addresses.beside(address)))
         return metadata
 
     def _check(self, golden: Golden) -> None:

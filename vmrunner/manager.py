@@ -123,7 +123,7 @@ class Manager:
         self._log, self._clock, self._workers = log, clock, workers
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
-        self._addresses = Addresses(settings.runtime_dir, settings.libvirt.subnet)
+        self._addresses = Addresses(settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6)
         self.shelf = Shelf(settings.state_dir, clock)
         self._forge_down = settings.runtime_dir / "forge-down"  # its time is since when
 
@@ -336,7 +336,8 @@ class Manager:
             raise ConfigError(f"The certificates {ca_file} can't be read: {error}.", "forge.ca_file wants a PEM file.") from None
         section = self.settings.pools[pool]
         # Machines that may not ask DNS, or whose answers may differ from ours, are told where the forge is.
-        forge = ForgeAddresses(self.settings.forge_url, self.settings.runtime_dir)() if section.network is not Reach.INTERNET else ()
+        addresses = ForgeAddresses(self.settings.forge_url, self.settings.runtime_dir, ipv6=self.settings.network.ipv6 is not None)
+        forge = addresses() if section.network is not Reach.INTERNET else ()
         pinned = str(forge[0].address) if forge else ""
         return Maker(self.hypervisor, self.forge, self._bindings, self._addresses, self.shelf, pool, section, ca, pinned, self._clock)
 

@@ -53,18 +53,19 @@ def run(
             sweep(hypervisor, settings.runtime_dir)
             stack.enter_context(owning(settings.runtime_dir, machine))
             hypervisor.prepare(golden)
-            address = Addresses(settings.runtime_dir, settings.libvirt.subnet).take(machine)
+            addresses = Addresses(settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6)
+            address = addresses.take(machine)
         stack.callback(_destroy, hypervisor, machine, say)
         metadata = Metadata(machine, "", f"{golden.name}/{golden.version}", time.time(), address=str(address), network=network)
         end = secrets.token_hex(16)
         script = seed.exec_script(command, timeout, end)
         clone = snapshots.clone(hypervisor, snapshots.Shelf(settings.state_dir), golden, shape, metadata) if snapshot else None
         if clone:
-            hypervisor.bind(clone, seed.iso(machine, script, address))
+            hypervisor.bind(clone, seed.iso(machine, script, address, addresses.beside(address)))
             say(f"machine {machine}: cloned")
         else:
             hypervisor.create_overlay(machine, golden, shape.disk_gib)
-            hypervisor.put(machine, File.SEED, seed.iso(machine, script, address))
+            hypervisor.put(machine, File.SEED, seed.iso(machine, script, address, addresses.beside(address)))
             hypervisor.start(golden, shape, metadata)
             say(f"machine {machine}: booting" + ("; `vmrunner snapshot create` lets the next ones start at once" if snapshot else ""))
         started(machine)

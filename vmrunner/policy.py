@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 CLOSED = tuple(
     IPv4Network(block)
@@ -25,8 +25,22 @@ CLOSED = tuple(
 )
 """What is not the internet (IANA's special-purpose registry, without the ranges for documentation, which lead nowhere)."""
 
+UNIQUE_LOCAL = IPv6Network("fc00::/7")
+CLOSED6 = tuple(
+    IPv6Network(block)
+    for block in (
+        "::/3",  # before the global ones: loopback, IPv4-mapped, NAT64 (64:ff9b::/96 and 64:ff9b:1::/48), discard (100::/64)
+        "2001::/23",  # IETF protocol assignments, with Teredo, which leads to IPv4 addresses, and ORCHID
+        "2002::/16",  # 6to4, which leads to IPv4 addresses
+        "4000::/2",  # after the global ones: segment routing (5f00::/16)
+        "8000::/1",  # unique local (fc00::/7), link-local (fe80::/10), site-local (fec0::/10), multicast (ff00::/8)
+    )
+)
+"""The same in IPv6: all but 2000::/3, of which IANA gives out global addresses, and what of that leads elsewhere."""
+
 _DESTINATION = re.compile(
-    r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(?P<prefix>/\d{1,2})?):(?P<ports>\d{1,5}(?:,\d{1,5})*)(?:/(?P<protocol>tcp|udp))?"
+    r"(?:(?P<host>[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(?P<prefix>/\d{1,2})?)|\[(?P<six>[0-9A-Fa-f:.]{2,45}(?:/\d{1,3})?)\])"
+    r":(?P<ports>\d{1,5}(?:,\d{1,5})*)(?:/(?P<protocol>tcp|udp))?"
 )
 
 
@@ -42,21 +56,25 @@ class Reach(StrEnum):
 class Destination:
     """A host, by name, address or network, and ports of it. A name stands for all names below it, too."""
 
-    host: str | IPv4Network
+    host: str | IPv4Network | IPv6Network
     ports: tuple[int, ...]
     protocol: str = "tcp"
 
     @classmethod
     def parse(cls, text: str) -> Destination:
-        """`deb.debian.org:80,443`, `192.0.2.7:3142` or `192.0.2.0/24:123/udp`. Raises ValueError."""
+        """`deb.debian.org:80,443`, `192.0.2.7:3142`, `192.0.2.0/24:123/udp` or `[2001:db8::7]:443`. Raises ValueError."""
         found = _DESTINATION.fullmatch(text)
         if not found:
-            raise ValueError('a destination is written like "deb.debian.org:80,443", "192.0.2.7:3142" or "192.0.2.0/24:123/udp"')
+            raise ValueError(
+                'a destination is written like "deb.debian.org:80,443", "192.0.2.7:3142", "192.0.2.0/24:123/udp" or "[2001:db8::7]:443"'
+            )
         ports = tuple(sorted({int(port) for port in found["ports"].split(",")}))
         if not all(0 < port < 65536 for port in ports):
             raise ValueError("ports are 1 to 65535")
-        host: str | IPv4Network = found["host"].lower()
-        if found["prefix"] or re.fullmatch(r"[\d.]+", found["host"]):
+        host: str | IPv4Network | IPv6Network = (found["host"] or "").lower()
+        if found["six"]:
+            host = IPv6Network(found["six"])
+        elif found["prefix"] or re.fullmatch(r"[\d.]+", found["host"]):
             host = IPv4Network(found["host"])
         return cls(host, ports, found["protocol"] or "tcp")
 
@@ -88,7 +106,7 @@ class Bounds:
 class ForgeAddress:
     """Where the forge answers, as seen from the host."""
 
-    address: IPv4Address
+    address: IPv4Address | IPv6Address
     port: int
 
 

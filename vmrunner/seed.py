@@ -9,7 +9,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 
 import pycdlib
 
@@ -27,12 +27,19 @@ RUNNERS = {"forgejo": "forgejo-runner", "gitea": "gitea-runner"}
 """Which runner program each kind of forge needs; an image's manifest says which one it carries."""
 
 
-def iso(machine: MachineId, user_data: str, address: IPv4Interface | None) -> bytes:
+def iso(machine: MachineId, user_data: str, address: IPv4Interface | None, ipv6: IPv6Interface | None = None) -> bytes:
     """The NoCloud ISO (label `cidata`) with `meta-data`, `network-config` and this `user-data`, padded to SIZE.
 
-    Without an address the machine has no network yet. Two ISOs never begin alike.
+    Without an address the machine has no network yet; `ipv6` is what it has beside one. Two ISOs never begin alike.
     """
-    network = text("network-config.j2", mac=machine.mac, address=address, gateway=address and gateway(address.network))
+    network = text(
+        "network-config.j2",
+        mac=machine.mac,
+        address=address,
+        gateway=address and gateway(address.network),
+        ipv6=ipv6,
+        gateway6=ipv6 and gateway(ipv6.network),
+    )
     files = {
         "meta-data": text(
             "meta-data.j2", name=str(machine), machine_id=secrets.token_hex(16), entropy=secrets.token_hex(64), now=time.time()

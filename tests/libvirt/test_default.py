@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
 from vmrunner.hypervisor import connection
 from vmrunner.hypervisor.host import LibvirtHost
-from vmrunner.hypervisor.network import ensure_network
+from vmrunner.hypervisor.network import ensure_network, network_drift
 from vmrunner.hypervisor.storage import Storage
 from vmrunner.model import MachineId
 
@@ -87,6 +87,23 @@ def test_the_network_is_made_once_and_a_changed_subnet_is_said(libvirt_mock: Any
     assert libvirt_mock.networkLookupByName("vmr-m").isActive()
     with pytest.raises(HypervisorError, match="has another subnet"):
         ensure_network(libvirt_mock, "m", IPv4Network("10.99.0.0/24"))
+
+
+@pytest.mark.parametrize(("prefix", "is_translated"), [("fd87::/64", True), ("2001:db8:87::/112", False)])
+def test_ipv6_asked_for_later_is_drift_until_the_network_is_idle(libvirt_mock: Any, prefix: str, is_translated: bool) -> None:
+    ensure_network(libvirt_mock, "m", SUBNET)
+    assert network_drift(libvirt_mock, "m", SUBNET) == []
+    wanted = IPv6Network(prefix)
+    drift = network_drift(libvirt_mock, "m", SUBNET, (), wanted)
+    assert drift is not None
+    assert [line.partition(" is ")[0] for line in drift] == [*(["translation of IPv6"] if is_translated else []), "the address", "DNS"]
+    ensure_network(libvirt_mock, "m", SUBNET, (), wanted)
+    assert network_drift(libvirt_mock, "m", SUBNET, (), wanted) == drift, "a machine may be on it"
+    ensure_network(libvirt_mock, "m", SUBNET, (), wanted, idle=True)
+    assert [line.partition(" is ")[0] for line in network_drift(libvirt_mock, "m", SUBNET, (), wanted) or ()] == ["DNS"], (
+        "the mock has none"
+    )
+    assert network_drift(libvirt_mock, "m", SUBNET), "and when it is no longer asked for"
 
 
 def test_libvirts_refusals_are_sentences_with_hints(libvirt_mock: Any) -> None:

@@ -13,7 +13,7 @@ def main() -> None:
     waiting = selectors.DefaultSelector()
     for address, port in json.loads(sys.argv[1]):
         for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            listener = socket.socket(socket.AF_INET, kind)
+            listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, port))
             if kind is socket.SOCK_STREAM:

@@ -11,18 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from vmrunner.addresses import gateway
+from vmrunner.addresses import gateway, paired
 from vmrunner.hypervisor.network import bridge_name
 from vmrunner.model import MachineId
 from vmrunner.resources import folder
 
 PROBE = folder("templates") / "probe.py"
-MANAGER, SUBNET = "fw", IPv4Network("10.86.0.0/24")
-GATEWAY = str(gateway(SUBNET))
+MANAGER, SUBNET, PREFIX = "fw", IPv4Network("10.86.0.0/24"), IPv6Network("fd86::/64")
+GATEWAY, GATEWAY6 = str(gateway(SUBNET)), str(gateway(PREFIX))
 BRIDGE = bridge_name(MANAGER)
 ONE, TWO = MachineId(MANAGER, "00000001"), MachineId(MANAGER, "00000002")
 ADDRESSES = {ONE: IPv4Address("10.86.0.11"), TWO: IPv4Address("10.86.0.12")}
@@ -32,12 +32,23 @@ WORLD = "vmr-world"  # the namespace of all that is behind the host
 INTERNET, MIRROR, RESOLVER = "198.51.100.10", "198.51.100.20", "198.51.100.53"
 LAN, METADATA, CGNAT = "192.168.77.10", "169.254.169.254", "100.64.7.7"
 _WORLD = (INTERNET, MIRROR, RESOLVER, LAN, METADATA, CGNAT)
-_LINK = "10.85.0."
+_LINK, _LINK6, _ROUTER = "10.85.0.", "fd85::", "fe80::1/64"
+HOST_PUBLIC6, FORGE6 = "2001:db8:77::77", "2001:db8:3::10"  # what the stand-ins' forge has, too
+INTERNET6, MIRROR6, LAN6 = "2001:db8:10::10", "2001:db8:20::20", "fd77::10"
+NAT64, SIX_TO_FOUR, TEREDO = "64:ff9b::a00:10", "2002:a00:10::10", "2001:0:a00:10::10"
+_WORLD6 = (INTERNET6, MIRROR6, LAN6, NAT64, SIX_TO_FOUR, TEREDO)
 
 
 def ip(*words: str, check: bool = True) -> None:
     """iproute2's ip."""
     subprocess.run(["ip", *words], check=check, capture_output=True)
+
+
+def address6(address: IPv4Address) -> str:
+    """What a machine with this address has in IPv6."""
+    found = paired(IPv4Interface((address, SUBNET.prefixlen)), PREFIX)
+    assert found
+    return str(found.ip)
 
 
 def ask(machine: MachineId, what: list[Any]) -> list[bool]:
@@ -58,6 +69,15 @@ def namespace(stack: ExitStack, name: str) -> None:
     ip("netns", "exec", name, "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6")
 
 
+def _give6(namespace: str, link: str, address: str, router: str) -> None:
+    """As a seed does: this address alone, and no way but this."""
+    settings = {"addr_gen_mode": 1, "accept_ra": 0, "disable_ipv6": 0}
+    script = "".join(f"echo {value} >/proc/sys/net/ipv6/conf/{link}/{key};" for key, value in settings.items())
+    ip("netns", "exec", namespace, "sh", "-c", script)
+    ip("-n", namespace, "addr", "add", address, "dev", link, "nodad")
+    ip("-n", namespace, "route", "add", "default", "via", router)
+
+
 def listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> None:
     """Answer at these addresses and ports, in a namespace or ("") here, as long as the stack lasts."""
     inside = ["ip", "netns", "exec", where] if where else []
@@ -69,21 +89,50 @@ def listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> None
 
 
 @contextmanager
-def each_rule_alone() -> Iterator[None]:
-    """Where the kernel shows frames on a bridge to the rules for packets (br_netfilter), these stop what they should not have to."""
-    shown = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    before = shown.read_text() if shown.exists() else ""
-    if before:
-        shown.write_text("0")
+def written(path: Path, text: str) -> Iterator[None]:
+    """A file that says something else for a while."""
+    before = path.read_text()
+    path.write_text(text)
     try:
         yield
     finally:
-        if before:
-            shown.write_text(before)
+        path.write_text(before)
 
 
 @contextmanager
-def world() -> Iterator[None]:
+def each_rule_alone() -> Iterator[None]:
+    """Where the kernel shows frames on a bridge to the rules for packets (br_netfilter), these stop what they should not have to."""
+    with ExitStack() as stack:
+        for program in ("iptables", "ip6tables"):
+            shown = Path(f"/proc/sys/net/bridge/bridge-nf-call-{program}")
+            if shown.exists():
+                stack.enter_context(written(shown, "0"))
+        yield
+
+
+@contextmanager
+def _world6() -> Iterator[None]:
+    """What the world has in IPv6, and a host that forwards it."""
+    with ExitStack() as stack:
+        stack.enter_context(written(Path("/proc/sys/net/ipv6/conf/all/forwarding"), "1"))
+        # Routers ask for each other from link-local addresses.
+        for address in (f"{_LINK6}1/64", _ROUTER):
+            ip("addr", "add", address, "dev", "uplink", "nodad")
+        _give6(WORLD, "eth0", f"{_LINK6}2/64", f"{_LINK6}1")
+        ip("-n", WORLD, "addr", "add", "fe80::2/64", "dev", "eth0", "nodad")
+        ip("-6", "route", "add", "default", "via", f"{_LINK6}2")
+        for address in _WORLD6:
+            ip("-n", WORLD, "addr", "add", f"{address}/128", "dev", "lo", "nodad")
+        for address in (HOST_PUBLIC6, FORGE6):
+            ip("addr", "add", f"{address}/128", "dev", "lo", "nodad")
+            stack.callback(ip, "addr", "del", f"{address}/128", "dev", "lo")
+        listen(stack, WORLD, [(address, port) for address in _WORLD6 for port in (53, 80, 443)])
+        listen(stack, "", [(HOST_PUBLIC6, 53), (HOST_PUBLIC6, 8080), (FORGE6, 3000), (FORGE6, 8080)])
+        yield
+
+
+@contextmanager
+def world(*, ipv6: bool = False) -> Iterator[None]:
     """An internet, a LAN, a metadata service behind the host, and the host's other address; each answers on some ports."""
     with ExitStack() as stack:
         namespace(stack, WORLD)
@@ -103,6 +152,8 @@ def world() -> Iterator[None]:
         stack.callback(ip, "addr", "del", f"{HOST_PUBLIC}/32", "dev", "lo")
         listen(stack, WORLD, [(address, port) for address in _WORLD for port in (53, 80, 443) if (address, port) != (RESOLVER, 53)])
         listen(stack, "", [(HOST_PUBLIC, 53), (HOST_PUBLIC, 8080), (FORGE, 8080)])
+        if ipv6:
+            stack.enter_context(_world6())
         yield
 
 
@@ -120,27 +171,35 @@ def bridge() -> Iterator[None]:
 
 
 @contextmanager
-def machines() -> Iterator[None]:
+def machines(*, ipv6: bool = False) -> Iterator[None]:
     """Two stand-ins on the bridge that is there, and what listens on the gateway."""
     with ExitStack() as stack:
         for name in map(str, ADDRESSES):
             namespace(stack, name)
         for machine, address in ADDRESSES.items():
             name = str(machine)
+            ip("link", "del", machine.tap, check=False)  # a namespace that was deleted a moment ago still has its wires
             ip("link", "add", machine.tap, "type", "veth", "peer", "name", "eth0", "netns", name, "address", machine.mac)
             ip("link", "set", machine.tap, "master", BRIDGE, "up")
             ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "on")
             ip("-n", name, "addr", "add", f"{address}/{SUBNET.prefixlen}", "dev", "eth0")
             ip("-n", name, "link", "set", "eth0", "up")
             ip("-n", name, "route", "add", "default", "via", GATEWAY)
-        listen(stack, "", [(GATEWAY, 53), (GATEWAY, 8080)])
+        if ipv6:
+            hosts = Path("/etc/hosts")
+            stack.enter_context(written(hosts, f"{hosts.read_text()}{FORGE6} forge.example\n"))
+            for at in (f"{GATEWAY6}/{PREFIX.prefixlen}", _ROUTER):
+                ip("addr", "add", at, "dev", BRIDGE, "nodad")
+            for machine, address in ADDRESSES.items():
+                _give6(str(machine), "eth0", f"{address6(address)}/{PREFIX.prefixlen}", GATEWAY6)
+        listen(stack, "", [(at, port) for at in (GATEWAY, *([GATEWAY6] if ipv6 else [])) for port in (53, 8080)])
         for machine, address in ADDRESSES.items():
-            listen(stack, str(machine), [(str(address), 8080)])
+            listen(stack, str(machine), [(at, 8080) for at in (str(address), *([address6(address)] if ipv6 else []))])
         yield
 
 
 @contextmanager
-def laid_out() -> Iterator[None]:
+def laid_out(*, ipv6: bool = False) -> Iterator[None]:
     """The world, and a bridge with two stand-in machines; all gone at the end."""
-    with world(), bridge(), machines():
+    with world(ipv6=ipv6), bridge(), machines(ipv6=ipv6):
         yield

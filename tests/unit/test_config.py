@@ -1,6 +1,7 @@
 """The configuration: the example loads, and every fault is one sentence that names the key."""
 
 from datetime import UTC, datetime
+from ipaddress import IPv6Network
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def write(folder: Path, text: str) -> Path:
 def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path: Path) -> None:
     shown = load(write(tmp_path, example()))
     lines = [line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in example().splitlines()]
-    without_default = ("token_file", "ca_file", "listen", "textfile", "schedule", "allow", "disk_bandwidth", "disk_iops")
+    without_default = ("token_file", "ca_file", "listen", "textfile", "schedule", "allow", "disk_bandwidth", "disk_iops", "ipv6")
     spelled_out = load(write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default))))
     assert spelled_out == shown
     assert load(write(tmp_path, "\n".join(lines))) != shown, "and the keys without a default load, too"
@@ -39,6 +40,13 @@ def test_minimal(tmp_path: Path) -> None:
     assert config.pools["p"].shape.memory_mib == 2048
 
 
+def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
+    assert load(write(tmp_path, MINIMAL)).network.ipv6 is None
+    for prefix in ("fd87::/64", "2001:db8:87::/80", "fd87::/112"):
+        asked = MINIMAL.replace("[forge]", f'[network]\nipv6 = "{prefix}"\n[forge]') + 'allow = ["[2001:db8::7]:443"]\n'
+        assert load(write(tmp_path, asked)).network.ipv6 == IPv6Network(prefix)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -50,6 +58,15 @@ def test_minimal(tmp_path: Path) -> None:
         (('image = "debian-12"', 'image = "../../etc"'), "pools.p.image"),
         (('image = "debian-12"', 'image = "a"\nscope = "repository:a/../b"'), "There is no scope"),
         (('image = "debian-12"', 'image = "a"\ncolour = "red"'), "pools.p.colour: is not a key that vmrunner knows"),
+        (("[forge]", '[network]\nipv6 = "fd87::1/64"\n[forge]'), "network.ipv6"),
+        (("[forge]", '[network]\nipv6 = "fd87::/48"\n[forge]'), "an IPv6 network for machines is a /64 to /112"),
+        (("[forge]", '[network]\nipv6 = "fd87::/113"\n[forge]'), "an IPv6 network for machines is a /64 to /112"),
+        (("[forge]", '[network]\nipv6 = "10.0.0.0/24"\n[forge]'), "network.ipv6"),
+        (("[forge]", '[network]\nipv6 = "fe80::/64"\n[forge]'), "is a unique local one"),
+        (("[forge]", '[network]\nipv6 = "64:ff9b:1::/64"\n[forge]'), "is a unique local one"),
+        (("[forge]", '[network]\nipv6 = "ff02::/64"\n[forge]'), "is a unique local one"),
+        (("[forge]", '[network]\nipv6 = "fd87::/112"\n[libvirt]\nsubnet = "10.0.0.0/12"\n[forge]'), "as many addresses as libvirt.subnet"),
+        (('image = "debian-12"', 'image = "a"\nallow = ["[2001:db8::7]:443"]'), "pools.p.allow names an IPv6 address"),
     ],
 )
 def test_faults_name_the_key(tmp_path: Path, change: tuple[str, str], says: str) -> None:

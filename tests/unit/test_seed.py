@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 from datetime import timedelta
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
 import pycdlib
@@ -34,19 +34,38 @@ def script(kind: str, label: str = "debian-12") -> str:
 
 
 def test_iso_is_a_nocloud_seed() -> None:
-    image = pycdlib.PyCdlib()
-    image.open_fp(io.BytesIO(iso(MACHINE, "#!/bin/sh\n", ADDRESS)))
-    assert image.pvd.volume_identifier.decode().strip() == "cidata"
+    seed = iso(MACHINE, "#!/bin/sh\n", ADDRESS)
     for name, content in (
         ("meta-data", str(MACHINE)),
         ("user-data", "#!/bin/sh"),
         ("network-config", MACHINE.mac),
         ("network-config", "- 10.87.0.9/24\n"),
     ):
-        out = io.BytesIO()
-        image.get_file_from_iso_fp(out, rr_path=f"/{name}")
-        assert content in out.getvalue().decode()
+        assert content in inside(seed, name)
+
+
+def inside(seed: bytes, name: str) -> str:
+    """One of the seed's files."""
+    image, out = pycdlib.PyCdlib(), io.BytesIO()
+    image.open_fp(io.BytesIO(seed))
+    assert image.pvd.volume_identifier.decode().strip() == "cidata"
+    image.get_file_from_iso_fp(out, rr_path=f"/{name}")
     image.close()
+    return out.getvalue().decode()
+
+
+def test_ipv6_is_in_a_seed_where_it_is_asked_for() -> None:
+    head = f"version: 2\nethernets:\n  vmrunner:\n    match:\n      macaddress: {MACHINE.mac}\n    addresses:\n      - 10.87.0.9/24\n"
+    route = "    routes:\n      - to: 0.0.0.0/0\n        via: 10.87.0.1\n"
+    tail = "    nameservers:\n      addresses:\n        - 10.87.0.1\n"
+    assert inside(iso(MACHINE, "#!/bin/sh\n", ADDRESS), "network-config").rstrip("\n") == (head + route + tail).rstrip("\n")
+    also, another = (
+        '      - "fd87::9/64"\n    accept-ra: false\n',
+        "".join(f'      - to: "{half}"\n        via: "fd87::1"\n' for half in ("::/1", "8000::/1")),
+    )
+    found = inside(iso(MACHINE, "#!/bin/sh\n", ADDRESS, IPv6Interface("fd87::9/64")), "network-config")
+    assert found.rstrip("\n") == (head + also + route + another + tail).rstrip("\n")
+    assert "::" not in inside(iso(MACHINE, "#!/bin/sh\n", None, IPv6Interface("fd87::9/64")), "network-config")
 
 
 def test_seeds_are_of_one_size_and_begin_differently() -> None:

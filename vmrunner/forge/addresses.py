@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from contextlib import suppress
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,15 +23,18 @@ def forge_host(url: str) -> str:
 
 
 class ForgeAddresses:
-    """The IPv4 addresses of one forge, remembered in the runtime folder. A resolver that does not answer changes nothing."""
+    """The addresses of one forge, remembered in the runtime folder; of IPv6 only where machines have it. A resolver that does not answer
+    changes nothing.
+    """
 
-    def __init__(self, url: str, runtime_dir: Path) -> None:
+    def __init__(self, url: str, runtime_dir: Path, *, ipv6: bool = False) -> None:
         parts = urlsplit(url)
         self.host, self._path = forge_host(url), runtime_dir / "forge-addresses.json"
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._family = socket.AF_UNSPEC if ipv6 else socket.AF_INET
 
     def __call__(self) -> tuple[ForgeAddress, ...]:
-        """All that it had lately, the latest answer's first; none where there is no forge."""
+        """All that it had lately, the latest answer's first, and of that IPv4; none where there is no forge."""
         if not self.host:
             return ()
         seen, asked_at = self._remembered()
@@ -42,20 +45,22 @@ class ForgeAddresses:
                 address: at for address, at in seen.items() if address not in answer and 0 <= now - at < _KEPT
             }
             self._remember(seen, now)
-        return tuple(ForgeAddress(IPv4Address(address), self._port) for address in seen)
+        found = (ForgeAddress(ip_address(address), self._port) for address in seen)
+        return tuple(at for at in found if at.address.version == 4 or self._family is socket.AF_UNSPEC)
 
     def _resolve(self) -> list[str]:
         try:
-            found = socket.getaddrinfo(self.host, self._port, socket.AF_INET, socket.SOCK_STREAM)
+            found = socket.getaddrinfo(self.host, self._port, self._family, socket.SOCK_STREAM)
         except OSError:
             return []
-        return sorted({str(address[0]) for *_, address in found})
+        # One with a scope is link-local, and no machine's way to anything.
+        return sorted({str(name) for *_, (name, *_) in found if "%" not in str(name)}, key=lambda address: (":" in address, address))
 
     def _remembered(self) -> tuple[dict[str, float], float]:
         try:
             kept = json.loads(self._path.read_text(encoding="ascii"))
             if kept["host"] == self.host:
-                return {str(IPv4Address(address)): float(at) for address, at in kept["seen"].items()}, float(kept["asked_at"])
+                return {str(ip_address(address)): float(at) for address, at in kept["seen"].items()}, float(kept["asked_at"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         return {}, 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,14 @@ class LibvirtHost:
         manager: str,
         storage_path: Path,
         subnet: IPv4Network,
+        ipv6: IPv6Network | None = None,
         accelerator: str = "auto",
         firewall: Firewall | None = None,
         warn: Callable[[str], None],
     ) -> None:
         self.manager = manager
         self._uri, self._storage_path, self._subnet, self._firewall = uri, storage_path, subnet, firewall
+        self._ipv6 = ipv6
         self._wake: Callable[[], None] | None = None
         self._progress: Callable[[], object] = lambda: None
         self._ends: dict[MachineId, str] = {}  # how machines ended, as libvirt's events told; empty: by themselves, or unknown
@@ -132,7 +134,7 @@ class LibvirtHost:
 
     def network_drift(self) -> list[str] | None:
         """How our network differs from the one that we would make, in words; None where there is none yet."""
-        return network_drift(self._connection, self.manager, self._subnet, self._dns_options)
+        return network_drift(self._connection, self.manager, self._subnet, self._dns_options, self._ipv6)
 
     def rules_drift(self) -> str | None:
         """How the nftables rules differ from the ones that we would make, in words; None where we make none."""
@@ -145,7 +147,7 @@ class LibvirtHost:
     def prepare(self, golden: Golden) -> None:
         """See Hypervisor."""
         self._storage.ensure()
-        ensure_network(self._connection, self.manager, self._subnet, self._dns_options, idle=not self._domains())
+        ensure_network(self._connection, self.manager, self._subnet, self._dns_options, self._ipv6, idle=not self._domains())
         if self._firewall:
             self._firewall.ensure()
         self._storage.publish(golden)
@@ -494,13 +496,16 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
                 f"The network of machines at {section.uri} can't be filtered from here: nftables is that host's own.",
                 "Run vmrunner there, or set `filter = false` in the table [network].",
             )
-        forge = ForgeAddresses(settings.forge_url, settings.runtime_dir)
-        firewall = Firewall(settings.manager, section.subnet, settings.policies, settings.network.bounds, forge, settings.runtime_dir)
+        ipv6 = settings.network.ipv6
+        forge = ForgeAddresses(settings.forge_url, settings.runtime_dir, ipv6=ipv6 is not None)
+        bounds = settings.network.bounds
+        firewall = Firewall(settings.manager, section.subnet, settings.policies, bounds, forge, settings.runtime_dir, ipv6)
     return LibvirtHost(
         uri=section.uri,
         manager=settings.manager,
         storage_path=section.storage_path,
         subnet=section.subnet,
+        ipv6=settings.network.ipv6,
         accelerator=section.accelerator,
         firewall=firewall,
         warn=warn,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from xml.etree import ElementTree
 
@@ -14,6 +14,7 @@ from vmrunner.addresses import gateway
 from vmrunner.errors import HypervisorError
 from vmrunner.hypervisor.connection import asking
 from vmrunner.model import PREFIX
+from vmrunner.policy import UNIQUE_LOCAL
 from vmrunner.render import xml
 
 _DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
@@ -29,8 +30,14 @@ def bridge_name(manager: str) -> str:
     return f"{PREFIX}{hashlib.sha256(manager.encode()).hexdigest()[:8]}"
 
 
-def network_xml(manager: str, subnet: IPv4Network, options: Sequence[str] = ()) -> str:
-    """The network as libvirt wants it. The first address is the gateway; `options` are for its dnsmasq."""
+def network_xml(manager: str, subnet: IPv4Network, options: Sequence[str] = (), ipv6: IPv6Network | None = None) -> str:
+    """The network as libvirt wants it. The first address is the gateway; `options` are for its dnsmasq.
+
+    IPv6 addresses that are unique local ones are translated like those of IPv4, others only routed.
+    """
+    if ipv6:
+        # libvirt has dnsmasq advertise a router wherever there is IPv6.
+        options = (*options, f"no-dhcp-interface={bridge_name(manager)}")
     return xml(
         "network.xml.j2",
         name=network_name(manager),
@@ -39,6 +46,9 @@ def network_xml(manager: str, subnet: IPv4Network, options: Sequence[str] = ()) 
         gateway=gateway(subnet),
         netmask=subnet.netmask,
         options=options,
+        ipv6=ipv6,
+        gateway6=ipv6 and gateway(ipv6),
+        nat6=bool(ipv6 and ipv6.subnet_of(UNIQUE_LOCAL)),
     )
 
 
@@ -64,15 +74,23 @@ def remove_network(connection: Any, manager: str) -> list[str]:
     return [f"network {name}"]
 
 
-def ensure_network(connection: Any, manager: str, subnet: IPv4Network, options: Sequence[str] = (), *, idle: bool = False) -> None:
+def ensure_network(
+    connection: Any,
+    manager: str,
+    subnet: IPv4Network,
+    options: Sequence[str] = (),
+    ipv6: IPv6Network | None = None,
+    *,
+    idle: bool = False,
+) -> None:
     """Define and start the network where it is missing; one that differs is made anew when it is `idle`: no machine is on it."""
     name = network_name(manager)
-    if idle and network_drift(connection, manager, subnet, options):
+    if idle and network_drift(connection, manager, subnet, options, ipv6):
         remove_network(connection, manager)
     with asking(f"preparing the network {name}"):
         network = _find(connection, name)
         if network is None:
-            network = connection.networkDefineXML(network_xml(manager, subnet, options))
+            network = connection.networkDefineXML(network_xml(manager, subnet, options, ipv6))
             network.setAutostart(1)
         if f"address='{gateway(subnet)}' netmask='{subnet.netmask}'" not in network.XMLDesc(0):
             raise HypervisorError(
@@ -83,14 +101,16 @@ def ensure_network(connection: Any, manager: str, subnet: IPv4Network, options: 
             network.create()
 
 
-def network_drift(connection: Any, manager: str, subnet: IPv4Network, options: Sequence[str] = ()) -> list[str] | None:
+def network_drift(
+    connection: Any, manager: str, subnet: IPv4Network, options: Sequence[str] = (), ipv6: IPv6Network | None = None
+) -> list[str] | None:
     """How the network that exists differs from `network_xml`, in words; None where there is none."""
     with asking("looking at the network"):
         network = _find(connection, network_name(manager))
         if network is None:
             return None
         described, is_active = network.XMLDesc(0), bool(network.isActive())
-    found, wanted = (_essence(text) for text in (described, network_xml(manager, subnet, options)))
+    found, wanted = (_essence(text) for text in (described, network_xml(manager, subnet, options, ipv6)))
     return ([] if is_active else ["it is not active"]) + [
         f"{name} is {found[name] or 'missing'} instead of {wanted[name] or 'missing'}" for name in wanted if found[name] != wanted[name]
     ]
@@ -104,8 +124,9 @@ def _essence(described: str) -> dict[str, str]:
 
     return {
         "forwarding": attributes("forward", "mode", "dev"),
+        "translation of IPv6": attributes("forward/nat", "ipv6"),
         "the bridge": attributes("bridge", "name", "stp"),
-        "the address": attributes("ip", "address", "netmask"),
+        "the address": attributes("ip", "address", "netmask", "prefix"),
         "DHCP": attributes("ip/dhcp/range", "start", "end"),
         "DNS": attributes(f"{{{_DNSMASQ}}}options/{{{_DNSMASQ}}}option", "value"),
     }

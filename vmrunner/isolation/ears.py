@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from vmrunner.errors import HypervisorError
 
 _ALL = 3  # ETH_P_ALL
 _OUTGOING = 4  # PACKET_OUTGOING
-_IP4 = b"\x08\x00"
+_IP4, _IP6 = b"\x08\x00", b"\x86\xdd"
 _MARK = re.compile(rb"<mark ([a-z0-9 -]+)>")  # as templates/probe.py writes them
 
 
@@ -24,7 +24,7 @@ class Ears:
     def __init__(self, inside: str) -> None:
         self._inside = inside
         self.marks: set[str] = set()  # of frames that arrived on the bridge
-        self.left: set[IPv4Address] = set()  # where packets went that left the host
+        self.left: set[IPv4Address | IPv6Address] = set()  # where packets went that left the host
         try:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
         except PermissionError:
@@ -48,5 +48,8 @@ class Ears:
                 continue
             if interface == self._inside and kind != _OUTGOING:
                 self.marks |= {found.decode() for found in _MARK.findall(content)}
-            elif kind == _OUTGOING and interface not in {self._inside, "lo"} and content[12:14] == _IP4:
-                self.left.add(IPv4Address(content[30:34]))
+            elif kind == _OUTGOING and interface not in {self._inside, "lo"}:
+                if content[12:14] == _IP4:
+                    self.left.add(IPv4Address(content[30:34]))
+                elif content[12:14] == _IP6:
+                    self.left.add(IPv6Address(content[38:54]))

@@ -6,14 +6,14 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address
 from pathlib import Path
 from typing import Any
 
-from vmrunner.addresses import gateway
+from vmrunner.addresses import gateway, paired
 from vmrunner.forge.addresses import forge_host
 from vmrunner.hypervisor.network import bridge_name
 from vmrunner.isolation.companion import Companion
@@ -22,6 +22,7 @@ from vmrunner.isolation.lab import Cell, Lab
 from vmrunner.policy import CLOSED, Policy, Reach
 
 _PUBLIC, _RESOLVER = "192.0.2.1", "192.0.2.53"  # addresses for documentation: nobody has them, and they are routed like any other
+_PUBLIC6 = "2001:db8::1"  # one, too
 _PORT = 8080  # of the neighbour
 _ON_THE_WAY = 0.5  # seconds that a frame takes from one machine to the other's words
 _MOST_PORTS = 100
@@ -39,6 +40,37 @@ _AT_THE_HOST = (
     "vlan",
 )
 _AT_THE_NEIGHBOUR = ("dhcp offer", "multicast", "broadcast", "arp to a neighbour", "straight to a neighbour")
+_AT_THE_HOST6 = (
+    "another ipv6 address",
+    "a link-local address",
+    "a neighbours ipv6 address",
+    "ipv6 from another mac",
+    "advertisement for the gateway",
+    "advertisement for a neighbour",
+    "advertisement without a mac",
+    "advertisement with another mac",
+    "advertisement behind a header",
+    "advertisement as a fragment",
+    "solicitation with another mac",
+    "solicitation with two macs",
+    "router advertisement of its own",
+    "redirect",
+    "mld query",
+)
+_AT_THE_NEIGHBOUR6 = ("dhcpv6 offer", "ipv6 multicast", "solicitation of a neighbour", "straight to a neighbour by ipv6")
+_PRIVATE6 = (
+    "fd00::77",
+    "fe80::77%",
+    "fec0::77",
+    "64:ff9b::a00:4d",
+    "64:ff9b:1::a00:4d",
+    "2001:0:a00:4d::77",
+    "2002:a00:4d::77",
+    "100::77",
+    "5f00::77",
+)
+"""What is not the internet in IPv6; the fourth to seventh lead to 10.0.0.77 where somebody translates them."""
+_FREEBIND = 78  # IPV6_FREEBIND: a gateway without machines yet waits for a neighbour that might have its address
 
 
 @dataclass(frozen=True)
@@ -47,7 +79,7 @@ class _Try:
     what: str
     command: list[Any]
     allowed: bool = False
-    goes_to: IPv4Address | None = None  # a packet that leaves the host for it has got through, answer or not
+    goes_to: IPv4Address | IPv6Address | None = None  # a packet that leaves the host for it has got through, answer or not
     mark: str = ""  # a frame that arrives with it has got through: at the host, or for the group `neighbour` there
 
 
@@ -56,15 +88,17 @@ class Matrix:
 
     def __init__(self, lab: Lab, policy: Policy) -> None:
         self._lab, self._policy = lab, policy
+        self._subnet, self._ipv6 = lab.settings.libvirt.subnet, lab.settings.network.ipv6
         self._forge = lab.forge()
-        self._gateway = str(gateway(lab.settings.libvirt.subnet))
+        self._gateway = str(gateway(self._subnet))
+        self._gateways = (self._gateway, *([str(gateway(self._ipv6))] if self._ipv6 else []))
 
     def cells(self) -> Iterator[Cell]:
         """All of it. Raises HypervisorError without root, MachineError where a machine does not do its part."""
         with ExitStack() as stack:
             ears = stack.enter_context(closing(Ears(bridge_name(self._lab.settings.manager))))
             neighbour = stack.enter_context(closing(_Neighbour(self._lab, self._policy, self._gateway)))
-            port = _own_ports(stack, self._gateway)
+            port = _own_ports(stack, self._gateways)
             tries = [*self._allowed(), *self._closed(), *self._at_host(port), *self._near(neighbour)]
             answers = self._lab.answers("probe.py", "try", json.dumps([each.command for each in tries]), policy=self._policy.name)
             heard = {"spoofing": ears.marks, "neighbour": neighbour.marks()}
@@ -75,14 +109,16 @@ class Matrix:
     def _allowed(self) -> Iterator[_Try]:
         for at in self._forge:  # it has to answer: a refusal may be another firewall's of this host
             yield _Try("forge", f"{at.address} port {at.port}", ["connect", str(at.address), at.port], True)
-        name, may_ask = forge_host(self._lab.settings.forge_url), self._policy.reach is not Reach.NONE
-        if name and not name.replace(".", "").isdigit():
-            yield _Try("DNS", f"our resolver, for {name}", ["dns", self._gateway, name], may_ask)
-        yield _Try("internet", f"{_PUBLIC} port 443", ["tcp", _PUBLIC, 443], self._policy.reach is Reach.INTERNET, IPv4Address(_PUBLIC))
+        name, reach = forge_host(self._lab.settings.forge_url), self._policy.reach
+        if name and ":" not in name and not name.replace(".", "").isdigit():
+            yield _Try("DNS", f"our resolver, for {name}", ["dns", self._gateway, name], reach is not Reach.NONE)
+        publics: list[IPv4Address | IPv6Address] = [IPv4Address(_PUBLIC), *([IPv6Address(_PUBLIC6)] if self._ipv6 else [])]
+        for public in publics:
+            yield _Try("internet", f"{public} port 443", ["tcp", str(public), 443], reach is Reach.INTERNET, public)
         yield _Try("DNS", f"another resolver, {_RESOLVER}", ["dns", _RESOLVER, name or "forge.example"], False, IPv4Address(_RESOLVER))
         for to in self._policy.allow:
-            if not to.name and to.protocol == "tcp":
-                address = to.host[0] if not isinstance(to.host, str) else IPv4Address(0)
+            if not isinstance(to.host, str) and to.protocol == "tcp":
+                address: IPv4Address | IPv6Address = to.host[0]
                 yield _Try("allowed", f"{address} port {to.ports[0]}", ["tcp", str(address), to.ports[0]], True, address)
 
     def _closed(self) -> Iterator[_Try]:
@@ -93,17 +129,22 @@ class Matrix:
             address = metadata if metadata in block else block[77]
             if block[0].is_loopback or block[0].is_multicast or str(block).startswith("0.") or address in forge:
                 continue
-            if any(not isinstance(to.host, str) and address in to.host for to in self._policy.allow):
-                continue
-            yield _Try("private", f"{address} port 80", ["tcp", str(address), 80], False, address)
+            if not _is_allowed(self._policy, address):
+                yield _Try("private", f"{address} port 80", ["tcp", str(address), 80], False, address)
+        for text in _PRIVATE6 if self._ipv6 else ():
+            six = IPv6Address(text.rstrip("%"))
+            if six not in forge and not _is_allowed(self._policy, six):
+                yield _Try("private", f"{six} port 80", ["tcp", text, 80], False, six)
 
     def _at_host(self, port: int) -> Iterator[_Try]:
         open_anyway = {(str(at.address), at.port) for at in self._forge}
         open_anyway |= {(self._gateway, 53)}
-        yield _Try("host", "the gateway by ICMP", ["ping", self._gateway])
-        yield _Try("host", f"the gateway, TCP port {port}, opened for this", ["tcp", self._gateway, port])
-        yield _Try("host", f"the gateway, UDP port {port}, opened for this", ["udp", self._gateway, port])
-        addresses = sorted({self._gateway, *_addresses()})
+        for address in self._gateways:
+            at = "the gateway" if address == self._gateway else f"the gateway, {address},"
+            yield _Try("host", f"{at} by ICMP", ["ping", address])
+            yield _Try("host", f"{at.rstrip(',')}, TCP port {port}, opened for this", ["tcp", address, port])
+            yield _Try("host", f"{at.rstrip(',')}, UDP port {port}, opened for this", ["udp", address, port])
+        addresses = sorted({*self._gateways, *_addresses(), *(_addresses6(bridge_name(self._lab.settings.manager)) if self._ipv6 else ())})
         for kind in ("tcp", "udp"):
             for number in sorted(_listening(kind))[:_MOST_PORTS]:
                 for address in addresses:
@@ -112,13 +153,16 @@ class Matrix:
         yield _Try("host", "a shared folder, or a socket to the host", ["shared"])
 
     def _near(self, neighbour: _Neighbour) -> Iterator[_Try]:
-        address, mac = neighbour.address, neighbour.mac
-        yield _Try("neighbour", "TCP", ["tcp", address, _PORT])
-        yield _Try("neighbour", "UDP", ["udp", address, _PORT])
-        yield _Try("neighbour", "ICMP", ["ping", address])
-        for group, names in (("spoofing", _AT_THE_HOST), ("neighbour", _AT_THE_NEIGHBOUR)):
-            for name in names:
-                yield _Try(group, name, ["spoof", name, self._gateway, address, mac], mark=name)
+        six = paired(IPv4Interface(f"{neighbour.address}/{self._subnet.prefixlen}"), self._ipv6)
+        forged = ((_AT_THE_HOST, _AT_THE_NEIGHBOUR), (_AT_THE_HOST6, _AT_THE_NEIGHBOUR6))
+        of_both = zip(("", " over IPv6"), (neighbour.address, *([str(six.ip)] if six else [])), self._gateways, forged, strict=False)
+        for over, address, its_gateway, (at_the_host, at_the_neighbour) in of_both:
+            yield _Try("neighbour", f"TCP{over}", ["tcp", address, _PORT])
+            yield _Try("neighbour", f"UDP{over}", ["udp", address, _PORT])
+            yield _Try("neighbour", f"ICMP{over}", ["ping", address])
+            for group, names in (("spoofing", at_the_host), ("neighbour", at_the_neighbour)):
+                for name in names:
+                    yield _Try(group, name, ["spoof", name, its_gateway, address, neighbour.mac], mark=name)
 
 
 class _Neighbour(Companion):
@@ -134,20 +178,31 @@ class _Neighbour(Companion):
         return set(self.lines())
 
 
-def _own_ports(stack: ExitStack, address: str) -> int:
-    """A port of the gateway that somebody listens on for sure, on TCP and UDP; returns its number."""
-    tcp = stack.enter_context(socket.create_server((address, 0)))
-    port = int(tcp.getsockname()[1])
-    udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-    udp.bind((address, port))
-
-    def answer() -> None:
-        with suppress(OSError):
-            while True:
-                udp.sendto(b"here", udp.recvfrom(2048)[1])
-
-    threading.Thread(target=answer, daemon=True).start()
+def _own_ports(stack: ExitStack, addresses: Sequence[str]) -> int:
+    """A port of the gateway that somebody listens on for sure, on TCP and UDP, at each of its addresses; returns its number."""
+    port = 0
+    for address in addresses:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            listener = stack.enter_context(socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind))
+            if ":" in address:
+                listener.setsockopt(socket.IPPROTO_IPV6, _FREEBIND, 1)
+            listener.bind((address, port))
+            port = int(listener.getsockname()[1])
+            if kind is socket.SOCK_STREAM:
+                listener.listen()
+            else:
+                threading.Thread(target=_answer, args=(listener,), daemon=True).start()
     return port
+
+
+def _answer(listener: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            listener.sendto(b"here", listener.recvfrom(2048)[1])
+
+
+def _is_allowed(policy: Policy, address: IPv4Address | IPv6Address) -> bool:
+    return any(not isinstance(to.host, str) and address in to.host for to in policy.allow)
 
 
 def _listening(kind: str) -> set[int]:
@@ -172,4 +227,16 @@ def _addresses() -> set[str]:
             last = words[1]
         elif words[:2] == ["/32", "host"] and words[-1] == "LOCAL" and not last.startswith("127."):
             found.add(last)
+    return found
+
+
+def _addresses6(bridge: str) -> set[str]:
+    """This host's IPv6 addresses, loopback aside (/proc/net/if_inet6, with the scope 20 for link-local ones: only the bridge's is near)."""
+    found = set()
+    with suppress(OSError):  # a kernel without IPv6
+        for line in Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines():
+            digits, _, _, scope, _, name = line.split()
+            address = IPv6Address(bytes.fromhex(digits))
+            if not address.is_loopback and (scope != "20" or name == bridge):
+                found.add(f"{address}%" if scope == "20" else str(address))
     return found
