@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +15,12 @@ from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say
 from vmrunner.errors import ConfigError
 from vmrunner.image import build as builder
+from vmrunner.image import diff as differ
 from vmrunner.image import lock as locks
 from vmrunner.image import recipe, store
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
+VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
 RecipesOption = Annotated[Path | None, typer.Option("--recipes", help="A folder with recipes of your own.")]
 
 
@@ -98,3 +101,26 @@ def lock(name: NameArgument, recipes: RecipesOption = None, config_path: ConfigO
     golden = store.find(config.load_host(config_path).images_dir, name)
     locks.write(path, name, golden.manifest.packages)
     out.print(f"{path}: {len(golden.manifest.packages)} packages of {name} {golden.version}", markup=False)
+
+
+@image.command("diff")
+def diff(
+    first: VersionArgument, second: VersionArgument, as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH
+) -> None:
+    """Show what differs between two images: packages, files of the recipe, runner, kernel."""
+    images = config.load_host(config_path).images_dir
+    found = differ.between(store.find_version(images, first), store.find_version(images, second))
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    if found.is_empty:
+        out.print(f"{found.first} and {found.second} do not differ", markup=False)
+    table = Table("", found.first, found.second, box=None, pad_edge=False)
+    single = ("recipe_digest", "kernel", "kernel_arguments", "runner")
+    named = {word.replace("_", " "): change for word in single if (change := getattr(found, word))}
+    for what, change in (named | found.packages | (found.files or {})).items():
+        table.add_row(what, change.first or "-", change.second or "-")
+    if table.rows:
+        out.print(table)
+    if found.files is None:
+        out.print("The recipes' files were not compared: an older vmrunner did not note them.", markup=False)
