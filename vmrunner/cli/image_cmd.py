@@ -124,3 +124,11 @@ def diff(
         out.print(table)
     if found.files is None:
         out.print("The recipes' files were not compared: an older vmrunner did not note them.", markup=False)
+
+
+@image.command("sbom")
+def sbom(name: VersionArgument, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+    """Print the image's bill of materials: CycloneDX, as JSON."""
+    from vmrunner.image import sbom as bill  # it needs the extra `sbom`, and says so
+
+    print(bill.text(store.find_version(config.load_host(config_path).images_dir, name)))
