@@ -63,12 +63,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr("vmrunner.config.load_host", lambda _: HostConfig(state_dir=tmp_path))
     images = tmp_path / "images"
     publish(images, version="1")
-    publish(images, version="2", packages=PACKAGES | {"curl": package("8.2")})
+    publish(images, version="2", packages=PACKAGES | {"curl": package("8.2")}, recipe_digest="1" * 64)
     image_cmd.diff("mine/1", "mine", as_json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["first"], told["second"], told["packages"]) == ("mine/1", "mine/2", {"curl": {"first": "8.1", "second": "8.2"}})
     image_cmd.diff("mine/1", "mine/2")
-    assert capsys.readouterr().out.splitlines()[1].split() == ["curl", "8.1", "8.2"]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows == [["mine/1", "mine/2"], ["recipe", "digest", "0" * 12, "1" * 12], ["curl", "8.1", "8.2"]]
     image_cmd.diff("mine/2", "mine")
     assert capsys.readouterr().out == "mine/2 and mine/2 do not differ\n"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say
@@ -21,6 +22,7 @@ from vmrunner.image import recipe, store
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
 VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which people need the beginning
 RecipesOption = Annotated[Path | None, typer.Option("--recipes", help="A folder with recipes of your own.")]
 
 
@@ -115,11 +117,12 @@ def diff(
         return
     if found.is_empty:
         out.print(f"{found.first} and {found.second} do not differ", markup=False)
-    table = Table("", found.first, found.second, box=None, pad_edge=False)
+    columns = [Column(header, overflow="fold") for header in ("", found.first, found.second)]  # a version is of use as a whole only
+    table = Table(*columns, box=None, pad_edge=False)
     single = ("recipe_digest", "kernel", "kernel_arguments", "runner")
     named = {word.replace("_", " "): change for word in single if (change := getattr(found, word))}
     for what, change in (named | found.packages | (found.files or {})).items():
-        table.add_row(what, change.first or "-", change.second or "-")
+        table.add_row(what, *(_DIGEST.sub(r"\1", text) or "-" for text in (change.first, change.second)))
     if table.rows:
         out.print(table)
     if found.files is None:
