@@ -68,8 +68,8 @@ def archive() -> Iterator[Archive]:
         deb = (home / "base.deb").read_bytes()
         sha256 = hashlib.sha256(deb).hexdigest()
         owner = Tsk.generate("archive@example")
-        key = home / "key.asc"
-        key.write_bytes(owner.extract_certificate().__bytes__())
+        key = home / "key.gpg"
+        key.write_bytes(bytes(owner.extract_certificate()))
         for folder, suite in (("debian", "bookworm"), ("debian", "bookworm-updates"), ("debian-security", "bookworm-security")):
             root = home / "site" / folder / SNAPSHOT
             dists = root / "dists" / suite
