@@ -99,7 +99,8 @@ def test_what_can_not_be_locked(tmp_path: Path, images: Path) -> None:
     own = tmp_path / "own"
     write(own, "mine", 'extends = "debian-12"')
     write(own, "elsewhere", 'extends = "debian-12"\nlock = "gone/mine.lock"')
-    for name in ("mine", "elsewhere"):
+    write(own, "below", 'extends = "debian-12"\nlock = "mine.toml/mine.lock"')
+    for name in ("mine", "elsewhere", "below"):
         publish(images, name)
     publish(images, "old", packages={"curl": "8.1", "git": "2"})
     write(own, "old", LOCKED)
@@ -109,6 +110,7 @@ def test_what_can_not_be_locked(tmp_path: Path, images: Path) -> None:
         ("nothing", own, "There is no recipe 'nothing'"),
         ("mine", own, "The recipe mine names no lock"),
         ("elsewhere", own, "mine.lock can't be written: No such file"),
+        ("below", own, "mine.lock can't be written: Not a directory"),
         ("old", own, "does not say which .deb curl, git came from"),
     ):
         with pytest.raises(ImageError) as caught:

@@ -22,8 +22,8 @@ from vmrunner.image import recipe, store
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
 VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
-_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which people need the beginning
 RecipesOption = Annotated[Path | None, typer.Option("--recipes", help="A folder with recipes of your own.")]
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which people need the beginning
 
 
 @image.command("build")

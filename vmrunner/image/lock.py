@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from vmrunner.errors import ImageError
@@ -58,7 +59,8 @@ def write(path: Path, name: str, packages: Mapping[str, Package]) -> None:
     except OSError as error:
         raise ImageError(f"The lock {path} can't be written: {error.strerror}.", "Its path is relative to the recipe.") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def differences(wanted: Mapping[str, Package], found: Mapping[str, Package]) -> list[str]:

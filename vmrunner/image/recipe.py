@@ -98,7 +98,7 @@ def load(name: str, own: Path | None = None) -> Recipe:
 
     Raises ImageError for an unknown name, a cycle, broken TOML, an unknown key or a wrong value, naming the file and the key.
     """
-    data = _resolve(name, [own, folder("images")] if own else [folder("images")], ())
+    data = _resolve(name, _folders(own), ())
     origin = data.pop("_origin")
     try:
         return Recipe.model_validate(data | {"name": name})
@@ -113,7 +113,7 @@ def load(name: str, own: Path | None = None) -> Recipe:
 
 def locked_by(name: str, own: Path | None) -> Path:
     """The lock that the recipe `name` has; raises ImageError where it has none, or is one that vmrunner brings."""
-    if _file(name, [own, folder("images")] if own else [folder("images")]).parent == folder("images"):
+    if _file(name, _folders(own)).parent == folder("images"):
         raise ImageError(
             f"The recipe {name} comes with vmrunner, and is not yours to lock.",
             f'A recipe of your own with `extends = "{name}"` and `lock = "my-{name}.lock"` is found with --recipes FOLDER.',
@@ -122,6 +122,10 @@ def locked_by(name: str, own: Path | None) -> Path:
     if found is None:
         raise ImageError(f"The recipe {name} names no lock.", f'Add `lock = "{name}.lock"` to it.')
     return found
+
+
+def _folders(own: Path | None) -> list[Path]:
+    return [own, folder("images")] if own else [folder("images")]
 
 
 def _file(name: str, folders: list[Path]) -> Path:

@@ -89,7 +89,8 @@ def find_version(images: Path, wanted: str) -> Golden:
     name, slash, version = wanted.partition("/")
     if not slash:
         return find(images, name)
-    known = [golden.version for golden in list_all(images) if golden.name == name]
+    found = (path.parent for path in images.glob(f"[!.]*/[!.]*/{MANIFEST}"))  # by listing, so that no word leads out of the store
+    known = sorted(path.name for path in found if path.parent.name == name and not path.is_symlink())
     if version not in known:
         listed = f"There are: {', '.join(known)}." if known else "There is none."
         raise ImageError(f"There is no version {version!r} of the image {name!r}. {listed}", "`vmrunner image list` shows them.")
