@@ -23,7 +23,7 @@ bench_tools = rig/rig run --outside -- bash -ec 'python -m pip install --quiet -
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner
 
-.PHONY: demo test soak bench faults model scale audit lint rig rig-stop rig-shell
+.PHONY: demo test images soak bench faults model scale audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -32,6 +32,10 @@ demo:
 
 test:
 	$(call in_rig,$(test_image); rig/rig run -- pytest -q $(PYTEST_ARGS); $(lint))
+
+# Every recipe in images/, for real; ends with a line of JSON about them.
+images:
+	$(call in_rig,rig/rig run --outside -- python -m tests.recipes)
 
 soak:
 	$(call in_rig,$(test_image); rig/rig run -- python -m tests.soak --jobs $(JOBS))

@@ -74,3 +74,5 @@ def test_no_source_is_trusted_without_a_signature() -> None:
         lines = build._sources(recipe.load("debian-12").model_copy(update={"mirror": mirror})).splitlines()
         assert [line.split()[0] for line in lines] == ["deb"] * len(lines)
         assert all(line.split()[1].startswith("http") for line in lines), "no options in brackets"
+    old = build._sources(recipe.load("debian-12").model_copy(update={"snapshot": "20261101T000000Z"}))
+    assert {line.split()[1] for line in old.splitlines()} == {"[check-valid-until=no]"}, "the signature is checked"

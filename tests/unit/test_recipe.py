@@ -21,6 +21,13 @@ def test_the_recipe_that_comes_with_vmrunner_loads() -> None:
     assert b"cidata" in found.files["/usr/lib/vmrunner/guest"].content()
 
 
+def test_debian_13_is_debian_12_with_another_suite() -> None:
+    old, new = recipe.load("debian-12"), recipe.load("debian-13")
+    assert new.suite == "trixie"
+    assert (new.packages, new.size, new.kernel_arguments) == (old.packages, old.size, old.kernel_arguments)
+    assert new.files.keys() - old.files.keys() == {"/etc/systemd/system/tmp.mount"}
+
+
 def test_a_recipe_inherits_packages_and_files(tmp_path: Path) -> None:
     (tmp_path / "runner").write_bytes(b"#!/bin/sh\n")
     write(tmp_path, "mine", 'extends = "debian-12"\npackages = ["jq"]\nsize = "8GiB"\n[runner]\nkind = "forgejo-runner"\npath = "runner"\n')
@@ -49,12 +56,14 @@ def test_the_digest_follows_content_and_not_place(tmp_path: Path) -> None:
     [
         ("packages = [", "can't be read"),
         ('extends = "mine"', "inherits from itself: mine -> mine"),
-        ('extends = "nothing"', "There is no recipe 'nothing'. There are: debian-12, mine."),
+        ('extends = "nothing"', "There is no recipe 'nothing'. There are: debian-12, debian-13, mine."),
         ('extends = "debian-12"\nsise = "1GiB"', "sise: is not a key that recipes have"),
         ('extends = "debian-12"\nsize = 4', "size: a size is written like"),
         ('suite = "bookworm"', "is missing"),
         ('extends = "debian-12"\n[runner]\nkind = "forgejo-runner"\nurl = "https://forge.example/r"', "needs the sha256"),
         ('extends = "debian-12"\n[runner]\nkind = "forgejo-runner"', "name either a path or a url"),
+        ('extends = "debian-12"\nsnapshot = "2026-11-01"', "snapshot: String should match"),
+        ('extends = "debian-12"\nlock = 1', "lock: Input is not a valid path"),
         ('extends = "debian-12"\n[files."../x"]\ntext = ""', "files.../x"),
     ],
 )

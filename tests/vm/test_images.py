@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.forge.gitea import Site, until
 from tests.ground import Ground
-from tests.prepare import GITEA, RECIPES
+from tests.prepare import FORGEJO, GITEA, RECIPES
 from tests.vm.test_failing import image_with
 from tests.vm.test_jobs import ONCE, records
 from vmrunner.errors import ImageError
@@ -61,3 +62,19 @@ def test_list_and_an_up_to_date_build(lay_ground: Callable[..., Ground]) -> None
     assert GITEA in ground.run("image", "list").stdout
     assert "is up to date" in ground.run("image", "build", GITEA, "--recipes", str(RECIPES)).stdout
     assert "files are as the manifest says" in ground.run("image", "verify", GITEA).stdout
+
+
+def test_what_is_in_an_image(lay_ground: Callable[..., Ground]) -> None:
+    ground = lay_ground()
+    parts = json.loads(ground.run("image", "sbom", GITEA).stdout)["components"]
+    assert {"git", "systemd", "gitea-runner"} <= {part["name"] for part in parts}
+    assert all(part["hashes"][0]["alg"] == "SHA-256" for part in parts), "of each .deb, and of the runner"
+    found = json.loads(ground.run("image", "diff", GITEA, FORGEJO, "--json").stdout)
+    assert (found["runner"]["first"].split()[0], found["runner"]["second"].split()[0]) == ("gitea-runner", "forgejo-runner")
+    for command, said in (
+        (("diff", GITEA, f"{GITEA}/0"), "There is no version '0'"),
+        (("sbom", "nothing"), "There is no image 'nothing'"),
+        (("lock", GITEA, "--recipes", str(RECIPES)), f"The recipe {GITEA} names no lock"),
+    ):
+        done = ground.run("image", *command, check=False)
+        assert (done.returncode, said in done.stderr) == (ImageError.exit_code, True), done.stderr

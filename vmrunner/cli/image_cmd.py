@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say
 from vmrunner.errors import ConfigError
 from vmrunner.image import build as builder
+from vmrunner.image import diff as differ
+from vmrunner.image import lock as locks
 from vmrunner.image import recipe, store
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
+VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
+RecipesOption = Annotated[Path | None, typer.Option("--recipes", help="A folder with recipes of your own.")]
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which people need the beginning
 
 
 @image.command("build")
 def build(
     name: NameArgument,
-    recipes: Annotated[Path | None, typer.Option("--recipes", help="A folder with recipes of your own.")] = None,
+    recipes: RecipesOption = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if the current version has this recipe.")] = False,
+    ignore_lock: Annotated[bool, typer.Option("--ignore-lock", help="Take the packages that there are, whatever the lock says.")] = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Build a golden image from the recipe NAME and make it the current version."""
-    if recipes is not None and not recipes.is_dir():
-        raise ConfigError(f"There is no folder {recipes}.", "--recipes names a folder with files like my-image.toml.")
+    _must_be_there(recipes)
     wanted, images, began = recipe.load(name, recipes), config.load_host(config_path).images_dir, time.monotonic()
+    if ignore_lock:
+        wanted = wanted.model_copy(update={"lock": None})
     if not force and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
         out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
         return
@@ -38,6 +47,11 @@ def build(
     out.print(
         f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, {time.monotonic() - began:.0f} s", markup=False
     )
+
+
+def _must_be_there(recipes: Path | None) -> None:
+    if recipes is not None and not recipes.is_dir():
+        raise ConfigError(f"There is no folder {recipes}.", "--recipes names a folder with files like my-image.toml.")
 
 
 @image.command("list")
@@ -74,7 +88,50 @@ def current_version(images: Path, name: str) -> str:
 
 @image.command("verify")
 def verify(name: NameArgument, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
-    """Read every file of the image's current version and compare it with the manifest."""
+    """Read every file of the image's current version and compare it with the manifest, and the packages with the lock."""
     golden = store.find(config.load_host(config_path).images_dir, name)
     store.verify(golden)
-    out.print(f"{name} {golden.version}: {len(golden.manifest.files)} files are as the manifest says", markup=False)
+    locked = f", its {len(golden.manifest.packages)} packages as the lock says" if golden.manifest.lock else ""
+    out.print(f"{name} {golden.version}: {len(golden.manifest.files)} files are as the manifest says{locked}", markup=False)
+
+
+@image.command("lock")
+def lock(name: NameArgument, recipes: RecipesOption = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+    """Write the packages of the image's current version, with their digests, into the lock that the recipe NAME names."""
+    _must_be_there(recipes)
+    path = recipe.locked_by(name, recipes)
+    golden = store.find(config.load_host(config_path).images_dir, name)
+    locks.write(path, name, golden.manifest.packages)
+    out.print(f"{path}: {len(golden.manifest.packages)} packages of {name} {golden.version}", markup=False)
+
+
+@image.command("diff")
+def diff(
+    first: VersionArgument, second: VersionArgument, as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH
+) -> None:
+    """Show what differs between two images: packages, files of the recipe, runner, kernel."""
+    images = config.load_host(config_path).images_dir
+    found = differ.between(store.find_version(images, first), store.find_version(images, second))
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    if found.is_empty:
+        out.print(f"{found.first} and {found.second} do not differ", markup=False)
+    columns = [Column(header, overflow="fold") for header in ("", found.first, found.second)]  # a version is of use as a whole only
+    table = Table(*columns, box=None, pad_edge=False)
+    single = ("recipe_digest", "kernel", "kernel_arguments", "runner")
+    named = {word.replace("_", " "): change for word in single if (change := getattr(found, word))}
+    for what, change in (named | found.packages | (found.files or {})).items():
+        table.add_row(what, *(_DIGEST.sub(r"\1", text) or "-" for text in (change.first, change.second)))
+    if table.rows:
+        out.print(table)
+    if found.files is None:
+        out.print("The recipes' files were not compared: an older vmrunner did not note them.", markup=False)
+
+
+@image.command("sbom")
+def sbom(name: VersionArgument, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+    """Print the image's bill of materials: CycloneDX, as JSON."""
+    from vmrunner.image import sbom as bill  # it needs the extra `sbom`, and says so
+
+    print(bill.text(store.find_version(config.load_host(config_path).images_dir, name)))

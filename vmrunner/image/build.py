@@ -17,10 +17,13 @@ import httpx
 
 from vmrunner import __version__
 from vmrunner.errors import ImageError
+from vmrunner.image import lock, packages
+from vmrunner.image.packages import Package
 from vmrunner.image.recipe import Recipe, RunnerSource
-from vmrunner.image.store import CURRENT, DISK, MANIFEST, Golden, Manifest, Runner, digest
+from vmrunner.image.store import CURRENT, DISK, LOCK, MANIFEST, Golden, Input, Manifest, Runner, digest
 
 _PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
+_ARCHIVE = "https://snapshot.debian.org/archive"
 _RUNNER_PATH = "/usr/local/bin/{kind}"
 Say = Callable[[str], None]
 
@@ -35,6 +38,8 @@ def build(recipe: Recipe, images: Path, say: Say) -> Golden:
             raise ImageError(f"Building images needs {program}.", f"apt-get install {package}")
     if os.geteuid() != 0:
         raise ImageError("Building images needs root: the files of the image belong to root.", "Run it with sudo.")
+    locked = lock.read(recipe.lock) if recipe.lock else ""
+    wanted = lock.parse(locked, str(recipe.lock))
     recipe_digest = recipe.digest()  # once: it reads every file that the recipe names
     version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
     with _workshop(images) as work:
@@ -42,18 +47,26 @@ def build(recipe: Recipe, images: Path, say: Say) -> Golden:
         out.mkdir()
         say(f"bootstrapping {recipe.suite} with {len(recipe.packages)} packages")
         _bootstrap(recipe, tree, work)
+        found = _packages(tree)
+        if recipe.lock:
+            _compare(recipe, wanted, found)
         runner = _install_runner(recipe.runner, tree, work, say) if recipe.runner else None
-        _add_files(recipe, tree, runner)
-        packages, kernel = _packages(tree), _take_kernel(tree, out)
+        inputs = _add_files(recipe, tree, runner)
+        kernel = _take_kernel(tree, out)
         say(f"writing a disk of {recipe.size} MiB")
         _write_disk(tree, out / DISK, work, recipe.size)
         files = {path.name: digest(path) for path in sorted(out.iterdir())}
+        if recipe.lock:
+            (out / LOCK).write_text(locked, encoding="utf-8")
         manifest = Manifest(
             name=recipe.name,
             version=version,
             recipe_digest=recipe_digest,
             files=files,
-            packages=packages,
+            packages=found,
+            suite=recipe.suite,
+            inputs=inputs,
+            lock=digest(out / LOCK) if recipe.lock else "",
             kernel=kernel,
             kernel_arguments=recipe.kernel_arguments,
             runner=runner,
@@ -90,7 +103,12 @@ def _run(what: str, *command: str | Path) -> str:
 
 
 def _sources(recipe: Recipe) -> str:
-    """The recipe's mirror, or the mirrors that this host's apt uses, with the recipe's suite."""
+    """The recipe's snapshot or mirror, or the mirrors that this host's apt uses, with the recipe's suite."""
+    if recipe.snapshot:
+        # What was signed to be valid for a week has expired there. The signature itself is checked as ever.
+        archive, suite, option = (recipe.mirror or _ARCHIVE).rstrip("/"), recipe.suite, "[check-valid-until=no]"
+        parts = (("debian", suite), ("debian", f"{suite}-updates"), ("debian-security", f"{suite}-security"))
+        return "".join(f"deb {option} {archive}/{folder}/{recipe.snapshot} {each} main\n" for folder, each in parts)
     if recipe.mirror:
         return f"deb {recipe.mirror} {recipe.suite} main\n"
     lists = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.*"))]
@@ -107,9 +125,10 @@ def _bootstrap(recipe: Recipe, tree: Path, work: Path) -> None:
     sources.write_text(_sources(recipe), encoding="utf-8")
     settings = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*"))]
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("man", "doc", "locale")]
-    packages = f"--include={','.join(recipe.packages)}"
-    options = ["--mode=root", "--variant=minbase", "--format=directory", "--dpkgopt=force-unsafe-io", *excluded, *settings, packages]
-    _run("The bootstrap", "mmdebstrap", *options, recipe.suite, tree, sources)
+    included = f"--include={','.join(recipe.packages)}"
+    options = ["--mode=root", "--variant=minbase", "--format=directory", "--dpkgopt=force-unsafe-io", *excluded, *settings, included]
+    # apt's lists stay until _packages has read them.
+    _run("The bootstrap", "mmdebstrap", *options, "--skip=cleanup/apt/lists", recipe.suite, tree, sources)
 
 
 def _install_runner(source: RunnerSource, tree: Path, work: Path, say: Say) -> Runner:
@@ -151,10 +170,13 @@ def _place(tree: Path, path: str, content: bytes, mode: int) -> None:
     target.chmod(mode)
 
 
-def _add_files(recipe: Recipe, tree: Path, runner: Runner | None) -> None:
-    """The recipe's files, and what makes every machine boot quickly and be its own."""
-    for path, file in recipe.files.items():
-        _place(tree, path, file.content(), int(file.mode, 8))
+def _add_files(recipe: Recipe, tree: Path, runner: Runner | None) -> dict[str, Input]:
+    """The recipe's files, whose digests it returns, and what makes every machine boot quickly and be its own."""
+    inputs: dict[str, Input] = {}
+    for path, file in sorted(recipe.files.items()):
+        content = file.content()
+        _place(tree, path, content, int(file.mode, 8))
+        inputs[path] = Input(mode=file.mode, sha256=hashlib.sha256(content).hexdigest())
     kind, where = (runner.kind, runner.path) if runner else ("none", "/bin/false")
     _place(tree, "/etc/vmrunner/image", f"RUNNER_KIND={kind}\nRUNNER_PATH={where}\n".encode(), 0o644)
     _place(tree, "/etc/fstab", b"/dev/vda / ext4 defaults,noatime 0 1\n", 0o644)
@@ -182,12 +204,27 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None) -> None:
     resolver = tree / "etc/resolv.conf"
     resolver.unlink(missing_ok=True)
     resolver.symlink_to("../run/systemd/resolve/resolv.conf")
+    return inputs
 
 
-def _packages(tree: Path) -> dict[str, str]:
-    listed = _run("Listing packages", "chroot", tree, "dpkg-query", "-W", "-f", "${Package}\t${Version}\n")
-    pairs = (line.partition("\t") for line in listed.splitlines())
-    return {package: version for package, _, version in sorted(pairs) if version}
+def _packages(tree: Path) -> dict[str, Package]:
+    """The installed packages with their digests. apt's lists, which know them, are gone from the tree afterwards."""
+    lists = tree / "var/lib/apt/lists"
+    found = packages.installed(_run("Listing packages", "chroot", tree, "dpkg-query", "-W", "-f", packages.FORMAT), lists)
+    for path in lists.iterdir():
+        if path.is_file():
+            path.unlink()
+    return found
+
+
+def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Package]) -> None:
+    different = lock.differences(wanted, found)
+    if different:
+        raise ImageError(
+            f"The packages are not those of the lock {recipe.lock}: {'; '.join(different)}.",
+            f"A `snapshot` in the recipe gives old ones; `vmrunner image build {recipe.name} --ignore-lock`, "
+            f"then `vmrunner image lock {recipe.name}` take the new ones.",
+        )
 
 
 def _take_kernel(tree: Path, out: Path) -> str:

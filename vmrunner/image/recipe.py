@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vmrunner.config import Mebibytes
 from vmrunner.errors import ImageError
+from vmrunner.image import lock
 from vmrunner.resources import folder
 
 GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._@+-]+)+$")]
@@ -68,6 +69,8 @@ class Recipe(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     suite: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     mirror: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    snapshot: Annotated[str, Field(pattern=r"^\d{8}T\d{6}Z$")] | None = None
+    lock: Path | None = None
     size: Mebibytes
     packages: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$")], ...]
     kernel_arguments: Annotated[str, Field(pattern=r"^[ -~]+$")]
@@ -76,10 +79,15 @@ class Recipe(_Section):
 
     def digest(self) -> str:
         """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""
-        total = hashlib.sha256(self.model_dump_json(exclude={"files": True, "runner": {"path"}}).encode())
+        left_out: dict[str, bool | dict[str, bool]] = {"files": True, "lock": True, "runner": {"path": True}}
+        if self.snapshot is None:  # younger than some image: unset it must not change the digest, or that image would be built again
+            left_out["snapshot"] = True
+        total = hashlib.sha256(self.model_dump_json(exclude=left_out).encode())
         contents = {path: (file.mode, file.content()) for path, file in self.files.items()}
         if self.runner and self.runner.path:
             contents["runner"] = ("0755", FileSource(source=self.runner.path).content())
+        if self.lock:
+            contents["lock"] = ("0644", lock.read(self.lock).encode())
         for path, (mode, content) in sorted(contents.items()):
             total.update(f"{path}\0{mode}\0{hashlib.sha256(content).hexdigest()}\n".encode())
         return total.hexdigest()
@@ -90,7 +98,7 @@ def load(name: str, own: Path | None = None) -> Recipe:
 
     Raises ImageError for an unknown name, a cycle, broken TOML, an unknown key or a wrong value, naming the file and the key.
     """
-    data = _resolve(name, [own, folder("images")] if own else [folder("images")], ())
+    data = _resolve(name, _folders(own), ())
     origin = data.pop("_origin")
     try:
         return Recipe.model_validate(data | {"name": name})
@@ -103,21 +111,44 @@ def load(name: str, own: Path | None = None) -> Recipe:
         raise ImageError(f"{origin}: {key or 'the recipe'}: {what}.", "Compare with the recipe debian-12 that vmrunner brings.") from None
 
 
-def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> dict[str, Any]:
-    if name in seen:
-        raise ImageError(f"The recipe {seen[0]} inherits from itself: {' -> '.join((*seen, name))}.", "Remove one `extends`.")
+def locked_by(name: str, own: Path | None) -> Path:
+    """The lock that the recipe `name` has; raises ImageError where it has none, or is one that vmrunner brings."""
+    if _file(name, _folders(own)).parent == folder("images"):
+        raise ImageError(
+            f"The recipe {name} comes with vmrunner, and is not yours to lock.",
+            f'A recipe of your own with `extends = "{name}"` and `lock = "my-{name}.lock"` is found with --recipes FOLDER.',
+        )
+    found = load(name, own).lock
+    if found is None:
+        raise ImageError(f"The recipe {name} names no lock.", f'Add `lock = "{name}.lock"` to it.')
+    return found
+
+
+def _folders(own: Path | None) -> list[Path]:
+    return [own, folder("images")] if own else [folder("images")]
+
+
+def _file(name: str, folders: list[Path]) -> Path:
     file = next((path for each in folders if (path := each / f"{name}.toml").is_file()), None)
     if file is None or Path(name).name != name:
         known = sorted({path.stem for each in folders if each.is_dir() for path in each.glob("*.toml")})
         raise ImageError(
             f"There is no recipe {name!r}. There are: {', '.join(known)}.", "A recipe of your own is found with --recipes FOLDER."
         )
+    return file
+
+
+def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> dict[str, Any]:
+    if name in seen:
+        raise ImageError(f"The recipe {seen[0]} inherits from itself: {' -> '.join((*seen, name))}.", "Remove one `extends`.")
+    file = _file(name, folders)
     try:
         data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ImageError(f"The recipe {file} can't be read: {error}.", "It must be valid TOML.") from None
     _absolute(data, file.parent)
     base = _resolve(str(data.pop("extends")), folders, (*seen, name)) if "extends" in data else {"packages": [], "files": {}}
+    base.pop("lock", None)  # it lists all packages of one image; who inherits has others
     inherited = {"packages": [*base["packages"], *data.get("packages", [])], "files": base["files"] | data.get("files", {})}
     return base | data | inherited | {"_origin": file}
 
@@ -128,6 +159,7 @@ def _absolute(data: dict[str, Any], beside: Path) -> None:
     sources = [(file, "source") for file in files.values() if isinstance(file, dict)] if isinstance(files, dict) else []
     if isinstance(runner := data.get("runner"), dict):
         sources.append((runner, "path"))
+    sources.append((data, "lock"))
     for table, key in sources:
         if isinstance(table.get(key), str):
             table[key] = str(beside / table[key])

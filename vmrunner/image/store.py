@@ -9,10 +9,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vmrunner.errors import ImageError
+from vmrunner.image import lock
+from vmrunner.image.packages import Package
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
 DISK = "disk.qcow2"
+LOCK = "packages.lock"
 
 
 class Runner(BaseModel):
@@ -25,8 +28,20 @@ class Runner(BaseModel):
     sha256: str
 
 
+class Input(BaseModel):
+    """A file that the recipe added."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: str
+    sha256: str
+
+
 class Manifest(BaseModel):
-    """What an image is made of, written beside its disk."""
+    """What an image is made of, written beside its disk.
+
+    What has a default is unknown to manifests of an older vmrunner: an upgrade must not take the images away that machines start from.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,7 +49,10 @@ class Manifest(BaseModel):
     version: str
     recipe_digest: str  # sha256 over the resolved recipe and every file it names
     files: dict[str, str]  # file name -> sha256
-    packages: dict[str, str]  # package -> version
+    packages: dict[str, Package]  # by name
+    suite: str = ""  # of Debian
+    inputs: dict[str, Input] | None = None  # path in the guest -> the recipe's file; None: not noted
+    lock: str = ""  # sha256 of the lock that it was built with, which lies beside it; empty: it was built without
     kernel: str = ""  # version
     kernel_arguments: str = ""  # empty: the disk has a boot loader of its own
     runner: Runner | None = None
@@ -64,6 +82,19 @@ def _load(directory: Path) -> Golden:
                 f"The image {manifest.name} {manifest.version} lacks its file {name}.", "Build the image again: `vmrunner image build`."
             )
     return Golden(manifest.name, manifest.version, directory, manifest)
+
+
+def find_version(images: Path, wanted: str) -> Golden:
+    """The image that `name/version` names, or the current version of `name`; raises ImageError where there is none."""
+    name, slash, version = wanted.partition("/")
+    if not slash:
+        return find(images, name)
+    found = (path.parent for path in images.glob(f"[!.]*/[!.]*/{MANIFEST}"))  # by listing, so that no word leads out of the store
+    known = sorted(path.name for path in found if path.parent.name == name and not path.is_symlink())
+    if version not in known:
+        listed = f"There are: {', '.join(known)}." if known else "There is none."
+        raise ImageError(f"There is no version {version!r} of the image {name!r}. {listed}", "`vmrunner image list` shows them.")
+    return _load(images / name / version)
 
 
 def list_all(images: Path) -> list[Golden]:
@@ -98,10 +129,26 @@ def digest(path: Path) -> str:
 
 
 def verify(golden: Golden) -> None:
-    """Read every file of an image; raises ImageError where one differs from the manifest."""
+    """Read every file of an image; raises ImageError where one differs from the manifest, or the manifest from the lock."""
     for name, expected in golden.manifest.files.items():
         if digest(golden.directory / name) != expected:
             raise ImageError(
                 f"The image {golden.name} {golden.version} is damaged: {name} has another sha256 than its manifest says.",
                 f"Build it again: `vmrunner image build {golden.name} --force`.",
             )
+    if golden.manifest.lock:
+        _verify_lock(golden)
+
+
+def _verify_lock(golden: Golden) -> None:
+    """The lock is what the image was built with, and the manifest lists its packages."""
+    path, again = golden.directory / LOCK, f"Build it again: `vmrunner image build {golden.name} --force`."
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise ImageError(f"The image {golden.name} {golden.version} lacks its file {LOCK}.", again) from None
+    if hashlib.sha256(content).hexdigest() != golden.manifest.lock:
+        raise ImageError(f"The image {golden.name} {golden.version} is damaged: {LOCK} has another sha256 than its manifest says.", again)
+    different = lock.differences(lock.parse(content.decode(), str(path)), golden.manifest.packages)
+    if different:
+        raise ImageError(f"The image {golden.name} {golden.version} is not what its lock says: {'; '.join(different)}.", again)

@@ -1,0 +1,87 @@
+"""What differs between two images, as their manifests tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vmrunner.image.packages import Package
+from vmrunner.image.store import Golden, Input, Manifest
+
+_ENOUGH = 12  # of a digest, to tell two apart
+
+
+@dataclass(frozen=True)
+class Change:
+    """A thing in the first image and in the second; empty where it is not there."""
+
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two images, and all that is not the same in both."""
+
+    first: str  # name/version
+    second: str
+    recipe_digest: Change | None
+    kernel: Change | None
+    kernel_arguments: Change | None
+    runner: Change | None
+    packages: dict[str, Change]
+    files: dict[str, Change] | None  # the recipes'; None: one of the images is of a vmrunner that did not note them
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is known to differ."""
+        changes = (self.recipe_digest, self.kernel, self.kernel_arguments, self.runner)
+        return not any(changes) and not self.packages and not self.files
+
+
+def between(first: Golden, second: Golden) -> Difference:
+    """Compare two images."""
+    one, other = first.manifest, second.manifest
+    known = one.inputs is not None and other.inputs is not None
+    return Difference(
+        first=f"{first.name}/{first.version}",
+        second=f"{second.name}/{second.version}",
+        recipe_digest=_change(one.recipe_digest, other.recipe_digest),
+        kernel=_change(one.kernel, other.kernel),
+        kernel_arguments=_change(one.kernel_arguments, other.kernel_arguments),
+        runner=_change(_runner(one), _runner(other)),
+        packages=_packages(one.packages, other.packages),
+        files=_changes(_files(one.inputs or {}), _files(other.inputs or {})) if known else None,
+    )
+
+
+def _change(first: str, second: str) -> Change | None:
+    return Change(first, second) if first != second else None
+
+
+def _changes(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, Change]:
+    pairs = ((name, _change(first.get(name, ""), second.get(name, ""))) for name in sorted(first.keys() | second.keys()))
+    return {name: change for name, change in pairs if change}
+
+
+def _packages(first: Mapping[str, Package], second: Mapping[str, Package]) -> dict[str, Change]:
+    """By version; by digest, too, where one version has two contents."""
+
+    def texts(packages: Mapping[str, Package], others: Mapping[str, Package]) -> dict[str, str]:
+        return {name: _package(package, others.get(name)) for name, package in packages.items()}
+
+    return _changes(texts(first, second), texts(second, first))
+
+
+def _package(package: Package, other: Package | None) -> str:
+    if other and other.version == package.version and package.sha256 and other.sha256 and other.sha256 != package.sha256:
+        return f"{package.version} ({package.sha256[:_ENOUGH]})"
+    return package.version
+
+
+def _runner(manifest: Manifest) -> str:
+    return f"{manifest.runner.kind} {manifest.runner.sha256}" if manifest.runner else ""
+
+
+def _files(inputs: Mapping[str, Input]) -> dict[str, str]:
+    return {path: f"{file.mode} {file.sha256}" for path, file in inputs.items()}

@@ -1,0 +1,71 @@
+"""The bill of materials of an image, in CycloneDX. Needs the extra `sbom`; nothing else imports its library."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import NAMESPACE_URL, uuid5
+
+from vmrunner.errors import ImageError
+from vmrunner.image.packages import Package
+from vmrunner.image.store import Golden, Runner
+
+try:
+    from cyclonedx.model import HashAlgorithm, HashType, Property
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.output import make_outputter
+    from cyclonedx.schema import OutputFormat, SchemaVersion
+    from packageurl import PackageURL
+except ImportError:
+    raise ImageError(
+        "A bill of materials needs the Python package cyclonedx-python-lib.",
+        "pip install 'vmrunner[sbom]', or with pipx: pipx inject vmrunner cyclonedx-python-lib",
+    ) from None
+
+VERSION = SchemaVersion.V1_6
+
+
+def text(golden: Golden) -> str:
+    """CycloneDX as JSON, the same for the same image whenever it is asked for."""
+    manifest = golden.manifest
+    notes = {"recipe_digest": manifest.recipe_digest, "kernel": manifest.kernel, "vmrunner_version": manifest.vmrunner_version}
+    image = Component(
+        name=golden.name,
+        version=golden.version,
+        type=ComponentType.OPERATING_SYSTEM,
+        bom_ref=f"{golden.name}/{golden.version}",
+        properties=[Property(name=f"vmrunner:{name}", value=value) for name, value in notes.items()],
+    )
+    bom = Bom(serial_number=uuid5(NAMESPACE_URL, f"vmrunner:{golden.name}/{golden.version}/{manifest.recipe_digest}"))
+    bom.metadata.component = image
+    bom.metadata.timestamp = datetime.fromisoformat(manifest.built_at)
+    parts = [_package(name, package, manifest.suite) for name, package in manifest.packages.items()]
+    if manifest.runner:
+        parts.append(_runner(manifest.runner))
+    for part in parts:
+        bom.components.add(part)
+    bom.register_dependency(image, parts)
+    return make_outputter(bom, OutputFormat.JSON, VERSION).output_as_string(indent=1)
+
+
+def _package(name: str, package: Package, suite: str) -> Component:
+    known = {key: value for key, value in (("arch", package.architecture), ("distro", suite)) if value}
+    purl = PackageURL("deb", "debian", name, package.version, known)
+    return Component(
+        name=name,
+        version=package.version,
+        type=ComponentType.LIBRARY,
+        purl=purl,
+        bom_ref=purl.to_string(),
+        hashes=_hashes(package.sha256),
+    )
+
+
+def _runner(runner: Runner) -> Component:
+    properties = [Property(name="vmrunner:path", value=runner.path)]
+    hashes = _hashes(runner.sha256)
+    return Component(name=runner.kind, type=ComponentType.APPLICATION, bom_ref=runner.kind, hashes=hashes, properties=properties)
+
+
+def _hashes(sha256: str) -> list[HashType]:
+    return [HashType(alg=HashAlgorithm.SHA_256, content=sha256)] if sha256 else []
