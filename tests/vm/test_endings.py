@@ -279,7 +279,9 @@ def listing() -> str:
     texts = [
         subprocess.run(["virsh", "-c", "qemu:///system", *command.split()], capture_output=True, text=True).stdout for command in virsh
     ]
-    return "\n".join([*texts, subprocess.run(["nft", "-s", "list", "ruleset"], capture_output=True, text=True, check=True).stdout])
+    return "\n".join(
+        [*texts, subprocess.run(["nft", "--stateless", "--terse", "list", "ruleset"], capture_output=True, text=True, check=True).stdout]
+    )
 
 
 def test_purge_leaves_the_host_as_it_was(lay_ground: Callable[..., Ground]) -> None:

@@ -170,8 +170,6 @@ class Snapshots:
 
     def load(self, domain: Any, snapshot: Snapshot) -> None:
         """Fill a domain that was started with `clone_arguments`; it stays paused."""
-        # Else QEMU tells the network five times that the machine has moved here, in frames that are not the machine's to send.
-        _say(domain, "migrate-set-parameters", **{"announce-rounds": 0})
         self._migrate(domain, "migrate-incoming", _volume(snapshot.key, "state"))
 
     def _migrate(self, domain: Any, command: str, state: str) -> None:
