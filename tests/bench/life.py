@@ -1,4 +1,4 @@
-"""The whole life of a machine that runs `true`: `vmrunner exec`, the floors under it, and the usual way to do it by hand."""
+"""The whole life of a machine that runs `true`: `vmrunner exec`, the floors under it, and the usual ways to do it without vmrunner."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from typing import Any
 from tests.bench import homemade
 from tests.bench.common import MANAGER, SUBNET, ground, median, p95, say
 from tests.bench.floor import Floor
+from tests.bench.lightning import Lightning
 from tests.forge.gitea import Site
 from tests.ground import STORAGE, Ground
 from tests.prepare import GITEA
 
 MEMORY = "1GiB"
 _ADDRESS = IPv4Interface(f"{IPv4Network(SUBNET)[9]}/24")
+
+_VIRT_INSTALL, _LIGHTNING = "virt-install and cloud-init", "virt-lightning, stock image"
+_BEGINS = {_VIRT_INSTALL: "… until its script begins", _LIGHTNING: "… until ssh answers"}
 
 
 def _exec(place: Ground, *options: str) -> tuple[float, str]:
@@ -40,15 +44,16 @@ def floor_of(place: Ground) -> tuple[Floor, str]:
 
 
 def whole_lives(site: Site, runs: int) -> dict[str, Any]:
-    """`exec -- true` and the QEMU under it, cloned and booted, and `virt-install`, in turn; seconds."""
+    """`exec -- true` and the QEMU under it, cloned and booted, `virt-install`, and virt-lightning, in turn; seconds."""
     place = ground(site, "boot")
     clone, state = floor_of(place)
     boot = Floor(_exec(place, "--boot")[1], _ADDRESS)
-    begins: list[float] = []
+    lightning = Lightning()
+    begins: dict[str, list[float]] = {_VIRT_INSTALL: [], _LIGHTNING: []}
 
-    def homemade_life() -> float:
-        begin, whole = homemade.life(_ADDRESS)
-        begins.append(begin)
+    def life(name: str, live: Callable[[], tuple[float, float]]) -> float:
+        begin, whole = live()
+        begins[name].append(begin)
         return whole
 
     ways: dict[str, tuple[float, Callable[[], float]]] = {
@@ -57,7 +62,8 @@ def whole_lives(site: Site, runs: int) -> dict[str, Any]:
         "raw QEMU, snapshot": (1.0, lambda: clone.run(state)),
         "exec, boot": (0.25, lambda: _exec(place, "--boot")[0]),
         "raw QEMU, boot": (0.25, lambda: boot.run(None)),
-        "virt-install and cloud-init": (0.15, homemade_life),
+        _VIRT_INSTALL: (0.15, lambda: life(_VIRT_INSTALL, lambda: homemade.life(_ADDRESS))),
+        _LIGHTNING: (0.15, lambda: life(_LIGHTNING, lightning.life)),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(runs):
@@ -65,5 +71,9 @@ def whole_lives(site: Site, runs: int) -> dict[str, Any]:
             if number < max(3, runs * share):
                 taken[name].append(way())
         say(f"life {number + 1}/{runs}: " + ", ".join(f"{name} {values[-1]:.2f} s" for name, values in taken.items()))
-    taken["… until its script begins"] = begins
-    return {name: {"median": median(values), "p95": p95(values), "runs": len(values)} for name, values in taken.items()}
+    rows: dict[str, list[float]] = {}
+    for name, values in taken.items():
+        rows[name] = values
+        if name in begins:
+            rows[_BEGINS[name]] = begins[name]
+    return {name: {"median": median(values), "p95": p95(values), "runs": len(values)} for name, values in rows.items()}
