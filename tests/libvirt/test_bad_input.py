@@ -56,6 +56,7 @@ BAD = {
     "snapshot unknown": (lambda _: None, "snapshot verify nowhere", ConfigError, "There is no snapshot 'nowhere'"),
     "promotion of an unknown image": (lambda _: None, "image promote nowhere 1", ImageError, "There is no image 'nowhere'"),
     "rollback of an unknown image": (lambda _: None, "image rollback ../nowhere", ImageError, "There is no image '../nowhere'"),
+    "pruning an unknown image": (lambda _: None, "image prune nowhere", ImageError, "There is no image 'nowhere'"),
     "recipe unknown": (lambda _: None, "image build nowhere", ImageError, "There is no recipe 'nowhere'"),
     "recipes' folder missing": (lambda _: None, "image build x --recipes /nowhere", ConfigError, "There is no folder /nowhere"),
     "size wrong": (lambda _: None, "exec --memory 2G -- true", ConfigError, "a size is written like"),

@@ -11,10 +11,12 @@ import typer
 from rich.table import Table
 
 from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say
+from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say, warn
 from vmrunner.errors import ConfigError
+from vmrunner.hypervisor.host import open_host
 from vmrunner.image import build as builder
 from vmrunner.image import promotion, recipe, store
+from vmrunner.image import prune as pruning
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
 
@@ -96,6 +98,24 @@ def rollback(name: NameArgument, config_path: ConfigOption = config.DEFAULT_PATH
     """Make the version current that was so before. Once more, and it goes one further back."""
     golden = promotion.rollback(config.load_host(config_path).images_dir, name, say)
     out.print(f"{name} {golden.version}: new machines use it again", markup=False)
+
+
+@image.command("prune")
+def prune(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One image; all of them without it.")] = None,
+    keep: Annotated[int, typer.Option("--keep", metavar="K", min=1, help="How many of an image's newest versions stay.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Remove old versions that no machine uses, with their snapshots, and what the host still has of versions that are gone."""
+    settings = config.load_host(config_path)
+    host = open_host(settings, warn)
+    waste = pruning.find(host, settings, name, keep) if dry_run else pruning.prune(host, settings, name, keep, say)
+    what = "would be removed" if dry_run else "removed"
+    for gone in (*(" ".join(each) for each in waste.versions), *(f"snapshot {key}" for key in waste.snapshots), *waste.volumes):
+        out.print(f"{gone}: {what}", markup=False)
+    if not waste:
+        out.print("Nothing to remove.", markup=False)
 
 
 @image.command("verify")
