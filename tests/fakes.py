@@ -12,8 +12,8 @@ from pathlib import Path
 from vmrunner.binding import Binding, Bindings
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
 from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind
-from vmrunner.hypervisor import File, Output, Residue, Say, Snapshot
-from vmrunner.image.store import Golden
+from vmrunner.hypervisor import SNAPSHOT_PREFIX, File, Output, Residue, Say, Snapshot, Volume, image_stem
+from vmrunner.image.store import DISK, MANIFEST, Golden
 from vmrunner.model import NO_LIMITS, Capacity, EventKind, GuestEvent, Limits, Machine, MachineId, Metadata, Shape
 
 
@@ -92,6 +92,8 @@ class FakeHypervisor:
     troubles: dict[MachineId, str] = field(default_factory=dict)
     kept: dict[str, Snapshot] = field(default_factory=dict)
     paused: set[MachineId] = field(default_factory=set)
+    published: list[str] = field(default_factory=list)  # volumes of images
+    lies_on: dict[MachineId, str] = field(default_factory=dict)  # an overlay's base
     clones_fail: bool = False
     wake: Callable[[], None] | None = None
     now: Callable[[], float] = time.time
@@ -106,6 +108,8 @@ class FakeHypervisor:
 
     def prepare(self, golden: Golden) -> None:
         self.step("prepare")
+        stem = image_stem(golden.name, golden.version)
+        self.published += [name for part in (DISK, MANIFEST) if (name := f"{stem}{part}") not in self.published]
 
     def guard(self) -> None: ...
 
@@ -130,6 +134,7 @@ class FakeHypervisor:
     def create_overlay(self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None) -> None:
         self.step("create_overlay")
         self.files[machine, File.OVERLAY] = b""
+        self.lies_on[machine] = f"{SNAPSHOT_PREFIX}{snapshot.key}.qcow2" if snapshot else f"{image_stem(golden.name, golden.version)}{DISK}"
 
     def put(self, machine: MachineId, file: File, content: bytes) -> None:
         self.step(f"put {file}")
@@ -186,6 +191,20 @@ class FakeHypervisor:
         self.step("drop_snapshot")
         self.kept.pop(key, None)
 
+    def volumes(self) -> list[Volume]:
+        bases = dict.fromkeys(self.published, "")
+        for key, kept in self.kept.items():
+            bases[f"{SNAPSHOT_PREFIX}{key}.qcow2"] = f"{image_stem(*kept.image.split('/'))}{DISK}"
+        for machine, file in self.files:
+            bases[f"{machine}.{file}"] = self.lies_on.get(machine, "") if file is File.OVERLAY else ""
+        return [Volume(name, f"/pool/{name}", f"/pool/{base}" if base else "", True) for name, base in bases.items()]
+
+    def drop_volumes(self, names: Sequence[str]) -> None:
+        self.step("drop_volumes")
+        for volume in self.volumes():
+            assert volume.backing.removeprefix("/pool/") not in names, f"{volume.name} lies on it"
+        self.published = [name for name in self.published if name not in names]
+
     def note(self, metadata: Metadata) -> None:
         self.step("note")
         if metadata.machine in self.domains:
@@ -215,6 +234,7 @@ class FakeHypervisor:
         self.paused.discard(machine)
         self.shapes.pop(machine, None)
         self.limits.pop(machine, None)
+        self.lies_on.pop(machine, None)
         for file in File:
             self.files.pop((machine, file), None)
 

@@ -1,11 +1,12 @@
-"""One writer per manager id: a file lock that the kernel drops when its holder dies."""
+"""One writer per manager id, or per store of images: a file lock that the kernel drops when its holder dies."""
 
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from vmrunner.errors import Busy, ConfigError
@@ -13,13 +14,22 @@ from vmrunner.errors import Busy, ConfigError
 _POLL = 0.2  # seconds
 
 
+def exclusive(runtime_dir: Path, manager: str, *, wait: float, say: Callable[[str], object]) -> AbstractContextManager[None]:
+    """The lock of a manager; see `held`."""
+    other = f"Another vmrunner is at work as the manager {manager!r}"
+    return held(runtime_dir / f"{manager}.lock", other, "Wait for it, or give this one another `manager` name.", wait=wait, say=say)
+
+
 @contextmanager
-def exclusive(runtime_dir: Path, manager: str, *, wait: float, say: Callable[[str], object]) -> Iterator[None]:
-    """Hold the lock; where another vmrunner has it, `say` so once and wait up to `wait` seconds. Raises Busy."""
-    path = runtime_dir / f"{manager}.lock"
+def held(path: Path, other: str, hint: str, *, wait: float, say: Callable[[str], object]) -> Iterator[None]:
+    """Hold the lock; where another vmrunner has it, `say` so once and wait up to `wait` seconds. Raises Busy, with these words."""
     try:
-        runtime_dir.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
+        if os.geteuid() == 0:
+            # What root does by hand must not leave a lock that the service's own user can't open.
+            folder = path.parent.stat()
+            os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
     except OSError as error:
         raise ConfigError(f"The lock {path} can't be opened: {error.strerror}.", "Run as root, or set runtime_dir.") from None
     with file:
@@ -30,11 +40,9 @@ def exclusive(runtime_dir: Path, manager: str, *, wait: float, say: Callable[[st
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise Busy(
-                        f"Another vmrunner is at work as the manager {manager!r}.", "Wait for it, or give this one another `manager` name."
-                    ) from None
+                    raise Busy(f"{other}.", hint) from None
                 if not told:
-                    say(f"Another vmrunner is at work as the manager {manager!r}; waiting for it.")
+                    say(f"{other}; waiting for it.")
                     told = True
                 time.sleep(_POLL)
         yield

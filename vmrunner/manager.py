@@ -271,8 +271,10 @@ class Manager:
         # The plan counted on their places: no new machines before they are really gone.
         kinds = (Bind, Start) if gone_before <= outcome.gone else (Bind,)
         new = [action for action in actions if isinstance(action, kinds)]
-        unusable = self._publish(new, outcome)
-        self._side_by_side([partial(self._carry_out, action, outcome) for action in new if action.pool not in unusable], outcome)
+        goldens = self._publish(new, outcome)
+        unusable = {pool for pool, golden in goldens.items() if golden is None}
+        able = [action for action in new if action.pool not in unusable]
+        self._side_by_side([partial(self._carry_out, action, outcome, goldens.get(action.pool)) for action in able], outcome)
 
     def _side_by_side(self, calls: Sequence[Callable[[], None]], outcome: Outcome) -> None:
         def guarded(call: Callable[[], None]) -> None:
@@ -288,22 +290,22 @@ class Manager:
         with ThreadPoolExecutor(self._workers) as workers:
             list(workers.map(guarded, calls))
 
-    def _publish(self, new: Sequence[Bind | Start], outcome: Outcome) -> set[str]:
-        """Bring each image that is needed to the host, once; returns the pools whose image can't be had."""
-        unusable = set()
+    def _publish(self, new: Sequence[Bind | Start], outcome: Outcome) -> dict[str, Golden | None]:
+        """Bring each image that is needed to the host, once; returns what each pool's machines are made of, None where it can't be had."""
+        found: dict[str, Golden | None] = {}
         for pool in dict.fromkeys(action.pool for action in new if isinstance(action, Start)):
             try:
-                self.hypervisor.prepare(self._golden(pool))
+                golden = store.find(self.settings.images_dir, self.settings.pools[pool].image)
+                self.hypervisor.prepare(golden)
             except (ImageError, HypervisorError) as error:
                 self._start_failed(MachineId.new(self.settings.manager), pool, error)
                 outcome.failures.append(error)
-                unusable.add(pool)
-        return unusable
+                found[pool] = None
+            else:
+                found[pool] = golden  # another version may be promoted meanwhile, and is not on the host yet
+        return found
 
-    def _golden(self, pool: str) -> Golden:
-        return store.find(self.settings.images_dir, self.settings.pools[pool].image)
-
-    def _carry_out(self, action: Action, outcome: Outcome) -> None:
+    def _carry_out(self, action: Action, outcome: Outcome, golden: Golden | None = None) -> None:
         match action:
             case Note():
                 self.hypervisor.note(action.metadata)
@@ -324,8 +326,8 @@ class Manager:
                 self.history.bound(metadata, action.job)
                 self._log.info("machine bound", machine=metadata.machine, pool=action.pool, job=action.job.title)
                 outcome.acts.append("bound")
-            case Start():
-                self._start(action)
+            case Start() if golden:
+                self._start(action, golden)
                 outcome.acts.append("started")
 
     def _maker(self, pool: str) -> Maker:
@@ -341,11 +343,11 @@ class Manager:
         pinned = str(forge[0].address) if forge else ""
         return Maker(self.hypervisor, self.forge, self._bindings, self._addresses, self.shelf, pool, section, ca, pinned, self._clock)
 
-    def _start(self, action: Start) -> None:
+    def _start(self, action: Start, golden: Golden) -> None:
         machine = MachineId.new(self.settings.manager)
         try:
             scopes = _once(action.scope, action.fallback)
-            metadata = self._maker(action.pool).create(machine, self._golden(action.pool), action.job, scopes)
+            metadata = self._maker(action.pool).create(machine, golden, action.job, scopes)
         except (HypervisorError, ImageError) as error:
             self._start_failed(machine, action.pool, error)
             raise

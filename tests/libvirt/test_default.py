@@ -142,3 +142,41 @@ def test_how_a_machine_ended_is_waited_for_when_libvirt_tells_it_late(
     teller.join()
     monkeypatch.setattr(host, "_ends", {})
     assert [machine.trouble for machine in host.machines()] == [""], "nobody tells: it is not waited for without end"
+
+
+VOLUME = (
+    "<volume><name>{name}</name><capacity>1024</capacity><target><format type='qcow2'/></target>"
+    "<backingStore><path>{backing}</path><format type='qcow2'/></backingStore></volume>"
+)
+
+
+def test_no_volume_that_another_lies_on_is_deleted_whosever_pool_that_is_in(host: LibvirtHost, libvirt_mock: Any) -> None:
+    pools = {}
+    for manager in ("m", "other"):
+        described = f"<pool type='dir'><name>vmr-{manager}</name><target><path>/nowhere/{manager}</path></target></pool>"
+        pools[manager] = libvirt_mock.storagePoolCreateXML(described, 0)
+    base = "image-web-1.disk.qcow2"
+    for each in (base, "image-web-2.disk.qcow2"):
+        pools["m"].createXML(VOLUME.format(name=each, backing="/nowhere/m/none"), 0)
+    overlay = pools["other"].createXML(VOLUME.format(name="o.qcow2", backing=f"/nowhere/m/{base}"), 0)
+    assert {(volume.name, volume.is_ours) for volume in host.volumes()} == {
+        (base, True),
+        ("image-web-2.disk.qcow2", True),
+        ("o.qcow2", False),
+    }
+    with pytest.raises(HypervisorError, match=r"o\.qcow2 lies on it"):
+        host.drop_volumes(["image-web-2.disk.qcow2", base])
+    assert len(host.volumes()) == 3
+    overlay.delete(0)
+    host.drop_volumes(["image-web-2.disk.qcow2", base])
+    assert host.volumes() == []
+
+
+def test_a_pool_of_ours_that_cant_be_looked_into_stops_the_deleting(host: LibvirtHost, libvirt_mock: Any) -> None:
+    described = "<pool type='dir'><name>vmr-other</name><target><path>/nowhere/other</path></target></pool>"
+    pool = libvirt_mock.storagePoolDefineXML(described, 0)
+    try:
+        with pytest.raises(HypervisorError, match="vmr-other is not active"):
+            host.drop_volumes(["image-web-1.disk.qcow2"])
+    finally:
+        pool.undefine()

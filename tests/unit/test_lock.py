@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,15 @@ def test_the_second_says_so_and_gives_up_or_gets_it_when_the_first_dies(tmp_path
             holder.kill()
     with exclusive(tmp_path, "m", wait=5, say=said.append):
         pass
+
+
+def test_what_root_locks_the_owner_of_the_folder_can_lock_later(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.fail("run the tests as root: this one gives a folder away")
+    os.chown(tmp_path, 65534, 65534)
+    with exclusive(tmp_path, "m", wait=0, say=print):
+        pass
+    assert (tmp_path / "m.lock").stat().st_uid == 65534
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.world import POOL, World
 from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeTokenUnknown, ImageError, MachineError
 from vmrunner.forge import JobState, Scope
 from vmrunner.hypervisor import File
+from vmrunner.image.store import Golden
 from vmrunner.manager import Outcome
 from vmrunner.model import EventKind, Limits
 from vmrunner.observed import Drain
@@ -99,6 +100,23 @@ def test_a_failure_at_any_step_leaves_nothing_and_a_later_pass_makes_up_for_it(w
         assert "is backed off for 10 s after 1 failure (last: The fake fails at" in world.reasons()[1]
         world.clock.now += 10
     assert world.up() == (1, 0, 0, 0)
+
+
+def test_a_version_promoted_in_the_middle_of_a_pass_is_the_next_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare = world.hypervisor.prepare
+
+    def promoted_then(golden: Golden) -> None:
+        prepare(golden)
+        if golden.version == "1":
+            world.publish("2", golden.manifest.runner and golden.manifest.runner.model_dump())
+
+    monkeypatch.setattr(world.hypervisor, "prepare", promoted_then)
+    for job, version in ((1, "1"), (2, "2")):
+        world.forge.queue(job)
+        assert world.up()[0] == 1
+        assert f"debian-12/{version}" in {metadata.image for metadata in world.hypervisor.domains.values()}
+    assert {Path(base).stem for base in world.hypervisor.lies_on.values()} == {"image-debian-12-1.disk", "image-debian-12-2.disk"}
+    assert {Path(name).stem for name in world.hypervisor.published} >= {"image-debian-12-1.disk", "image-debian-12-2.disk"}
 
 
 def test_failures_in_a_row_back_off_longer_and_longer(world: World) -> None:

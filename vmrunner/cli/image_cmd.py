@@ -13,12 +13,14 @@ import typer
 from rich.table import Column, Table
 
 from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say
+from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say, warn
 from vmrunner.errors import ConfigError
+from vmrunner.hypervisor.host import open_host
 from vmrunner.image import build as builder
 from vmrunner.image import diff as differ
 from vmrunner.image import lock as locks
-from vmrunner.image import recipe, store
+from vmrunner.image import promotion, recipe, store
+from vmrunner.image import prune as pruning
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
 VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
@@ -32,6 +34,7 @@ def build(
     recipes: RecipesOption = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if the current version has this recipe.")] = False,
     ignore_lock: Annotated[bool, typer.Option("--ignore-lock", help="Take the packages that there are, whatever the lock says.")] = False,
+    promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Whether new machines use it from now on.")] = True,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Build a golden image from the recipe NAME and make it the current version."""
@@ -42,11 +45,13 @@ def build(
     if not force and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
         out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
         return
-    golden = builder.build(wanted, images, say)
+    golden = builder.build(wanted, images, say, promote=promote)
     size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
     out.print(
         f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, {time.monotonic() - began:.0f} s", markup=False
     )
+    if not promote:
+        say(f"New machines use it after `vmrunner image promote {name} {golden.version}`.")
 
 
 def _must_be_there(recipes: Path | None) -> None:
@@ -58,6 +63,8 @@ def _must_be_there(recipes: Path | None) -> None:
 def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
     """List the published versions of every image."""
     images = config.load_host(config_path).images_dir
+    published = store.list_all(images)
+    last = {(name, each.to): each for name in {golden.name for golden in published} for each in promotion.history(images, name)}
     found = [
         {
             "name": golden.name,
@@ -67,15 +74,18 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.
             "runner": golden.manifest.runner.kind if golden.manifest.runner else "",
             "packages": len(golden.manifest.packages),
             "built_at": golden.manifest.built_at,
+            "promoted_at": promoted.at if (promoted := last.get((golden.name, golden.version))) else "",
+            "promoted_why": promoted.why.value if promoted else "",
+            "promoted_by": promoted.by if promoted else "",
         }
-        for golden in store.list_all(images)
+        for golden in published
     ]
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    table = Table("image", "version", "current", "kernel", "runner", "built", box=None, pad_edge=False)
+    table = Table("image", "version", "current", "kernel", "runner", "built", "promoted", box=None, pad_edge=False)
     for row in found:
-        texts = ("name", "version", "current", "kernel", "runner", "built_at")
+        texts = ("name", "version", "current", "kernel", "runner", "built_at", "promoted_at")
         table.add_row(*("*" if row[key] is True else "" if row[key] is False else str(row[key]) for key in texts))
     out.print(table)
 
@@ -84,6 +94,42 @@ def current_version(images: Path, name: str) -> str:
     """The version that new machines use, or nothing."""
     known = store.current(images, name)
     return known.version if known else ""
+
+
+@image.command("promote")
+def promote_version(
+    name: NameArgument,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="A version of the list, or a beginning that no other one has.")],
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Make a version current, once its files are found to be as its manifest says. Machines that run keep theirs."""
+    golden = promotion.promote(config.load_host(config_path).images_dir, name, version, say)
+    out.print(f"{name} {golden.version}: new machines use it", markup=False)
+
+
+@image.command("rollback")
+def rollback(name: NameArgument, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+    """Make the version current that was so before. Once more, and it goes one further back."""
+    golden = promotion.rollback(config.load_host(config_path).images_dir, name, say)
+    out.print(f"{name} {golden.version}: new machines use it again", markup=False)
+
+
+@image.command("prune")
+def prune(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One image; all of them without it.")] = None,
+    keep: Annotated[int, typer.Option("--keep", metavar="K", min=1, help="How many of an image's newest versions stay.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Remove old versions that no machine uses, with their snapshots, and what the host still has of versions that are gone."""
+    settings = config.load_host(config_path)
+    host = open_host(settings, warn)
+    waste = pruning.find(host, settings, name, keep) if dry_run else pruning.prune(host, settings, name, keep, say)
+    what = "would be removed" if dry_run else "removed"
+    for gone in (*(" ".join(each) for each in waste.versions), *(f"snapshot {key}" for key in waste.snapshots), *waste.volumes):
+        out.print(f"{gone}: {what}", markup=False)
+    if not waste:
+        out.print("Nothing to remove.", markup=False)
 
 
 @image.command("verify")

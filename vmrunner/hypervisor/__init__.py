@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -11,6 +11,13 @@ from vmrunner.image.store import Golden
 from vmrunner.model import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape
 
 Say = Callable[[str], object]
+SNAPSHOT_PREFIX, IMAGE_PREFIX = "snapshot-", "image-"
+"""What the volumes of snapshots and of published images begin with."""
+
+
+def image_stem(name: str, version: str) -> str:
+    """What the volumes of this version begin with; the part's name follows."""
+    return f"{IMAGE_PREFIX}{name}-{version}."
 
 
 class File(StrEnum):
@@ -43,6 +50,16 @@ class Snapshot:
     libvirt: str
     files: dict[str, str]  # volume -> sha256
     disk_mib: int = 0  # what its files take of the host's disk
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One file in the storage pool of a manager on this host."""
+
+    name: str
+    path: str
+    backing: str  # the path of what it lies on, as its own header says; empty where it lies on nothing
+    is_ours: bool  # this manager's
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,12 @@ class Hypervisor(Protocol):
 
     def drop_snapshot(self, key: str) -> None:
         """Delete a snapshot. Machines that were cloned from it keep what they have open."""
+
+    def volumes(self) -> list[Volume]:
+        """Every volume of every manager's storage pool on this host, as its folder is now; raises where one can't be looked into."""
+
+    def drop_volumes(self, names: Sequence[str]) -> None:
+        """Delete volumes of published images, in this order; none of them where any volume of the host lies on one."""
 
     def note(self, metadata: Metadata) -> None:
         """Write the metadata of a live machine into its domain; one that is gone is fine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
@@ -14,7 +14,7 @@ import libvirt
 from vmrunner.config import HostConfig
 from vmrunner.errors import DiskFull, HypervisorError, NameClash, NotPermitted, SnapshotError
 from vmrunner.forge.addresses import ForgeAddresses
-from vmrunner.hypervisor import File, Output, Residue, Say, Snapshot
+from vmrunner.hypervisor import File, Output, Residue, Say, Snapshot, Volume
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import asking, connect, dotted, has_kvm, translate
 from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, parse_metadata
@@ -371,6 +371,14 @@ class LibvirtHost:
     def drop_snapshot(self, key: str) -> None:
         """See Hypervisor."""
         self._snapshots.drop(key)
+
+    def volumes(self) -> list[Volume]:
+        """See Hypervisor."""
+        return self._storage.volumes()
+
+    def drop_volumes(self, names: Sequence[str]) -> None:
+        """See Hypervisor."""
+        self._storage.drop_unused(names)
 
     def note(self, metadata: Metadata) -> None:
         """See Hypervisor."""

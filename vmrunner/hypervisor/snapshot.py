@@ -25,7 +25,7 @@ import libvirt
 import libvirt_qemu
 
 from vmrunner.errors import SnapshotError
-from vmrunner.hypervisor import File, Say, Snapshot
+from vmrunner.hypervisor import SNAPSHOT_PREFIX, File, Say, Snapshot
 from vmrunner.hypervisor.connection import asking, dotted
 from vmrunner.hypervisor.storage import Storage, image_volume
 from vmrunner.image.store import Golden
@@ -38,7 +38,7 @@ _SHARING = 9_000_000  # QEMU's version from which it maps a file that it can't w
 _SOCKETS = Path("/var/lib/libvirt/qemu")  # where QEMU's user may make sockets
 _LOAD_WITHIN = 30.0  # seconds; it takes 30 ms
 _SETTLE = 3.0  # seconds; what still runs in the guest when it is saved runs again in every clone
-_PREFIX, _MANIFEST = "snapshot-", "manifest.json"
+_MANIFEST = "manifest.json"
 _PARTS = ("ram", "state", "qcow2")
 
 
@@ -87,7 +87,7 @@ class Snapshots:
     def _keys(self) -> list[str]:
         """Of whole ones and halves."""
         parts = [name.partition(".")[0] for name in self._storage.names()]
-        return sorted({part.removeprefix(_PREFIX) for part in parts if part.startswith(_PREFIX)})
+        return sorted({part.removeprefix(SNAPSHOT_PREFIX) for part in parts if part.startswith(SNAPSHOT_PREFIX)})
 
     def drop(self, key: str) -> None:
         """Delete one, its manifest first."""
@@ -246,7 +246,7 @@ def _await_migration(domain: Any) -> None:
 
 
 def _volume(key: str, part: str) -> str:
-    return f"{_PREFIX}{key}.{part}"
+    return f"{SNAPSHOT_PREFIX}{key}.{part}"
 
 
 def _parse(raw: bytes) -> Snapshot:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from xml.etree import ElementTree
 
 import libvirt
 
 from vmrunner.errors import DiskFull, HypervisorError
+from vmrunner.hypervisor import Volume, image_stem
 from vmrunner.hypervisor.connection import asking
 from vmrunner.image import store
 from vmrunner.image.store import Golden
@@ -95,6 +98,36 @@ class Storage:
                 return []
             _refresh(pool)
             return sorted(pool.listVolumes())
+
+    def volumes(self) -> list[Volume]:
+        """See Hypervisor."""
+        found = []
+        with asking("listing the storage pools"):
+            for pool in self._connection.listAllStoragePools(0):
+                name = pool.name()
+                if not name.startswith(f"{PREFIX}-"):
+                    continue
+                if not pool.isActive():
+                    raise HypervisorError(
+                        f"The storage pool {name} is not active, so that nobody knows what its volumes lie on.",
+                        f"`virsh pool-start {name}`, or `virsh pool-undefine {name}` if its manager is gone for good.",
+                    )
+                _refresh(pool)
+                found += [each for volume in pool.listAllVolumes(0) if (each := _described(volume, name == self.name))]
+        return found
+
+    def drop_unused(self, names: Sequence[str]) -> None:
+        """See Hypervisor's `drop_volumes`."""
+        if not names:
+            return
+        wanted = {self.path(name): name for name in names}
+        for volume in self.volumes():  # looked at now, whatever the caller has seen before
+            # Volumes of ours lie in one folder, which may have a second path, by a symlink.
+            of_us = self.path(Path(volume.backing).name) if volume.is_ours and volume.backing else ""
+            if base := wanted.get(of_us) or wanted.get(os.path.normpath(volume.backing)):
+                raise HypervisorError(f"{base} is not deleted: {volume.name} lies on it.", "Run the command again: it looks anew.")
+        for name in names:
+            self.delete(name)
 
     def free_mib(self) -> int:
         """Free space where the volumes lie, in MiB; a pool that does not exist yet limits nobody."""
@@ -301,6 +334,18 @@ def _refresh(pool: Any) -> None:
             return
 
 
+def _described(volume: Any, is_ours: bool) -> Volume | None:
+    """What libvirt has read in the volume's own header; None for one that is gone meanwhile."""
+    try:
+        described = ElementTree.fromstring(volume.XMLDesc(0))  # noqa: S314 — libvirt's own words
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+            return None
+        raise
+    backing = described.findtext("backingStore/path", "")
+    return Volume(described.findtext("name", ""), described.findtext("target/path", ""), backing, is_ours)
+
+
 def image_volume(golden: Golden, part: str) -> str:
     """The volume of one part of a published image."""
-    return f"image-{golden.name}-{golden.version}.{part}"
+    return f"{image_stem(golden.name, golden.version)}{part}"

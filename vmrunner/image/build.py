@@ -17,10 +17,10 @@ import httpx
 
 from vmrunner import __version__
 from vmrunner.errors import ImageError
-from vmrunner.image import lock, packages
+from vmrunner.image import lock, packages, promotion
 from vmrunner.image.packages import Package
 from vmrunner.image.recipe import Recipe, RunnerSource
-from vmrunner.image.store import CURRENT, DISK, LOCK, MANIFEST, Golden, Input, Manifest, Runner, digest
+from vmrunner.image.store import DISK, LOCK, MANIFEST, Golden, Input, Manifest, Runner, digest
 
 _PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils"}
 _ARCHIVE = "https://snapshot.debian.org/archive"
@@ -28,8 +28,8 @@ _RUNNER_PATH = "/usr/local/bin/{kind}"
 Say = Callable[[str], None]
 
 
-def build(recipe: Recipe, images: Path, say: Say) -> Golden:
-    """Build the recipe and make it its image's current version. `say` is told each step as it begins.
+def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True) -> Golden:
+    """Build the recipe and, with `promote`, make it its image's current version. `say` is told each step as it begins.
 
     Nothing of an image can be seen in the store before all of it is there. Raises ImageError, with the end of the failed program's output.
     """
@@ -74,7 +74,7 @@ def build(recipe: Recipe, images: Path, say: Say) -> Golden:
             vmrunner_version=__version__,
         )
         (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return _publish(out, images, manifest)
+        return _publish(out, images, manifest, say, promote)
 
 
 @contextmanager
@@ -250,13 +250,13 @@ def _write_disk(tree: Path, disk: Path, work: Path, size_mib: int) -> None:
     disk.chmod(0o444)
 
 
-def _publish(out: Path, images: Path, manifest: Manifest) -> Golden:
+def _publish(out: Path, images: Path, manifest: Manifest, say: Say, promote: bool) -> Golden:
     home = images / manifest.name
     home.mkdir(exist_ok=True)
     final = home / manifest.version
     os.sync()  # a version that is visible is also on disk
-    out.rename(final)
-    link = home / f".{CURRENT}-{os.getpid()}"
-    link.symlink_to(manifest.version)
-    link.rename(home / CURRENT)
+    with promotion.changing(images, say):
+        out.rename(final)
+        if promote:
+            promotion.switch(images, manifest.name, manifest.version, promotion.Why.BUILT)
     return Golden(manifest.name, manifest.version, final, manifest)

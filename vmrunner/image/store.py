@@ -108,10 +108,27 @@ def find(images: Path, name: str) -> Golden:
     """The current version of an image; raises ImageError where there is none of this name."""
     directory = images / name / CURRENT
     if not directory.is_dir():
+        if versions(images, name):
+            raise ImageError(
+                f"No version of the image {name!r} is the current one.", f"`vmrunner image promote {name} VERSION` makes one so."
+            )
         known = sorted({path.parent.name for path in images.glob(f"[!.]*/{CURRENT}")}) if images.is_dir() else []
         listed = f"There are: {', '.join(known)}." if known else "There is none yet."
         raise ImageError(f"There is no image {name!r}. {listed}", f"`vmrunner image build {name}` makes it.")
     return _load(directory.resolve())
+
+
+def versions(images: Path, name: str) -> list[str]:
+    """Every published version of an image, the newest last, damaged ones included; empty where there is no such image."""
+    home = images / name
+    if home.parent != images or name.startswith(".") or not home.is_dir():
+        return []
+    return sorted(path.name for path in home.iterdir() if path.is_dir() and not path.is_symlink() and not path.name.startswith("."))
+
+
+def version(images: Path, name: str, wanted: str) -> Golden:
+    """One version of an image; raises ImageError where it is damaged."""
+    return _load(images / name / wanted)
 
 
 def current(images: Path, name: str) -> Golden | None:
@@ -131,7 +148,11 @@ def digest(path: Path) -> str:
 def verify(golden: Golden) -> None:
     """Read every file of an image; raises ImageError where one differs from the manifest, or the manifest from the lock."""
     for name, expected in golden.manifest.files.items():
-        if digest(golden.directory / name) != expected:
+        try:
+            found = digest(golden.directory / name)
+        except OSError as error:  # `image prune` may have taken it since it was found
+            raise ImageError(f"The image {golden.name} {golden.version} can't be read: {name}: {error.strerror}.", "Try again.") from None
+        if found != expected:
             raise ImageError(
                 f"The image {golden.name} {golden.version} is damaged: {name} has another sha256 than its manifest says.",
                 f"Build it again: `vmrunner image build {golden.name} --force`.",

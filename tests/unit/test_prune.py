@@ -1,0 +1,169 @@
+"""What of old images goes, and what may never go: whatever a machine or a file on the host needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import Killed
+from tests.goldens import publish
+from tests.world import POOL, World
+from vmrunner.errors import Busy, ImageError
+from vmrunner.hypervisor import Volume
+from vmrunner.image import promotion, prune, store
+from vmrunner.image.prune import Waste
+from vmrunner.model import MachineId, Metadata
+from vmrunner.ownership import owning
+
+NAME = "debian-12"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """The versions 2 to 6 on the host; 6 is current."""
+    made = World(tmp_path, pools={"p": POOL | {"start": "auto"}})
+    for version in "23456":
+        made.hypervisor.prepare(publish(made.settings.images_dir, version, name=NAME))
+    yield made
+    made.history.close()
+
+
+def run(world: World, keep: int = 1, name: str | None = None) -> Waste:
+    would = prune.find(world.hypervisor, world.settings, name, keep)
+    done = prune.prune(world.hypervisor, world.settings, name, keep, world.log.info)
+    assert done == would, "a dry run says what is done"
+    return done
+
+
+def versions(world: World) -> str:
+    return "".join(store.versions(world.settings.images_dir, NAME))
+
+
+def overlay(world: World, version: str, *, cloned: bool = False) -> MachineId:
+    golden = store.version(world.settings.images_dir, NAME, version)
+    machine, shape = MachineId.new("m"), world.settings.pools["p"].shape
+    snapshot = world.hypervisor.make_snapshot(golden, shape, machine, b"", 1, print) if cloned else None
+    world.hypervisor.create_overlay(machine, golden, 1, snapshot)
+    return machine
+
+
+def test_current_and_the_newest_stay(world: World) -> None:
+    promotion.promote(world.settings.images_dir, NAME, "3", print)
+    done = run(world, keep=2)
+    assert done.versions == ((NAME, "1"), (NAME, "2"), (NAME, "4"))
+    assert versions(world) == "356"
+    assert {name.split(".")[0] for name in world.hypervisor.published} == {"image-debian-12-3", "image-debian-12-5", "image-debian-12-6"}
+    assert not run(world, keep=2)
+    assert sorted(path.name for path in (world.settings.images_dir / NAME).iterdir()) == ["3", "5", "6", "current", "promotions.jsonl"]
+
+
+def test_what_an_overlay_lies_on_stays_until_the_overlay_goes(world: World) -> None:
+    machine = overlay(world, "2")
+    run(world)
+    assert versions(world) == "26"
+    assert "image-debian-12-2.disk.qcow2" in world.hypervisor.published
+    assert "image-debian-12-2.manifest.json" in world.hypervisor.published, "all of it stays"
+    world.hypervisor.destroy(machine)
+    run(world)
+    assert versions(world) == "6"
+
+
+def test_what_a_live_machine_names_stays(world: World) -> None:
+    machine = MachineId.new("m")
+    world.hypervisor.domains[machine] = Metadata(machine, "p", f"{NAME}/4", 0.0)  # its files were deleted by hand
+    run(world)
+    assert versions(world) == "46"
+
+
+def test_a_snapshot_goes_with_its_version_unless_a_machine_was_cloned_from_it(world: World) -> None:
+    used, unused = overlay(world, "2", cloned=True), overlay(world, "3", cloned=True)
+    world.hypervisor.destroy(unused)
+    done = run(world)
+    assert len(done.snapshots) == 1
+    assert [each.image for each in world.hypervisor.snapshots()] == [f"{NAME}/2"]
+    assert versions(world) == "26"
+    world.hypervisor.destroy(used)
+    run(world)
+    assert (versions(world), world.hypervisor.snapshots()) == ("6", [])
+
+
+def test_a_snapshot_of_a_version_that_stays_stays(world: World) -> None:
+    world.hypervisor.destroy(overlay(world, "6", cloned=True))
+    assert run(world).snapshots == ()
+
+
+def test_volumes_of_versions_that_the_store_has_not_any_more_go(world: World) -> None:
+    world.hypervisor.published += ["image-lost-7.disk.qcow2", "image-lost-7.vmlinuz", "image-lost-8.disk.qcow2", "image-lost-8.vmlinuz"]
+    machine = MachineId.new("m")
+    world.hypervisor.create_overlay(machine, publish(world.settings.images_dir.parent / "other", "8", name="lost"), 1)
+    done = run(world, keep=9)
+    assert done.volumes == ("image-lost-7.disk.qcow2", "image-lost-7.vmlinuz"), "the kernel of an image in use is in use"
+    world.hypervisor.destroy(machine)
+    assert len(run(world, keep=9).volumes) == 2
+
+
+def test_one_image_alone(world: World) -> None:
+    publish(world.settings.images_dir, "1", name="debian")
+    world.hypervisor.published += ["image-debian-0.disk.qcow2"]
+    assert run(world, name="debian") == Waste(volumes=("image-debian-0.disk.qcow2",)), "debian-12 is another image"
+    assert versions(world) == "123456"
+    with pytest.raises(ImageError, match="There is no image 'nowhere'"):
+        run(world, name="nowhere")
+
+
+def test_machines_that_are_being_made_are_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = MachineId.new("m")
+    monkeypatch.setattr(prune, "_SETTLES_WITHIN", 0.0)
+    with owning(world.settings.runtime_dir, machine):
+        with pytest.raises(Busy, match=f"{machine} is being made"):
+            run(world)
+        assert versions(world) == "123456"
+        world.hypervisor.create_overlay(machine, store.version(world.settings.images_dir, NAME, "1"), 1)
+        run(world)
+    assert versions(world) == "16"
+
+
+@pytest.mark.parametrize(
+    ("path", "ours"),
+    [
+        ("/pool/image-debian-12-2.disk.qcow2", True),
+        ("/second/path/by/symlink/image-debian-12-2.disk.qcow2", True),
+        ("/pool/../pool/image-debian-12-2.disk.qcow2", False),
+        ("{images}/debian-12/2/disk.qcow2", False),
+    ],
+)
+def test_a_file_of_any_name_in_any_managers_pool_counts(world: World, monkeypatch: pytest.MonkeyPatch, path: str, ours: bool) -> None:
+    found = world.hypervisor.volumes()
+    found.append(Volume("someone.qcow2", "/elsewhere/someone.qcow2", path.format(images=world.settings.images_dir), ours))
+    monkeypatch.setattr(world.hypervisor, "volumes", lambda: found)
+    assert (NAME, "2") not in prune.find(world.hypervisor, world.settings, None, 1).versions
+    found[-1] = Volume("someone.qcow2", "/elsewhere/someone.qcow2", "/elsewhere/image-debian-12-2.disk.qcow2", False)
+    assert (NAME, "2") in prune.find(world.hypervisor, world.settings, None, 1).versions, "a copy of another manager's"
+
+
+def test_killed_at_any_step_the_next_one_finishes(world: World) -> None:
+    for step in range(20):
+        overlay(world, "2", cloned=True)
+        world.hypervisor.destroy(overlay(world, "3", cloned=True))
+        world.doom.after, world.doom.dead = step, False
+        try:
+            prune.prune(world.hypervisor, world.settings, None, 1, world.log.info)
+        except Killed:
+            world.restart()
+            bases = {volume.backing for volume in world.hypervisor.volumes() if volume.backing}
+            assert bases <= {volume.path for volume in world.hypervisor.volumes()}
+            continue
+        break
+    world.restart()
+    assert step == 2, "one snapshot, and the volumes"
+    assert versions(world) == "26"
+    assert not run(world)
+
+
+def test_half_a_removal_is_finished(world: World) -> None:
+    gone = world.settings.images_dir / NAME / ".gone-0"
+    gone.mkdir()
+    run(world, keep=9)
+    assert not gone.exists()

@@ -1,0 +1,195 @@
+"""Which version of an image is the current one, when that has changed, and by whom: promotion, and the way back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from vmrunner import lock
+from vmrunner.errors import ImageError
+from vmrunner.image import store
+from vmrunner.image.store import CURRENT, Golden
+
+HISTORY = "promotions.jsonl"
+_LOCK, _LOCK_WAIT = ".lock", 120.0  # seconds; whoever holds it reads or deletes some GiB
+Say = Callable[[str], object]
+
+
+class Why(StrEnum):
+    """What made a version the current one."""
+
+    BUILT = "built"
+    PROMOTED = "promoted"
+    ROLLED_BACK = "rolled back"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One change of an image's current version: one line of its history."""
+
+    at: str  # ISO 8601, UTC
+    before: str  # the version that was current; empty where there was none
+    to: str
+    why: Why
+    by: str  # a user's name
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Promotion | None:
+        """None for a line that whoever wrote it could not finish."""
+        try:
+            plain = json.loads(line)
+            return cls(str(plain["at"]), str(plain["from"]), str(plain["to"]), Why(plain["why"]), str(plain["by"]))
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def line(self) -> bytes:
+        """As it is written down."""
+        plain = {"at": self.at, "from": self.before, "to": self.to, "why": self.why.value, "by": self.by}
+        return json.dumps(plain).encode() + b"\n"
+
+
+@contextmanager
+def changing(images: Path, say: Say) -> Iterator[None]:
+    """The store's lock: held by whoever adds, removes or promotes a version. What the file system refuses becomes an ImageError."""
+    if not os.access(images, os.W_OK):
+        raise ImageError(f"The images in {images} can't be changed: this user may not write there.", "Run it with sudo.")
+    other = f"Another vmrunner changes the images in {images}"
+    with lock.held(images / _LOCK, other, "Wait for it, then try again.", wait=_LOCK_WAIT, say=say):
+        try:
+            yield
+        except OSError as error:
+            raise ImageError(
+                f"The images in {images} can't be changed: {error}.", "Is there space, and may this user write there?"
+            ) from None
+
+
+def switch(images: Path, name: str, to: str, why: Why) -> None:
+    """Make a published version the current one, and write that down. Call it with the store's lock held."""
+    home = images / name
+    for half in home.glob(f".{CURRENT}-*"):  # of one that was killed: nobody else is at it now
+        half.unlink()
+    # The line comes first and is on the disk before the link is renamed, which alone decides. Killed before the rename, the old version is
+    # current, and the line says of itself that it came to nothing: what follows it does not begin where it ends (see `history`). The
+    # other way round a version could be current without a line, and nobody would know since when, by whom, and what was there before.
+    moment = datetime.now(UTC).isoformat(timespec="seconds")
+    _append(home / HISTORY, Promotion(moment, _linked(home), to, why, _user()).line())
+    link = home / f".{CURRENT}-{os.getpid()}"
+    link.symlink_to(to)
+    link.rename(home / CURRENT)
+    folder = os.open(home, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def history(images: Path, name: str) -> list[Promotion]:
+    """The promotions that took effect, the last one last; empty for an image that has had none since they are written down.
+
+    Each begins with the version that the one before has made current. One that its successor, or the link, does not know was cut short.
+    """
+    try:
+        lines = (images / name / HISTORY).read_bytes().splitlines()
+    except OSError:
+        return []
+    written = [each for line in lines if (each := Promotion.from_line(line))]
+    then = [*(each.before for each in written[1:]), _linked(images / name)]
+    return [each for each, current in zip(written, then, strict=True) if each.to == current]
+
+
+def promote(images: Path, name: str, version: str, say: Say) -> Golden:
+    """Make a version current, named by itself or by a beginning that no other has. Raises ImageError where it is unknown or damaged."""
+    _chosen(images, name, version)  # first of all, so that an unknown image leaves nothing, not even a lock
+    with changing(images, say):
+        chosen = _chosen(images, name, version)
+        golden = store.version(images, name, chosen)
+        if chosen == _linked(images / name):
+            say(f"{name} {chosen} is the current version already")
+        else:
+            store.verify(golden)
+            switch(images, name, chosen, Why.PROMOTED)
+    return golden
+
+
+def rollback(images: Path, name: str, say: Say) -> Golden:
+    """Make the version current that was so before the current one, and is still there. Again, it goes one further back.
+
+    Raises ImageError where there is none, or where it is damaged.
+    """
+    if not store.versions(images, name):
+        store.find(images, name)  # says which there are
+    with changing(images, say):
+        there = set(store.versions(images, name)) - {_linked(images / name)}
+        target = next((version for version in reversed(_behind(images, name)) if version in there), None)
+        if target is None:
+            raise ImageError(
+                f"There is no version that the image {name!r} could go back to.",
+                f"`vmrunner image list` shows all; `vmrunner image promote {name} VERSION` makes any of them current.",
+            )
+        golden = store.version(images, name, target)
+        store.verify(golden)
+        switch(images, name, target, Why.ROLLED_BACK)
+    return golden
+
+
+def _behind(images: Path, name: str) -> list[str]:
+    """The versions that lie behind the current one, the nearest last; what was rolled back is not among them."""
+    found: list[str] = []
+    for each in history(images, name):
+        if each.why is Why.ROLLED_BACK and each.to in found:
+            while found.pop() != each.to:
+                pass
+        elif each.before:
+            found.append(each.before)
+    return found
+
+
+def _chosen(images: Path, name: str, wanted: str) -> str:
+    known = store.versions(images, name)
+    if not known:
+        store.find(images, name)  # says which there are
+    fitting = [wanted] if wanted in known else [version for version in known if version.startswith(wanted)]
+    if not fitting:
+        raise ImageError(f"The image {name!r} has no version {wanted!r}.", f"It has: {', '.join(known)}.")
+    if len(fitting) > 1:
+        raise ImageError(
+            f"{wanted!r} is the beginning of {len(fitting)} versions of the image {name!r}.", f"Say more of one: {', '.join(fitting)}."
+        )
+    return fitting[0]
+
+
+def _linked(home: Path) -> str:
+    """The version that `current` names, be it there or not; empty where there is no such link."""
+    try:
+        return (home / CURRENT).readlink().name
+    except OSError:
+        return ""
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("ab+") as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            if file.read(1) != b"\n":  # its writer was killed, or the disk was full
+                line = b"\n" + line
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _user() -> str:
+    """Who does this; with sudo, who called it."""
+    user = os.geteuid()
+    if user == 0 and (caller := os.environ.get("SUDO_USER")):
+        return caller
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
