@@ -2,8 +2,8 @@
 
 `probe.py try '[["tcp", "192.0.2.1", 80], …]'` tries everything at once and prints a list of booleans: whether an answer came. `tcp`
 and `udp` take a refusal for one (the packet was there), `connect` and `echo` don't: a firewall may have said it. `ping` wants an echo,
-`dns` an answer with an address. `spoof` sends a forged frame and is false: who listens elsewhere knows. Addresses are of IPv4 or IPv6;
-a link-local one ends in `%`.
+`dns` an answer with an address, `tunnel` many of them. `spoof` sends a forged frame and is false: who listens elsewhere knows. Addresses
+are of IPv4 or IPv6; a link-local one ends in `%`.
 
 `probe.py listen PORT GATEWAY` answers on TCP and UDP, and prints its address and MAC, then the mark of each marked frame that arrives.
 """
@@ -65,18 +65,41 @@ def reaches(kind: socket.SocketKind, address: str, port: int) -> bool:
     return True
 
 
-def dns(server: str, name: str) -> bool:
-    """Whether this server answers with an address (RFC 1035)."""
+def query(name: str) -> bytes:
+    """For an address of this name (RFC 1035)."""
     asked = b"".join(bytes([len(part)]) + part.encode() for part in name.split(".")) + b"\0" + struct.pack("!HH", 1, 1)
+    return struct.pack("!HHHHHH", 4711, 0x100, 1, 0, 0, 0) + asked
+
+
+def dns(server: str, name: str) -> bool:
+    """Whether this server answers with an address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.settimeout(PATIENCE)
         try:
             connection.connect((server, 53))
-            connection.send(struct.pack("!HHHHHH", 4711, 0x100, 1, 0, 0, 0) + asked)
+            connection.send(query(name))
             _, flags, _, answers, *_ = struct.unpack("!HHHHHH", connection.recv(2048)[:12])
         except OSError:
             return False
         return bool(answers and not flags & 15)
+
+
+def tunnel(server: str, name: str, count: int) -> bool:
+    """Whether nearly all of so many queries at once are answered: what could carry data in and out."""
+    answered, asked = 0, query(name)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+        connection.connect((server, 53))
+        connection.settimeout(PATIENCE)
+        with suppress(OSError):
+            for number in range(count):
+                connection.send(asked)
+                if number % 10 == 9:  # not more at once than its buffer for answers holds
+                    with suppress(BlockingIOError):
+                        while connection.recv(2048, socket.MSG_DONTWAIT):
+                            answered += 1
+            while connection.recv(2048):
+                answered += 1
+    return answered > 0.9 * count
 
 
 def checksum(data: bytes) -> int:
@@ -287,6 +310,7 @@ KINDS = {
     "echo": partial(answers, socket.SOCK_DGRAM),
     "ping": ping,
     "dns": dns,
+    "tunnel": tunnel,
     "shared": shared,
     "spoof": spoof,
 }

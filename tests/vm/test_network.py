@@ -200,6 +200,7 @@ def test_doctor_tries_it_all_from_inside(site: Site, lay_ground: Callable[..., G
     assert Counter(cell["group"] for cell in cells if not cell["policy"]) == {"residue": 9, "credentials": 6, "resources": 4}
     assert ground.leftovers() == []
     assert not [name for name in (record["name"] for record in site.runners()) if name.startswith(f"vmr-{ground.manager}-")]
+    assert sum("as a tunnel would" in cell["what"] for cell in cells) == 2, "not where there is no DNS at all"
     assert {cell["what"] for cell in cells if cell["policy"] == "pool-main" and cell["is_open"]} == {
         "203.0.113.10 port 3000",
         "our resolver, for forge.example",
@@ -222,3 +223,4 @@ def test_doctor_tries_it_all_from_inside(site: Site, lay_ground: Callable[..., G
     assert done.returncode == 11
     assert re.search(r"internet +host +the gateway by ICMP +open +closed", done.stdout), done.stdout
     assert re.search(r"internet +spoofing +another address +open +closed", done.stdout), done.stdout
+    assert re.search(r"internet +DNS +1000 queries at once, as a tunnel would +open +closed", done.stdout), done.stdout

@@ -26,6 +26,8 @@ _PUBLIC6 = "2001:db8::1"  # one, too
 _PORT = 8080  # of the neighbour
 _ON_THE_WAY = 0.5  # seconds that a frame takes from one machine to the other's words
 _MOST_PORTS = 100
+_TUNNEL = 20  # times the bound for a second, of which the burst is 4
+_MOST_QUERIES = 10_000
 _AT_THE_HOST = (
     "another mac",
     "another address",
@@ -105,12 +107,21 @@ class Matrix:
         for each, answered in zip(tries, answers, strict=True):
             got = answered or each.goes_to in ears.left or each.mark in heard.get(each.group, ())
             yield Cell(self._policy.name, each.group, each.what, bool(got), each.allowed)
+        for each in self._alone():
+            (got,) = self._lab.answers("probe.py", "try", json.dumps([each.command]), policy=self._policy.name)
+            yield Cell(self._policy.name, each.group, each.what, got, each.allowed)
+
+    def _alone(self) -> Iterator[_Try]:
+        """What uses up the bounds that the rest needs, and has a machine of its own."""
+        name, queries = forge_host(self._lab.settings.forge_url), _TUNNEL * self._lab.settings.network.dns_queries
+        if name and not _is_address(name) and self._policy.reach is not Reach.NONE and queries <= _MOST_QUERIES:
+            yield _Try("DNS", f"{queries} queries at once, as a tunnel would", ["tunnel", self._gateway, name, queries])
 
     def _allowed(self) -> Iterator[_Try]:
         for at in self._forge:  # it has to answer: a refusal may be another firewall's of this host
             yield _Try("forge", f"{at.address} port {at.port}", ["connect", str(at.address), at.port], True)
         name, reach = forge_host(self._lab.settings.forge_url), self._policy.reach
-        if name and ":" not in name and not name.replace(".", "").isdigit():
+        if name and not _is_address(name):
             yield _Try("DNS", f"our resolver, for {name}", ["dns", self._gateway, name], reach is not Reach.NONE)
         publics: list[IPv4Address | IPv6Address] = [IPv4Address(_PUBLIC), *([IPv6Address(_PUBLIC6)] if self._ipv6 else [])]
         for public in publics:
@@ -199,6 +210,10 @@ def _answer(listener: socket.socket) -> None:
     with suppress(OSError):
         while True:
             listener.sendto(b"here", listener.recvfrom(2048)[1])
+
+
+def _is_address(name: str) -> bool:
+    return ":" in name or name.replace(".", "").isdigit()
 
 
 def _is_allowed(policy: Policy, address: IPv4Address | IPv6Address) -> bool:
