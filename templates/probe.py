@@ -89,14 +89,16 @@ def tunnel(server: str, name: str, count: int) -> bool:
     answered, asked = 0, query(name)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.connect((server, 53))
-        connection.settimeout(PATIENCE)
-        with suppress(OSError):
-            for number in range(count):
+        for number in range(count):
+            with suppress(OSError):
                 connection.send(asked)
-                if number % 10 == 9:  # not more at once than its buffer for answers holds
-                    with suppress(BlockingIOError):
-                        while connection.recv(2048, socket.MSG_DONTWAIT):
-                            answered += 1
+            if number % 10 == 9:  # not more at once than its buffer for answers holds
+                connection.settimeout(0)
+                with suppress(OSError):
+                    while connection.recv(2048):
+                        answered += 1
+                connection.settimeout(PATIENCE)
+        with suppress(OSError):
             while connection.recv(2048):
                 answered += 1
     return answered > 0.9 * count
