@@ -18,7 +18,7 @@ MARK = re.compile(rb"<residue ([a-z]+) [0-9a-f]{32}>")
 LONGEST = 64
 CHUNK = 1 << 20
 PLACES = 64  # of the raw disk, evenly over its last quarter
-FILES = ["/residue-file", "/var/residue-file", "/root/residue-file"]
+FILES = ["/residue-file", "/var/residue-file", "/opt/residue-file"]
 VOLATILE = ["/dev/shm/residue-file", "/run/residue-file", "/tmp/residue-file"]  # noqa: S108
 CACHED, SWAP = "/residue-cached", "/residue-swap"
 
