@@ -27,7 +27,7 @@ DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
 
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
-_DURATIONS = {"s": 1, "m": 60, "h": 3600}
+_DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 
 def parse_size(value: object) -> int:
@@ -39,8 +39,8 @@ def parse_size(value: object) -> int:
 
 
 def parse_duration(value: object) -> timedelta:
-    """`"90s"`, `"15m"` or `"3h"`."""
-    found = re.fullmatch(r"(\d+)\s*([smh])", value) if isinstance(value, str) else None
+    """`"500ms"`, `"90s"`, `"15m"` or `"3h"`."""
+    found = re.fullmatch(r"(\d+)\s*(ms|s|m|h)", value) if isinstance(value, str) else None
     if not found or not int(found[1]):
         raise ValueError('a duration is written like "90s", "15m" or "3h"')
     return timedelta(seconds=int(found[1]) * _DURATIONS[found[2]])
@@ -217,7 +217,7 @@ class CapacityConfig(Section):
 class ServeConfig(Section):
     """`vmrunner serve`."""
 
-    poll: Duration = timedelta(seconds=1)
+    poll: Duration = timedelta(milliseconds=500)
     on_stop: Literal["leave", "drain"] = "leave"
 
 

@@ -1,4 +1,4 @@
-"""What real machines have and reach in IPv6 where it is asked for: booted, booted with cloud-init, and cloned."""
+"""What real machines have and reach where IPv6 is asked for beside IPv4: booted, booted with cloud-init, and cloned."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ def test_what_a_machine_has_and_reaches(ground: Ground, image: str, start: str) 
     else:
         options.append("--boot")
     tried = [cell for cell, _ in CELLS.values()]
-    script = f"cat /proc/net/if_inet6\nPROBE_PATIENCE=4 python3 - try '{json.dumps(tried)}' <<'PROBE'\n{place.PROBE.read_text()}\nPROBE\n"
+    script = "hostname; ip -4 route show default | cut -d' ' -f1-2; getent ahostsv4 forge.example | head -n 1 | cut -d' ' -f1\n"
+    script += f"cat /proc/net/if_inet6\nPROBE_PATIENCE=4 python3 - try '{json.dumps(tried)}' <<'PROBE'\n{place.PROBE.read_text()}\nPROBE\n"
     done = ground.run("exec", *options, "--", "sh", "-c", script)
     assert (": cloned" in done.stderr) is (start == "snapshot")
-    *addresses, answers = done.stdout.splitlines()
+    name, route, forge, *addresses, answers = done.stdout.splitlines()
+    assert (name[:4], route[:17], forge) == ("vmr-", "default via 10.90", FORGE)
     assert dict(zip(CELLS, json.loads(answers), strict=True)) == {name: is_open for name, (_, is_open) in CELLS.items()}
     own = [line.split()[0] for line in addresses if line.split()[3] == "00" and not line.startswith("0" * 31)]
     assert [digits[:16] for digits in own] == ["fd90" + 12 * "0"], "one address, and none that it made itself"

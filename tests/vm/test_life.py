@@ -16,7 +16,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from tests.prepare import CLOUD_INIT, GITEA, IMAGES
+from tests.prepare import GITEA, IMAGES
 from vmrunner import seed
 from vmrunner.errors import NameClash
 from vmrunner.hypervisor import File, Output
@@ -140,22 +140,6 @@ def test_a_command_runs_in_a_machine_that_leaves_nothing(host: LibvirtHost, gold
     assert "found" not in second.output[Output.STDOUT]
     assert not host.residue()
     assert store.digest(golden.directory / store.DISK) == before
-
-
-def test_cloud_init_reads_the_same_seed(host: LibvirtHost) -> None:
-    golden = store.find(IMAGES, CLOUD_INIT)
-    host.prepare(golden)
-
-    ended = live(
-        host, golden, "sh", "-c", "hostname; ip -4 route show default | cut -d' ' -f1-3; getent hosts forge.example | cut -d' ' -f1; exit 4"
-    )
-
-    assert len(ended.output[Output.STDOUT].splitlines()) == 3, ended
-    name, gateway, forge = ended.output[Output.STDOUT].splitlines()
-    assert name.startswith(f"vmr-{MANAGER}-")
-    assert gateway == "default via 10.91.0.1"
-    assert forge
-    assert (ended.exit, ended.kinds) == ("4", [EventKind.RUNNER, EventKind.EXIT]), "cloud-init itself reports nothing"
 
 
 def test_a_machine_gets_no_more_of_the_host_than_it_may(host: LibvirtHost, golden: Golden) -> None:

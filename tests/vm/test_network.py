@@ -206,11 +206,6 @@ def test_doctor_tries_it_all_from_inside(site: Site, lay_ground: Callable[..., G
         "our resolver, for forge.example",
         "198.51.100.20 port 80",
     }
-    booted = ground.run("doctor", "--isolation", "--policy", "pool-main", "--boot", "--json")
-    assert ": booting" in booted.stderr
-    both = (cells, json.loads(booted.stdout))  # of the host not: its ports come and go
-    counts = [Counter(cell["group"] for cell in each if cell["policy"] == "pool-main" and cell["group"] != "host") for each in both]
-    assert counts[0] == counts[1], "as many cells, and the exit code says that all are right"
     # Without the rules it finds what is open: the probe can fail.
     ground.run("down", "--all", "--purge")
     text = ground.config.read_text().replace('network = "allowlist"\nallow = ["198.51.100.20:80"]\n', "")
