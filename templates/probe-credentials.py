@@ -27,7 +27,7 @@ def main() -> None:
             told["url"] + path, content, {"Content-Type": "application/json"} | headers
         )
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE, context=trust) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=PATIENCE, context=trust) as answer:  # noqa: S310 — the same address
                 return answer.status == 200
         except urllib.error.HTTPError:
             return False

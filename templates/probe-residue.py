@@ -19,7 +19,7 @@ LONGEST = 64
 CHUNK = 1 << 20
 PLACES = 64  # of the raw disk, evenly over its last quarter
 FILES = ["/residue-file", "/var/residue-file", "/opt/residue-file"]
-VOLATILE = ["/dev/shm/residue-file", "/run/residue-file", "/tmp/residue-file"]  # noqa: S108
+VOLATILE = ["/dev/shm/residue-file", "/run/residue-file", "/tmp/residue-file"]  # noqa: S108 — the machine is thrown away
 CACHED, SWAP = "/residue-cached", "/residue-swap"
 
 
