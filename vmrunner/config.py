@@ -242,6 +242,7 @@ class HostConfig(Section):
     manager: ManagerId = Field(default_factory=lambda: default_manager())
     state_dir: Path = Path("/var/lib/vmrunner")
     runtime_dir: Path = Path("/run/vmrunner")
+    recipes_dir: Path = Path("/etc/vmrunner/recipes")
 
     @model_validator(mode="after")
     def _room_in_both(self) -> HostConfig:

@@ -12,6 +12,7 @@ from vmrunner.cli import image_cmd
 from vmrunner.config import HostConfig
 from vmrunner.errors import ConfigError, ImageError
 from vmrunner.image import build, lock, packages, recipe, store
+from vmrunner.image.programs import Log
 
 LOCKED = 'extends = "debian-12"\nlock = "mine.lock"\n'
 
@@ -124,29 +125,30 @@ def test_what_can_not_be_locked(tmp_path: Path, images: Path) -> None:
 @pytest.fixture
 def bootstraps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds get the tree of a bootstrap that never ran, with PACKAGES in it."""
+    seen: list[str] = []
 
-    def bootstrap(_recipe: recipe.Recipe, tree: Path, _work: Path) -> None:
-        lists = tree / "var/lib/apt/lists"
-        for folder in (lists / "partial", tree / "boot", tree / "etc"):
-            folder.mkdir(parents=True)
-        (tree / "boot" / "vmlinuz-6.1").write_text("a kernel")
-        (tree / "boot" / "initrd.img-6.1").write_text("an initrd")
-        stanzas = (
-            f"Package: {name}\nVersion: {each.version}\nArchitecture: amd64\nSHA256: {each.sha256}\n" for name, each in PACKAGES.items()
-        )
-        (lists / "x_Packages").write_text("\n".join(stanzas))
-
-    def run(what: str, *_command: object) -> str:
+    def run(_log: Log, what: str, *command: str | Path, **_options: object) -> str:
+        if what == "The bootstrap":
+            tree = Path(command[-2])
+            lists = tree / "var/lib/apt/lists"
+            for folder in (lists / "partial", tree / "boot", tree / "etc"):
+                folder.mkdir(parents=True)
+            (tree / "boot" / "vmlinuz-6.1").write_text("a kernel")
+            (tree / "boot" / "initrd.img-6.1").write_text("an initrd")
+            stanzas = (
+                f"Package: {name}\nVersion: {each.version}\nArchitecture: amd64\nSHA256: {each.sha256}\n" for name, each in PACKAGES.items()
+            )
+            (lists / "x_Packages").write_text("\n".join(stanzas))
+        elif what == "Making the file system":
+            seen[:] = [path.name for path in (Path(command[-2]) / "var/lib/apt/lists").iterdir()]
+        elif what == "Making the disk":
+            Path(command[-1]).write_text(f"apt's lists: {' '.join(seen)}")
+        elif what == "Keeping the bootstrapped packages":
+            Path(command[-2]).write_text("a tar")
         listed = "".join(f"{name}\t{each.version}\tamd64\tinstalled\n" for name, each in PACKAGES.items())
         return listed if what == "Listing packages" else ""
 
-    def write_disk(tree: Path, disk: Path, _work: Path, _size: int) -> None:
-        names = (path.name for path in (tree / "var/lib/apt/lists").iterdir())
-        disk.write_text(f"apt's lists: {' '.join(names)}")
-
-    monkeypatch.setattr(build, "_bootstrap", bootstrap)
-    monkeypatch.setattr(build, "_run", run)
-    monkeypatch.setattr(build, "_write_disk", write_disk)
+    monkeypatch.setattr(Log, "run", run)
 
 
 @pytest.mark.usefixtures("bootstraps")
@@ -171,7 +173,7 @@ def test_a_build_that_differs_from_its_lock_publishes_nothing(tmp_path: Path) ->
         build.build(wanted, tmp_path / "images", lambda _: None)
     assert "1 added (libc6); 1 of another version (curl 8.1, locked is 8.0)" in caught.value.sentence
     assert "--ignore-lock" in caught.value.hint
-    assert list((tmp_path / "images").iterdir()) == []
+    assert not list((tmp_path / "images").glob("[!.]*"))
     golden = build.build(wanted.model_copy(update={"lock": None}), tmp_path / "images", lambda _: None)
     assert golden.manifest.lock == ""
 

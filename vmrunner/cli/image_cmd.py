@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say, warn
+from vmrunner.config import HostConfig
 from vmrunner.errors import ConfigError
 from vmrunner.hypervisor.host import open_host
 from vmrunner.image import build as builder
@@ -24,7 +25,7 @@ from vmrunner.image import prune as pruning
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
 VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
-RecipesOption = Annotated[Path | None, typer.Option("--recipes", help="A folder with recipes of your own.")]
+RecipesOption = Annotated[Path | None, typer.Option("--recipes", help="A folder with your recipes, in place of the configuration's.")]
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which people need the beginning
 
 
@@ -38,8 +39,8 @@ def build(
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Build a golden image from the recipe NAME and make it the current version."""
-    _must_be_there(recipes)
-    wanted, images, began = recipe.load(name, recipes), config.load_host(config_path).images_dir, time.monotonic()
+    settings, began = config.load_host(config_path), time.monotonic()
+    wanted, images = recipe.load(name, _own(recipes, settings)), settings.images_dir
     if ignore_lock:
         wanted = wanted.model_copy(update={"lock": None})
     if not force and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
@@ -54,9 +55,10 @@ def build(
         say(f"New machines use it after `vmrunner image promote {name} {golden.version}`.")
 
 
-def _must_be_there(recipes: Path | None) -> None:
+def _own(recipes: Path | None, settings: HostConfig) -> Path:
     if recipes is not None and not recipes.is_dir():
         raise ConfigError(f"There is no folder {recipes}.", "--recipes names a folder with files like my-image.toml.")
+    return recipes or settings.recipes_dir
 
 
 @image.command("list")
@@ -144,9 +146,9 @@ def verify(name: NameArgument, config_path: ConfigOption = config.DEFAULT_PATH) 
 @image.command("lock")
 def lock(name: NameArgument, recipes: RecipesOption = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
     """Write the packages of the image's current version, with their digests, into the lock that the recipe NAME names."""
-    _must_be_there(recipes)
-    path = recipe.locked_by(name, recipes)
-    golden = store.find(config.load_host(config_path).images_dir, name)
+    settings = config.load_host(config_path)
+    path = recipe.locked_by(name, _own(recipes, settings))
+    golden = store.find(settings.images_dir, name)
     locks.write(path, name, golden.manifest.packages)
     out.print(f"{path}: {len(golden.manifest.packages)} packages of {name} {golden.version}", markup=False)
 

@@ -56,6 +56,7 @@ class Manifest(BaseModel):
     kernel: str = ""  # version
     kernel_arguments: str = ""  # empty: the disk has a boot loader of its own
     runner: Runner | None = None
+    runners: dict[str, Runner] = {}  # further ones, by their names in the recipe
     built_at: str  # ISO 8601, UTC
     vmrunner_version: str
 
