@@ -17,6 +17,7 @@ from contextlib import closing
 from pathlib import Path
 
 from tests.forge.gitea import Site, until
+from tests.goldens import linked
 from tests.ground import Ground, lay
 from tests.prepare import GITEA, IMAGES
 from tests.soak import serve
@@ -27,19 +28,8 @@ from vmrunner.image.store import DISK, MANIFEST
 
 NAME, GOOD, BAD = "trial", "20260101-good", "20260102-bad"
 JOB = "  job{number}:\n    runs-on: [debian-12]\n    steps:\n      - run: echo job{number} ran\n"
+ORIGIN = IMAGES / GITEA / "current"
 RUNNER = "/usr/local/bin/gitea-runner"
-
-
-def version(images: Path, name: str, new: str, **changed: object) -> Path:
-    """Another version of the test image, whose files are links to that one's; the folder is returned. Nothing is promoted."""
-    origin = (IMAGES / GITEA / "current").resolve()
-    folder = images / name / new
-    folder.mkdir(parents=True)
-    manifest = json.loads((origin / MANIFEST).read_text()) | {"name": name, "version": new} | changed
-    for part in manifest["files"]:
-        (folder / part).symlink_to(origin / part)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-    return folder
 
 
 def with_file(folder: Path, part: str, content: Path) -> None:
@@ -117,8 +107,8 @@ def prepared(folder: Path, kind: str, token: str) -> Ground:
     # As big as the image, so that a full root stays full.
     text = ground.config.read_text().replace('disk = "6GiB"', 'disk = "4GiB"')
     ground.config.write_text(f'{text}[images]\nboot_timeout = "90s"\n')
-    version(images, NAME, GOOD)
-    KINDS[kind](version(images, NAME, BAD))
+    linked(images, ORIGIN, NAME, GOOD)
+    KINDS[kind](linked(images, ORIGIN, NAME, BAD))
     with promotion.changing(images, print):
         promotion.switch(images, NAME, GOOD, Why.BUILT)
     return ground

@@ -1,4 +1,4 @@
-"""Golden images of a few bytes, published without building anything."""
+"""Golden images published without building anything: of a few bytes, or another one under a new version."""
 
 from __future__ import annotations
 
@@ -37,3 +37,14 @@ def publish(
         with promotion.changing(images, print):
             promotion.switch(images, name, version, Why.BUILT)
     return store.version(images, name, version)
+
+
+def linked(images: Path, origin: Path, name: str, version: str, **changed: object) -> Path:
+    """A version whose files are links to those of the version at `origin`; its folder. Nobody has verified or promoted it."""
+    folder, origin = images / name / version, origin.resolve()
+    folder.mkdir(parents=True)
+    manifest = json.loads((origin / MANIFEST).read_text()) | {"name": name, "version": version} | changed
+    for part in manifest["files"]:
+        (folder / part).symlink_to(origin / part)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder

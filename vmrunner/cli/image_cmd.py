@@ -62,7 +62,7 @@ def build(
         except HypervisorError as error:
             raise HypervisorError(
                 f"The image {name} {golden.version} is built, but not verified and so not promoted: {error.sentence}",
-                f"When that is mended: {_by_hand(golden)}.",
+                f"When that is mended: {_by_hand(golden)}; or build it with --no-verify.",
             ) from None
         stage.go_live(golden)
         out.print(f"{name} {golden.version}: verified, new machines use it", markup=False)
@@ -130,8 +130,19 @@ def promote_version(
     force: Annotated[bool, typer.Option("--force", help="Also one that was not verified, or was found bad; that is written down.")] = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Make a version current that was verified, once its files are found to be as its manifest says. Machines that run keep theirs."""
-    golden = promotion.promote(config.load_host(config_path).images_dir, name, version, say, force=force)
+    """Make a version current that was verified, once its files are found to be as its manifest says. Machines that run keep theirs.
+
+    The snapshots that machines of it will be cloned from are made first.
+    """
+    settings = config.load_host(config_path)
+    golden = promotion.chosen(settings.images_dir, name, version)
+    if not force:  # one that does not come up can't be saved either
+        proof.demand(golden)
+        try:
+            _stage(settings).make_snapshots(golden)
+        except HypervisorError as error:
+            warn(f"No snapshot of it is made before: {error.sentence}")
+    promotion.promote(settings.images_dir, name, golden.version, say, force=force)
     out.print(f"{name} {golden.version}: new machines use it", markup=False)
 
 
@@ -203,6 +214,9 @@ def refresh(
     stage, failures = _stage(settings), list[VmrunnerError]()
     with rotation.only_one(settings.images_dir, say):
         for name in rotation.used(settings, names or ()):
+            if not names and not recipe.exists(name, recipes):
+                say(f"{name}: there is no recipe of it, so it is left as it is")
+                continue
             try:
                 candidate = builder.build(recipe.load(name, recipes), settings.images_dir, say, promote=False)
                 out.print(f"{name}: {stage.settle(candidate)}", markup=False)

@@ -130,17 +130,21 @@ def promote(images: Path, name: str, version: str, say: Say, *, why: Why = Why.P
     """
     _chosen(images, name, version)  # first of all, so that an unknown image leaves nothing, not even a lock
     with changing(images, say):
-        chosen = _chosen(images, name, version)
-        golden = store.version(images, name, chosen)
-        if chosen == _linked(images / name):
-            say(f"{name} {chosen} is the current version already")
+        golden = chosen(images, name, version)
+        if golden.version == _linked(images / name):
+            say(f"{name} {golden.version} is the current version already")
         else:
             store.verify(golden)
             if not force:
                 proof.demand(golden)
             found = proof.read(golden)
-            switch(images, name, chosen, why, forced=not (found and found.is_good))
+            switch(images, name, golden.version, why, forced=not (found and found.is_good))
     return golden
+
+
+def chosen(images: Path, name: str, version: str) -> Golden:
+    """The version that `promote` would make current; raises ImageError where it is unknown or damaged."""
+    return store.version(images, name, _chosen(images, name, version))
 
 
 def step_back(images: Path, name: str, bad: str, cause: str, say: Say) -> Golden | None:

@@ -196,6 +196,11 @@ def locked_by(name: str, own: Path | None) -> Path:
     return found
 
 
+def exists(name: str, own: Path | None = None) -> bool:
+    """Whether there is a recipe of this name."""
+    return any((each / f"{name}.toml").is_file() for each in _folders(own))
+
+
 def _folders(own: Path | None) -> list[Path]:
     return [own, folder("images")] if own else [folder("images")]
 

@@ -21,4 +21,4 @@ class Trial:
     @property
     def cause(self) -> str:
         """In words."""
-        return f"{self.failed} machines of {self.image} failed and none worked; last: {self.last}"
+        return f"{self.failed} machine{'' if self.failed == 1 else 's'} of {self.image} failed and none worked; last: {self.last}"
