@@ -91,12 +91,8 @@ def machine_of(path: str) -> int:
     return struct.unpack("<H", head[18:20])[0] if head[:4] == b"\x7fELF" and len(head) == 20 else 0
 
 
-def runner(asked: "dict[str, object]") -> Said:
-    """The runner is there, runs on this processor, and is the version that the recipe says."""
-    wanted = asked["runner"]
-    if not isinstance(wanted, dict):
-        return True, "none, as the manifest says"
-    path, version = str(wanted["path"]), str(wanted["version"])
+def runner_at(path: str, version: str) -> Said:
+    """The runner is there, runs on this processor, and is the version that the recipe says, where it says one."""
     if not os.path.isfile(path):
         return False, f"{path} is missing"
     if not os.access(path, os.X_OK):
@@ -109,6 +105,12 @@ def runner(asked: "dict[str, object]") -> Said:
     if version:
         return version in found, f"{found or last(done)} (wanted: {version})"
     return True, found or path
+
+
+def runners(asked: "dict[str, object]") -> Said:
+    """All that the manifest names."""
+    found = [runner_at(each["path"], each["version"]) for each in asked["runners"]]  # type: ignore[attr-defined]
+    return all(passed for passed, _ in found), "; ".join(said for _, said in found) or "none, as the manifest says"
 
 
 def dns(asked: "dict[str, object]") -> Said:
@@ -260,7 +262,7 @@ def main() -> None:
         "seed": seed,
         "root grows": root,
         "free space": space,
-        "runner": runner,
+        "runner": runners,
         "dns": dns,
         "forge": forge,
         "secrets": secrets,

@@ -272,10 +272,10 @@ def test_a_program_for_another_processor(probe: ModuleType, tmp_path: Path) -> N
     program = tmp_path / "runner"
     program.write_bytes(b"\x7fELF" + bytes(14) + b"\xb7\x00" + bytes(40))
     program.chmod(0o755)
-    told = probe.runner({"runner": {"path": str(program), "version": ""}})
-    assert told == (False, f"{program} is for another processor")
+    assert probe.runner_at(str(program), "") == (False, f"{program} is for another processor")
     program.write_text("#!/bin/sh\necho runner 1.2.3\n")
-    assert probe.runner({"runner": {"path": str(program), "version": "1.2.3"}})[0] is True
-    assert probe.runner({"runner": {"path": str(program), "version": "2.0"}}) == (False, "runner 1.2.3 (wanted: 2.0)")
+    assert probe.runner_at(str(program), "1.2.3")[0] is True
+    assert probe.runner_at(str(program), "2.0") == (False, "runner 1.2.3 (wanted: 2.0)")
+    assert probe.runners({"runners": [{"path": str(program), "version": ""}, {"path": "/nowhere", "version": ""}]})[0] is False
     program.chmod(0o644)
-    assert probe.runner({"runner": {"path": "/nowhere", "version": ""}}) == (False, "/nowhere is missing")
+    assert probe.runner_at("/nowhere", "") == (False, "/nowhere is missing")

@@ -209,16 +209,15 @@ def refresh(
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Build images anew; what differs from the current version and is good becomes current, and old versions go."""
-    _must_be_there(recipes)
     settings = config.load_host(config_path)
-    stage, failures = _stage(settings), list[VmrunnerError]()
+    own, stage, failures = _own(recipes, settings), _stage(settings), list[VmrunnerError]()
     with rotation.only_one(settings.images_dir, say):
         for name in rotation.used(settings, names or ()):
-            if not names and not recipe.exists(name, recipes):
+            if not names and not recipe.exists(name, own):
                 say(f"{name}: there is no recipe of it, so it is left as it is")
                 continue
             try:
-                candidate = builder.build(recipe.load(name, recipes), settings.images_dir, say, promote=False)
+                candidate = builder.build(recipe.load(name, own), settings.images_dir, say, promote=False, fresh=True)
                 out.print(f"{name}: {stage.settle(candidate)}", markup=False)
             except VmrunnerError as error:
                 report(error)

@@ -102,11 +102,11 @@ def _boot(
 
 def _asked(settings: HostConfig, golden: Golden, shape: Shape, machine: MachineId) -> dict[str, object]:
     manifest = golden.manifest
-    runner = {"path": manifest.runner.path, "version": manifest.runner.version} if manifest.runner else None
+    runners = [*([manifest.runner] if manifest.runner else []), *manifest.runners.values()]
     return {
         "machine": str(machine),
         "disk_gib": shape.disk_gib,
-        "runner": runner,
+        "runners": [{"path": each.path, "version": each.version} for each in runners],
         "forge_url": settings.forge_url,
         "forge_host": urlsplit(settings.forge_url).hostname or "",
         "has_git": "git" in manifest.packages,
