@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 
 def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh: bool = False) -> Golden:
-    """Build the recipe and, with `promote`, make it its image's current version. `say` is told each step as it begins.
+    """Build the recipe and, with `promote`, make it its image's current version, unverified as it is. `say` is told each step as it begins.
 
     The packages of a build of the same day are taken again unless they have to be `fresh`. Nothing of an image can be seen in the store
     before all of it is there. Raises ImageError, with the end of the failed program's output; all of it is in a file beside the images.
@@ -65,6 +65,8 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
             kernel_arguments=recipe.kernel_arguments,
             runner=runner,
             runners=further,
+            checks=recipe.checks,
+            listens=recipe.listens,
             built_at=datetime.now(UTC).isoformat(timespec="seconds"),
             vmrunner_version=__version__,
         )

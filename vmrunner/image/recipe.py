@@ -20,13 +20,14 @@ GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._@+-]+)+$")]
 UserName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")]
 Suite = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$")]
+CheckName = Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
 RunnerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-_YOUNGER = {"snapshot", "updates", "components", "scripts", "users", "environment", "compress", "runners"}
+_YOUNGER = {"snapshot", "updates", "components", "scripts", "users", "environment", "compress", "runners", "checks", "listens"}
 """The keys that were added since the first images were built."""
-_APPENDED, _MERGED = {"packages", "scripts"}, {"files", "users", "environment", "runners"}
+_APPENDED, _MERGED = {"packages", "scripts"}, {"files", "users", "environment", "runners", "checks"}
 """What an inheriting recipe adds to; every other key it replaces."""
 
 
@@ -41,6 +42,7 @@ class RunnerSource(_Section):
     path: Path | None = None
     url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~_-]*$")] | None = None  # that its --version must tell
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -117,6 +119,8 @@ class Recipe(_Section):
     files: dict[GuestPath, FileSource] = {}
     runner: RunnerSource | None = None
     runners: dict[RunnerName, RunnerSource] = {}  # beside that one; a pool takes one of them by its name
+    checks: dict[CheckName, Annotated[str, Field(min_length=1)]] = {}  # shell commands that exit with 0 in a machine of the image
+    listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()  # ports that may be open in one
 
     def digest(self) -> str:
         """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""
@@ -125,6 +129,8 @@ class Recipe(_Section):
         for key, field in Recipe.model_fields.items():
             if key in _YOUNGER and getattr(self, key) == field.get_default():
                 plain.pop(key, None)
+        if self.runner and self.runner.version is None:
+            plain["runner"].pop("version")
         if self.scripts:
             plain["scripts"] = [(script.name, hashlib.sha256(script.content()).hexdigest()) for script in self.scripts]
         for each in plain.get("runners", {}).values():
@@ -188,6 +194,11 @@ def locked_by(name: str, own: Path | None) -> Path:
     if found is None:
         raise ImageError(f"The recipe {name} names no lock.", f'Add `lock = "{name}.lock"` to it.')
     return found
+
+
+def exists(name: str, own: Path | None = None) -> bool:
+    """Whether there is a recipe of this name."""
+    return any((each / f"{name}.toml").is_file() for each in _folders(own))
 
 
 def _folders(own: Path | None) -> list[Path]:

@@ -71,7 +71,7 @@ def _install_runner(source: RunnerSource, path: str, tree: Path, work: Path, log
     if source.sha256 not in (None, found):
         raise ImageError(f"The runner has the sha256 {found}, the recipe wants {source.sha256}.", "Check where it comes from.")
     _place(tree, path, content, 0o755)
-    return Runner(kind=source.kind, path=path, sha256=found)
+    return Runner(kind=source.kind, path=path, sha256=found, version=source.version or "")
 
 
 def _download(url: str, target: Path) -> None:

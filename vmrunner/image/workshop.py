@@ -50,5 +50,5 @@ def publish(out: Path, images: Path, manifest: Manifest, say: Say, *, promote: b
     with promotion.changing(images, say):
         out.rename(final)
         if promote:
-            promotion.switch(images, manifest.name, manifest.version, promotion.Why.BUILT)
+            promotion.switch(images, manifest.name, manifest.version, promotion.Why.BUILT, forced=True)
     return Golden(manifest.name, manifest.version, final, manifest)
