@@ -10,12 +10,13 @@ import shutil
 import sys
 from pathlib import Path
 
+from tests import containers
 from vmrunner.errors import ImageError
 from vmrunner.image import build, recipe, store
 
 IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
 RECIPES = Path(__file__).parent / "images"
-GITEA, FORGEJO, CLOUD_INIT = "test-gitea", "test-forgejo", "test-cloud-init"
+GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 
 
 BUILDER = store.digest(Path(build.__file__))
@@ -34,7 +35,8 @@ def usable(images: Path, name: str, digest: str) -> bool:
 
 def main() -> None:
     """Build what is missing; older versions go."""
-    for name in (GITEA, FORGEJO, CLOUD_INIT):
+    containers.prepare(IMAGES.parent / "containers" / "base.tar")
+    for name in (GITEA, FORGEJO, CLOUD_INIT, DOCKER):
         wanted = recipe.load(name, RECIPES)
         if usable(IMAGES, name, wanted.digest()):
             continue

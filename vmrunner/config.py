@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vmrunner.errors import ConfigError, VmrunnerError
 from vmrunner.forge import Scope
+from vmrunner.label import Label
 from vmrunner.model import Limits, Shape
 from vmrunner.policy import CLOSED6, UNIQUE_LOCAL, Bounds, Destination, Policy, Reach, pool_policy
 from vmrunner.resources import folder
@@ -78,9 +79,14 @@ def _destination(value: object) -> Destination:
     return Destination.parse(value)
 
 
+def _label(value: object) -> Label:
+    if not isinstance(value, str):
+        raise ValueError('a label is written like "debian-13"')
+    return Label.parse(value)
+
+
 Mebibytes = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 ManagerId = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$")]
 
 
@@ -156,7 +162,7 @@ class WarmAt(Section):
 class PoolConfig(Section):
     """One kind of machine."""
 
-    labels: Annotated[tuple[Label, ...], Field(min_length=1)]
+    labels: Annotated[tuple[Annotated[Label, BeforeValidator(_label)], ...], Field(min_length=1)]
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     scope: Annotated[tuple[Scope, ...], BeforeValidator(_scopes)] = (Scope.parse("instance"),)
     max: Annotated[int, Field(ge=1, le=10_000)] = 1
@@ -177,6 +183,20 @@ class PoolConfig(Section):
     pickup_timeout: Duration = timedelta(minutes=2)
     job_timeout: Duration = timedelta(hours=3)
     teardown_timeout: Duration = timedelta(minutes=1)
+
+    @field_validator("labels")
+    @classmethod
+    def _one_place_each(cls, labels: tuple[Label, ...]) -> tuple[Label, ...]:
+        places: dict[str, str] = {}
+        for label in labels:
+            if places.setdefault(label.name, label.place) != label.place:
+                raise ValueError(f"the label {label.name} has two places, {places[label.name]} and {label.place}")
+        return labels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the forge knows of the labels."""
+        return tuple(label.name for label in self.labels)
 
     @model_validator(mode="after")
     def _allows_what_it_can(self) -> PoolConfig:

@@ -100,7 +100,7 @@ class Maker:
             self.bindings.save(binding)
             revert.callback(self.bindings.drop, machine)
             try:
-                credentials = self.forge.create_runner(scope, str(machine), self.pool.labels)
+                credentials = self.forge.create_runner(scope, str(machine), self.pool.label_names)
             except (ForgeDenied, ForgeNotFound):
                 if scope == scopes[-1]:
                     raise

@@ -17,6 +17,7 @@ from vmrunner.addresses import gateway
 from vmrunner.errors import ConfigError
 from vmrunner.forge import Credentials
 from vmrunner.forge.addresses import forge_host
+from vmrunner.label import Label
 from vmrunner.model import MachineId
 from vmrunner.render import source, text
 
@@ -68,7 +69,7 @@ def job_script(
     forge_address: str = "",
     machine: MachineId,
     credentials: Credentials,
-    labels: Sequence[str],
+    labels: Sequence[Label],
     handle: str,
     job_timeout: timedelta,
 ) -> str:
@@ -83,7 +84,7 @@ def job_script(
         "name": str(machine),
         "token": credentials.token,
         "address": url,
-        "labels": [f"{label}:host" for label in labels],
+        "labels": [str(label) for label in labels],
         "ephemeral": True,
     }
     return text(
@@ -96,7 +97,7 @@ def job_script(
         forge_host=forge_host(url),
         uuid=credentials.uuid,
         token=credentials.token,
-        labels=labels,
+        labels=[str(label) for label in labels],
         handle=handle,
         runner_file=json.dumps(runner_file),
         job_seconds=int((job_timeout + _BACKSTOP).total_seconds()),

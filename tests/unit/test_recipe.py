@@ -56,7 +56,7 @@ def test_the_digest_follows_content_and_not_place(tmp_path: Path) -> None:
     [
         ("packages = [", "can't be read"),
         ('extends = "mine"', "inherits from itself: mine -> mine"),
-        ('extends = "nothing"', "There is no recipe 'nothing'. There are: debian-12, debian-13, mine."),
+        ('extends = "nothing"', "There is no recipe 'nothing'. There are: debian-12, debian-13, debian-13-docker, mine."),
         ('extends = "debian-12"\nsise = "1GiB"', "sise: is not a key that recipes have"),
         ('extends = "debian-12"\nsize = 4', "size: a size is written like"),
         ('suite = "bookworm"', "is missing"),

@@ -17,7 +17,7 @@ import httpx
 
 from vmrunner import __version__
 from vmrunner.errors import ImageError
-from vmrunner.image import lock, packages, promotion
+from vmrunner.image import containers, lock, packages, promotion
 from vmrunner.image.packages import Package
 from vmrunner.image.recipe import Recipe, RunnerSource
 from vmrunner.image.store import DISK, LOCK, MANIFEST, Golden, Input, Manifest, Runner, digest
@@ -52,6 +52,8 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True) -> Go
             _compare(recipe, wanted, found)
         runner = _install_runner(recipe.runner, tree, work, say) if recipe.runner else None
         inputs = _add_files(recipe, tree, runner)
+        archives = containers.lay(recipe.containers, tree, _download, say)
+        inputs |= {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}
         kernel = _take_kernel(tree, out)
         say(f"writing a disk of {recipe.size} MiB")
         _write_disk(tree, out / DISK, work, recipe.size)
@@ -136,7 +138,7 @@ def _install_runner(source: RunnerSource, tree: Path, work: Path, say: Say) -> R
     if program is None:
         program = work / "runner"
         say(f"fetching {source.url}")
-        _download(str(source.url), program)
+        _download("The runner", str(source.url), program)
     try:
         content = program.read_bytes()  # once: what is checked is what gets in
     except OSError as error:
@@ -149,14 +151,14 @@ def _install_runner(source: RunnerSource, tree: Path, work: Path, say: Say) -> R
     return Runner(kind=source.kind, path=path, sha256=found)
 
 
-def _download(url: str, target: Path) -> None:
+def _download(what: str, url: str, target: Path) -> None:
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, target.open("wb") as out:
             answer.raise_for_status()
             for chunk in answer.iter_bytes():
                 out.write(chunk)
     except httpx.HTTPError as error:
-        raise ImageError(f"The runner can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
+        raise ImageError(f"{what} can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
 
 
 def _place(tree: Path, path: str, content: bytes, mode: int) -> None:

@@ -63,6 +63,36 @@ class FileSource(_Section):
             ) from None
 
 
+class ContainerSource(_Section):
+    """A container image that machines have from the start: an archive (docker-archive or oci-archive), or a reference in a registry."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]{0,254}$")]  # what jobs call it, like "debian:13"
+    archive: Path | None = None
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    reference: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if [self.archive, self.url, self.reference].count(None) != 2:
+            raise ValueError("name either an archive, a url or a reference with its digest")
+        if self.url and not self.sha256:
+            raise ValueError("a url needs the sha256 of what it must give")
+        return self
+
+    def archive_digest(self) -> str:
+        """The sha256 of the archive that this host has, empty where it is fetched; raises ImageError where it can't be read."""
+        if self.archive is None:
+            return ""
+        try:
+            with self.archive.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ImageError(
+                f"The archive {self.archive} can't be read: {error.strerror}.", "Its path is relative to the recipe."
+            ) from None
+
+
 class Recipe(_Section):
     """One golden image, with everything that it inherits resolved."""
 
@@ -76,10 +106,13 @@ class Recipe(_Section):
     kernel_arguments: Annotated[str, Field(pattern=r"^[ -~]+$")]
     files: dict[GuestPath, FileSource] = {}
     runner: RunnerSource | None = None
+    containers: tuple[ContainerSource, ...] = ()
 
     def digest(self) -> str:
         """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""
-        left_out: dict[str, bool | dict[str, bool]] = {"files": True, "lock": True, "runner": {"path": True}}
+        left_out: dict[str, Any] = {"files": True, "lock": True, "runner": {"path": True}, "containers": {"__all__": {"archive"}}}
+        if not self.containers:
+            left_out["containers"] = True
         if self.snapshot is None:  # younger than some image: unset it must not change the digest, or that image would be built again
             left_out["snapshot"] = True
         total = hashlib.sha256(self.model_dump_json(exclude=left_out).encode())
@@ -90,6 +123,8 @@ class Recipe(_Section):
             contents["lock"] = ("0644", lock.read(self.lock).encode())
         for path, (mode, content) in sorted(contents.items()):
             total.update(f"{path}\0{mode}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        for container in self.containers:
+            total.update(f"{container.name}\0{container.archive_digest()}\n".encode())
         return total.hexdigest()
 
 
@@ -150,6 +185,8 @@ def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> dict[str,
     base = _resolve(str(data.pop("extends")), folders, (*seen, name)) if "extends" in data else {"packages": [], "files": {}}
     base.pop("lock", None)  # it lists all packages of one image; who inherits has others
     inherited = {"packages": [*base["packages"], *data.get("packages", [])], "files": base["files"] | data.get("files", {})}
+    if isinstance(own := data.get("containers", []), list):
+        inherited["containers"] = [*base.get("containers", []), *own]
     return base | data | inherited | {"_origin": file}
 
 
@@ -159,6 +196,8 @@ def _absolute(data: dict[str, Any], beside: Path) -> None:
     sources = [(file, "source") for file in files.values() if isinstance(file, dict)] if isinstance(files, dict) else []
     if isinstance(runner := data.get("runner"), dict):
         sources.append((runner, "path"))
+    if isinstance(containers := data.get("containers"), list):
+        sources += [(container, "archive") for container in containers if isinstance(container, dict)]
     sources.append((data, "lock"))
     for table, key in sources:
         if isinstance(table.get(key), str):
