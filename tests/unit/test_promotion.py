@@ -13,7 +13,7 @@ import pytest
 
 from tests.goldens import publish
 from vmrunner.errors import ImageError
-from vmrunner.image import build, promotion, store
+from vmrunner.image import promotion, store, workshop
 from vmrunner.image.promotion import HISTORY, Why
 from vmrunner.image.store import CURRENT, DISK, MANIFEST
 
@@ -113,7 +113,7 @@ def test_a_build_is_recorded_and_made_current_unless_it_is_told_not_to(images: P
     out = tmp_path / "out"
     shutil.copytree(images / "web" / "20260103-cc", out)
     (out / MANIFEST).write_text(manifest.model_dump_json())
-    build._publish(out, images, manifest, print, promoted)
+    workshop.publish(out, images, manifest, print, promote=promoted)
     assert store.versions(images, "web")[-1] == "20260104-dd"
     assert (current(images) == "20260104-dd", len(promotion.history(images, "web")) == 4) == (promoted, promoted)
 

@@ -19,7 +19,7 @@ from vmrunner.hypervisor.host import open_host
 from vmrunner.image import build as builder
 from vmrunner.image import diff as differ
 from vmrunner.image import lock as locks
-from vmrunner.image import promotion, recipe, store
+from vmrunner.image import promotion, recipe, store, transfer
 from vmrunner.image import prune as pruning
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
@@ -181,3 +181,25 @@ def sbom(name: VersionArgument, config_path: ConfigOption = config.DEFAULT_PATH)
     from vmrunner.image import sbom as bill  # it needs the extra `sbom`, and says so
 
     print(bill.text(store.find_version(config.load_host(config_path).images_dir, name)))
+
+
+@image.command("export")
+def export(
+    name: VersionArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.", show_default=False)],
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Write a version of an image into a file that `vmrunner image import` takes on another host."""
+    golden = store.find_version(config.load_host(config_path).images_dir, name)
+    out.print(f"{file}: {golden.name} {golden.version}, {transfer.export(golden, file) >> 20} MiB", markup=False)
+
+
+@image.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `vmrunner image export` wrote.", show_default=False)],
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Take a version of an image from a file; new machines use it when it is promoted."""
+    golden = transfer.fetch(file, config.load_host(config_path).images_dir, say)
+    out.print(f"{golden.name} {golden.version}: imported", markup=False)
+    say(f"New machines use it after `vmrunner image promote {golden.name} {golden.version}`.")

@@ -8,8 +8,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import httpx
 
 from vmrunner import __version__
 from vmrunner.errors import ImageError
-from vmrunner.image import containers, lock, packages, promotion
+from vmrunner.image import containers, lock, packages, workshop
 from vmrunner.image.packages import Package
 from vmrunner.image.recipe import Recipe, RunnerSource
 from vmrunner.image.store import DISK, LOCK, MANIFEST, Golden, Input, Manifest, Runner, digest
@@ -42,7 +41,7 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True) -> Go
     wanted = lock.parse(locked, str(recipe.lock))
     recipe_digest = recipe.digest()  # once: it reads every file that the recipe names
     version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
-    with _workshop(images) as work:
+    with workshop.opened(images) as work:
         tree, out = work / "tree", work / "out"
         out.mkdir()
         say(f"bootstrapping {recipe.suite} with {len(recipe.packages)} packages")
@@ -76,23 +75,7 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True) -> Go
             vmrunner_version=__version__,
         )
         (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return _publish(out, images, manifest, say, promote)
-
-
-@contextmanager
-def _workshop(images: Path) -> Iterator[Path]:
-    """A hidden folder beside the images; those that dead builds left are removed first."""
-    images.mkdir(parents=True, exist_ok=True)
-    for old in images.glob(".building-*"):
-        pid = old.name.removeprefix(".building-")
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(old, ignore_errors=True)
-    work = images / f".building-{os.getpid()}"
-    work.mkdir(mode=0o755)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        return workshop.publish(out, images, manifest, say, promote=promote)
 
 
 def _run(what: str, *command: str | Path) -> str:
@@ -250,15 +233,3 @@ def _write_disk(tree: Path, disk: Path, work: Path, size_mib: int) -> None:
     _run("Making the file system", "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0", "-L", "root", "-d", tree, raw)
     _run("Making the disk", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "compat=1.1", raw, disk)
     disk.chmod(0o444)
-
-
-def _publish(out: Path, images: Path, manifest: Manifest, say: Say, promote: bool) -> Golden:
-    home = images / manifest.name
-    home.mkdir(exist_ok=True)
-    final = home / manifest.version
-    os.sync()  # a version that is visible is also on disk
-    with promotion.changing(images, say):
-        out.rename(final)
-        if promote:
-            promotion.switch(images, manifest.name, manifest.version, promotion.Why.BUILT)
-    return Golden(manifest.name, manifest.version, final, manifest)
