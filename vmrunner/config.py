@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -85,8 +86,26 @@ def _label(value: object) -> Label:
     return Label.parse(value)
 
 
+def _site(value: object) -> str:
+    """The URL of a service that machines use. Its host and port become a destination, so they have to have a destination's form."""
+    url = urlsplit(value) if isinstance(value, str) and re.fullmatch(r"[!-~]+", value) else None
+    if url is None or url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError('it is written like "http://proxy.example:3128"')
+    if "@" in url.netloc:
+        raise ValueError("it has a password in it, which every job could read")
+    _destination_of(url.geturl())
+    return url.geturl().rstrip("/")
+
+
+def _destination_of(url: str) -> Destination:
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    return Destination.parse(f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}")
+
+
 Mebibytes = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+Site = Annotated[str, BeforeValidator(_site)]
 ManagerId = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$")]
 
 
@@ -179,6 +198,9 @@ class PoolConfig(Section):
     start: Literal["auto", "snapshot", "boot"] = "auto"
     network: Reach = Reach.INTERNET
     allow: tuple[Annotated[Destination, BeforeValidator(_destination)], ...] = ()
+    registry_mirror: Site | None = None
+    proxy: Site | None = None
+    no_proxy: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.*:/-]{1,255}$")], ...] = ()
     boot_timeout: Duration = timedelta(minutes=5)
     pickup_timeout: Duration = timedelta(minutes=2)
     job_timeout: Duration = timedelta(hours=3)
@@ -202,7 +224,16 @@ class PoolConfig(Section):
     def _allows_what_it_can(self) -> PoolConfig:
         if self.network is Reach.NONE and self.allow:
             raise ValueError('allow is for network = "allowlist" or "internet"; with "none" only the forge is reached')
+        if self.network is Reach.NONE and (self.registry_mirror or self.proxy):
+            raise ValueError('with network = "none" only the forge is reached: no registry_mirror, and no proxy')
+        if self.no_proxy and not self.proxy:
+            raise ValueError("no_proxy is for pools with a proxy")
         return self
+
+    @property
+    def destinations(self) -> tuple[Destination, ...]:
+        """What `allow` names, and the mirror and the proxy, which machines are there to reach."""
+        return self.allow + tuple(_destination_of(url) for url in (self.registry_mirror, self.proxy) if url)
 
     def warm_at(self, now: datetime) -> int:
         """How many warm machines there should be: what the line of the schedule says whose time came last, else `warm`."""
@@ -300,14 +331,14 @@ class Config(HostConfig):
     def _allows_what_there_is(self) -> Config:
         if self.network.ipv6 is None:
             for name, pool in self.pools.items():
-                if any(isinstance(to.host, IPv6Network) for to in pool.allow):
-                    raise ValueError(f"pools.{name}.allow names an IPv6 address, and machines have none without network.ipv6")
+                if any(isinstance(to.host, IPv6Network) for to in pool.destinations):
+                    raise ValueError(f"pools.{name} names an IPv6 address, and machines have none without network.ipv6")
         return self
 
     @property
     def policies(self) -> tuple[Policy, ...]:
         """See HostConfig."""
-        return super().policies + tuple(Policy(pool_policy(name), pool.network, pool.allow) for name, pool in self.pools.items())
+        return super().policies + tuple(Policy(pool_policy(name), pool.network, pool.destinations) for name, pool in self.pools.items())
 
     @property
     def forge_url(self) -> str:

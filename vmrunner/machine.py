@@ -122,6 +122,9 @@ class Maker:
             labels=self.pool.labels,
             handle=job.handle if job else "",
             job_timeout=self.pool.job_timeout,
+            registry_mirror=self.pool.registry_mirror or "",
+            proxy=self.pool.proxy or "",
+            no_proxy=self.pool.no_proxy,
         )
 
 

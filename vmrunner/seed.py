@@ -72,9 +72,14 @@ def job_script(
     labels: Sequence[Label],
     handle: str,
     job_timeout: timedelta,
+    registry_mirror: str = "",
+    proxy: str = "",
+    no_proxy: Sequence[str] = (),
 ) -> str:
     """The user-data that starts the forge's runner for one job. `ca` is PEM text, or empty; so is
     `forge_address`, which its /etc/hosts then has.
+
+    `registry_mirror` and `proxy` are URLs without a password, or empty; the forge is never asked through the proxy.
 
     Without a `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle.
     """
@@ -100,6 +105,9 @@ def job_script(
         labels=[str(label) for label in labels],
         handle=handle,
         runner_file=json.dumps(runner_file),
+        registry_mirror=registry_mirror,
+        proxy=proxy,
+        no_proxy=",".join(("localhost", "127.0.0.1", "::1", forge_host(url), *no_proxy)),
         job_seconds=int((job_timeout + _BACKSTOP).total_seconds()),
     )
 

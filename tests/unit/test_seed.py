@@ -7,6 +7,7 @@ import subprocess
 from datetime import timedelta
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
+from typing import Any
 
 import pycdlib
 import pytest
@@ -19,6 +20,18 @@ from vmrunner.seed import RUNNERS, SIZE, exec_script, iso, job_script
 
 MACHINE = MachineId("ci-1", "00c0ffee")
 ADDRESS = IPv4Interface("10.87.0.9/24")
+
+
+WITHOUT: dict[str, Any] = {
+    "kind": "gitea",
+    "url": "https://forge.example",
+    "ca": "",
+    "machine": MACHINE,
+    "credentials": Credentials(5, "the-uuid", "t0ken"),
+    "labels": [Label("debian-12")],
+    "handle": "",
+    "job_timeout": timedelta(minutes=1),
+}
 
 
 def script(kind: str, label: str = "debian-12") -> str:
@@ -139,3 +152,14 @@ def test_giteas_runner_gets_exactly_its_arguments(tmp_path: Path) -> None:
     assert ran("gitea", tmp_path) == ["daemon", "--once"]
     known = json.loads((tmp_path / "job" / ".runner").read_text())
     assert (known["uuid"], known["labels"], known["ephemeral"]) == ("the-uuid", ["debian-12:host", "vm:docker://node:22@sha256:0f"], True)
+
+
+def test_a_proxy_and_a_mirror_are_set_up_before_the_runner() -> None:
+    plain = job_script(**WITHOUT)
+    assert "proxy" not in plain
+    assert "before-job.d" not in plain
+    text = job_script(**WITHOUT, registry_mirror="http://mirror.example:5000", proxy="http://proxy.example:3128", no_proxy=["a.example"])
+    subprocess.run(["/bin/sh", "-n"], input=text.encode(), check=True)
+    setting, runner = text.index("VMRUNNER_REGISTRY_MIRROR=http://mirror.example:5000"), text.index('"$RUNNER_PATH" daemon')
+    assert text.index("export http_proxy=http://proxy.example:3128 https_proxy=http://proxy.example:3128") < setting < runner
+    assert "no_proxy=localhost,127.0.0.1,::1,forge.example,a.example\n" in text
