@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ IPV6 = Path("/proc/sys/net/ipv6/conf")
 SIOCADDRT, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFHWADDR = 0x890B, 0x8914, 0x8916, 0x891C, 0x8924
 ARPHRD_ETHER, IFF_UP, RTF_UP, RTF_GATEWAY = 1, 1, 1, 2
 SCRIPT = Path("/run/vmrunner-job-script")
+HOOKS = Path("/usr/lib/vmrunner/before-ready.d")  # of the image
 LINK = next(name for name in sorted(os.listdir("/sys/class/net")) if name != "lo")
 JOB = Path("/var/lib/vmrunner-job")  # of the job's script, which then need not make it
 # All that can be made ready beforehand is: after the snapshot every instruction is new to QEMU, and takes ten times as long.
@@ -129,7 +131,9 @@ def connect6(address: str, length: int, gateway: str) -> None:
 
 
 def warm_up() -> None:
-    """What every job reads first comes into memory, what nobody needs goes from the journal, and the network interface is up but mute."""
+    """What the image wants to be up is, what every job reads first comes into memory, what nobody needs goes from the journal, and the
+    network interface is up but mute.
+    """
     (IPV6 / LINK / "disable_ipv6").write_text("1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kernel:
         fcntl.ioctl(kernel, SIOCSIFFLAGS, struct.pack("16sH", LINK.encode(), IFF_UP))
@@ -141,6 +145,10 @@ def warm_up() -> None:
     for program in (image.get("RUNNER_PATH", ""), "/bin/sh", "/bin/bash", "/usr/bin/git", "/usr/sbin/ip"):
         if os.path.isfile(program):
             Path(program).read_bytes()
+    for hook in sorted(HOOKS.iterdir()) if HOOKS.is_dir() else ():
+        if os.access(hook, os.X_OK) and (code := subprocess.run([hook, "waits"], check=False).returncode):
+            sys.exit(f"vmrunner: {hook}, which comes before a machine is ready, failed (exit {code})")
+    Path("/run/vmrunner-ready").touch()  # the job's script, which this one may become, need not do it again
     subprocess.run(["ip", "link"], stdout=subprocess.DEVNULL, check=False)
     subprocess.run(["journalctl", "--quiet", "--rotate", "--vacuum-time=1s"], stderr=subprocess.DEVNULL, check=False)
     os.sync()

@@ -10,13 +10,14 @@ import shutil
 import sys
 from pathlib import Path
 
+from tests import containers
 from vmrunner.errors import ImageError
 from vmrunner.image import bootstrap, build, promotion, recipe, store, tree
 from vmrunner.image.promotion import Why
 
 IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
 RECIPES = Path(__file__).parent / "images"
-GITEA, FORGEJO, CLOUD_INIT = "test-gitea", "test-forgejo", "test-cloud-init"
+GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 
 
 BUILDER = "".join(store.digest(Path(str(module.__file__))) for module in (bootstrap, build, tree))
@@ -39,7 +40,8 @@ def say(sentence: str) -> None:
 
 def main() -> None:
     """Build what is missing; older versions go."""
-    for name in (GITEA, FORGEJO, CLOUD_INIT):
+    containers.prepare(IMAGES.parent / "containers" / "base.tar")
+    for name in (GITEA, FORGEJO, CLOUD_INIT, DOCKER):
         wanted = recipe.load(name, RECIPES)
         if usable(IMAGES, name, wanted.digest()):
             continue

@@ -13,12 +13,14 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vmrunner.errors import ConfigError, VmrunnerError
 from vmrunner.forge import Scope
+from vmrunner.label import Label
 from vmrunner.model import Limits, Shape
 from vmrunner.policy import CLOSED6, UNIQUE_LOCAL, Bounds, Destination, Policy, Reach, pool_policy
 from vmrunner.resources import folder
@@ -78,9 +80,32 @@ def _destination(value: object) -> Destination:
     return Destination.parse(value)
 
 
+def _label(value: object) -> Label:
+    if not isinstance(value, str):
+        raise ValueError('a label is written like "debian-13"')
+    return Label.parse(value)
+
+
+def _site(value: object) -> str:
+    """The URL of a service that machines use. Its host and port become a destination, so they have to have a destination's form."""
+    url = urlsplit(value) if isinstance(value, str) and re.fullmatch(r"[!-~]+", value) else None
+    if url is None or url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError('it is written like "http://proxy.example:3128"')
+    if "@" in url.netloc:
+        raise ValueError("it has a password in it, which every job could read")
+    _destination_of(url.geturl())
+    return url.geturl().rstrip("/")
+
+
+def _destination_of(url: str) -> Destination:
+    parts = urlsplit(url)
+    host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
+    return Destination.parse(f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}")
+
+
 Mebibytes = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
+Site = Annotated[str, BeforeValidator(_site)]
 ManagerId = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$")]
 
 
@@ -156,7 +181,7 @@ class WarmAt(Section):
 class PoolConfig(Section):
     """One kind of machine."""
 
-    labels: Annotated[tuple[Label, ...], Field(min_length=1)]
+    labels: Annotated[tuple[Annotated[Label, BeforeValidator(_label)], ...], Field(min_length=1)]
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     scope: Annotated[tuple[Scope, ...], BeforeValidator(_scopes)] = (Scope.parse("instance"),)
     max: Annotated[int, Field(ge=1, le=10_000)] = 1
@@ -173,16 +198,42 @@ class PoolConfig(Section):
     start: Literal["auto", "snapshot", "boot"] = "auto"
     network: Reach = Reach.INTERNET
     allow: tuple[Annotated[Destination, BeforeValidator(_destination)], ...] = ()
+    registry_mirror: Site | None = None
+    proxy: Site | None = None
+    no_proxy: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.*:/-]{1,255}$")], ...] = ()
     boot_timeout: Duration = timedelta(minutes=5)
     pickup_timeout: Duration = timedelta(minutes=2)
     job_timeout: Duration = timedelta(hours=3)
     teardown_timeout: Duration = timedelta(minutes=1)
 
+    @field_validator("labels")
+    @classmethod
+    def _one_place_each(cls, labels: tuple[Label, ...]) -> tuple[Label, ...]:
+        places: dict[str, str] = {}
+        for label in labels:
+            if places.setdefault(label.name, label.place) != label.place:
+                raise ValueError(f"the label {label.name} has two places, {places[label.name]} and {label.place}")
+        return labels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the forge knows of the labels."""
+        return tuple(label.name for label in self.labels)
+
     @model_validator(mode="after")
     def _allows_what_it_can(self) -> PoolConfig:
         if self.network is Reach.NONE and self.allow:
             raise ValueError('allow is for network = "allowlist" or "internet"; with "none" only the forge is reached')
+        if self.network is Reach.NONE and (self.registry_mirror or self.proxy):
+            raise ValueError('with network = "none" only the forge is reached: no registry_mirror, and no proxy')
+        if self.no_proxy and not self.proxy:
+            raise ValueError("no_proxy is for pools with a proxy")
         return self
+
+    @property
+    def destinations(self) -> tuple[Destination, ...]:
+        """What `allow` names, and the mirror and the proxy, which machines are there to reach."""
+        return self.allow + tuple(_destination_of(url) for url in (self.registry_mirror, self.proxy) if url)
 
     def warm_at(self, now: datetime) -> int:
         """How many warm machines there should be: what the line of the schedule says whose time came last, else `warm`."""
@@ -291,14 +342,14 @@ class Config(HostConfig):
     def _allows_what_there_is(self) -> Config:
         if self.network.ipv6 is None:
             for name, pool in self.pools.items():
-                if any(isinstance(to.host, IPv6Network) for to in pool.allow):
-                    raise ValueError(f"pools.{name}.allow names an IPv6 address, and machines have none without network.ipv6")
+                if any(isinstance(to.host, IPv6Network) for to in pool.destinations):
+                    raise ValueError(f"pools.{name} names an IPv6 address, and machines have none without network.ipv6")
         return self
 
     @property
     def policies(self) -> tuple[Policy, ...]:
         """See HostConfig."""
-        return super().policies + tuple(Policy(pool_policy(name), pool.network, pool.allow) for name, pool in self.pools.items())
+        return super().policies + tuple(Policy(pool_policy(name), pool.network, pool.destinations) for name, pool in self.pools.items())
 
     @property
     def forge_url(self) -> str:

@@ -100,7 +100,7 @@ class Maker:
             self.bindings.save(binding)
             revert.callback(self.bindings.drop, machine)
             try:
-                credentials = self.forge.create_runner(scope, str(machine), self.pool.labels)
+                credentials = self.forge.create_runner(scope, str(machine), self.pool.label_names)
             except (ForgeDenied, ForgeNotFound):
                 if scope == scopes[-1]:
                     raise
@@ -122,6 +122,9 @@ class Maker:
             labels=self.pool.labels,
             handle=job.handle if job else "",
             job_timeout=self.pool.job_timeout,
+            registry_mirror=self.pool.registry_mirror or "",
+            proxy=self.pool.proxy or "",
+            no_proxy=self.pool.no_proxy,
         )
 
 

@@ -192,7 +192,7 @@ class Manager:
         return Desired(
             pool=name,
             scopes=section.scope,
-            labels=frozenset(section.labels),
+            labels=frozenset(section.label_names),
             shape=section.shape,
             max=section.max,
             boot_timeout=section.boot_timeout.total_seconds(),

@@ -17,6 +17,7 @@ from vmrunner.addresses import gateway
 from vmrunner.errors import ConfigError
 from vmrunner.forge import Credentials
 from vmrunner.forge.addresses import forge_host
+from vmrunner.label import Label
 from vmrunner.model import MachineId
 from vmrunner.render import source, text
 
@@ -68,12 +69,17 @@ def job_script(
     forge_address: str = "",
     machine: MachineId,
     credentials: Credentials,
-    labels: Sequence[str],
+    labels: Sequence[Label],
     handle: str,
     job_timeout: timedelta,
+    registry_mirror: str = "",
+    proxy: str = "",
+    no_proxy: Sequence[str] = (),
 ) -> str:
     """The user-data that starts the forge's runner for one job. `ca` is PEM text, or empty; so is
     `forge_address`, which its /etc/hosts then has.
+
+    `registry_mirror` and `proxy` are URLs without a password, or empty; the forge is never asked through the proxy.
 
     Without a `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle.
     """
@@ -83,7 +89,7 @@ def job_script(
         "name": str(machine),
         "token": credentials.token,
         "address": url,
-        "labels": [f"{label}:host" for label in labels],
+        "labels": [str(label) for label in labels],
         "ephemeral": True,
     }
     return text(
@@ -96,9 +102,12 @@ def job_script(
         forge_host=forge_host(url),
         uuid=credentials.uuid,
         token=credentials.token,
-        labels=labels,
+        labels=[str(label) for label in labels],
         handle=handle,
         runner_file=json.dumps(runner_file),
+        registry_mirror=registry_mirror,
+        proxy=proxy,
+        no_proxy=",".join(("localhost", "127.0.0.1", "::1", forge_host(url), *no_proxy)),
         job_seconds=int((job_timeout + _BACKSTOP).total_seconds()),
     )
 

@@ -1,6 +1,8 @@
 // Takes the place of forgejo-runner and gitea-runner in the test images: the real RPC in JSON, `run:` steps only.
 //
-//	forgejo-runner one-job --url U --uuid X --token-url file:PATH --label NAME:host --handle H [--wait]
+// A job whose label has a place like docker://IMAGE has its steps in a container of that image, which the machine's Docker runs.
+//
+//	forgejo-runner one-job --url U --uuid X --token-url file:PATH --label NAME:PLACE --handle H [--wait]
 //	gitea-runner daemon --once          (with a .runner file in the current folder)
 //
 // Exit codes are forgejo-runner's: 0 a task ran, passed or failed; 1 start-up error; 2 no task.
@@ -125,8 +127,9 @@ type step struct {
 type workflow struct {
 	Env  map[string]any `yaml:"env"`
 	Jobs map[string]struct {
-		Env   map[string]any `yaml:"env"`
-		Steps []step         `yaml:"steps"`
+		Env    map[string]any `yaml:"env"`
+		RunsOn any            `yaml:"runs-on"`
+		Steps  []step         `yaml:"steps"`
 	} `yaml:"jobs"`
 }
 
@@ -138,7 +141,7 @@ func verdict(passed bool) string {
 }
 
 // run runs the one job of the payload and reports each step.
-func run(r *rpc, task object) {
+func run(r *rpc, task object, places labels) {
 	payload, err := base64.StdEncoding.DecodeString(task["workflowPayload"].(string))
 	if err != nil {
 		fail("the payload: %v", err)
@@ -179,6 +182,10 @@ func run(r *rpc, task object) {
 		}()
 	}
 	for _, job := range flow.Jobs {
+		image, inside := strings.CutPrefix(places.place(job.RunsOn), "docker://")
+		if inside {
+			passed = contain(image, log)
+		}
 		for number, step := range job.Steps {
 			state := object{"id": strconv.Itoa(number), "startedAt": now(), "logIndex": strconv.Itoa(log.index)}
 			steps = append(steps, state)
@@ -198,7 +205,7 @@ func run(r *rpc, task object) {
 				}
 			}
 			first := log.index
-			passed = execute(script, mine, log)
+			passed = execute(shell(script, mine, inside), log)
 			state["result"], state["stoppedAt"], state["logLength"] = verdict(passed), now(), strconv.Itoa(log.index-first)
 		}
 	}
@@ -207,16 +214,42 @@ func run(r *rpc, task object) {
 	beside.Wait()
 }
 
-func execute(script string, environment []string, log *taskLog) bool {
-	work := exec.Command("bash", "-e", "-c", script)
-	work.Env = environment
+// The job's container, and its folder there. Whatever the image starts by itself, here it waits for steps.
+const container, workspace = "job", "/workspace"
+
+// contain starts it, with Docker's words in the log.
+func contain(image string, log *taskLog) bool {
+	if err := os.MkdirAll(workspace, 0o755); err != nil {
+		fail("the workspace: %v", err)
+	}
+	options := []string{"run", "--detach", "--name", container, "--volume", workspace + ":" + workspace, "--workdir", workspace}
+	return execute(exec.Command("docker", append(options, "--entrypoint", "tail", image, "-f", "/dev/null")...), log)
+}
+
+// shell is the command of one step: in the machine, or in the job's container.
+func shell(script string, environment []string, inside bool) *exec.Cmd {
+	if !inside {
+		work := exec.Command("bash", "-e", "-c", script)
+		work.Env = environment
+		return work
+	}
+	words := []string{"exec"}
+	for _, each := range environment {
+		if !strings.HasPrefix(each, "PATH=") && !strings.HasPrefix(each, "HOME=") { // the container has its own
+			words = append(words, "--env", each)
+		}
+	}
+	return exec.Command("docker", append(words, container, "sh", "-e", "-c", script)...)
+}
+
+func execute(work *exec.Cmd, log *taskLog) bool {
 	read, write, err := os.Pipe()
 	if err != nil {
 		fail("a pipe: %v", err)
 	}
 	work.Stdout, work.Stderr = write, write
 	if err := work.Start(); err != nil {
-		fail("bash: %v", err)
+		fail("%s: %v", work.Path, err)
 	}
 	write.Close()
 	lines := bufio.NewReader(read)
@@ -232,13 +265,30 @@ func execute(script string, environment []string, log *taskLog) bool {
 	return work.Wait() == nil
 }
 
-type labels []string
+// labels are the places of what a job asks for: "host", or "docker://IMAGE".
+type labels map[string]string
 
-func (l *labels) String() string { return strings.Join(*l, ",") }
-func (l *labels) Set(text string) error {
-	name, _, _ := strings.Cut(text, ":")
-	*l = append(*l, name)
+func (l labels) String() string { return fmt.Sprint(map[string]string(l)) }
+func (l labels) Set(text string) error {
+	name, place, found := strings.Cut(text, ":")
+	if !found {
+		return fmt.Errorf("the label %s has no place", text)
+	}
+	l[name] = place
 	return nil
+}
+
+// place is where the first of a job's labels says.
+func (l labels) place(runsOn any) string {
+	switch found := runsOn.(type) {
+	case string:
+		return l[found]
+	case []any:
+		if len(found) > 0 {
+			return l[fmt.Sprint(found[0])]
+		}
+	}
+	return ""
 }
 
 func main() {
@@ -246,7 +296,7 @@ func main() {
 		fail("one-job or daemon?")
 	}
 	r := &rpc{client: &http.Client{Timeout: 30 * time.Second}}
-	var names labels
+	places := labels{}
 	handle, single, wait := "", true, true
 	switch flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError); os.Args[1] {
 	case "one-job":
@@ -255,7 +305,7 @@ func main() {
 		tokenURL := flags.String("token-url", "", "")
 		flags.StringVar(&handle, "handle", "", "")
 		flags.BoolVar(&wait, "wait", false, "")
-		flags.Var(&names, "label", "")
+		flags.Var(places, "label", "")
 		_ = flags.Parse(os.Args[2:])
 		if handle == "" {
 			fail("an empty handle would take any job")
@@ -282,15 +332,21 @@ func main() {
 		}
 		r.url, r.uuid, r.token, single = known.Address, known.UUID, known.Token, false
 		for _, label := range known.Labels {
-			_ = names.Set(label)
+			if err := places.Set(label); err != nil {
+				fail("%v", err)
+			}
 		}
 	default:
 		fail("one-job or daemon, not %s", os.Args[1])
+	}
+	names := []string{}
+	for name := range places {
+		names = append(names, name)
 	}
 	r.patiently("Declare", object{"version": "v0.0.0-test", "labels": names})
 	task := r.fetch(handle, single, wait)
 	if task == nil {
 		os.Exit(2)
 	}
-	run(r, task)
+	run(r, task, places)
 }

@@ -9,6 +9,7 @@ import pytest
 from vmrunner.config import Config, example, forge_token, load
 from vmrunner.errors import ConfigError
 from vmrunner.forge import ScopeKind
+from vmrunner.policy import Destination
 
 MINIMAL = '[forge]\nkind = "gitea"\nurl = "https://forge.example/"\n[pools.p]\nlabels = ["debian-12"]\nimage = "debian-12"\n'
 
@@ -23,6 +24,7 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
     shown = load(write(tmp_path, example()))
     lines = [line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in example().splitlines()]
     without_default = ("token_file", "ca_file", "listen", "textfile", "schedule", "allow", "disk_bandwidth", "disk_iops", "ipv6")
+    without_default += ("registry_mirror", "proxy", "no_proxy")
     spelled_out = load(write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default))))
     assert spelled_out == shown
     assert load(write(tmp_path, "\n".join(lines))) != shown, "and the keys without a default load, too"
@@ -58,6 +60,19 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
         (('image = "debian-12"', 'image = "../../etc"'), "pools.p.image"),
         (('image = "debian-12"', 'image = "a"\nscope = "repository:a/../b"'), "There is no scope"),
         (('image = "debian-12"', 'image = "a"\ncolour = "red"'), "pools.p.colour: is not a key that vmrunner knows"),
+        (('image = "debian-12"', 'image = "a"\nproxy = "proxy.example:3128"'), "pools.p.proxy: it is written like"),
+        (('image = "debian-12"', 'image = "a"\nproxy = "http://a:b@proxy.example:3128"'), "pools.p.proxy: it has a password in it"),
+        (('image = "debian-12"', 'image = "a"\nregistry_mirror = "http://m_.example"'), "pools.p.registry_mirror: a destination is"),
+        (('image = "debian-12"', 'image = "a"\nproxy = "http://proxy.example:99999"'), "pools.p.proxy"),
+        (('image = "debian-12"', 'image = "a"\nproxy = "http://[2001:db8::7]"'), "pools.p names an IPv6 address"),
+        (('image = "debian-12"', 'image = "a"\nno_proxy = ["a.example"]'), "pools.p: no_proxy is for pools with a proxy"),
+        (('image = "debian-12"', 'image = "a"\nno_proxy = ["a,b"]'), "pools.p.no_proxy.0"),
+        (('image = "debian-12"', 'image = "a"\nnetwork = "none"\nproxy = "http://a.example"'), "no registry_mirror, and no proxy"),
+        (('["debian-12"]', '["a b"]'), "pools.p.labels.0: a label is written like"),
+        (('["debian-12"]', '["a:lxc://b"]'), "pools.p.labels.0: a label is written like"),
+        (('["debian-12"]', '["a:docker://"]'), "pools.p.labels.0: a label is written like"),
+        (('["debian-12"]', '["a:docker://b --privileged"]'), "pools.p.labels.0: a label is written like"),
+        (('["debian-12"]', '["a", "b", "a:docker://c"]'), "pools.p.labels: the label a has two places, host and docker://c"),
         (("[forge]", '[network]\nipv6 = "fd87::1/64"\n[forge]'), "network.ipv6"),
         (("[forge]", '[network]\nipv6 = "fd87::/48"\n[forge]'), "an IPv6 network for machines is a /64 to /112"),
         (("[forge]", '[network]\nipv6 = "fd87::/113"\n[forge]'), "an IPv6 network for machines is a /64 to /112"),
@@ -66,7 +81,7 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
         (("[forge]", '[network]\nipv6 = "64:ff9b:1::/64"\n[forge]'), "is a unique local one"),
         (("[forge]", '[network]\nipv6 = "ff02::/64"\n[forge]'), "is a unique local one"),
         (("[forge]", '[network]\nipv6 = "fd87::/112"\n[libvirt]\nsubnet = "10.0.0.0/12"\n[forge]'), "as many addresses as libvirt.subnet"),
-        (('image = "debian-12"', 'image = "a"\nallow = ["[2001:db8::7]:443"]'), "pools.p.allow names an IPv6 address"),
+        (('image = "debian-12"', 'image = "a"\nallow = ["[2001:db8::7]:443"]'), "pools.p names an IPv6 address"),
     ],
 )
 def test_faults_name_the_key(tmp_path: Path, change: tuple[str, str], says: str) -> None:
@@ -110,3 +125,11 @@ def test_several_scopes_and_a_schedule(tmp_path: Path) -> None:
     assert pool.warm_at(datetime(2026, 7, 5, 12, tzinfo=UTC)) == 0, "on a Sunday the evening before counts"
     with pytest.raises(ConfigError, match="cron expression"):
         load(write(tmp_path, MINIMAL + 'schedule = [{ cron = "sometimes", warm = 4 }]\n'))
+
+
+def test_a_mirror_and_a_proxy_are_reached_without_more_words(tmp_path: Path) -> None:
+    more = 'network = "allowlist"\nallow = ["a.example:22"]\nregistry_mirror = "http://192.0.2.7:5000/"\nproxy = "https://proxy.example"\n'
+    config = load(write(tmp_path, MINIMAL + more))
+    assert config.pools["p"].registry_mirror == "http://192.0.2.7:5000"
+    (policy,) = [each for each in config.policies if each.name == "pool-p"]
+    assert policy.allow == tuple(Destination.parse(each) for each in ("a.example:22", "192.0.2.7:5000", "proxy.example:443"))

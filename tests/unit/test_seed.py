@@ -7,17 +7,31 @@ import subprocess
 from datetime import timedelta
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
+from typing import Any
 
 import pycdlib
 import pytest
 
 from vmrunner.errors import ConfigError
 from vmrunner.forge import Credentials
+from vmrunner.label import Label
 from vmrunner.model import MachineId
 from vmrunner.seed import RUNNERS, SIZE, exec_script, iso, job_script
 
 MACHINE = MachineId("ci-1", "00c0ffee")
 ADDRESS = IPv4Interface("10.87.0.9/24")
+
+
+WITHOUT: dict[str, Any] = {
+    "kind": "gitea",
+    "url": "https://forge.example",
+    "ca": "",
+    "machine": MACHINE,
+    "credentials": Credentials(5, "the-uuid", "t0ken"),
+    "labels": [Label("debian-12")],
+    "handle": "",
+    "job_timeout": timedelta(minutes=1),
+}
 
 
 def script(kind: str, label: str = "debian-12") -> str:
@@ -27,7 +41,7 @@ def script(kind: str, label: str = "debian-12") -> str:
         ca="",
         machine=MACHINE,
         credentials=Credentials(5, "the-uuid", "t0ken"),
-        labels=[label],
+        labels=[Label.parse(label)],
         handle="h-1",
         job_timeout=timedelta(minutes=1),
     )
@@ -78,7 +92,7 @@ def test_seeds_are_of_one_size_and_begin_differently() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [script("forgejo"), script("gitea"), script("forgejo", "it's"), exec_script(["echo", "a'b"], timedelta(1))]
+    "text", [script("forgejo"), script("gitea"), script("forgejo", "b:docker://node:22"), exec_script(["echo", "a'b"], timedelta(1))]
 )
 def test_scripts_are_valid_shell(text: str) -> None:
     assert text.startswith("#!/bin/sh\n")
@@ -107,7 +121,7 @@ def ran(kind: str, tmp_path: Path, handle: str = "") -> list[str]:
         ca="",
         machine=MachineId("ci-1", "00c0ffee"),
         credentials=Credentials(7, "the-uuid", "the-token"),
-        labels=["debian-12", "vm"],
+        labels=[Label("debian-12"), Label("vm", "docker://node:22@sha256:0f")],
         handle=handle,
         job_timeout=timedelta(hours=1),
     )
@@ -128,7 +142,7 @@ def ran(kind: str, tmp_path: Path, handle: str = "") -> list[str]:
 
 def test_forgejos_runner_gets_exactly_its_arguments(tmp_path: Path) -> None:
     words = ["one-job", "--url", "https://forge.example/a b", "--uuid", "the-uuid", "--token-url", f"file:{tmp_path}/job/token"]
-    words += ["--label", "debian-12:host", "--label", "vm:host", "--handle", "a handle", "--wait"]
+    words += ["--label", "debian-12:host", "--label", "vm:docker://node:22@sha256:0f", "--handle", "a handle", "--wait"]
     assert ran("forgejo", tmp_path, "a handle") == words
     assert (tmp_path / "job" / "token").read_text() == "the-token", "verbatim: a newline would break the header"
     assert (tmp_path / "job" / "token").stat().st_mode & 0o077 == 0
@@ -137,4 +151,15 @@ def test_forgejos_runner_gets_exactly_its_arguments(tmp_path: Path) -> None:
 def test_giteas_runner_gets_exactly_its_arguments(tmp_path: Path) -> None:
     assert ran("gitea", tmp_path) == ["daemon", "--once"]
     known = json.loads((tmp_path / "job" / ".runner").read_text())
-    assert (known["uuid"], known["labels"], known["ephemeral"]) == ("the-uuid", ["debian-12:host", "vm:host"], True)
+    assert (known["uuid"], known["labels"], known["ephemeral"]) == ("the-uuid", ["debian-12:host", "vm:docker://node:22@sha256:0f"], True)
+
+
+def test_a_proxy_and_a_mirror_are_set_up_before_the_runner() -> None:
+    plain = job_script(**WITHOUT)
+    assert "proxy" not in plain
+    assert "before-job.d" not in plain
+    text = job_script(**WITHOUT, registry_mirror="http://mirror.example:5000", proxy="http://proxy.example:3128", no_proxy=["a.example"])
+    subprocess.run(["/bin/sh", "-n"], input=text.encode(), check=True)
+    setting, runner = text.index("VMRUNNER_REGISTRY_MIRROR=http://mirror.example:5000"), text.index('"$RUNNER_PATH" daemon')
+    assert text.index("export http_proxy=http://proxy.example:3128 https_proxy=http://proxy.example:3128") < setting < runner
+    assert "no_proxy=localhost,127.0.0.1,::1,forge.example,a.example\n" in text

@@ -25,9 +25,21 @@ RunnerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-_YOUNGER = {"snapshot", "updates", "components", "scripts", "users", "environment", "compress", "runners", "checks", "listens"}
+_YOUNGER = {
+    "snapshot",
+    "updates",
+    "components",
+    "scripts",
+    "users",
+    "environment",
+    "compress",
+    "runners",
+    "containers",
+    "checks",
+    "listens",
+}
 """The keys that were added since the first images were built."""
-_APPENDED, _MERGED = {"packages", "scripts"}, {"files", "users", "environment", "runners", "checks"}
+_APPENDED, _MERGED = {"packages", "scripts", "containers"}, {"files", "users", "environment", "runners", "checks"}
 """What an inheriting recipe adds to; every other key it replaces."""
 
 
@@ -98,6 +110,36 @@ class User(_Section):
     sudo: bool = False  # anything, without a password; the recipe needs the package sudo
 
 
+class ContainerSource(_Section):
+    """A container image that machines have from the start: an archive (docker-archive or oci-archive), or a reference in a registry."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]{0,254}$")]  # what jobs call it, like "debian:13"
+    archive: Path | None = None
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    reference: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if [self.archive, self.url, self.reference].count(None) != 2:
+            raise ValueError("name either an archive, a url or a reference with its digest")
+        if self.url and not self.sha256:
+            raise ValueError("a url needs the sha256 of what it must give")
+        return self
+
+    def archive_digest(self) -> str:
+        """The sha256 of the archive that this host has, empty where it is fetched; raises ImageError where it can't be read."""
+        if self.archive is None:
+            return ""
+        try:
+            with self.archive.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ImageError(
+                f"The archive {self.archive} can't be read: {error.strerror}.", "Its path is relative to the recipe."
+            ) from None
+
+
 class Recipe(_Section):
     """One golden image, with everything that it inherits resolved."""
 
@@ -121,6 +163,7 @@ class Recipe(_Section):
     runners: dict[RunnerName, RunnerSource] = {}  # beside that one; a pool takes one of them by its name
     checks: dict[CheckName, Annotated[str, Field(min_length=1)]] = {}  # shell commands that exit with 0 in a machine of the image
     listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()  # ports that may be open in one
+    containers: tuple[ContainerSource, ...] = ()
 
     def digest(self) -> str:
         """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""
@@ -135,6 +178,8 @@ class Recipe(_Section):
             plain["scripts"] = [(script.name, hashlib.sha256(script.content()).hexdigest()) for script in self.scripts]
         for each in plain.get("runners", {}).values():
             each.pop("path")
+        for each in plain.get("containers", []):
+            each.pop("archive")
         total = hashlib.sha256(json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode())
         contents = {path: (file.mode, file.content()) for path, file in self.files.items()}
         sources = {"runner": self.runner} | {f"runners/{name}": each for name, each in self.runners.items()}
@@ -147,6 +192,8 @@ class Recipe(_Section):
             contents["lock"] = ("0644", lock.read(self.lock).encode())
         for path, (mode, content) in sorted(contents.items()):
             total.update(f"{path}\0{mode}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        for container in self.containers:
+            total.update(f"{container.name}\0{container.archive_digest()}\n".encode())
         return total.hexdigest()
 
 
@@ -249,8 +296,9 @@ def _absolute(data: dict[str, Any], beside: Path) -> None:
     for key, name in (("files", "source"), ("runners", "path")):
         if isinstance(named := data.get(key), dict):
             tables += [(each, name) for each in named.values()]
-    if isinstance(scripts := data.get("scripts"), list):
-        tables += [(each, "source") for each in scripts]
+    for key, name in (("scripts", "source"), ("containers", "archive")):
+        if isinstance(listed := data.get(key), list):
+            tables += [(each, name) for each in listed]
     for table, key in tables:
         if isinstance(table, dict) and isinstance(table.get(key), str):
             table[key] = str(beside / table[key])

@@ -62,7 +62,7 @@ def _install_runner(source: RunnerSource, path: str, tree: Path, work: Path, log
     if program is None:
         program = work / "runner"
         log.step(f"fetching {source.url}")
-        _download(str(source.url), program)
+        download("The runner", str(source.url), program)
     try:
         content = program.read_bytes()  # once: what is checked is what gets in
     except OSError as error:
@@ -74,14 +74,15 @@ def _install_runner(source: RunnerSource, path: str, tree: Path, work: Path, log
     return Runner(kind=source.kind, path=path, sha256=found, version=source.version or "")
 
 
-def _download(url: str, target: Path) -> None:
+def download(what: str, url: str, target: Path) -> None:
+    """Fetch a file; raises ImageError where that fails, which begins with `what`."""
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, target.open("wb") as out:
             answer.raise_for_status()
             for chunk in answer.iter_bytes():
                 out.write(chunk)
     except httpx.HTTPError as error:
-        raise ImageError(f"The runner can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
+        raise ImageError(f"{what} can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
 
 
 def _place(tree: Path, path: str, content: bytes, mode: int) -> None:

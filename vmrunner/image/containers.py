@@ -1,0 +1,81 @@
+"""Container images that a recipe brings: fetched, checked and laid into the tree as archives. The machine's own Docker loads them.
+
+Nothing of theirs is unpacked or run on this host: see docs/adr/0009-container-images-as-archives.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from vmrunner.errors import ImageError
+from vmrunner.image.recipe import ContainerSource
+
+FOLDER = "usr/lib/vmrunner/containers"
+"""In the tree: N.tar, an archive, and N.name beside it, what jobs call it. The hook before-ready.d/docker reads them."""
+Download = Callable[[str, str, Path], None]
+
+
+def lay(sources: tuple[ContainerSource, ...], tree: Path, download: Download, say: Callable[[str], None]) -> dict[str, str]:
+    """Put the archives into the tree; returns their sha256 by their paths in the image. Raises ImageError where one can't be had."""
+    digests: dict[str, str] = {}
+    folder = tree / FOLDER
+    if sources:
+        folder.mkdir(parents=True, exist_ok=True)
+    for number, source in enumerate(sources):
+        target = folder / f"{number:02}.tar"
+        say(f"fetching the container image {source.name}")
+        _get(source, target, download)
+        digests[f"/{FOLDER}/{target.name}"] = _check(source, target)
+        target.chmod(0o644)
+        target.with_suffix(".name").write_text(f"{source.name}\n", encoding="ascii")
+    return digests
+
+
+def _get(source: ContainerSource, target: Path, download: Download) -> None:
+    if source.url:
+        download(f"The container image {source.name}", source.url, target)
+    elif source.reference:
+        _pull(source, target)
+    else:
+        try:
+            shutil.copyfile(str(source.archive), target)
+        except OSError as error:
+            raise ImageError(
+                f"The archive {source.archive} can't be read: {error.strerror}.", "Its path is relative to the recipe."
+            ) from None
+
+
+def _pull(source: ContainerSource, target: Path) -> None:
+    """skopeo checks the digest; it unpacks nothing and needs no daemon. Registries of this host's own are /etc/containers' to describe."""
+    if not shutil.which("skopeo"):
+        raise ImageError("A container image by its reference needs skopeo.", "apt-get install skopeo, or name an archive.")
+    command = ["skopeo", "copy", "--quiet", f"docker://{source.reference}", f"docker-archive:{target}:{source.name}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.strip()][-3:]
+        raise ImageError(f"The container image {source.reference} can't be fetched.", "\n".join(last) or "skopeo did not say why.")
+
+
+def _check(source: ContainerSource, target: Path) -> str:
+    """That it is what the recipe says, and an archive that Docker loads; returns its sha256."""
+    with target.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if source.sha256 not in (None, found):
+        raise ImageError(
+            f"The container image {source.name} has the sha256 {found}, the recipe wants {source.sha256}.", "Check where it comes from."
+        )
+    try:
+        with tarfile.open(target) as archive:
+            known = any(member.name.removeprefix("./") in ("manifest.json", "index.json") for member in archive)
+    except (OSError, EOFError, tarfile.TarError):
+        known = False
+    if not known:
+        raise ImageError(
+            f"The container image {source.name} is no docker-archive or oci-archive.", "`docker save` makes one, and `skopeo copy`."
+        )
+    return found
