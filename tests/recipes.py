@@ -1,4 +1,4 @@
-"""Builds every recipe that vmrunner brings: `python -m tests.recipes`, with the host's network. The last line is JSON: what came out.
+"""Builds every recipe that vmrunner brings: `python -m tests.recipes`, with the host's network. What came out is in FIGURES.
 
 Each is built twice, the second time with another script, which takes the packages of the first. The images stay in the cache, in a store
 of their own. Then one of them is killed at random moments, and built where there is too little room.
@@ -24,6 +24,7 @@ from vmrunner.image.recipe import Recipe, Script
 from vmrunner.resources import folder
 
 STORE = IMAGES.parents[1] / "recipes" / IMAGES.name
+FIGURES = STORE / "figures.json"  # tests.broken, the other half of `make images`, prints them with its own
 FULL = [100, 350, 800, 1100, 1500]  # MiB: while it bootstraps, while it keeps the packages, while it writes the disk
 
 
@@ -49,7 +50,8 @@ def main() -> int:
         figures |= interrupted.kill_at_random("debian-12", place, kills=options.kills, cold=options.kills // 3, seed=options.kills)
         figures |= interrupted.fill_at_sizes("debian-12", STORE / "full", FULL)
         shutil.rmtree(place)
-    print(json.dumps(figures))
+    FIGURES.parent.mkdir(parents=True, exist_ok=True)
+    FIGURES.write_text(json.dumps(figures))
     return 0
 
 

@@ -183,6 +183,7 @@ class PoolConfig(Section):
 
     labels: Annotated[tuple[Annotated[Label, BeforeValidator(_label)], ...], Field(min_length=1)]
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    runner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")] | None = None
     scope: Annotated[tuple[Scope, ...], BeforeValidator(_scopes)] = (Scope.parse("instance"),)
     max: Annotated[int, Field(ge=1, le=10_000)] = 1
     warm: Annotated[int, Field(ge=0, le=10_000)] = 0

@@ -86,11 +86,14 @@ class Maker:
 
     def _check(self, golden: Golden) -> None:
         wanted = seed.RUNNERS[self.forge.kind]
-        if golden.manifest.runner is None or golden.manifest.runner.kind != wanted:
-            has = golden.manifest.runner.kind if golden.manifest.runner else "no runner"
+        name = self.pool.runner
+        found = golden.manifest.runners.get(name) if name else golden.manifest.runner
+        if found is None or found.kind != wanted:
+            has = found.kind if found else "no runner"
+            called = f" called {name}" if name else ""
             raise ImageError(
-                f"The image {golden.name} carries {has}; a {self.forge.kind} forge needs {wanted}.",
-                "Build an image whose recipe has that [runner].",
+                f"The image {golden.name} carries {has}{called}; a {self.forge.kind} forge needs {wanted}.",
+                f"Build an image whose recipe has that [{f'runners.{name}' if name else 'runner'}].",
             )
 
     def _mint(self, machine: MachineId, job: Job | None, scopes: tuple[Scope, ...], revert: ExitStack) -> Binding:
@@ -122,6 +125,7 @@ class Maker:
             labels=self.pool.labels,
             handle=job.handle if job else "",
             job_timeout=self.pool.job_timeout,
+            runner=self.pool.runner or "",
             registry_mirror=self.pool.registry_mirror or "",
             proxy=self.pool.proxy or "",
             no_proxy=self.pool.no_proxy,

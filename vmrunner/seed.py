@@ -28,6 +28,11 @@ RUNNERS = {"forgejo": "forgejo-runner", "gitea": "gitea-runner"}
 """Which runner program each kind of forge needs; an image's manifest says which one it carries."""
 
 
+def further_runner(name: str, kind: str) -> str:
+    """Where an image has the runner that its recipe calls `name`."""
+    return f"/usr/local/lib/vmrunner/runners/{name}/{kind}"
+
+
 def iso(machine: MachineId, user_data: str, address: IPv4Interface | None, ipv6: IPv6Interface | None = None) -> bytes:
     """The NoCloud ISO (label `cidata`) with `meta-data`, `network-config` and this `user-data`, padded to SIZE.
 
@@ -72,6 +77,7 @@ def job_script(
     labels: Sequence[Label],
     handle: str,
     job_timeout: timedelta,
+    runner: str = "",
     registry_mirror: str = "",
     proxy: str = "",
     no_proxy: Sequence[str] = (),
@@ -79,7 +85,7 @@ def job_script(
     """The user-data that starts the forge's runner for one job. `ca` is PEM text, or empty; so is
     `forge_address`, which its /etc/hosts then has.
 
-    `registry_mirror` and `proxy` are URLs without a password, or empty; the forge is never asked through the proxy.
+    `runner` is the name of one of the image's further runners. `registry_mirror` and `proxy` are URLs without a password, or empty; the forge is never asked through the proxy.
 
     Without a `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle.
     """
@@ -96,6 +102,7 @@ def job_script(
         "user-data-job.sh.j2",
         kind=kind,
         runner_kind=RUNNERS[kind],
+        runner_path=further_runner(runner, RUNNERS[kind]) if runner else "",
         url=url,
         ca=ca.strip(),
         forge_address=forge_address,

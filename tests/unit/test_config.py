@@ -23,7 +23,7 @@ def write(folder: Path, text: str) -> Path:
 def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path: Path) -> None:
     shown = load(write(tmp_path, example()))
     lines = [line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in example().splitlines()]
-    without_default = ("token_file", "ca_file", "listen", "textfile", "schedule", "allow", "disk_bandwidth", "disk_iops", "ipv6")
+    without_default = ("runner", "token_file", "ca_file", "listen", "textfile", "schedule", "allow", "disk_bandwidth", "disk_iops", "ipv6")
     without_default += ("registry_mirror", "proxy", "no_proxy")
     spelled_out = load(write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default))))
     assert spelled_out == shown

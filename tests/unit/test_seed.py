@@ -34,7 +34,7 @@ WITHOUT: dict[str, Any] = {
 }
 
 
-def script(kind: str, label: str = "debian-12") -> str:
+def script(kind: str, label: str = "debian-12", runner: str = "") -> str:
     return job_script(
         kind=kind,
         url="https://forge.example",
@@ -44,6 +44,7 @@ def script(kind: str, label: str = "debian-12") -> str:
         labels=[Label.parse(label)],
         handle="h-1",
         job_timeout=timedelta(minutes=1),
+        runner=runner,
     )
 
 
@@ -103,6 +104,14 @@ def test_forgejo_gets_its_handle_and_a_verbatim_token() -> None:
     text = script("forgejo")
     assert "--handle h-1" in text
     assert "printf %s t0ken >token" in text
+
+
+def test_a_pool_may_take_another_of_the_images_runners() -> None:
+    """What runs in the place of the image's own is the one that the recipe calls so."""
+    lines = script("forgejo", runner="12.8").splitlines()
+    chosen = "RUNNER_KIND=forgejo-runner RUNNER_PATH=/usr/local/lib/vmrunner/runners/12.8/forgejo-runner"
+    assert lines.index(". /etc/vmrunner/image") + 1 == lines.index(chosen)
+    assert "RUNNER_PATH=" not in script("forgejo")
 
 
 def test_credentials_do_not_show_the_token() -> None:

@@ -12,9 +12,9 @@ from vmrunner.errors import ImageError
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe, RunnerSource
 from vmrunner.image.store import Input, Runner
+from vmrunner.seed import further_runner
 
 _RUNNER_PATH = "/usr/local/bin/{kind}"
-_FURTHER_RUNNERS = "/usr/local/lib/vmrunner/runners"
 _SCRIPT = "/.vmrunner-script"
 ENVIRONMENT = "/etc/vmrunner/environment"  # what a job's script and `exec` read
 
@@ -29,7 +29,7 @@ def furnish(recipe: Recipe, tree: Path, work: Path, log: Log) -> tuple[dict[str,
     _add_users(recipe, tree, log)
     runner = _install_runner(recipe.runner, _RUNNER_PATH.format(kind=recipe.runner.kind), tree, work, log) if recipe.runner else None
     further = {
-        name: _install_runner(each, f"{_FURTHER_RUNNERS}/{name}/{each.kind}", tree, work, log) for name, each in recipe.runners.items()
+        name: _install_runner(each, further_runner(name, each.kind), tree, work, log) for name, each in recipe.runners.items()
     }
     return _add_files(recipe, tree, runner, log), runner, further
 
