@@ -4,10 +4,12 @@ SHELL := /bin/bash
 RIG ?= trixie
 export RIG
 JOBS ?= 20
+ROTATIONS ?= 0
 PYTEST_ARGS ?=
 EXAMPLES ?= 10000
 FAULTS ?=
 BENCH ?=
+IMAGES ?=
 
 # $(call in_rig,COMMANDS): with the rig running, and stopped afterwards if it was started here.
 define in_rig
@@ -26,7 +28,7 @@ bench_tools = rig/rig run --outside -- bash -ec 'python -m pip install --quiet -
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner
 
-.PHONY: demo test images soak bench faults model scale audit lint rig rig-stop rig-shell
+.PHONY: demo test images soak broken bench faults model scale audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -36,12 +38,17 @@ demo:
 test:
 	$(call in_rig,$(test_image); rig/rig run -- pytest -q $(PYTEST_ARGS); $(lint))
 
-# Every recipe in images/, for real; ends with a line of JSON about them.
+# Every recipe in images/, for real, and builds that are killed or have no room; IMAGES="--only debian-13 --kills 0" for a part.
 images:
-	$(call in_rig,rig/rig run --outside -- python -m tests.recipes)
+	$(call in_rig,rig/rig run --outside -- python -m tests.recipes $(IMAGES))
 
+# ROTATIONS=10: the image is renewed so often meanwhile.
 soak:
-	$(call in_rig,$(test_image); rig/rig run -- python -m tests.soak --jobs $(JOBS))
+	$(call in_rig,$(test_image); rig/rig run -- python -m tests.soak --jobs $(JOBS) --rotations $(ROTATIONS))
+
+# Images that are broken in five ways: refused, and where that is overruled, rolled back without a job lost.
+broken:
+	$(call in_rig,$(test_image); rig/rig run -- python -m tests.broken)
 
 # A fault at every step of a job's life; FAULTS="--only PATTERN" or "--sample N" for a part of the matrix.
 faults:

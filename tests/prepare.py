@@ -12,14 +12,14 @@ from pathlib import Path
 
 from tests import containers
 from vmrunner.errors import ImageError
-from vmrunner.image import build, recipe, store
+from vmrunner.image import bootstrap, build, recipe, store, tree
 
 IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
 RECIPES = Path(__file__).parent / "images"
 GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 
 
-BUILDER = store.digest(Path(build.__file__))
+BUILDER = "".join(store.digest(Path(str(module.__file__))) for module in (bootstrap, build, tree))
 
 
 def usable(images: Path, name: str, digest: str) -> bool:

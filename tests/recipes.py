@@ -1,10 +1,12 @@
 """Builds every recipe that vmrunner brings: `python -m tests.recipes`, with the host's network. The last line is JSON: what came out.
 
-The images stay in the cache, in a store of their own.
+Each is built twice, the second time with another script, which takes the packages of the first. The images stay in the cache, in a store
+of their own. Then one of them is killed at random moments, and built where there is too little room.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -12,36 +14,68 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+from tests import interrupted
 from tests.prepare import IMAGES
 from vmrunner.errors import ImageError
 from vmrunner.image import build, recipe, store
+from vmrunner.image.recipe import Recipe, Script
 from vmrunner.resources import folder
 
 STORE = IMAGES.parents[1] / "recipes" / IMAGES.name
+FULL = [100, 350, 800, 1100, 1500]  # MiB: while it bootstraps, while it keeps the packages, while it writes the disk
 
 
 def main() -> int:
     """Build them one after the other; the first that fails ends it."""
-    built = []
-    for name in sorted(path.stem for path in folder("images").glob("*.toml")):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", default=[], help="this recipe; may be given again")
+    parser.add_argument("--kills", type=int, default=20, help="how many builds are killed")
+    options = parser.parse_args()
+    built, elsewhere = [], []
+    for name in options.only or sorted(path.stem for path in folder("images").glob("*.toml")):
         try:
-            built.append(result(name, STORE))
+            if is_reached(wanted := recipe.load(name)):
+                built.append(result(wanted, STORE))
+            else:
+                elsewhere.append(name)
         except ImageError as error:
             print(f"{name}: {error.sentence}\n{error.hint}", file=sys.stderr)
             return error.exit_code
-    print(json.dumps(built))
+    figures: dict[str, Any] = {"built": built, "mirror not reached": elsewhere}
+    if options.kills:
+        place = STORE / "interrupted"
+        figures |= interrupted.kill_at_random("debian-12", place, kills=options.kills, cold=options.kills // 3, seed=options.kills)
+        figures |= interrupted.fill_at_sizes("debian-12", STORE / "full", FULL)
+        shutil.rmtree(place)
+    print(json.dumps(figures))
     return 0
 
 
-def result(name: str, images: Path) -> dict[str, Any]:
-    """Build one, compare it with its manifest, and drop older ones."""
-    shutil.rmtree(images / name, ignore_errors=True)
-    began = time.monotonic()
-    golden = build.build(recipe.load(name), images, lambda step: print(f"{name}: {step} …", file=sys.stderr, flush=True))
-    seconds = round(time.monotonic() - began)
+def is_reached(wanted: Recipe) -> bool:
+    """Whether this host reaches the recipe's mirror; one that names none takes the host's own."""
+    try:
+        return wanted.mirror is None or httpx.head(f"{wanted.mirror}/dists/{wanted.suite}/InRelease", follow_redirects=True).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def result(wanted: Recipe, images: Path) -> dict[str, Any]:
+    """Build one, and again with its packages and another script; compare it with its manifest, and drop older ones."""
+    shutil.rmtree(images / wanted.name, ignore_errors=True)
+    cold, _ = _timed(wanted, images, fresh=True)
+    script = Script(name="another", text="echo another >/etc/another")
+    warm, golden = _timed(wanted.model_copy(update={"scripts": (*wanted.scripts, script)}), images)
     store.verify(golden)
     size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
-    return {"name": name, "packages": len(golden.manifest.packages), "size_mib": size, "seconds": seconds}
+    return {"name": wanted.name, "packages": len(golden.manifest.packages), "size_mib": size, "seconds": cold, "again_seconds": warm}
+
+
+def _timed(wanted: Recipe, images: Path, *, fresh: bool = False) -> tuple[int, store.Golden]:
+    began = time.monotonic()
+    golden = build.build(wanted, images, lambda step: print(f"{wanted.name}: {step} …", file=sys.stderr, flush=True), fresh=fresh)
+    return round(time.monotonic() - began), golden
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`make soak JOBS=20`: jobs through real Gitea, two at a time, a third failing on purpose; every verdict and leftover is checked.
 
-`vmrunner serve` runs them, and is killed (-9) and started again every minute.
+`vmrunner serve` runs them, and is killed (-9) and started again every minute. `make soak ROTATIONS=10` goes on with jobs until their image
+has been renewed so often: verified, its snapshot made, promoted, old versions pruned, and no overlay ever without what it lies on.
 """
 
 from __future__ import annotations
@@ -8,14 +9,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from tests.forge.gitea import Site, until
-from tests.ground import Ground, lay
+from tests.forge.gitea import Repository, Site, until
+from tests.goldens import linked
+from tests.ground import STORAGE, Ground, lay
+from tests.prepare import GITEA, IMAGES
+from vmrunner import config
+from vmrunner.errors import VmrunnerError
+from vmrunner.hypervisor.host import open_host
+from vmrunner.image import promotion, store
+from vmrunner.image.promotion import Why
+from vmrunner.image.rotation import Stage
+
+ORIGIN = IMAGES / GITEA / "current"
 
 JOB = """\
   {name}:
@@ -28,6 +43,8 @@ JOB = """\
       - run: {end}
 """
 PER_PAIR = 150.0  # seconds that two jobs may take on a slow day
+PER_ROTATION = 300.0  # seconds that one may take beside jobs
+AT_LEAST = 4  # jobs that wait or run while the image is renewed
 
 
 def serve(ground: Ground) -> subprocess.Popen[bytes]:
@@ -36,53 +53,148 @@ def serve(ground: Ground) -> subprocess.Popen[bytes]:
         return subprocess.Popen(ground.command("serve"), stdout=log, stderr=log, env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)})
 
 
+class Rotations:
+    """Renews the image beside the jobs, as `vmrunner image refresh` does it after its build."""
+
+    def __init__(self, ground: Ground, count: int) -> None:
+        self._ground, self.count = ground, count
+        self.done, self.seconds, self.trouble, self.missing = 0, list[float](), "", set[str]()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        if count:
+            self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        settings = config.load(self._ground.config)
+        for number in range(1, self.count + 1):
+            began = time.monotonic()
+            linked(settings.images_dir, ORIGIN, GITEA, f"9{number:03}", kernel=f"rotation {number}")
+            try:
+                with closing(open_host(settings, lambda _: None)) as host:
+                    stage = Stage(host, settings, host.versions(), not host.kvm, lambda _: None)
+                    said = stage.settle(store.version(settings.images_dir, GITEA, f"9{number:03}"))
+            except VmrunnerError as error:
+                self.trouble = f"rotation {number}: {error.sentence}"
+                return
+            self.done += 1
+            self.seconds.append(time.monotonic() - began)
+            print(f"rotation {number}: {said}, {self.seconds[-1]:.0f} s", file=sys.stderr, flush=True)
+
+    def look(self) -> None:
+        """Whether each overlay's backing file is there: read in the overlay itself."""
+        for overlay in (STORAGE / self._ground.manager).glob("*.qcow2"):
+            backing = backing_of(overlay)
+            if backing and not backing.exists() and overlay.exists():
+                self.missing.add(f"{overlay.name} lies on {backing.name}")
+
+
+def backing_of(disk: Path) -> Path | None:
+    """As a qcow2 file's header names it."""
+    try:
+        with disk.open("rb") as file:
+            head = file.read(20)
+            if head[:4] != b"QFI\xfb":
+                return None
+            offset, length = struct.unpack(">QI", head[8:20])
+            file.seek(offset)
+            return disk.parent / file.read(length).decode() if offset else None
+    except OSError:
+        return None  # it went meanwhile
+
+
+def jobs_of(repositories: list[Repository]) -> list[dict[str, Any]]:
+    return [job for repository in repositories for job in repository.jobs()]
+
+
+def batch(site: Site, first: int, count: int) -> tuple[Repository, dict[str, str]]:
+    """A repository with so many jobs, all queued, and the verdicts that they should have."""
+    wanted = {f"job{number:03}": "failure" if number % 3 == 0 else "success" for number in range(first, first + count)}
+    parts = [JOB.format(name=name, end="exit 3" if verdict == "failure" else "exit 0") for name, verdict in wanted.items()]
+    repository = site.repository("rig", f"soak-{first}", "on: [push]\njobs:\n" + "".join(parts))
+    until(lambda: len(repository.jobs()) == count, 60, "every job queued")
+    return repository, wanted
+
+
+def ground_for(folder: Path, token: str, start: str, rotations: int) -> Ground:
+    """Where images are renewed, a store of its own, of which prune leaves little."""
+    images = folder / "state" / "images"
+    if images.is_symlink():
+        images.unlink()
+    else:
+        shutil.rmtree(images, ignore_errors=True)
+    if rotations:
+        linked(images, ORIGIN, GITEA, "9000")
+        with promotion.changing(images, print):
+            promotion.switch(images, GITEA, "9000", Why.BUILT)
+    ground = lay(folder, "soak", "10.86.0.0/24", token=token, start=start)
+    ground.config.write_text(ground.config.read_text() + "[images]\nkeep = 1\n")
+    return ground
+
+
 def main() -> None:
     """Run the soak; the last line is its figures as JSON; exits non-zero unless all is right."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--rotations", type=int, default=0, help="How often the image is renewed meanwhile; there are jobs until then.")
     parser.add_argument("--kill-every", type=float, default=60.0, help="Seconds between two kills of the manager.")
     parser.add_argument("--start", default="snapshot", choices=("snapshot", "boot"), help="How machines are started.")
     options = parser.parse_args()
-    wanted = {f"job{number:03}": "failure" if number % 3 == 0 else "success" for number in range(1, options.jobs + 1)}
-    parts = [JOB.format(name=name, end="exit 3" if verdict == "failure" else "exit 0") for name, verdict in wanted.items()]
     with closing(Site()) as site:
-        ground = lay(Path("/tmp/vmrunner-soak"), "soak", "10.86.0.0/24", token=site.token, start=options.start)
+        ground = ground_for(Path("/tmp/vmrunner-soak"), site.token, options.start, options.rotations)
         ground.run("down", "--now")
         ground.run("up", "main")  # "down" holds until then
         if options.start == "snapshot":
             ground.run("snapshot", "create", "--pool", "main")
-        repository = site.repository("rig", "soak", "on: [push]\njobs:\n" + "".join(parts))
-        until(lambda: len(repository.jobs()) == len(wanted), 60, "every job queued")
+        repository, wanted = batch(site, 1, options.jobs)
+        repositories = [repository]
         began, kills, most = time.monotonic(), 0, 0
-        deadline, next_kill = began + PER_PAIR * (len(wanted) / 2 + 1), began + options.kill_every
-        manager = serve(ground)
+        deadline = began + PER_PAIR * (len(wanted) / 2 + 1) + PER_ROTATION * options.rotations
+        next_kill = began + options.kill_every
+        manager, rotations = serve(ground), Rotations(ground, options.rotations)
         while True:
-            time.sleep(3)
+            for _ in range(12):
+                time.sleep(0.25)
+                rotations.look()
             if time.monotonic() > next_kill:
                 manager.kill()
                 manager.wait()
                 kills, next_kill, manager = kills + 1, time.monotonic() + options.kill_every, serve(ground)
-            jobs = repository.jobs()
+            jobs = jobs_of(repositories)
             left = ground.leftovers()
             machines = sum(name.startswith("domain ") for name in left)
             most = max(most, machines)
             done = sum(job["status"] == "completed" for job in jobs)
             print(f"{time.monotonic() - began:6.1f} s  {done} of {len(wanted)} jobs done, {machines} machines", file=sys.stderr, flush=True)
-            if (done == len(wanted) and not left) or time.monotonic() > deadline or manager.poll() is not None:
+            if not rotations.over and len(wanted) - done < AT_LEAST:
+                repository, more = batch(site, len(wanted) + 1, options.jobs)
+                repositories.append(repository)
+                wanted |= more
+            if (done == len(wanted) and not left and rotations.over) or time.monotonic() > deadline or manager.poll() is not None:
                 break
         seconds = time.monotonic() - began
         manager.kill()
         manager.wait()
         wrong = [job["name"] for job in jobs if job["conclusion"] != wanted[job["name"]]]
-        twice = [job["name"] for job in jobs if repository.log(job["id"]).count(f"{job['name']} ran") != 1]
+        twice = [
+            job["name"]
+            for repository in repositories
+            for job in repository.jobs()
+            if repository.log(job["id"]).count(f"{job['name']} ran") != 1
+        ]
         shared = len(jobs) - len({job["runner_name"] for job in jobs})
         records = [record["name"] for record in site.runners() if record["name"].startswith("vmr-soak-")]
         left = ground.leftovers()
-        repository.delete()
+        for repository in repositories:
+            repository.delete()
     print(
-        f"wrong verdicts: {wrong}; not run exactly once: {twice}; left on the host: {left}; left at the forge: {records}", file=sys.stderr
+        f"wrong verdicts: {wrong}; not run exactly once: {twice}; left on the host: {left}; left at the forge: {records}; "
+        f"overlays without their base: {sorted(rotations.missing)}; {rotations.trouble}",
+        file=sys.stderr,
     )
-    figures = {
+    figures: dict[str, object] = {
         "jobs": len(wanted),
         "verdicts_right": len(jobs) - len(wrong),
         "ran_once": len(jobs) - len(twice),
@@ -93,8 +205,19 @@ def main() -> None:
         "seconds": round(seconds, 1),
         "seconds_per_job": round(seconds / len(wanted), 1),
     }
+    if options.rotations:
+        versions = {row["image"] for row in json.loads(ground.run("history", "--json", "--limit", str(len(wanted) + 50)).stdout)}
+        kept = store.versions(ground.folder / "state" / "images", GITEA)
+        figures |= {
+            "rotations": rotations.done,
+            "seconds_per_rotation": round(sum(rotations.seconds) / max(1, rotations.done), 1),
+            "versions_used": len(versions),
+            "versions_left": len(kept),
+            "overlays_without_base": len(rotations.missing),
+        }
     print(json.dumps(figures))
-    if wrong or twice or shared or left or records or most > 2:
+    bad = wrong or twice or shared or left or records or rotations.missing or rotations.done != options.rotations
+    if bad or most > (3 if options.rotations else 2):  # one that is verified, or saved
         print((ground.folder / "serve.log").read_text()[-20000:], file=sys.stderr)
         sys.exit(1)
 

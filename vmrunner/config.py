@@ -29,7 +29,7 @@ DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
 
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
-_DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+_DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_size(value: object) -> int:
@@ -41,8 +41,8 @@ def parse_size(value: object) -> int:
 
 
 def parse_duration(value: object) -> timedelta:
-    """`"500ms"`, `"90s"`, `"15m"` or `"3h"`."""
-    found = re.fullmatch(r"(\d+)\s*(ms|s|m|h)", value) if isinstance(value, str) else None
+    """`"500ms"`, `"90s"`, `"15m"`, `"3h"` or `"30d"`."""
+    found = re.fullmatch(r"(\d+)\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if not found or not int(found[1]):
         raise ValueError('a duration is written like "90s", "15m" or "3h"')
     return timedelta(seconds=int(found[1]) * _DURATIONS[found[2]])
@@ -272,6 +272,15 @@ class ServeConfig(Section):
     on_stop: Literal["leave", "drain"] = "leave"
 
 
+class ImagesConfig(Section):
+    """Versions of golden images."""
+
+    boot_timeout: Duration = timedelta(minutes=5)
+    rollback_after: Annotated[int, Field(ge=0, le=100)] = 3
+    max_age: Duration = timedelta(days=30)
+    keep: Annotated[int, Field(ge=1, le=1000)] = 3
+
+
 class HistoryConfig(Section):
     """Finished machines."""
 
@@ -290,9 +299,11 @@ class HostConfig(Section):
 
     libvirt: LibvirtConfig = LibvirtConfig()
     network: NetworkConfig = NetworkConfig()
+    images: ImagesConfig = ImagesConfig()
     manager: ManagerId = Field(default_factory=lambda: default_manager())
     state_dir: Path = Path("/var/lib/vmrunner")
     runtime_dir: Path = Path("/run/vmrunner")
+    recipes_dir: Path = Path("/etc/vmrunner/recipes")
 
     @model_validator(mode="after")
     def _room_in_both(self) -> HostConfig:

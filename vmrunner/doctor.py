@@ -21,11 +21,10 @@ from vmrunner.forge import Forge, RunnerRecord, Scope, ScopeKind
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
 from vmrunner.hypervisor.host import LibvirtHost
-from vmrunner.image import store
+from vmrunner.image import promotion, store
 from vmrunner.model import MachineId
 from vmrunner.snapshots import Shelf
 
-_OLD_IMAGE = 30.0  # days
 _SKEW = 5.0  # seconds; the forge tells its time in whole ones
 _LEAST = {"gitea": (1, 26), "forgejo": (15, 0)}
 _LEAST_QEMU, _LEAST_LIBVIRT = (7, 2), (9, 0)
@@ -254,11 +253,27 @@ def _images(settings: Config, host: LibvirtHost) -> Iterator[Finding]:
         if pool.image not in seen:
             days = (datetime.now(UTC) - datetime.fromisoformat(golden.manifest.built_at)).total_seconds() / 86400
             shown = f"{golden.name} {golden.version} was built {days:.0f} days ago, and is as its manifest says"
-            old = warning("image", f"{shown}: nothing in it was updated since.", f"`vmrunner image build {golden.name} --force`")
-            yield old if days > _OLD_IMAGE else good("image", shown)
+            fix = f"`sudo vmrunner image refresh {golden.name}`; `vmrunner systemd install` has a timer for that."
+            old = warning("image", f"{shown}: nothing in it was updated since.", fix)
+            yield old if days > settings.images.max_age.total_seconds() / 86400 else good("image", shown)
+            yield from _promotion(settings, golden)
         seen.add(pool.image)
         if pool.start != "boot":
             yield _snapshot(settings, host, golden, name, pool)
+
+
+def _promotion(settings: Config, golden: store.Golden) -> Iterator[Finding]:
+    """What became of the version, and of the last refresh."""
+    last = next(reversed(promotion.history(settings.images_dir, golden.name)), None)
+    if last and last.why is promotion.Why.STEPPED_BACK:
+        fix = "See why those machines failed with `vmrunner history --failed`; a version that is promoted by hand is tried anew."
+        yield warning("image", f"{golden.name} was rolled back automatically at {last.at}: {last.cause}.", fix)
+    if last and last.forced:
+        yield warning(
+            "image",
+            f"{golden.name} {golden.version} was promoted without having been verified.",
+            f"`vmrunner image verify {golden.name}` boots a machine of it.",
+        )
 
 
 def _snapshot(settings: Config, host: LibvirtHost, golden: store.Golden, name: str, pool: PoolConfig) -> Finding:

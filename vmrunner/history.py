@@ -15,11 +15,14 @@ from pathlib import Path
 
 from vmrunner.errors import ConfigError
 from vmrunner.forge import Job
+from vmrunner.image.trial import Trial
 from vmrunner.model import Ending, EventKind, Machine, MachineId, Metadata
 
 _SCHEMA = 2
 _PATIENCE = 30.0  # seconds for another process to be done with the file
 _LOOK_BACK = 50  # machines of a pool that are looked at for its back-off and its usual boot
+# Of these a runner was at work, or had been.
+_WORKED = ", ".join(f"'{each.value}'" for each in (Ending.DONE, Ending.DIED, Ending.JOB_TIMEOUT, Ending.TEARDOWN_TIMEOUT, Ending.HELD_BACK))
 BUCKETS = (0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 10800)
 """Upper bounds of the histograms, in seconds."""
 
@@ -73,12 +76,13 @@ class Total:
 _COLUMNS = tuple(field.name for field in fields(Record))
 _TABLE = ", ".join(f"{field.name} {'REAL' if field.type == 'float' else 'TEXT'} NOT NULL" for field in fields(Record))
 
-# Every pass asks these four questions; without an index each would read the whole table, that is months of machines.
+# Every pass asks these questions; without an index each would read the whole table, that is months of machines.
 _INDEXES = (
     "ended ON machines (pool) WHERE ending != ''",
     "unended ON machines (machine) WHERE ending = ''",
     "by_ending ON machines (ending, destroyed)",
     "by_creation ON machines (created)",
+    "by_image ON machines (image, created)",
 )
 
 
@@ -187,9 +191,9 @@ class History:
                 self._observe(name, record.pool, ended - began)
         return record
 
-    def start_failed(self, machine: MachineId, pool: str, reason: str, at: float) -> None:
-        """A machine could not even be started."""
-        self._write(Record(str(machine), pool, created=at, destroyed=at, ending=Ending.START_FAILED.value, reason=reason))
+    def start_failed(self, machine: MachineId, pool: str, reason: str, at: float, image: str = "") -> None:
+        """A machine could not even be started; `image` is what is to blame, if it may be that."""
+        self._write(Record(str(machine), pool, image, created=at, destroyed=at, ending=Ending.START_FAILED.value, reason=reason))
         self.count("machines_total", pool, Ending.START_FAILED.value)
 
     def count(self, name: str, pool: str = "", label: str = "", by: float = 1.0) -> None:
@@ -249,15 +253,28 @@ class History:
         """Every row, oldest machine first."""
         return self._select("ORDER BY created, machine")
 
-    def failures(self, pool: str) -> Failures | None:
-        """The failures that blame the pool, since its last machine that worked; None where there are none."""
+    def failures(self, pool: str, image: str = "") -> Failures | None:
+        """The failures that blame the pool, since its last machine that worked; None where there are none.
+
+        Those of another version than `image` are not its any more.
+        """
         found: list[Record] = []
         for record in self._ended(pool):
+            if image and record.image not in ("", image):
+                continue
             if Ending(record.ending).blames_pool:
                 found.append(record)
             elif Ending(record.ending) in {Ending.DONE, Ending.CANCELLED, Ending.DIED, Ending.JOB_TIMEOUT}:
                 break
         return Failures(len(found), found[0].destroyed, found[0].reason) if found else None
+
+    def trial(self, image: str, since: float) -> Trial:
+        """How the machines of a version did that were made since then (unix seconds)."""
+        if self._select(f"WHERE image = ? AND created >= ? AND (running > 0 OR ending IN ({_WORKED})) LIMIT 1", image, since):
+            return Trial(image, worked=True)
+        ended = self._select("WHERE image = ? AND created >= ? AND ending != '' ORDER BY rowid DESC LIMIT ?", image, since, _LOOK_BACK)
+        failed = [record for record in ended if Ending(record.ending).blames_pool]
+        return Trial(image, len(failed), failed[0].reason if failed else "")
 
     def usual_boot(self, pool: str) -> float:
         """Seconds from creation until the guest is up, as the median of the pool's last machines; 0 where there were none."""

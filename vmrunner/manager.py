@@ -43,6 +43,7 @@ from vmrunner.model import Ending, Machine, MachineId
 from vmrunner.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue, retry_at
 from vmrunner.plan import plan
 from vmrunner.policy import Reach
+from vmrunner.rollback import Rollback
 from vmrunner.snapshots import Shelf
 
 _TAIL = 12  # lines of a failed machine's console to show
@@ -125,6 +126,7 @@ class Manager:
         self._drained = Drained(settings.state_dir)
         self._addresses = Addresses(settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6)
         self.shelf = Shelf(settings.state_dir, clock)
+        self._rollback = Rollback(settings, history, log)
         self._forge_down = settings.runtime_dir / "forge-down"  # its time is since when
 
     def close(self) -> None:
@@ -181,7 +183,7 @@ class Manager:
     def _desired(self, name: str, drain: Drain) -> Desired:
         section = self.settings.pools[name]
         golden = store.current(self.settings.images_dir, section.image)
-        failures = self.history.failures(name)
+        failures = self.history.failures(name, self._rollback.current(section.image))
         backoff = None
         if failures:
             until = retry_at(failures.last_at, failures.count, _FIRST_BACKOFF, _LONGEST_BACKOFF, self._clock())
@@ -201,6 +203,8 @@ class Manager:
             register_idle=section.register_idle,
             priority=section.priority,
             image=f"{golden.name}/{golden.version}" if golden else "",
+            image_built=datetime.fromisoformat(golden.manifest.built_at).timestamp() if golden else 0.0,
+            image_note=self._rollback.note(section.image),
             snapshot=said,
             needs_snapshot=bool(said) and section.start == "snapshot",
             missing_snapshot=missing,
@@ -251,10 +255,11 @@ class Manager:
         self.hypervisor.guard()
         ownership.sweep(self.hypervisor, self.settings.runtime_dir)
         self._bindings.sweep()
+        outcome = Outcome()
+        outcome.failures += self._rollback.roll_back()
         survey = self.survey(drain)
         living = {str(machine.id) for machine in survey.observed.machines}
         self._addresses.sweep(living | {str(machine) for machine in ownership.owned(self.settings.manager, self.settings.runtime_dir)})
-        outcome = Outcome()
         problems = {queue.problem: queue.hint for queue in survey.observed.queues.values() if queue.problem}
         self._remember_forge(problems)
         outcome.failures += [ForgeError(problem, hint) for problem, hint in problems.items()]
@@ -355,7 +360,8 @@ class Manager:
         self._log.info("machine started", machine=machine, pool=action.pool, job=action.job.title if action.job else "")
 
     def _start_failed(self, machine: MachineId, pool: str, error: VmrunnerError) -> None:
-        self.history.start_failed(machine, pool, error.sentence, self._clock())
+        blamed = self._rollback.blamed(self.settings.pools[pool].image, error)
+        self.history.start_failed(machine, pool, error.sentence, self._clock(), blamed)
 
     def _finish(self, action: Finish, outcome: Outcome) -> None:
         """Destroy, settle at the forge, write history. Each step can be done again, and the binding keeps what is left to do."""

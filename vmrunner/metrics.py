@@ -25,6 +25,7 @@ _COUNTERS = {
     "machines": ("ending", "Machines that are no more, by their ending"),
     "forge_errors": ("kind", "Requests that the forge did not answer as it should"),
     "dropped_packets": ("kind", "Packets of machines that are no more which their pool's network, or its bounds, did not let through"),
+    "image_rollbacks": ("image", "Versions of images that were rolled back because their first machines failed"),
     "swept": ("kind", "Leaked objects that a pass found and deleted; should stay 0"),
 }
 
@@ -98,6 +99,11 @@ class Figures(Collector):
             most.add_metric([desired.pool], desired.max)
         yield backoff
         yield most
+        age = GaugeMetricFamily("vmrunner_image_age_seconds", "Since the version that new machines use was built", labels=["image"])
+        built = {desired.image.partition("/")[0]: desired.image_built for desired in survey.pools if desired.image_built}
+        for image, at in sorted(built.items()):
+            age.add_metric([image], max(0.0, self._last_pass - at))
+        yield age
         forge_up = GaugeMetricFamily("vmrunner_forge_up", "Whether the forge answered for this scope", labels=["scope"])
         for scope, queue in survey.observed.queues.items():
             forge_up.add_metric([str(scope)], 0 if queue.problem else 1)

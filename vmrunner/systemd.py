@@ -18,6 +18,9 @@ TOKEN = Path("/etc/vmrunner/forge-token")
 # What ProtectHome= and PrivateTmp= keep from the service.
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 — named to be refused
 
+REFRESH = ("vmrunner-image-refresh.service", "vmrunner-image-refresh.timer")
+"""The units that renew the images, whichever way passes are made."""
+
 _STATE, _RUNTIME = Path("/var/lib"), Path("/run")
 _PIPX = "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install --system-site-packages …"
 
@@ -101,7 +104,7 @@ class Installation:
         }
 
     def units(self, way: Way) -> dict[str, str]:
-        """The unit files: name -> content."""
+        """The unit files, those that renew the images included: name -> content."""
         values = self._shared | {
             "program": _word(self.program),
             "arguments": "" if self.config_path == DEFAULT_PATH else f" --config {_word(self.config_path)}",
@@ -110,7 +113,7 @@ class Installation:
             "credential": TOKEN if self.takes_credential else "",
             "writable": [_word(path) for _, path in self.elsewhere],
         }
-        return {name: text(f"{name}.j2", unit=name, **values) for name in way.units}
+        return {name: text(f"{name}.j2", unit=name, **values) for name in (*way.units, *REFRESH)}
 
     def sysusers(self) -> str:
         """The content of the file in sysusers.d that makes the user."""

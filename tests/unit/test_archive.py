@@ -20,7 +20,7 @@ import pytest
 from pysequoia import SignatureMode, Tsk, sign
 
 from vmrunner.errors import ImageError
-from vmrunner.image import build, packages, recipe
+from vmrunner.image import bootstrap, build, packages, recipe
 from vmrunner.image.recipe import Recipe
 
 SNAPSHOT = "20200101T000000Z"
@@ -51,7 +51,7 @@ class Archive:
 
     def sources(self, wanted: Recipe) -> str:
         """The lines that a build writes, with the test's key for those of Debian."""
-        lines = [line.split() for line in build._sources(wanted).splitlines()]
+        lines = [line.split() for line in bootstrap.sources(wanted).splitlines()]
         options = [line.pop(1).strip("[]") if line[1].startswith("[") else "" for line in lines]
         return "".join(f"deb [{option} signed-by={self.key}] {' '.join(line[1:])}\n" for option, line in zip(options, lines, strict=True))
 
@@ -116,7 +116,7 @@ def apt(home: Path, wanted: str, *command: str) -> subprocess.CompletedProcess[s
 
 def test_debians_own_archive_is_the_default() -> None:
     wanted = recipe.load("debian-13").model_copy(update={"snapshot": SNAPSHOT})
-    assert build._sources(wanted) == (
+    assert bootstrap.sources(wanted) == (
         f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/{SNAPSHOT} trixie main\n"
         f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/{SNAPSHOT} trixie-updates main\n"
         f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian-security/{SNAPSHOT} trixie-security main\n"
@@ -148,7 +148,7 @@ def test_a_bootstrap_takes_a_snapshot_that_is_signed_and_no_other(
         build.build(wanted, tmp_path / "images", lambda _: None)
     assert "is not signed" in caught.value.hint, "by nobody whom this host knows"
     lines = archive.sources(wanted)
-    monkeypatch.setattr(build, "_sources", lambda _: lines)
+    monkeypatch.setattr(bootstrap, "sources", lambda _: lines)
     with pytest.raises(ImageError, match="The bootstrap failed") as caught:
         build.build(wanted, tmp_path / "images", lambda _: None)
     assert "dpkg --install" in caught.value.hint, "it has the package, which is no Debian"

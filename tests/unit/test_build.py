@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from vmrunner.errors import ImageError
-from vmrunner.image import build, recipe
+from vmrunner.image import bootstrap, build, recipe, tree
+from vmrunner.image.programs import Log
 from vmrunner.image.recipe import RunnerSource
 
 PROGRAM, KIND = b"\x7fELF of a runner", "forgejo-runner"
@@ -40,19 +41,19 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 def test_a_runner_with_another_sha256_is_left_out(site: tuple[Path, str], tmp_path: Path, how: str) -> None:
     folder, url = site
     (folder / "runner").write_bytes(PROGRAM)
-    tree = tmp_path / "tree"
-    tree.mkdir()
+    root, log = tmp_path / "tree", Log(tmp_path / "log", lambda _: None)
+    root.mkdir()
 
     def install(sha256: str) -> None:
         where = {"path": folder / "runner"} if how == "path" else {"url": f"{url}/runner"}
-        installed = build._install_runner(RunnerSource(kind=KIND, sha256=sha256, **where), tree, tmp_path, lambda _: None)
+        installed = tree._install_runner(RunnerSource(kind=KIND, sha256=sha256, **where), f"/usr/local/bin/{KIND}", root, tmp_path, log)
         assert installed.sha256 == RIGHT, "as the manifest will say"
 
     with pytest.raises(ImageError, match=f"The runner has the sha256 {RIGHT}, the recipe wants {WRONG}"):
         install(WRONG)
-    assert list(tree.iterdir()) == []
+    assert list(root.iterdir()) == []
     install(RIGHT)
-    assert (tree / "usr/local/bin" / KIND).read_bytes() == PROGRAM
+    assert (root / "usr/local/bin" / KIND).read_bytes() == PROGRAM
 
 
 def test_packages_that_nobody_signed_are_refused(site: tuple[Path, str], tmp_path: Path) -> None:
@@ -66,13 +67,13 @@ def test_packages_that_nobody_signed_are_refused(site: tuple[Path, str], tmp_pat
     with pytest.raises(ImageError, match="The bootstrap failed") as caught:
         build.build(unsigned, tmp_path / "images", lambda _: None)
     assert "is not signed" in caught.value.hint
-    assert list((tmp_path / "images").iterdir()) == []
+    assert not list((tmp_path / "images").glob("[!.]*"))
 
 
 def test_no_source_is_trusted_without_a_signature() -> None:
     for mirror in (None, "http://mirror.example/debian"):
-        lines = build._sources(recipe.load("debian-12").model_copy(update={"mirror": mirror})).splitlines()
+        lines = bootstrap.sources(recipe.load("debian-12").model_copy(update={"mirror": mirror})).splitlines()
         assert [line.split()[0] for line in lines] == ["deb"] * len(lines)
         assert all(line.split()[1].startswith("http") for line in lines), "no options in brackets"
-    old = build._sources(recipe.load("debian-12").model_copy(update={"snapshot": "20261101T000000Z"}))
+    old = bootstrap.sources(recipe.load("debian-12").model_copy(update={"snapshot": "20261101T000000Z"}))
     assert {line.split()[1] for line in old.splitlines()} == {"[check-valid-until=no]"}, "the signature is checked"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from vmrunner.cli import image_cmd
 from vmrunner.config import HostConfig
 from vmrunner.errors import ConfigError, ImageError
 from vmrunner.image import build, lock, packages, recipe, store
+from vmrunner.image.programs import Log
 
 LOCKED = 'extends = "debian-12"\nlock = "mine.lock"\n'
 
@@ -122,34 +125,37 @@ def test_what_can_not_be_locked(tmp_path: Path, images: Path) -> None:
 
 
 @pytest.fixture
-def bootstraps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Builds get the tree of a bootstrap that never ran, with PACKAGES in it."""
+def whats(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Builds get the tree of a bootstrap that never ran, with PACKAGES in it; what the programs that they ran were for."""
+    seen, whats = list[str](), list[str]()
 
-    def bootstrap(_recipe: recipe.Recipe, tree: Path, _work: Path) -> None:
-        lists = tree / "var/lib/apt/lists"
-        for folder in (lists / "partial", tree / "boot", tree / "etc"):
-            folder.mkdir(parents=True)
-        (tree / "boot" / "vmlinuz-6.1").write_text("a kernel")
-        (tree / "boot" / "initrd.img-6.1").write_text("an initrd")
-        stanzas = (
-            f"Package: {name}\nVersion: {each.version}\nArchitecture: amd64\nSHA256: {each.sha256}\n" for name, each in PACKAGES.items()
-        )
-        (lists / "x_Packages").write_text("\n".join(stanzas))
-
-    def run(what: str, *_command: object) -> str:
+    def run(_log: Log, what: str, *command: str | Path, **_options: object) -> str:
+        whats.append(what)
+        if what in {"The bootstrap", "Unpacking the bootstrapped packages"}:
+            tree = Path(command[-2] if what == "The bootstrap" else command[command.index("--directory") + 1])
+            lists = tree / "var/lib/apt/lists"
+            for folder in (lists / "partial", tree / "boot", tree / "etc"):
+                folder.mkdir(parents=True)
+            (tree / "boot" / "vmlinuz-6.1").write_text("a kernel")
+            (tree / "boot" / "initrd.img-6.1").write_text("an initrd")
+            stanzas = (
+                f"Package: {name}\nVersion: {each.version}\nArchitecture: amd64\nSHA256: {each.sha256}\n" for name, each in PACKAGES.items()
+            )
+            (lists / "x_Packages").write_text("\n".join(stanzas))
+        elif what == "Making the file system":
+            seen[:] = [path.name for path in (Path(command[-2]) / "var/lib/apt/lists").iterdir()]
+        elif what == "Making the disk":
+            Path(command[-1]).write_text(f"apt's lists: {' '.join(seen)}")
+        elif what == "Keeping the bootstrapped packages":
+            Path(command[-2]).write_text("a tar")
         listed = "".join(f"{name}\t{each.version}\tamd64\tinstalled\n" for name, each in PACKAGES.items())
         return listed if what == "Listing packages" else ""
 
-    def write_disk(tree: Path, disk: Path, _work: Path, _size: int) -> None:
-        names = (path.name for path in (tree / "var/lib/apt/lists").iterdir())
-        disk.write_text(f"apt's lists: {' '.join(names)}")
-
-    monkeypatch.setattr(build, "_bootstrap", bootstrap)
-    monkeypatch.setattr(build, "_run", run)
-    monkeypatch.setattr(build, "_write_disk", write_disk)
+    monkeypatch.setattr(Log, "run", run)
+    return whats
 
 
-@pytest.mark.usefixtures("bootstraps")
+@pytest.mark.usefixtures("whats")
 def test_a_build_with_its_lock(tmp_path: Path) -> None:
     write(tmp_path, "mine", LOCKED + '[files."/etc/motd"]\ntext = "hello"\nmode = "0600"\n')
     (tmp_path / "mine.lock").write_text(f"# as of today\n{lock.text(PACKAGES)}")
@@ -162,7 +168,7 @@ def test_a_build_with_its_lock(tmp_path: Path) -> None:
     store.verify(store.find(tmp_path / "images", "mine"))
 
 
-@pytest.mark.usefixtures("bootstraps")
+@pytest.mark.usefixtures("whats")
 def test_a_build_that_differs_from_its_lock_publishes_nothing(tmp_path: Path) -> None:
     write(tmp_path, "mine", LOCKED)
     (tmp_path / "mine.lock").write_text(lock.text({"curl": package("8.0"), "git": PACKAGES["git"]}))
@@ -171,9 +177,42 @@ def test_a_build_that_differs_from_its_lock_publishes_nothing(tmp_path: Path) ->
         build.build(wanted, tmp_path / "images", lambda _: None)
     assert "1 added (libc6); 1 of another version (curl 8.1, locked is 8.0)" in caught.value.sentence
     assert "--ignore-lock" in caught.value.hint
-    assert list((tmp_path / "images").iterdir()) == []
+    assert not list((tmp_path / "images").glob("[!.]*"))
     golden = build.build(wanted.model_copy(update={"lock": None}), tmp_path / "images", lambda _: None)
     assert golden.manifest.lock == ""
+
+
+def test_the_same_packages_are_bootstrapped_once_a_day(tmp_path: Path, whats: list[str]) -> None:
+    images = tmp_path / "images"
+
+    def bootstrapped(text: str, **options: bool) -> bool:
+        whats.clear()
+        write(tmp_path, "mine", f'extends = "debian-12"\n{text}')
+        golden = build.build(recipe.load("mine", tmp_path), images, lambda _: None, **options)
+        assert golden.manifest.packages == PACKAGES
+        shutil.rmtree(golden.directory)  # the next one may be of the same second
+        return "The bootstrap" in whats
+
+    script = '[[scripts]]\nname = "one"\ntext = "true"\n'
+    assert [bootstrapped(""), bootstrapped(script), bootstrapped('packages = ["jq"]'), bootstrapped(script, fresh=True)] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+    (note,) = [path for path in (images / ".cache").glob("*.json") if path.stat().st_mtime_ns == max(_times(images))]
+    note.with_suffix(".tar").write_text("damaged")
+    assert [bootstrapped(""), bootstrapped("")] == [True, False]
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"made_at": time.time() - 90_000}))
+    assert bootstrapped(""), "yesterday's"
+    note.write_text("{")
+    assert bootstrapped("")
+    shutil.rmtree(images / ".cache")
+    assert bootstrapped("")
+
+
+def _times(images: Path) -> list[int]:
+    return [path.stat().st_mtime_ns for path in (images / ".cache").glob("*.json")]
 
 
 def test_verify_compares_the_packages_with_the_lock(tmp_path: Path) -> None:

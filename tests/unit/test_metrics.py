@@ -76,6 +76,12 @@ def busy(world: World) -> None:
     world.hypervisor.die(world.machines()[0])
 
 
+def test_the_age_of_the_image_that_is_current(world: World) -> None:
+    figures = after_a_pass(world)
+    figures.saw(world.manager.survey(), datetime(2026, 1, 3, tzinfo=UTC).timestamp())  # it was built on the first
+    assert sample(exposed(figures), "image_age_seconds", image="debian-12") == 2 * 86400
+
+
 def test_the_exposition_parses_and_says_what_a_pass_saw(world: World) -> None:
     busy(world)
     samples = exposed(after_a_pass(world))
@@ -231,6 +237,7 @@ def known(world: World) -> dict[str, set[str]]:
     world.up()
     world.settle()
     world.history.count("swept_total", label="runner")
+    world.history.count("image_rollbacks_total", label="debian-12")
     world.forge.queue(100)
     world.up()
     world.up()
@@ -257,7 +264,7 @@ def test_the_alerts_name_only_figures_and_labels_that_exist(world: World) -> Non
             assert set(grouped.split(", ")) <= labels, rule["alert"]
         told = " ".join(rule["annotations"].values())
         assert set(re.findall(r"\$labels\.(\w+)", told)) <= labels, rule["alert"]
-    watched = {"swept_total", "forge_up", "pool_failures", "last_pass_timestamp_seconds", "waiting_jobs"}
+    watched = {"swept_total", "forge_up", "pool_failures", "last_pass_timestamp_seconds", "waiting_jobs", "image_age_seconds"}
     assert {f"vmrunner_{name}" for name in watched} <= named
 
 

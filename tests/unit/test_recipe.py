@@ -55,9 +55,9 @@ def test_the_digest_follows_content_and_not_place(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("packages = [", "can't be read"),
-        ('extends = "mine"', "inherits from itself: mine -> mine"),
-        ('extends = "nothing"', "There is no recipe 'nothing'. There are: debian-12, debian-13, debian-13-docker, mine."),
-        ('extends = "debian-12"\nsise = "1GiB"', "sise: is not a key that recipes have"),
+        ('extends = "mine"', "mine.toml: line 1: the recipe mine inherits from itself: mine -> mine"),
+        ('extends = "nothing"', "There is no recipe 'nothing'. There are: debian-12, debian-12-full,"),
+        ('extends = "debian-12"\nsise = "1GiB"', "mine.toml: line 2: sise: is not a key that recipes have"),
         ('extends = "debian-12"\nsize = 4', "size: a size is written like"),
         ('suite = "bookworm"', "is missing"),
         ('extends = "debian-12"\n[runner]\nkind = "forgejo-runner"\nurl = "https://forge.example/r"', "needs the sha256"),
@@ -73,3 +73,47 @@ def test_a_wrong_recipe_is_one_sentence_with_a_hint(tmp_path: Path, text: str, s
         recipe.load("mine", tmp_path)
     assert said in caught.value.sentence
     assert caught.value.hint
+
+
+def test_what_is_inherited_is_added_to(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "base",
+        'extends = "debian-12"\n[[scripts]]\nname = "one"\ntext = "true"\n[users.ci]\nuid = 1000\n[environment]\nA = "1"\n',
+    )
+    write(tmp_path, "mine", 'extends = "base"\n[[scripts]]\nname = "two"\ntext = "true"\n[environment]\nA = "2"\nB = "3"\n')
+    mine = recipe.load("mine", tmp_path)
+    assert [script.name for script in mine.scripts] == ["one", "two"]
+    assert (mine.users["ci"].uid, mine.environment) == (1000, {"A": "2", "B": "3"})
+    assert mine.digest() != recipe.load("base", tmp_path).digest()
+
+
+def test_images_that_were_built_before_a_key_existed_are_not_built_again() -> None:
+    older = recipe.load("debian-12").model_dump(mode="json", exclude={"files", "lock", "keyring", "runner", *recipe._YOUNGER})
+    assert list(older) == ["name", "suite", "mirror", "size", "packages", "kernel_arguments"]
+
+
+def test_the_digest_follows_scripts_and_further_runners(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "mine",
+        'extends = "debian-12"\n[[scripts]]\nname = "one"\nsource = "script"\n[runners.old]\nkind = "gitea-runner"\npath = "old"\n',
+    )
+    digests = []
+    for script, runner in (("1", "1"), ("2", "1"), ("2", "2")):
+        (tmp_path / "script").write_text(script)
+        (tmp_path / "old").write_text(runner)
+        digests.append(recipe.load("mine", tmp_path).digest())
+    assert len(set(digests)) == 3
+
+
+def test_a_fault_is_named_where_it_stands_also_in_a_recipe_that_is_inherited(tmp_path: Path) -> None:
+    write(tmp_path, "base", 'extends = "debian-12"\n\n[files."/etc/a"]\ntext = "a"\nmode = "9"\n')
+    write(tmp_path, "mine", 'extends = "base"\n[[scripts]]\nname = "one"\n')
+    with pytest.raises(ImageError, match=r"base\.toml: line 5: files\./etc/a\.mode: "):
+        recipe.load("base", tmp_path)
+    with pytest.raises(ImageError, match=r"mine\.toml: line 2: scripts\.0: name either a source or a text"):
+        recipe.load("mine", tmp_path)
+    write(tmp_path, "mine", 'extends = "base"\n')
+    with pytest.raises(ImageError, match=r"base\.toml: line 5: "):
+        recipe.load("mine", tmp_path)

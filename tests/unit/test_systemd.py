@@ -161,13 +161,21 @@ def test_the_timer() -> None:
     assert not any(line.startswith("Conflicts") for line in service)
 
 
+def test_images_are_renewed_by_root_without_the_forges_token() -> None:
+    units = Installation(settings(), PROGRAM, Path("/etc/v.toml")).units(Way.SERVE)
+    service, timer = (lines(units[name]) for name in systemd.REFRESH)
+    assert {"Type=oneshot", "ExecStart=/usr/local/bin/vmrunner image refresh --config /etc/v.toml"} <= set(service)
+    assert not any(line.startswith(("User=", "LoadCredential=")) for line in service)
+    assert {"OnCalendar=Sun *-*-* 03:00:00", "Persistent=yes", "WantedBy=timers.target"} <= set(timer)
+
+
 def test_both_have_one_sandbox() -> None:
     installation = Installation(settings(), PROGRAM)
     sandboxes = [
         unit[unit.index("# Who it is") :].replace(name, "").partition("[Install]")[0].rstrip()
         for way in Way
         for name, unit in installation.units(way).items()
-        if name.endswith(".service")
+        if name.endswith(".service") and name not in systemd.REFRESH
     ]
     assert len(sandboxes) == 2
     assert sandboxes[0] == sandboxes[1]
@@ -242,11 +250,14 @@ def test_install(run: Run, units: Path, program: Path, tmp_path: Path) -> None:
     code, out, _ = run()
     assert code == 0
     sysusers = tmp_path / "etc" / "sysusers.d" / "vmrunner.conf"
-    assert sorted(path for path in (tmp_path / "etc").rglob("*") if path.is_file()) == [units / "vmrunner.service", sysusers]
+    names = ("vmrunner-image-refresh.service", "vmrunner-image-refresh.timer", "vmrunner.service")
+    assert sorted(path for path in (tmp_path / "etc").rglob("*") if path.is_file()) == [*(units / name for name in names), sysusers]
     assert (units / "vmrunner.service").stat().st_mode & 0o777 == 0o644
     assert f"ExecStart={program} serve --config {tmp_path}/vmrunner.toml" in lines((units / "vmrunner.service").read_text())
     wanted = [
         f"wrote {units}/vmrunner.service",
+        f"wrote {units}/vmrunner-image-refresh.service",
+        f"wrote {units}/vmrunner-image-refresh.timer",
         f"wrote {sysusers}",
         "",
         "Next, as root:",
@@ -254,6 +265,7 @@ def test_install(run: Run, units: Path, program: Path, tmp_path: Path) -> None:
         f"  install -m 0600 /dev/stdin {tmp_path}/forge-token   # the forge's token",
         "  systemctl daemon-reload",
         "  systemctl enable --now vmrunner.service",
+        "  systemctl enable --now vmrunner-image-refresh.timer   # images are built anew every week",
     ]
     assert out.splitlines() == wanted
 
@@ -284,7 +296,7 @@ def test_the_other_way_is_disabled_first_and_removed_last(run: Run, units: Path,
     steps = [line.strip() for line in out.partition("Next")[2].splitlines() if line.startswith("  ")]
     assert code == 0
     assert steps[0].startswith(f"systemctl disable --now {way.other.enabled} ")
-    assert steps[-2] == f"systemctl enable --now {way.enabled}"
+    assert steps[-3] == f"systemctl enable --now {way.enabled}"
     assert steps[-1] == "rm " + " ".join(f"{units}/{name}" for name in way.other.units)
     # What runs keeps its unit until the admin stops it: without its file, systemd would forget its settings at the next daemon-reload.
     assert all((units / name).exists() for name in (*way.units, *way.other.units))

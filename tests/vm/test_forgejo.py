@@ -23,8 +23,10 @@ def test_each_machine_takes_its_own_job_and_a_cancelled_one_goes(lay_ground: Cal
         failing = double.add_job("failing", steps=["echo on $(hostname); exit 1", "echo never"])
         endless = double.add_job("endless", steps=["sleep 600"])
         ground.run("up")
+        made = {machine["name"] for machine in ground.status()["pools"][0]["machines"]}
+        assert ({runner.name for runner in double.runners.values()}, len(made)) == (made, 2)
         ground.run("up")
-        assert len(double.runners) == len(ground.status()["pools"][0]["machines"]) == 2
+        assert {runner.name for runner in double.runners.values()} <= made, "each job has its machine already"
         third = double.add_job("third")
 
         def both_taken() -> bool:

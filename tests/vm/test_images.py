@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.broken import panics
 from tests.forge.gitea import Site, until
+from tests.goldens import linked
 from tests.ground import Ground
-from tests.prepare import FORGEJO, GITEA, RECIPES
+from tests.prepare import FORGEJO, GITEA, IMAGES, RECIPES
 from tests.vm.test_failing import image_with
 from tests.vm.test_jobs import ONCE, records
-from vmrunner.errors import ImageError
+from vmrunner.errors import ImageError, MachineError
+from vmrunner.image import promotion, verify
+from vmrunner.image.promotion import Why
 
 pytestmark = pytest.mark.vm
 
@@ -21,7 +25,7 @@ pytestmark = pytest.mark.vm
 def test_a_digest_that_differs_from_the_manifest(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground()
     image_with(ground, "damaged", files={"disk.qcow2": "0" * 64})
-    for command in (("exec", "--image", "damaged", "--", "true"), ("image", "verify", "damaged")):
+    for command in (("exec", "--image", "damaged", "--", "true"), ("image", "verify", "damaged", "--files-only")):
         done = ground.run(*command, check=False)
         assert (done.returncode, "is damaged: disk.qcow2 has another sha256" in done.stderr) == (ImageError.exit_code, True), done.stderr
     assert ground.leftovers() == []
@@ -53,7 +57,7 @@ def test_a_build_that_fails_leaves_no_image(lay_ground: Callable[..., Ground], t
     (mirrorless / "offline.toml").write_text('extends = "debian-12"\nmirror = "http://127.0.0.1:9/debian"\n')
     done = ground.run("image", "build", "offline", "--recipes", str(mirrorless), check=False)
     assert (done.returncode, "The bootstrap failed" in done.stderr) == (ImageError.exit_code, True), done.stderr
-    assert list((ground.folder / "state" / "images").iterdir()) == []
+    assert not list((ground.folder / "state" / "images").glob("[!.]*"))
     assert ground.run("image", "list", "--json").stdout.strip() == "[]"
 
 
@@ -61,7 +65,7 @@ def test_list_and_an_up_to_date_build(lay_ground: Callable[..., Ground]) -> None
     ground = lay_ground()
     assert GITEA in ground.run("image", "list").stdout
     assert "is up to date" in ground.run("image", "build", GITEA, "--recipes", str(RECIPES)).stdout
-    assert "files are as the manifest says" in ground.run("image", "verify", GITEA).stdout
+    assert "files are as the manifest says" in ground.run("image", "verify", GITEA, "--files-only").stdout
 
 
 def test_what_is_in_an_image(lay_ground: Callable[..., Ground]) -> None:
@@ -78,3 +82,41 @@ def test_what_is_in_an_image(lay_ground: Callable[..., Ground]) -> None:
     ):
         done = ground.run("image", *command, check=False)
         assert (done.returncode, said in done.stderr) == (ImageError.exit_code, True), done.stderr
+
+
+def test_a_version_that_panics_is_refused_and_when_forced_rolled_back(site: Site, lay_ground: Callable[..., Ground]) -> None:
+    """One kind of `make broken`, with one machine instead of three; and what a good version shows."""
+    ground = lay_ground(image="trial", most=1)
+    ground.config.write_text(ground.config.read_text() + "[images]\nrollback_after = 1\n")
+    images = ground.folder / "state" / "images"
+    images.unlink()
+    for version in ("good", "panics"):
+        linked(images, IMAGES / GITEA / "current", "trial", version)
+    panics(images / "trial" / "panics")
+    with promotion.changing(images, print):
+        promotion.switch(images, "trial", "good", Why.BUILT)
+
+    found = json.loads(ground.run("image", "verify", "trial/good", "--json").stdout)
+    assert (found["good"], [check["name"] for check in found["checks"]]) == (True, ["boot", "clock", *verify.OURS])
+    refused = ground.run("image", "verify", "trial/panics", check=False)
+    assert (refused.returncode, "its kernel panicked" in refused.stderr) == (ImageError.exit_code, True), refused.stderr
+    assert ground.leftovers() == []
+    promoted = ground.run("image", "promote", "trial", "panics", check=False)
+    assert (promoted.returncode, "was verified and is not good" in promoted.stderr) == (ImageError.exit_code, True), promoted.stderr
+    ground.run("image", "promote", "trial", "panics", "--force")
+
+    repository = site.repository("rig", "rolled-back", ONCE)
+    until(site.queued, 30, "the job")
+    codes = [until(lambda: ground.run("up", check=False), 60, "a pass").returncode]
+    until(lambda: codes.append(ground.run("up", check=False).returncode) or MachineError.exit_code in codes, 120, "the machine", every=1)
+    until(lambda: ground.run("up", check=False) and repository.jobs()[0]["status"] == "completed", 240, "the job on the other", every=1)
+    assert repository.jobs()[0]["conclusion"] == "success"
+    until(lambda: ground.run("up") and not ground.leftovers(), 60, "the end", every=1)
+    (pool,) = ground.status()["pools"]
+    assert (pool["image"], pool["backoff"]) == ("trial/good", None)
+    assert "1 machine of trial/panics failed and none worked; last: its guest's kernel panicked" in pool["image_note"]
+    listed = {row["version"]: row for row in json.loads(ground.run("image", "list", "--json").stdout)}
+    assert (listed["good"]["current"], listed["good"]["promoted_why"]) == (True, "rolled back automatically")
+    assert (listed["panics"]["forced"], listed["panics"]["verified"]) == (True, False)
+    repository.delete()
+    assert records(site, ground) == []

@@ -11,20 +11,23 @@ from typing import Annotated
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, image, out, say, warn
-from vmrunner.errors import ConfigError
+from vmrunner.cli.app import ConfigOption, JsonOption, image, out, report, say, warn
+from vmrunner.config import HostConfig
+from vmrunner.errors import ConfigError, HypervisorError, ImageError, VmrunnerError
 from vmrunner.hypervisor.host import open_host
 from vmrunner.image import build as builder
 from vmrunner.image import diff as differ
 from vmrunner.image import lock as locks
-from vmrunner.image import promotion, recipe, store, transfer
+from vmrunner.image import promotion, proof, recipe, rotation, store, transfer
 from vmrunner.image import prune as pruning
+from vmrunner.image.rotation import Stage
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
 VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
-RecipesOption = Annotated[Path | None, typer.Option("--recipes", help="A folder with recipes of your own.")]
+RecipesOption = Annotated[Path | None, typer.Option("--recipes", help="A folder with your recipes, in place of the configuration's.")]
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which people need the beginning
 
 
@@ -35,28 +38,49 @@ def build(
     force: Annotated[bool, typer.Option("--force", help="Build even if the current version has this recipe.")] = False,
     ignore_lock: Annotated[bool, typer.Option("--ignore-lock", help="Take the packages that there are, whatever the lock says.")] = False,
     promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Whether new machines use it from now on.")] = True,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Whether a machine of it is looked at before that.")] = True,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Build a golden image from the recipe NAME and make it the current version."""
-    _must_be_there(recipes)
-    wanted, images, began = recipe.load(name, recipes), config.load_host(config_path).images_dir, time.monotonic()
+    """Build a golden image from the recipe NAME, boot a machine of it to verify it, and make it the current version."""
+    settings, began = config.load_host(config_path), time.monotonic()
+    wanted, images = recipe.load(name, _own(recipes, settings)), settings.images_dir
     if ignore_lock:
         wanted = wanted.model_copy(update={"lock": None})
     if not force and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
         out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
         return
-    golden = builder.build(wanted, images, say, promote=promote)
+    golden = builder.build(wanted, images, say, promote=promote and not verify)
     size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
     out.print(
         f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, {time.monotonic() - began:.0f} s", markup=False
     )
     if not promote:
-        say(f"New machines use it after `vmrunner image promote {name} {golden.version}`.")
+        say(f"New machines use it after {_by_hand(golden)}.")
+    elif verify:
+        try:
+            stage = _stage(settings)
+        except HypervisorError as error:
+            raise HypervisorError(
+                f"The image {name} {golden.version} is built, but not verified and so not promoted: {error.sentence}",
+                f"When that is mended: {_by_hand(golden)}; or build it with --no-verify.",
+            ) from None
+        stage.go_live(golden)
+        out.print(f"{name} {golden.version}: verified, new machines use it", markup=False)
 
 
-def _must_be_there(recipes: Path | None) -> None:
+def _by_hand(golden: store.Golden) -> str:
+    return f"`vmrunner image verify {golden.name}/{golden.version}` and `vmrunner image promote {golden.name} {golden.version}`"
+
+
+def _stage(settings: config.HostConfig) -> Stage:
+    host = open_host(settings, warn)
+    return Stage(host, settings, host.versions(), not host.kvm, say)
+
+
+def _own(recipes: Path | None, settings: HostConfig) -> Path:
     if recipes is not None and not recipes.is_dir():
         raise ConfigError(f"There is no folder {recipes}.", "--recipes names a folder with files like my-image.toml.")
+    return recipes or settings.recipes_dir
 
 
 @image.command("list")
@@ -77,15 +101,18 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.
             "promoted_at": promoted.at if (promoted := last.get((golden.name, golden.version))) else "",
             "promoted_why": promoted.why.value if promoted else "",
             "promoted_by": promoted.by if promoted else "",
+            "forced": promoted.forced if promoted else False,
+            "verified": None if (found_ := proof.read(golden)) is None else found_.is_good,
         }
         for golden in published
     ]
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    table = Table("image", "version", "current", "kernel", "runner", "built", "promoted", box=None, pad_edge=False)
+    table = Table("image", "version", "current", "kernel", "runner", "built", "verified", "promoted", box=None, pad_edge=False)
     for row in found:
-        texts = ("name", "version", "current", "kernel", "runner", "built_at", "promoted_at")
+        row["verified"] = {None: "no", True: "good", False: "BAD"}[row["verified"]]  # type: ignore[index]  # one of the three
+        texts = ("name", "version", "current", "kernel", "runner", "built_at", "verified", "promoted_at")
         table.add_row(*("*" if row[key] is True else "" if row[key] is False else str(row[key]) for key in texts))
     out.print(table)
 
@@ -100,10 +127,22 @@ def current_version(images: Path, name: str) -> str:
 def promote_version(
     name: NameArgument,
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A version of the list, or a beginning that no other one has.")],
+    force: Annotated[bool, typer.Option("--force", help="Also one that was not verified, or was found bad; that is written down.")] = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Make a version current, once its files are found to be as its manifest says. Machines that run keep theirs."""
-    golden = promotion.promote(config.load_host(config_path).images_dir, name, version, say)
+    """Make a version current that was verified, once its files are found to be as its manifest says. Machines that run keep theirs.
+
+    The snapshots that machines of it will be cloned from are made first.
+    """
+    settings = config.load_host(config_path)
+    golden = promotion.chosen(settings.images_dir, name, version)
+    if not force:  # one that does not come up can't be saved either
+        proof.demand(golden)
+        try:
+            _stage(settings).make_snapshots(golden)
+        except HypervisorError as error:
+            warn(f"No snapshot of it is made before: {error.sentence}")
+    promotion.promote(settings.images_dir, name, golden.version, say, force=force)
     out.print(f"{name} {golden.version}: new machines use it", markup=False)
 
 
@@ -119,12 +158,16 @@ def prune(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One image; all of them without it.")] = None,
     keep: Annotated[int, typer.Option("--keep", metavar="K", min=1, help="How many of an image's newest versions stay.")] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: JsonOption = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Remove old versions that no machine uses, with their snapshots, and what the host still has of versions that are gone."""
     settings = config.load_host(config_path)
     host = open_host(settings, warn)
     waste = pruning.find(host, settings, name, keep) if dry_run else pruning.prune(host, settings, name, keep, say)
+    if as_json:
+        print(json.dumps(asdict(waste) | {"removed": not dry_run}, indent=1))
+        return
     what = "would be removed" if dry_run else "removed"
     for gone in (*(" ".join(each) for each in waste.versions), *(f"snapshot {key}" for key in waste.snapshots), *waste.volumes):
         out.print(f"{gone}: {what}", markup=False)
@@ -133,20 +176,62 @@ def prune(
 
 
 @image.command("verify")
-def verify(name: NameArgument, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
-    """Read every file of the image's current version and compare it with the manifest, and the packages with the lock."""
-    golden = store.find(config.load_host(config_path).images_dir, name)
-    store.verify(golden)
-    locked = f", its {len(golden.manifest.packages)} packages as the lock says" if golden.manifest.lock else ""
-    out.print(f"{name} {golden.version}: {len(golden.manifest.files)} files are as the manifest says{locked}", markup=False)
+def verify_(
+    name: VersionArgument,
+    files_only: Annotated[bool, typer.Option("--files-only", help="Compare the files with the manifest, and boot nothing.")] = False,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Compare every file with the manifest and the packages with the lock; then boot a machine of it, and look at it from inside."""
+    settings = config.load_host(config_path)
+    golden = store.find_version(settings.images_dir, name)
+    if files_only:
+        store.verify(golden)
+        locked = f", its {len(golden.manifest.packages)} packages as the lock says" if golden.manifest.lock else ""
+        out.print(f"{golden.name} {golden.version}: {len(golden.manifest.files)} files are as the manifest says{locked}", markup=False)
+        return
+    found = _stage(settings).verify(golden)
+    if as_json:
+        print(json.dumps({"image": golden.name, "version": golden.version, "good": found.is_good} | found.model_dump(), indent=1))
+    else:
+        table = Table("check", "result", Column("measured", overflow="fold"), box=None, pad_edge=False)
+        for check in found.checks:
+            table.add_row(check.name, "good" if check.passed else "BAD", Text(check.measured), style="" if check.passed else "red")
+        out.print(table)
+    if not found.is_good:
+        raise ImageError(f"The image {golden.name} {golden.version} is not good: {found.said}.", "It can't be promoted without --force.")
+
+
+@image.command("refresh")
+def refresh(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Images; those that the pools use without it.")] = None,
+    recipes: RecipesOption = None,
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Build images anew; what differs from the current version and is good becomes current, and old versions go."""
+    settings = config.load_host(config_path)
+    own, stage, failures = _own(recipes, settings), _stage(settings), list[VmrunnerError]()
+    with rotation.only_one(settings.images_dir, say):
+        for name in rotation.used(settings, names or ()):
+            if not names and not recipe.exists(name, own):
+                say(f"{name}: there is no recipe of it, so it is left as it is")
+                continue
+            try:
+                candidate = builder.build(recipe.load(name, own), settings.images_dir, say, promote=False, fresh=True)
+                out.print(f"{name}: {stage.settle(candidate)}", markup=False)
+            except VmrunnerError as error:
+                report(error)
+                failures.append(error)
+    if failures:
+        raise typer.Exit(failures[0].exit_code)
 
 
 @image.command("lock")
 def lock(name: NameArgument, recipes: RecipesOption = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
     """Write the packages of the image's current version, with their digests, into the lock that the recipe NAME names."""
-    _must_be_there(recipes)
-    path = recipe.locked_by(name, recipes)
-    golden = store.find(config.load_host(config_path).images_dir, name)
+    settings = config.load_host(config_path)
+    path = recipe.locked_by(name, _own(recipes, settings))
+    golden = store.find(settings.images_dir, name)
     locks.write(path, name, golden.manifest.packages)
     out.print(f"{path}: {len(golden.manifest.packages)} packages of {name} {golden.version}", markup=False)
 
@@ -202,4 +287,4 @@ def import_file(
     """Take a version of an image from a file; new machines use it when it is promoted."""
     golden = transfer.fetch(file, config.load_host(config_path).images_dir, say)
     out.print(f"{golden.name} {golden.version}: imported", markup=False)
-    say(f"New machines use it after `vmrunner image promote {golden.name} {golden.version}`.")
+    say(f"New machines use it after {_by_hand(golden)}.")

@@ -57,6 +57,11 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
         if pool.backoff and pool.backoff.until > now:
             failures = f"{pool.backoff.failures} in a row failed"
             parts.append(Text(f"  backed off for {pool.backoff.until - now:.0f} s, {failures}; last: {pool.backoff.last}", style="red"))
+        if pool.image_built:
+            old = now - pool.image_built > manager.settings.images.max_age.total_seconds()
+            parts.append(Text(f"  image {pool.image}, {_days(now - pool.image_built)}", style="yellow" if old else "dim"))
+        if pool.image_note:
+            parts.append(Text(f"  {pool.image_note}", style="red"))
         if pool.snapshot:
             parts.append(Text(f"  no snapshot: {pool.snapshot}", style="yellow"))
         table = Table("", "name", "phase", "age", "job", box=None, pad_edge=False, padding=(0, 2, 0, 2))
@@ -74,6 +79,11 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
             table.add_row(wait.job.title, age(wait.job.queued_at.timestamp() if wait.job.queued_at else 0, now), wait.reason)
         parts.append(table)
     return Group(*parts)
+
+
+def _days(seconds: float) -> str:
+    days = int(seconds // 86400)
+    return f"built {days} day{'' if days == 1 else 's'} ago" if days >= 1 else "built today"
 
 
 def _head(pool: Desired, survey: Survey) -> str:
@@ -115,6 +125,9 @@ def _plain_pool(pool: Desired, survey: Survey, view: View, now: float) -> dict[s
         "name": pool.pool,
         "max": pool.max,
         "warm": pool.warm,
+        "image": pool.image,
+        "image_age_seconds": round(now - pool.image_built) if pool.image_built else None,
+        "image_note": pool.image_note,
         "drained": pool.drain is not Drain.NO,
         "snapshot": pool.snapshot,
         "running": sum(machine.phase is Phase.RUNNING for machine in machines),

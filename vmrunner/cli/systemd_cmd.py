@@ -97,6 +97,7 @@ def _steps(wanted: Installation, way: Way, directory: Path, *, is_update: bool) 
         *([f"install -m 0600 /dev/stdin {systemd.TOKEN}   # the forge's token"] if _lacks_token(wanted) else []),
         "systemctl daemon-reload",
         f"systemctl enable --now {way.enabled}",
+        f"systemctl enable --now {systemd.REFRESH[-1]}   # images are built anew every week",
         *([f"systemctl restart {way.enabled}   # where it ran already"] if is_update else []),
         *([f"rm {' '.join(map(str, unneeded))}"] if unneeded else []),
     ]

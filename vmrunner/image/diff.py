@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,6 +39,13 @@ class Difference:
         """Whether nothing is known to differ."""
         changes = (self.recipe_digest, self.kernel, self.kernel_arguments, self.runner)
         return not any(changes) and not self.packages and not self.files
+
+
+def content(manifest: Manifest) -> str:
+    """A digest of all that `between` compares: two versions with the same one do not differ."""
+    packages = {name: (package.version, package.sha256) for name, package in manifest.packages.items()}
+    what = [manifest.recipe_digest, manifest.kernel, manifest.kernel_arguments, _runner(manifest), packages, _files(manifest.inputs or {})]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def between(first: Golden, second: Golden) -> Difference:

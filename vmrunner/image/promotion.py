@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vmrunner import lock
 from vmrunner.errors import ImageError
-from vmrunner.image import store
+from vmrunner.image import diff, proof, store
 from vmrunner.image.store import CURRENT, Golden
 
 HISTORY = "promotions.jsonl"
@@ -28,6 +28,7 @@ class Why(StrEnum):
     BUILT = "built"
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled back"
+    STEPPED_BACK = "rolled back automatically"  # its first machines failed
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,29 @@ class Promotion:
     to: str
     why: Why
     by: str  # a user's name
+    forced: bool = False  # nobody had verified it, or it was found bad
+    cause: str = ""  # why it was rolled back, where vmrunner did
+    content: str = ""  # the digest of what it was rolled back from
+
+    @property
+    def is_back(self) -> bool:
+        """Whether it was to a version that had been current before."""
+        return self.why in {Why.ROLLED_BACK, Why.STEPPED_BACK}
 
     @classmethod
     def from_line(cls, line: bytes) -> Promotion | None:
         """None for a line that whoever wrote it could not finish."""
         try:
             plain = json.loads(line)
-            return cls(str(plain["at"]), str(plain["from"]), str(plain["to"]), Why(plain["why"]), str(plain["by"]))
+            more = (plain.get("forced") is True, str(plain.get("cause", "")), str(plain.get("content", "")))
+            return cls(str(plain["at"]), str(plain["from"]), str(plain["to"]), Why(plain["why"]), str(plain["by"]), *more)
         except (ValueError, TypeError, KeyError):
             return None
 
     def line(self) -> bytes:
         """As it is written down."""
-        plain = {"at": self.at, "from": self.before, "to": self.to, "why": self.why.value, "by": self.by}
+        plain: dict[str, object] = {"at": self.at, "from": self.before, "to": self.to, "why": self.why.value, "by": self.by}
+        plain |= {key: value for key in ("forced", "cause", "content") if (value := getattr(self, key))}
         return json.dumps(plain).encode() + b"\n"
 
 
@@ -70,7 +81,7 @@ def changing(images: Path, say: Say) -> Iterator[None]:
             ) from None
 
 
-def switch(images: Path, name: str, to: str, why: Why) -> None:
+def switch(images: Path, name: str, to: str, why: Why, *, forced: bool = False, cause: str = "", content: str = "") -> None:
     """Make a published version the current one, and write that down. Call it with the store's lock held."""
     home = images / name
     for half in home.glob(f".{CURRENT}-*"):  # of one that was killed: nobody else is at it now
@@ -79,7 +90,7 @@ def switch(images: Path, name: str, to: str, why: Why) -> None:
     # current, and the line says of itself that it came to nothing: what follows it does not begin where it ends (see `history`). The
     # other way round a version could be current without a line, and nobody would know since when, by whom, and what was there before.
     moment = datetime.now(UTC).isoformat(timespec="seconds")
-    _append(home / HISTORY, Promotion(moment, _linked(home), to, why, _user()).line())
+    _append(home / HISTORY, Promotion(moment, _linked(home), to, why, _user(), forced, cause, content).line())
     link = home / f".{CURRENT}-{os.getpid()}"
     link.symlink_to(to)
     link.rename(home / CURRENT)
@@ -88,6 +99,15 @@ def switch(images: Path, name: str, to: str, why: Why) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+    _share(images, home)
+
+
+def _share(images: Path, home: Path) -> None:
+    """What root does by hand must not keep the service's own user, who owns the folder above, from rolling back."""
+    if os.geteuid() == 0:
+        owner = images.parent.stat()
+        for path in (images, home, home / HISTORY):
+            os.chown(path, owner.st_uid, owner.st_gid)
 
 
 def history(images: Path, name: str) -> list[Promotion]:
@@ -104,18 +124,72 @@ def history(images: Path, name: str) -> list[Promotion]:
     return [each for each, current in zip(written, then, strict=True) if each.to == current]
 
 
-def promote(images: Path, name: str, version: str, say: Say) -> Golden:
-    """Make a version current, named by itself or by a beginning that no other has. Raises ImageError where it is unknown or damaged."""
+def promote(images: Path, name: str, version: str, say: Say, *, why: Why = Why.PROMOTED, force: bool = False) -> Golden:
+    """Make a version current, named by itself or by a beginning that no other has. Raises ImageError where it is unknown, damaged, or,
+    without `force`, not verified.
+    """
     _chosen(images, name, version)  # first of all, so that an unknown image leaves nothing, not even a lock
     with changing(images, say):
-        chosen = _chosen(images, name, version)
-        golden = store.version(images, name, chosen)
-        if chosen == _linked(images / name):
-            say(f"{name} {chosen} is the current version already")
+        golden = chosen(images, name, version)
+        if golden.version == _linked(images / name):
+            say(f"{name} {golden.version} is the current version already")
         else:
             store.verify(golden)
-            switch(images, name, chosen, Why.PROMOTED)
+            if not force:
+                proof.demand(golden)
+            found = proof.read(golden)
+            switch(images, name, golden.version, why, forced=not (found and found.is_good))
     return golden
+
+
+def chosen(images: Path, name: str, version: str) -> Golden:
+    """The version that `promote` would make current; raises ImageError where it is unknown or damaged."""
+    return store.version(images, name, _chosen(images, name, version))
+
+
+def step_back(images: Path, name: str, bad: str, cause: str, say: Say) -> Golden | None:
+    """Make the version current that was so before the version `bad`, and is whole; None where `bad` is not current any more, or there is
+    none. `cause` is written down, and what `bad` was made of.
+    """
+    if not can_step_back(images, name):
+        return None
+    with changing(images, say):
+        if _linked(images / name) != bad:
+            return None
+        for target in reversed(_behind(images, name)):
+            try:
+                golden = store.version(images, name, target)
+                store.verify(golden)
+            except ImageError:
+                continue
+            switch(images, name, target, Why.STEPPED_BACK, cause=cause, content=_content(images, name, bad))
+            return golden
+    return None
+
+
+def can_step_back(images: Path, name: str) -> bool:
+    """Whether the current version came by a promotion, and one that was current before is there. After a rollback it goes no further."""
+    told = history(images, name)
+    if not told or told[-1].is_back:
+        return False
+    return not (set(store.versions(images, name)) - {_linked(images / name)}).isdisjoint(_behind(images, name))
+
+
+def stepped_back_from(images: Path, name: str) -> set[str]:
+    """The contents (see `diff.content`) of the versions that were rolled back automatically."""
+    return {each.content for each in history(images, name) if each.content}
+
+
+def _content(images: Path, name: str, version: str) -> str:
+    try:
+        return diff.content(store.version(images, name, version).manifest)
+    except ImageError:
+        return ""  # its manifest is what is broken
+
+
+def current(images: Path, name: str) -> str:
+    """The version that is current, be it whole or not; empty where none is."""
+    return _linked(images / name)
 
 
 def rollback(images: Path, name: str, say: Say) -> Golden:
@@ -143,7 +217,7 @@ def _behind(images: Path, name: str) -> list[str]:
     """The versions that lie behind the current one, the nearest last; what was rolled back is not among them."""
     found: list[str] = []
     for each in history(images, name):
-        if each.why is Why.ROLLED_BACK and each.to in found:
+        if each.is_back and each.to in found:
             while found.pop() != each.to:
                 pass
         elif each.before:

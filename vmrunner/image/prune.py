@@ -14,11 +14,13 @@ from vmrunner import lock, ownership
 from vmrunner.config import HostConfig
 from vmrunner.errors import Busy
 from vmrunner.hypervisor import IMAGE_PREFIX, SNAPSHOT_PREFIX, File, Hypervisor, Volume, image_stem
-from vmrunner.image import promotion, store
+from vmrunner.image import promotion, proof, store
+from vmrunner.image.promotion import Why
 from vmrunner.image.store import CURRENT, DISK, MANIFEST
 from vmrunner.model import Machine
 
-_GONE = ".gone-"  # a folder on its way out
+GONE = ".gone-"
+"""What the name of a folder on its way out begins with."""
 _SETTLES_WITHIN, _POLL = 30.0, 0.2  # seconds; `vmrunner exec` makes an overlay in less than one
 Say = Callable[[str], object]
 
@@ -52,11 +54,11 @@ def prune(hypervisor: Hypervisor, settings: HostConfig, name: str | None, keep: 
         for key in waste.snapshots:
             hypervisor.drop_snapshot(key)
         hypervisor.drop_volumes(waste.volumes)
-        for half in images.glob(f"[!.]*/{_GONE}*"):
+        for half in images.glob(f"[!.]*/{GONE}*"):
             shutil.rmtree(half)
         for image, version in waste.versions:
             # In one step: nobody finds half of a version.
-            gone = images / image / f"{_GONE}{version}"
+            gone = images / image / f"{GONE}{version}"
             (images / image / version).rename(gone)
             shutil.rmtree(gone)
     return waste
@@ -65,7 +67,8 @@ def prune(hypervisor: Hypervisor, settings: HostConfig, name: str | None, keep: 
 def find(hypervisor: Hypervisor, settings: HostConfig, name: str | None, keep: int) -> Waste:
     """What nothing needs now: of the image `name`, or of all.
 
-    A version is needed that is current, or one of the newest `keep`, or that a volume of this host lies on, or that a live machine names.
+    A version is needed that is current, or one of the newest `keep` that were not found bad, or that a volume of this host lies on, or that
+    a live machine names.
     Snapshots alone keep none; machines that were cloned from one keep it and the image under it.
     """
     _check(settings.images_dir, name)
@@ -108,7 +111,8 @@ def _find(images: Path, volumes: Sequence[Volume], machines: Sequence[Machine], 
 
     going = []
     for name, versions in known.items():
-        kept = {*versions[-keep:], _current(images, name)}
+        bad = _bad(images, name, versions)
+        kept = {*[version for version in versions if version not in bad][-keep:], _current(images, name)}
         if only in (None, name):
             going += [(name, version) for version in versions if version not in kept and not is_needed(name, version)]
     stems |= {image_stem(name, version) for name in known for version in known[name] if (name, version) not in going}
@@ -129,6 +133,12 @@ def _find(images: Path, volumes: Sequence[Volume], machines: Sequence[Machine], 
         if volume.name.startswith(SNAPSHOT_PREFIX) and Path(volume.backing).name in gone and _key(volume.name) not in snapshots
     ]
     return Waste(tuple(going), tuple(sorted(keys)), tuple(gone))
+
+
+def _bad(images: Path, name: str, versions: Sequence[str]) -> set[str]:
+    """Versions that nobody goes back to: found bad when they were verified, or rolled back because their machines failed."""
+    left = {each.before for each in promotion.history(images, name) if each.why is Why.STEPPED_BACK}
+    return left | {version for version in versions if proof.is_bad(images / name / version)}
 
 
 def _used(volumes: Sequence[Volume], machines: Sequence[Machine]) -> tuple[set[str], set[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,9 +13,34 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vmrunner.config import Mebibytes
 from vmrunner.errors import ImageError
 from vmrunner.image import lock
+from vmrunner.image.lines import line_of
 from vmrunner.resources import folder
 
 GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._@+-]+)+$")]
+UserName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")]
+Suite = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$")]
+CheckName = Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
+RunnerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+_YOUNGER = {
+    "snapshot",
+    "updates",
+    "components",
+    "scripts",
+    "users",
+    "environment",
+    "compress",
+    "runners",
+    "checks",
+    "listens",
+    "containers",
+}
+"""The keys that were added since the first images were built."""
+_APPENDED, _MERGED = {"packages", "scripts", "containers"}, {"files", "users", "environment", "runners", "checks"}
+"""What an inheriting recipe adds to; every other key it replaces."""
 
 
 class _Section(BaseModel):
@@ -28,6 +54,7 @@ class RunnerSource(_Section):
     path: Path | None = None
     url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~_-]*$")] | None = None  # that its --version must tell
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -38,12 +65,11 @@ class RunnerSource(_Section):
         return self
 
 
-class FileSource(_Section):
-    """One file to add: another file, or its text."""
+class _Content(_Section):
+    """What another file holds, or a text."""
 
     source: Path | None = None
     text: str | None = None
-    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0644"
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -93,32 +119,75 @@ class ContainerSource(_Section):
             ) from None
 
 
+class FileSource(_Content):
+    """One file to add."""
+
+    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0644"
+
+
+class Script(_Content):
+    """A program that is run in the image, as root, when its packages are there and before the recipe's files are."""
+
+    name: Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
+
+
+class User(_Section):
+    """An account beside root's, without a password."""
+
+    uid: Annotated[int, Field(ge=1, le=59999)] | None = None
+    groups: tuple[UserName, ...] = ()  # made where they are missing
+    shell: GuestPath = "/bin/bash"
+    sudo: bool = False  # anything, without a password; the recipe needs the package sudo
+
+
 class Recipe(_Section):
     """One golden image, with everything that it inherits resolved."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    suite: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    suite: Suite
+    updates: tuple[Suite, ...] = ()  # further suites of the mirror
+    components: tuple[Word, ...] = ("main",)
+    keyring: Path | None = None  # what signs the mirror; unset: apt's own keys
     mirror: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     snapshot: Annotated[str, Field(pattern=r"^\d{8}T\d{6}Z$")] | None = None
     lock: Path | None = None
     size: Mebibytes
-    packages: tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$")], ...]
+    packages: tuple[Word, ...]
     kernel_arguments: Annotated[str, Field(pattern=r"^[ -~]+$")]
+    scripts: tuple[Script, ...] = ()
+    users: dict[UserName, User] = {}
+    environment: dict[Variable, Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}  # of everything that a machine of vmrunner's runs
+    compress: bool = False
     files: dict[GuestPath, FileSource] = {}
     runner: RunnerSource | None = None
+    runners: dict[RunnerName, RunnerSource] = {}  # beside that one; a pool takes one of them by its name
     containers: tuple[ContainerSource, ...] = ()
+    checks: dict[CheckName, Annotated[str, Field(min_length=1)]] = {}  # shell commands that exit with 0 in a machine of the image
+    listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()  # ports that may be open in one
 
     def digest(self) -> str:
         """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""
-        left_out: dict[str, Any] = {"files": True, "lock": True, "runner": {"path": True}, "containers": {"__all__": {"archive"}}}
-        if not self.containers:
-            left_out["containers"] = True
-        if self.snapshot is None:  # younger than some image: unset it must not change the digest, or that image would be built again
-            left_out["snapshot"] = True
-        total = hashlib.sha256(self.model_dump_json(exclude=left_out).encode())
+        plain = self.model_dump(mode="json", exclude={"files": True, "lock": True, "keyring": True, "runner": {"path"}})
+        # Younger than some image: unset they must not change the digest, or that image would be built again.
+        for key, field in Recipe.model_fields.items():
+            if key in _YOUNGER and getattr(self, key) == field.get_default():
+                plain.pop(key, None)
+        if self.runner and self.runner.version is None:
+            plain["runner"].pop("version")
+        if self.scripts:
+            plain["scripts"] = [(script.name, hashlib.sha256(script.content()).hexdigest()) for script in self.scripts]
+        for each in plain.get("runners", {}).values():
+            each.pop("path")
+        for container in plain.get("containers", []):
+            container.pop("archive")
+        total = hashlib.sha256(json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode())
         contents = {path: (file.mode, file.content()) for path, file in self.files.items()}
-        if self.runner and self.runner.path:
-            contents["runner"] = ("0755", FileSource(source=self.runner.path).content())
+        sources = {"runner": self.runner} | {f"runners/{name}": each for name, each in self.runners.items()}
+        for name, source in sources.items():
+            if source and source.path:
+                contents[name] = ("0755", FileSource(source=source.path).content())
+        if self.keyring:
+            contents["keyring"] = ("0644", FileSource(source=self.keyring).content())
         if self.lock:
             contents["lock"] = ("0644", lock.read(self.lock).encode())
         for path, (mode, content) in sorted(contents.items()):
@@ -133,8 +202,7 @@ def load(name: str, own: Path | None = None) -> Recipe:
 
     Raises ImageError for an unknown name, a cycle, broken TOML, an unknown key or a wrong value, naming the file and the key.
     """
-    data = _resolve(name, _folders(own), ())
-    origin = data.pop("_origin")
+    data, origins = _resolve(name, _folders(own), ())
     try:
         return Recipe.model_validate(data | {"name": name})
     except ValidationError as error:
@@ -143,7 +211,23 @@ def load(name: str, own: Path | None = None) -> Recipe:
         what = {"extra_forbidden": "is not a key that recipes have", "missing": "is missing"}.get(
             first["type"], first["msg"].removeprefix("Value error, ")
         )
-        raise ImageError(f"{origin}: {key or 'the recipe'}: {what}.", "Compare with the recipe debian-12 that vmrunner brings.") from None
+        where = _where(first["loc"], origins, _file(name, _folders(own)))
+        raise ImageError(f"{where}: {key or 'the recipe'}: {what}.", "Compare with the recipe debian-12 that vmrunner brings.") from None
+
+
+def _where(loc: tuple[str | int, ...], origins: dict[str, Path], leaf: Path) -> str:
+    """The recipe's file, or that of one that it inherits from, and the line in there."""
+    key = ".".join(str(part) for part in loc[:2])
+    file = origins.get(key) or origins.get(str(loc[0]) if loc else "") or leaf
+    try:
+        text = file.read_text(encoding="utf-8")
+        own = tomllib.loads(text)
+    except (OSError, ValueError):  # it has changed since
+        return str(file)
+    if loc and loc[0] in _APPENDED and isinstance(loc[1] if len(loc) > 1 else None, int):
+        # Elements are counted from the first recipe's on; of this one they are the last.
+        return f"{file}: line {line_of(text, (loc[0],))}"
+    return f"{file}: line {line_of(text, loc)}" if loc and loc[0] in own else str(file)
 
 
 def locked_by(name: str, own: Path | None) -> Path:
@@ -157,6 +241,11 @@ def locked_by(name: str, own: Path | None) -> Path:
     if found is None:
         raise ImageError(f"The recipe {name} names no lock.", f'Add `lock = "{name}.lock"` to it.')
     return found
+
+
+def exists(name: str, own: Path | None = None) -> bool:
+    """Whether there is a recipe of this name."""
+    return any((each / f"{name}.toml").is_file() for each in _folders(own))
 
 
 def _folders(own: Path | None) -> list[Path]:
@@ -173,32 +262,43 @@ def _file(name: str, folders: list[Path]) -> Path:
     return file
 
 
-def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> dict[str, Any]:
-    if name in seen:
-        raise ImageError(f"The recipe {seen[0]} inherits from itself: {' -> '.join((*seen, name))}.", "Remove one `extends`.")
+def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """What a recipe says with all that it inherits, and which file says it, by key and by key.subkey."""
     file = _file(name, folders)
     try:
-        data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        data: dict[str, Any] = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ImageError(f"The recipe {file} can't be read: {error}.", "It must be valid TOML.") from None
+    if name in seen:
+        line = f"{file}: line {line_of(text, ('extends',))}"
+        raise ImageError(f"{line}: the recipe {seen[0]} inherits from itself: {' -> '.join((*seen, name))}.", "Remove one `extends`.")
     _absolute(data, file.parent)
-    base = _resolve(str(data.pop("extends")), folders, (*seen, name)) if "extends" in data else {"packages": [], "files": {}}
+    base, origins = _resolve(str(data.pop("extends")), folders, (*seen, name)) if "extends" in data else ({}, {})
     base.pop("lock", None)  # it lists all packages of one image; who inherits has others
-    inherited = {"packages": [*base["packages"], *data.get("packages", [])], "files": base["files"] | data.get("files", {})}
-    if isinstance(own := data.get("containers", []), list):
-        inherited["containers"] = [*base.get("containers", []), *own]
-    return base | data | inherited | {"_origin": file}
+    for key, own in data.items():
+        before = base.get(key)
+        if key in _APPENDED and isinstance(own, list) and isinstance(before, list):
+            base[key] = [*before, *own]
+        elif key in _MERGED and isinstance(own, dict) and isinstance(before, dict):
+            base[key] = before | own
+        else:
+            base[key] = own
+        origins[key] = file
+        if isinstance(own, dict):
+            origins |= {f"{key}.{sub}": file for sub in own}
+    return {"packages": []} | base, origins
 
 
 def _absolute(data: dict[str, Any], beside: Path) -> None:
     """Paths in a recipe are relative to it."""
-    files = data.get("files")
-    sources = [(file, "source") for file in files.values() if isinstance(file, dict)] if isinstance(files, dict) else []
-    if isinstance(runner := data.get("runner"), dict):
-        sources.append((runner, "path"))
-    if isinstance(containers := data.get("containers"), list):
-        sources += [(container, "archive") for container in containers if isinstance(container, dict)]
-    sources.append((data, "lock"))
-    for table, key in sources:
-        if isinstance(table.get(key), str):
+    tables: list[tuple[Any, str]] = [(data, "lock"), (data, "keyring"), (data.get("runner"), "path")]
+    for key, name in (("files", "source"), ("runners", "path")):
+        if isinstance(named := data.get(key), dict):
+            tables += [(each, name) for each in named.values()]
+    for key, name in (("scripts", "source"), ("containers", "archive")):
+        if isinstance(listed := data.get(key), list):
+            tables += [(each, name) for each in listed]
+    for table, key in tables:
+        if isinstance(table, dict) and isinstance(table.get(key), str):
             table[key] = str(beside / table[key])

@@ -26,6 +26,7 @@ class Runner(BaseModel):
     kind: str  # forgejo-runner or gitea-runner
     path: str  # in the guest
     sha256: str
+    version: str = ""  # as its --version tells it, where the recipe says which
 
 
 class Input(BaseModel):
@@ -56,6 +57,9 @@ class Manifest(BaseModel):
     kernel: str = ""  # version
     kernel_arguments: str = ""  # empty: the disk has a boot loader of its own
     runner: Runner | None = None
+    runners: dict[str, Runner] = {}  # further ones, by their names in the recipe
+    checks: dict[str, str] = {}  # name -> a shell command that exits with 0 in a machine of the image
+    listens: tuple[int, ...] = ()  # ports that may be open in a machine of the image
     built_at: str  # ISO 8601, UTC
     vmrunner_version: str
 

@@ -12,6 +12,7 @@ from vmrunner.image import promotion
 from vmrunner.image.store import Golden, Manifest
 
 _PREFIX = ".building-"
+_LOGS = 20  # of all images
 Say = Callable[[str], object]
 
 
@@ -31,6 +32,15 @@ def opened(images: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def log(images: Path, name: str) -> Path:
+    """The file for what the programs of one build print; those of the last builds are kept."""
+    folder = images / ".log"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[: -_LOGS + 1]:
+        old.unlink(missing_ok=True)
+    return folder / f"{name}.log"
+
+
 def publish(out: Path, images: Path, manifest: Manifest, say: Say, *, promote: bool) -> Golden:
     """Make the folder `out`, which lies in a workshop, the version that its manifest names; with `promote` the current one."""
     home = images / manifest.name
@@ -40,5 +50,5 @@ def publish(out: Path, images: Path, manifest: Manifest, say: Say, *, promote: b
     with promotion.changing(images, say):
         out.rename(final)
         if promote:
-            promotion.switch(images, manifest.name, manifest.version, promotion.Why.BUILT)
+            promotion.switch(images, manifest.name, manifest.version, promotion.Why.BUILT, forced=True)
     return Golden(manifest.name, manifest.version, final, manifest)

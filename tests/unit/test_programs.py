@@ -1,0 +1,66 @@
+"""What builds an image neither outlives the build nor leaves a mount, and says what went wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vmrunner.errors import ImageError
+from vmrunner.image.programs import Log
+
+MOUNTING = """
+import sys
+from pathlib import Path
+from vmrunner.image.programs import Log
+inner = 'mount -t tmpfs tmpfs "$0" && touch "$0/mounted" && echo mounted && (sleep 654321 & sleep 654322)'
+Log(Path(sys.argv[1]), print).apart("It", "sh", "-c", inner, sys.argv[2], hear=lambda line: print(line, flush=True))
+"""
+
+
+def sleeping() -> list[str]:
+    """The programs that MOUNTING began and that are still there."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has just gone
+        found += [words[1].decode()] if words[0] == b"sleep" and words[1].startswith(b"65432") else []
+    return sorted(found)
+
+
+def test_killed_it_leaves_no_process_and_no_mount(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    with subprocess.Popen([sys.executable, "-c", MOUNTING, tmp_path / "log", place], stdout=subprocess.PIPE, text=True) as build:
+        assert build.stdout is not None
+        assert build.stdout.readline() == "mounted\n"
+        deadline = time.monotonic() + 60
+        while len(sleeping()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert sleeping() == ["654321", "654322"]
+        assert (list(place.iterdir()), str(place) in Path("/proc/mounts").read_text()) == ([], False), "nobody else sees its mounts"
+        os.kill(build.pid, signal.SIGKILL)
+    while sleeping() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert sleeping() == []
+
+
+def test_the_log_has_it_all_and_the_error_the_end(tmp_path: Path) -> None:
+    said: list[str] = []
+    log = Log(tmp_path / "logs" / "one.log", said.append)
+    log.step("counting")
+    assert log.run("It", "sh", "-c", "cat; echo 2 >&2", text="1\n") == "1\n2\n"
+    with pytest.raises(ImageError, match=r"It failed \(exit 3\)") as caught:
+        log.run("It", "sh", "-c", "seq 100; exit 3")
+    assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == ("93", True)
+    with pytest.raises(ImageError) as caught:
+        log.run("It", "sh", "-c", "echo 'write: No space left on device'; exit 1")
+    assert caught.value.hint == "Free some space."
+    assert (said, log.path.read_text().splitlines()[:4]) == (["counting"], ["== counting", "1", "2", "1"])

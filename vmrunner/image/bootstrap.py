@@ -1,0 +1,169 @@
+"""The packages of an image in a folder: bootstrapped, or as they were bootstrapped a while ago for the same ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmrunner.errors import ImageError
+from vmrunner.image import packages, store
+from vmrunner.image.packages import Package
+from vmrunner.image.programs import Log
+from vmrunner.image.recipe import FileSource, Recipe
+
+FOLDER = ".cache"
+_ARCHIVE = "https://snapshot.debian.org/archive"
+_FRESH = 86400.0  # seconds that what a mirror had is taken for what it has
+_KEPT = 7 * 86400.0  # seconds after its last use
+_MOST = 4  # of them are kept
+_TAR = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
+_EXCLUDED = ("man", "doc", "locale")  # of /usr/share
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A bootstrapped tree as a tar, and what it consists of, as a small file beside it."""
+
+    sha256: str  # of the tar
+    made_at: float  # unix seconds
+    packages: dict[str, Package]
+
+    @classmethod
+    def read(cls, path: Path) -> Layer | None:
+        """None where there is none, or none that can be read."""
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            found = {name: Package.model_validate(each) for name, each in plain["packages"].items()}
+            return cls(str(plain["sha256"]), float(plain["made_at"]), found)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def text(self) -> str:
+        """As it is written down."""
+        packages = {name: each.model_dump() for name, each in self.packages.items()}
+        return json.dumps({"sha256": self.sha256, "made_at": self.made_at, "packages": packages})
+
+
+def bootstrap(recipe: Recipe, images: Path, work: Path, log: Log, *, fresh: bool) -> tuple[Path, dict[str, Package]]:
+    """The tree, in the folder `work`, and its packages.
+
+    One that was made in the last day is taken again, or of any age with a `snapshot` in the recipe, unless it has to be `fresh`.
+    """
+    tree, listed = work / "tree", sources(recipe)
+    key = _key(recipe, listed)
+    tar, note = (images / FOLDER / f"{key}.{suffix}" for suffix in ("tar", "json"))
+    known = None if fresh else Layer.read(note)
+    if known and (recipe.snapshot or 0 <= time.time() - known.made_at < _FRESH) and _is(tar, known.sha256):
+        log.step(f"taking {recipe.suite} with {len(known.packages)} packages, bootstrapped before")
+        tree.mkdir(mode=0o755)
+        log.run("Unpacking the bootstrapped packages", "tar", "--extract", *_TAR, "--directory", tree, "--file", tar)
+        with suppress(OSError):
+            os.utime(note)
+        return tree, known.packages
+    log.step(f"bootstrapping {recipe.suite} with {len(recipe.packages)} packages")
+    (work / "sources.list").write_text(listed, encoding="utf-8")
+    settings = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*"))]
+    excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _EXCLUDED]
+    options = ["--mode=root", "--variant=minbase", "--format=directory", "--dpkgopt=force-unsafe-io", *excluded, *settings]
+    if recipe.keyring:
+        options.append(f"--keyring={recipe.keyring}")
+    # apt's lists stay until the packages' digests have been read in them.
+    options += [f"--include={','.join(recipe.packages)}", "--skip=cleanup/apt/lists"]
+    log.apart("The bootstrap", "mmdebstrap", *options, recipe.suite, tree, work / "sources.list", hear=_Progress(log))
+    found = _packages(tree, log)
+    _keep(tree, tar, note, found, log)
+    return tree, found
+
+
+class _Progress:
+    """Says what mmdebstrap is at."""
+
+    def __init__(self, log: Log) -> None:
+        self._log, self._last = log, ""
+
+    def __call__(self, line: str) -> None:
+        if (found := re.match(r"I: (\w[\w -]+?)\.\.\.$", line)) and found[1] != self._last:
+            self._last = found[1]
+            self._log.step(found[1])
+
+
+def sources(recipe: Recipe) -> str:
+    """The recipe's snapshot or mirror, or the mirrors that this host's apt uses, with the recipe's suite, for apt."""
+    suite, components = recipe.suite, " ".join(recipe.components)
+    if recipe.snapshot:
+        # What was signed to be valid for a week has expired there. The signature itself is checked as ever.
+        archive, option = (recipe.mirror or _ARCHIVE).rstrip("/"), "[check-valid-until=no]"
+        parts = (("debian", suite), ("debian", f"{suite}-updates"), ("debian-security", f"{suite}-security"))
+        return "".join(f"deb {option} {archive}/{folder}/{recipe.snapshot} {each} {components}\n" for folder, each in parts)
+    if recipe.mirror:
+        return "".join(f"deb {recipe.mirror} {each} {components}\n" for each in (suite, *recipe.updates))
+    lists = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.*"))]
+    text = "\n".join(path.read_text(errors="replace") for path in lists if path.is_file())
+    uris = re.findall(r"https?://\S+", re.sub(r"(?m)^\s*#.*$", "", text))
+    main = next((uri for uri in uris if uri.rstrip("/").endswith("/debian")), "http://deb.debian.org/debian")
+    security = next((uri for uri in uris if "debian-security" in uri), "http://deb.debian.org/debian-security")
+    parts = ((main, suite), (main, f"{suite}-updates"), (security, f"{suite}-security"))
+    return "".join(f"deb {archive} {each} {components}\n" for archive, each in parts)
+
+
+def _key(recipe: Recipe, listed: str) -> str:
+    """What a tree depends on, as a word."""
+    keyring = hashlib.sha256(FileSource(source=recipe.keyring).content()).hexdigest() if recipe.keyring else ""
+    all_of_it = ["1", os.uname().machine, listed, recipe.suite, keyring, _EXCLUDED, sorted(set(recipe.packages))]
+    return hashlib.sha256(json.dumps(all_of_it).encode()).hexdigest()[:24]
+
+
+def _packages(tree: Path, log: Log) -> dict[str, Package]:
+    """The installed packages with their digests. apt's lists, which know them, are gone from the tree afterwards."""
+    lists = tree / "var/lib/apt/lists"
+    listed = log.inside("Listing packages", tree, "dpkg-query", "-W", "-f", packages.FORMAT, said=False)
+    found = packages.installed(listed, lists)
+    for path in lists.iterdir():
+        if path.is_file():
+            path.unlink()
+    return found
+
+
+def _is(tar: Path, sha256: str) -> bool:
+    try:
+        return store.digest(tar) == sha256
+    except OSError:
+        return False
+
+
+def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log) -> None:
+    """Keep the tree for the next build. Without room for it that one bootstraps again."""
+    tar.parent.mkdir(exist_ok=True)
+    part = tar.with_name(f".part-{os.getpid()}")
+    try:
+        log.run("Keeping the bootstrapped packages", "tar", "--create", "--sparse", *_TAR, "--directory", tree, "--file", part, ".")
+        layer = Layer(store.digest(part), time.time(), found)
+        note.unlink(missing_ok=True)
+        part.replace(tar)
+        (written := part.with_suffix(".json")).write_text(layer.text(), encoding="utf-8")
+        written.replace(note)
+    except (OSError, ImageError):
+        log.step("there is no room to keep the bootstrapped packages for the next build")
+    finally:
+        for half in (part, part.with_suffix(".json")):
+            with suppress(OSError):
+                half.unlink()
+    _forget(tar.parent)
+
+
+def _forget(folder: Path) -> None:
+    """Drop the layers that nobody used for a week, all but the few last ones, and what killed builds began."""
+    with suppress(OSError):
+        notes = sorted(folder.glob("*.json"), key=lambda note: note.stat().st_mtime, reverse=True)
+        kept = {note.stem for note in notes[:_MOST] if time.time() - note.stat().st_mtime < _KEPT}
+        for path in folder.iterdir():
+            pid = path.name.removeprefix(".part-").partition(".")[0]
+            is_dead = pid.isdigit() and path.name.startswith(".part-") and not Path(f"/proc/{pid}").exists()
+            if is_dead or (not path.name.startswith(".") and path.stem not in kept):
+                path.unlink()

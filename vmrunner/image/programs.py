@@ -1,0 +1,86 @@
+"""The programs that build an image: each alone in namespaces of its own, so that none outlives a build that is killed, nor its mounts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from vmrunner.errors import ImageError
+
+Hear = Callable[[str], object]
+_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+_APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+_IN_TREE = """set -e
+mount -t proc proc "$0/proc"
+mount --rbind /dev "$0/dev"
+mount -t sysfs -o ro sysfs "$0/sys"
+mount -t tmpfs tmpfs "$0/run"
+exec chroot "$0" "$@"
+"""
+_LAST = 8  # lines of a program that failed to show
+
+
+class Log:
+    """What the programs of one build print, in a file; `say` is told each step as it begins, and hears how the longer ones come along."""
+
+    def __init__(self, path: Path, say: Hear) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self._say = path, say
+
+    def step(self, text: str) -> None:
+        """One begins."""
+        self._say(text)
+        self._write(f"== {text}\n")
+
+    def run(self, what: str, *command: str | Path, text: str = "", hear: Hear = lambda _: None, said: bool = True) -> str:
+        """Run a program to its end, `text` being its input, and return what it printed; `hear` gets each line, the log too if it is `said`.
+
+        Raises ImageError with its last lines where it fails.
+        """
+        words = [*_WITH_US, *(str(word) for word in command)]
+        environment = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
+        lines: list[str] = []
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace"
+        ) as running:
+            try:
+                assert running.stdin  # noqa: S101 — pipes were asked for
+                assert running.stdout  # noqa: S101 — the same
+                try:
+                    running.stdin.write(text)
+                    running.stdin.close()
+                except BrokenPipeError:
+                    pass  # its exit code says more
+                for line in running.stdout:
+                    lines.append(line)
+                    if said:
+                        self._write(line)
+                        hear(line.rstrip())
+            except BaseException:
+                running.kill()
+                raise
+        if running.returncode:
+            last = [line.rstrip() for line in lines if line.strip()][-_LAST:]
+            full = any("No space left" in line for line in lines)
+            raise ImageError(
+                f"{what} failed (exit {running.returncode}).",
+                "Free some space." if full else "\n".join([*last, f"All that was printed is in {self.path}."]),
+            )
+        return "".join(lines)
+
+    def apart(self, what: str, *command: str | Path, hear: Hear = lambda _: None) -> str:
+        """Run a program that mounts, and starts others: what it mounts nobody else sees, and all of it ends with it."""
+        return self.run(what, *_APART, *command, hear=hear)
+
+    def inside(self, what: str, tree: Path, *command: str, text: str = "", said: bool = True) -> str:
+        """Run a program of the tree in there, with /proc, /dev, /sys and an empty /run."""
+        return self.run(what, *_APART, "sh", "-c", _IN_TREE, tree, *command, text=text, said=said)
+
+    def _write(self, text: str) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as log:
+                log.write(text)
+        except OSError:
+            pass  # a disk that is full is told by what the image needs of it

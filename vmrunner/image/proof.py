@@ -1,0 +1,96 @@
+"""Whether a version was booted and found good: `verified.json` in its folder, beside the files that never change."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vmrunner.errors import ImageError
+from vmrunner.image import store
+from vmrunner.image.store import MANIFEST, Golden
+
+RECORD = "verified.json"
+
+
+class Check(BaseModel):
+    """One thing that was looked at."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    passed: bool
+    measured: str = ""
+
+
+class Proof(BaseModel):
+    """What a machine of the version showed, be it good or bad."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest: str  # sha256 of the manifest that it is about
+    at: str  # ISO 8601, UTC
+    vmrunner: str  # version
+    qemu: str  # version
+    libvirt: str  # version
+    boot_seconds: float  # from the machine's start to its first command; 0: it did not come up
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not pass."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether there were checks, and all of them passed."""
+        return bool(self.checks) and not self.failed
+
+    @property
+    def said(self) -> str:
+        """What is wrong, on one line; empty where nothing is."""
+        return "; ".join(f"{check.name}: {check.measured or 'no answer'}" for check in self.failed)
+
+
+def read(golden: Golden) -> Proof | None:
+    """The version's record; None where there is none, or where it is about another manifest."""
+    try:
+        found = Proof.model_validate_json((golden.directory / RECORD).read_bytes())
+        return found if found.manifest == store.digest(golden.directory / MANIFEST) else None
+    except (OSError, ValidationError):
+        return None
+
+
+def write(golden: Golden, proof: Proof) -> None:
+    """Put the record beside the manifest, all of it or nothing of it. Raises ImageError."""
+    part = golden.directory / f".{RECORD}.{os.getpid()}"
+    try:
+        part.write_text(proof.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        part.chmod(0o644)
+        part.replace(golden.directory / RECORD)
+    except OSError as error:
+        raise ImageError(
+            f"That {golden.name} {golden.version} was verified can't be written down: {error.strerror}.", "Run it with sudo."
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def demand(golden: Golden) -> None:
+    """Raises ImageError unless the version was verified and found good."""
+    proof, what = read(golden), f"{golden.name}/{golden.version}"
+    again = f"`vmrunner image verify {what}` boots a machine of it; `--force` promotes it as it is."
+    if proof is None:
+        raise ImageError(f"The image {golden.name} {golden.version} was not verified.", again)
+    if not proof.is_good:
+        raise ImageError(f"The image {golden.name} {golden.version} was verified and is not good: {proof.said}.", again)
+
+
+def is_bad(directory: Path) -> bool:
+    """Whether the version in this folder was verified and found bad."""
+    try:
+        found = Proof.model_validate_json((directory / RECORD).read_bytes())
+    except (OSError, ValidationError):
+        return False
+    return not found.is_good

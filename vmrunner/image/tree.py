@@ -1,0 +1,138 @@
+"""What is done to a bootstrapped tree before it becomes a disk: scripts, users, files, runners, and what every image of ours needs."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from pathlib import Path
+
+import httpx
+
+from vmrunner.errors import ImageError
+from vmrunner.image import containers
+from vmrunner.image.programs import Log
+from vmrunner.image.recipe import Recipe, RunnerSource
+from vmrunner.image.store import Input, Runner
+
+_RUNNER_PATH = "/usr/local/bin/{kind}"
+_FURTHER_RUNNERS = "/usr/local/lib/vmrunner/runners"
+_SCRIPT = "/.vmrunner-script"
+ENVIRONMENT = "/etc/vmrunner/environment"  # what a job's script and `exec` read
+
+
+def furnish(recipe: Recipe, tree: Path, work: Path, log: Log) -> tuple[dict[str, Input], Runner | None, dict[str, Runner]]:
+    """Everything of the recipe beside its packages; returns the files and runners that it put in."""
+    if recipe.scripts:  # they may fetch something
+        _place(tree, "/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes(), 0o644)
+    for script in recipe.scripts:
+        log.step(f"running the script {script.name}")
+        _run_script(script.content(), script.name, tree, log)
+    _add_users(recipe, tree, log)
+    runner = _install_runner(recipe.runner, _RUNNER_PATH.format(kind=recipe.runner.kind), tree, work, log) if recipe.runner else None
+    further = {
+        name: _install_runner(each, f"{_FURTHER_RUNNERS}/{name}/{each.kind}", tree, work, log) for name, each in recipe.runners.items()
+    }
+    inputs = _add_files(recipe, tree, runner, log)
+    archives = containers.lay(recipe.containers, tree, _download, log.step)
+    return inputs | {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}, runner, further
+
+
+def _run_script(content: bytes, name: str, tree: Path, log: Log) -> None:
+    """By its interpreter, or the shell. The tree has the resolver of this host while it runs."""
+    _place(tree, _SCRIPT, content if content.startswith(b"#!") else b"#!/bin/sh -eu\n" + content, 0o700)
+    try:
+        log.inside(f"The script {name}", tree, _SCRIPT)
+    finally:
+        (tree / _SCRIPT[1:]).unlink(missing_ok=True)
+
+
+def _add_users(recipe: Recipe, tree: Path, log: Log) -> None:
+    for name, user in recipe.users.items():
+        for group in user.groups:
+            log.inside(f"Adding the group {group}", tree, "groupadd", "--force", "--", group)
+        options = ["--create-home", "--user-group", "--shell", user.shell]
+        options += ["--uid", str(user.uid)] if user.uid else []
+        options += ["--groups", ",".join(user.groups)] if user.groups else []
+        log.inside(f"Adding the user {name}", tree, "useradd", *options, "--", name)
+        if user.sudo:
+            if not (tree / "etc/sudoers.d").is_dir():
+                raise ImageError(f"The user {name} can't have sudo: the image has none.", "Add the package sudo to the recipe.")
+            _place(tree, f"/etc/sudoers.d/{name}", f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n".encode(), 0o440)
+
+
+def _install_runner(source: RunnerSource, path: str, tree: Path, work: Path, log: Log) -> Runner:
+    program = source.path
+    if program is None:
+        program = work / "runner"
+        log.step(f"fetching {source.url}")
+        _download("The runner", str(source.url), program)
+    try:
+        content = program.read_bytes()  # once: what is checked is what gets in
+    except OSError as error:
+        raise ImageError(f"The runner {program} can't be read: {error.strerror}.", "Its path is relative to the recipe.") from None
+    found = hashlib.sha256(content).hexdigest()
+    if source.sha256 not in (None, found):
+        raise ImageError(f"The runner has the sha256 {found}, the recipe wants {source.sha256}.", "Check where it comes from.")
+    _place(tree, path, content, 0o755)
+    return Runner(kind=source.kind, path=path, sha256=found, version=source.version or "")
+
+
+def _download(what: str, url: str, target: Path) -> None:
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, target.open("wb") as out:
+            answer.raise_for_status()
+            for chunk in answer.iter_bytes():
+                out.write(chunk)
+    except httpx.HTTPError as error:
+        raise ImageError(f"{what} can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
+
+
+def _place(tree: Path, path: str, content: bytes, mode: int) -> None:
+    target = tree / path.lstrip("/")
+    # An absolute symlink of the tree would lead out of it, into this host.
+    if not target.parent.resolve().is_relative_to(tree.resolve()):
+        raise ImageError(f"The path {path} leads out of the image.", "A folder on the way is a symlink.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    target.write_bytes(content)
+    target.chmod(mode)
+
+
+def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> dict[str, Input]:
+    """The recipe's files, whose digests it returns, and what makes every machine boot quickly and be its own."""
+    inputs: dict[str, Input] = {}
+    for path, file in sorted(recipe.files.items()):
+        content = file.content()
+        _place(tree, path, content, int(file.mode, 8))
+        inputs[path] = Input(mode=file.mode, sha256=hashlib.sha256(content).hexdigest())
+    kind, where = (runner.kind, runner.path) if runner else ("none", "/bin/false")
+    _place(tree, "/etc/vmrunner/image", f"RUNNER_KIND={kind}\nRUNNER_PATH={where}\n".encode(), 0o644)
+    if recipe.environment:
+        exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in recipe.environment.items())
+        _place(tree, ENVIRONMENT, exports.encode(), 0o644)
+    _place(tree, "/etc/fstab", b"/dev/vda / ext4 defaults,noatime 0 1\n", 0o644)
+    # Empty, so that systemd makes a new one at each boot: two machines must not share it.
+    _place(tree, "/etc/machine-id", b"", 0o444)
+    for unit in ("vmrunner-guest.service", "systemd-networkd.service", "systemd-resolved.service"):
+        if any((tree / folder / unit).exists() for folder in ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")):
+            log.inside(f"Enabling {unit}", tree, "systemctl", "enable", unit)
+    # Nothing is fetched, upgraded or tidied up while a job waits.
+    slow = (
+        "apt-daily.timer",
+        "apt-daily-upgrade.timer",
+        "e2scrub_all.timer",
+        "fstrim.timer",
+        "dpkg-db-backup.timer",
+        "e2scrub_reap.service",
+    )
+    late = ["systemd-timesyncd.service", "systemd-firstboot.service"]
+    if (tree / "etc/systemd/system/vmrunner-guest.service").exists():
+        # Our reader sets the network up itself; cloud-init's scripts rely on it to be up before them.
+        late.append("systemd-networkd-wait-online.service")
+    log.inside("Masking units", tree, "systemctl", "mask", *slow, *late)
+    for host_key in (tree / "etc/ssh").glob("ssh_host_*"):
+        host_key.unlink()
+    resolver = tree / "etc/resolv.conf"
+    resolver.unlink(missing_ok=True)
+    resolver.symlink_to("../run/systemd/resolve/resolv.conf")
+    return inputs
