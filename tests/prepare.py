@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tests import containers
 from vmrunner.errors import ImageError
-from vmrunner.image import bootstrap, build, recipe, store, tree
+from vmrunner.image import bootstrap, build, promotion, recipe, store, tree
+from vmrunner.image.promotion import Why
 
 IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
 RECIPES = Path(__file__).parent / "images"
@@ -33,6 +34,10 @@ def usable(images: Path, name: str, digest: str) -> bool:
     return (golden.manifest.recipe_digest, builder) == (digest, BUILDER)
 
 
+def say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Build what is missing; older versions go."""
     containers.prepare(IMAGES.parent / "containers" / "base.tar")
@@ -41,7 +46,9 @@ def main() -> None:
         if usable(IMAGES, name, wanted.digest()):
             continue
         shutil.rmtree(IMAGES / name, ignore_errors=True)
-        build.build(wanted, IMAGES, lambda step, name=name: print(f"image {name}: {step} …", file=sys.stderr, flush=True))
+        golden = build.build(wanted, IMAGES, lambda step, name=name: say(f"image {name}: {step} …"), promote=False)
+        with promotion.changing(IMAGES, say):  # not by force: the tests are what verifies it
+            promotion.switch(IMAGES, name, golden.version, Why.BUILT)
         (IMAGES / name / "builder").write_text(BUILDER)
 
 

@@ -21,7 +21,7 @@ from vmrunner.forge import Forge, RunnerRecord, Scope, ScopeKind
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
 from vmrunner.hypervisor.host import LibvirtHost
-from vmrunner.image import promotion, store
+from vmrunner.image import promotion, proof, store
 from vmrunner.model import MachineId
 from vmrunner.snapshots import Shelf
 
@@ -268,12 +268,14 @@ def _promotion(settings: Config, golden: store.Golden) -> Iterator[Finding]:
     if last and last.why is promotion.Why.STEPPED_BACK:
         fix = "See why those machines failed with `vmrunner history --failed`; a version that is promoted by hand is tried anew."
         yield warning("image", f"{golden.name} was rolled back automatically at {last.at}: {last.cause}.", fix)
-    if last and last.forced:
-        yield warning(
-            "image",
-            f"{golden.name} {golden.version} was promoted without having been verified.",
-            f"`vmrunner image verify {golden.name}` boots a machine of it.",
-        )
+    found = proof.read(golden)
+    if last and last.forced and not (found and found.is_good):
+        said = f"is not good: {found.said}" if found else "was not verified"
+        fix = f"`vmrunner image verify {golden.name}` boots a machine of it."
+        yield warning("image", f"{golden.name} {golden.version} was promoted all the same, and {said}.", fix)
+    if bad := promotion.newest_bad(settings.images_dir, golden.name):
+        fix = f"`vmrunner image verify {golden.name}/{bad}` says why; `image prune` removes it."
+        yield warning("image", f"The newer version {bad} of {golden.name} was found bad, and is not used.", fix)
 
 
 def _snapshot(settings: Config, host: LibvirtHost, golden: store.Golden, name: str, pool: PoolConfig) -> Finding:

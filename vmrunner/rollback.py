@@ -8,7 +8,7 @@ from datetime import datetime
 from vmrunner.config import Config
 from vmrunner.errors import DiskFull, NameClash, NotPermitted, VmrunnerError
 from vmrunner.history import History
-from vmrunner.image import promotion, proof, store
+from vmrunner.image import promotion
 from vmrunner.image.promotion import Why
 from vmrunner.image.trial import Trial
 from vmrunner.log import Log
@@ -50,11 +50,8 @@ class Rollback:
         trial = self.trial(name)
         if trial and self._is_lost(trial):
             return f"{trial.cause}; there is no version to go back to"
-        newest = next(reversed(store.versions(self._settings.images_dir, name)), "")
-        is_bad = newest > promotion.current(self._settings.images_dir, name) and proof.is_bad(self._settings.images_dir / name / newest)
-        return (
-            f"the newer version {newest} was found bad and is not used; `vmrunner image verify {name}/{newest}` says why" if is_bad else ""
-        )
+        bad = promotion.newest_bad(self._settings.images_dir, name)
+        return f"the newer version {bad} was found bad and is not used; `vmrunner image verify {name}/{bad}` says why" if bad else ""
 
     def roll_back(self) -> Iterator[VmrunnerError]:
         """Where the first machines of a promoted version have failed, the one before is current again. Yields what went wrong with that."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import FakeHypervisor
+from tests.goldens import publish
 from tests.world import POOL, World
 from vmrunner.errors import DiskFull
 from vmrunner.forge import JobState
@@ -197,3 +198,11 @@ def test_a_promotion_by_hand_is_a_new_trial(world: World) -> None:
     assert promotion.history(world.settings.images_dir, NAME)[-1].forced
     assert world.history.trial(f"{NAME}/2", 0).failed == 3
     assert world.history.trial(f"{NAME}/2", world.clock.now + 1).failed == 0, "machines of before do not count"
+
+
+def test_a_newer_version_that_was_found_bad_is_said(world: World) -> None:
+    world.forge.queue(1)
+    world.settle()
+    publish(world.settings.images_dir, "3", name=NAME, promote=False, verified=False)
+    (pool,) = world.manager.desired()
+    assert pool.image_note == "the newer version 3 was found bad and is not used; `vmrunner image verify debian-12/3` says why"

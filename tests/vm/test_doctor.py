@@ -88,7 +88,7 @@ def test_an_old_image_is_a_warning(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground(image="aged", start="boot")
     image_with(ground, "aged", built_at="2020-01-01T00:00:00+00:00")
     level, said, fix = worst(findings(ground)[1], "image")
-    assert (level, "nothing in it was updated since" in said, fix) == ("warning", True, "`vmrunner image build aged --force`")
+    assert (level, "nothing in it was updated since" in said, "`sudo vmrunner image refresh aged`" in fix) == ("warning", True, True)
 
 
 def test_no_forge_and_no_libvirt(lay_ground: Callable[..., Ground]) -> None:

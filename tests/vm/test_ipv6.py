@@ -46,7 +46,7 @@ def test_what_a_machine_has_and_reaches(ground: Ground, image: str, start: str) 
     else:
         options.append("--boot")
     tried = [cell for cell, _ in CELLS.values()]
-    script = "hostname; ip -4 route show default | cut -d' ' -f1-2; getent ahostsv4 forge.example | head -n 1 | cut -d' ' -f1\n"
+    script = "hostname; ip -4 route show default | cut -d' ' -f1-3; getent ahostsv4 forge.example | head -n 1 | cut -d' ' -f1\n"
     script += f"cat /proc/net/if_inet6\nPROBE_PATIENCE=4 python3 - try '{json.dumps(tried)}' <<'PROBE'\n{place.PROBE.read_text()}\nPROBE\n"
     done = ground.run("exec", *options, "--", "sh", "-c", script)
     assert (": cloned" in done.stderr) is (start == "snapshot")

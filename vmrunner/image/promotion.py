@@ -187,6 +187,12 @@ def _content(images: Path, name: str, version: str) -> str:
         return ""  # its manifest is what is broken
 
 
+def newest_bad(images: Path, name: str) -> str:
+    """A version that is newer than the current one, and was found bad; empty where the newest is no such."""
+    newest = next(reversed(store.versions(images, name)), "")
+    return newest if newest > _linked(images / name) and proof.is_bad(images / name / newest) else ""
+
+
 def current(images: Path, name: str) -> str:
     """The version that is current, be it whole or not; empty where none is."""
     return _linked(images / name)

@@ -34,9 +34,9 @@ _YOUNGER = {
     "environment",
     "compress",
     "runners",
+    "containers",
     "checks",
     "listens",
-    "containers",
 }
 """The keys that were added since the first images were built."""
 _APPENDED, _MERGED = {"packages", "scripts", "containers"}, {"files", "users", "environment", "runners", "checks"}
@@ -89,6 +89,27 @@ class _Content(_Section):
             ) from None
 
 
+class FileSource(_Content):
+    """One file to add."""
+
+    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0644"
+
+
+class Script(_Content):
+    """A program that is run in the image, as root, when its packages are there and before the recipe's files are."""
+
+    name: Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
+
+
+class User(_Section):
+    """An account beside root's, without a password."""
+
+    uid: Annotated[int, Field(ge=1, le=59999)] | None = None
+    groups: tuple[UserName, ...] = ()  # made where they are missing
+    shell: GuestPath = "/bin/bash"
+    sudo: bool = False  # anything, without a password; the recipe needs the package sudo
+
+
 class ContainerSource(_Section):
     """A container image that machines have from the start: an archive (docker-archive or oci-archive), or a reference in a registry."""
 
@@ -119,27 +140,6 @@ class ContainerSource(_Section):
             ) from None
 
 
-class FileSource(_Content):
-    """One file to add."""
-
-    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0644"
-
-
-class Script(_Content):
-    """A program that is run in the image, as root, when its packages are there and before the recipe's files are."""
-
-    name: Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
-
-
-class User(_Section):
-    """An account beside root's, without a password."""
-
-    uid: Annotated[int, Field(ge=1, le=59999)] | None = None
-    groups: tuple[UserName, ...] = ()  # made where they are missing
-    shell: GuestPath = "/bin/bash"
-    sudo: bool = False  # anything, without a password; the recipe needs the package sudo
-
-
 class Recipe(_Section):
     """One golden image, with everything that it inherits resolved."""
 
@@ -161,9 +161,9 @@ class Recipe(_Section):
     files: dict[GuestPath, FileSource] = {}
     runner: RunnerSource | None = None
     runners: dict[RunnerName, RunnerSource] = {}  # beside that one; a pool takes one of them by its name
-    containers: tuple[ContainerSource, ...] = ()
     checks: dict[CheckName, Annotated[str, Field(min_length=1)]] = {}  # shell commands that exit with 0 in a machine of the image
     listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()  # ports that may be open in one
+    containers: tuple[ContainerSource, ...] = ()
 
     def digest(self) -> str:
         """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""
@@ -178,8 +178,8 @@ class Recipe(_Section):
             plain["scripts"] = [(script.name, hashlib.sha256(script.content()).hexdigest()) for script in self.scripts]
         for each in plain.get("runners", {}).values():
             each.pop("path")
-        for container in plain.get("containers", []):
-            container.pop("archive")
+        for each in plain.get("containers", []):
+            each.pop("archive")
         total = hashlib.sha256(json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode())
         contents = {path: (file.mode, file.content()) for path, file in self.files.items()}
         sources = {"runner": self.runner} | {f"runners/{name}": each for name, each in self.runners.items()}

@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 
 from vmrunner.errors import ImageError
-from vmrunner.image import containers
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe, RunnerSource
 from vmrunner.image.store import Input, Runner
@@ -32,9 +31,7 @@ def furnish(recipe: Recipe, tree: Path, work: Path, log: Log) -> tuple[dict[str,
     further = {
         name: _install_runner(each, f"{_FURTHER_RUNNERS}/{name}/{each.kind}", tree, work, log) for name, each in recipe.runners.items()
     }
-    inputs = _add_files(recipe, tree, runner, log)
-    archives = containers.lay(recipe.containers, tree, _download, log.step)
-    return inputs | {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}, runner, further
+    return _add_files(recipe, tree, runner, log), runner, further
 
 
 def _run_script(content: bytes, name: str, tree: Path, log: Log) -> None:
@@ -65,7 +62,7 @@ def _install_runner(source: RunnerSource, path: str, tree: Path, work: Path, log
     if program is None:
         program = work / "runner"
         log.step(f"fetching {source.url}")
-        _download("The runner", str(source.url), program)
+        download("The runner", str(source.url), program)
     try:
         content = program.read_bytes()  # once: what is checked is what gets in
     except OSError as error:
@@ -77,7 +74,8 @@ def _install_runner(source: RunnerSource, path: str, tree: Path, work: Path, log
     return Runner(kind=source.kind, path=path, sha256=found, version=source.version or "")
 
 
-def _download(what: str, url: str, target: Path) -> None:
+def download(what: str, url: str, target: Path) -> None:
+    """Fetch a file; raises ImageError where that fails, which begins with `what`."""
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, target.open("wb") as out:
             answer.raise_for_status()
