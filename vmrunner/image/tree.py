@@ -28,9 +28,7 @@ def furnish(recipe: Recipe, tree: Path, work: Path, log: Log) -> tuple[dict[str,
         _run_script(script.content(), script.name, tree, log)
     _add_users(recipe, tree, log)
     runner = _install_runner(recipe.runner, _RUNNER_PATH.format(kind=recipe.runner.kind), tree, work, log) if recipe.runner else None
-    further = {
-        name: _install_runner(each, further_runner(name, each.kind), tree, work, log) for name, each in recipe.runners.items()
-    }
+    further = {name: _install_runner(each, further_runner(name, each.kind), tree, work, log) for name, each in recipe.runners.items()}
     return _add_files(recipe, tree, runner, log), runner, further
 
 
