@@ -85,7 +85,8 @@ def job_script(
     """The user-data that starts the forge's runner for one job. `ca` is PEM text, or empty; so is
     `forge_address`, which its /etc/hosts then has.
 
-    `runner` is the name of one of the image's further runners. `registry_mirror` and `proxy` are URLs without a password, or empty; the forge is never asked through the proxy.
+    `runner` is the name of one of the image's further runners.
+    `registry_mirror` and `proxy` are URLs without a password, or empty; the forge is never asked through the proxy.
 
     Without a `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle.
     """
