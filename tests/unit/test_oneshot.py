@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from vmrunner.oneshot import _Until
@@ -10,6 +10,7 @@ from vmrunner.oneshot import _Until
 WORD = b"abab-end"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=20).map(lambda raw: raw.translate(bytes(b"ab-endx\n"[each % 8] for each in range(256)))), st.data())
 def test_what_comes_before_the_word_is_passed_on_whole(text: bytes, data: st.DataObject) -> None:
     assume((text + WORD).find(WORD) == len(text))

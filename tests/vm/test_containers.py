@@ -37,15 +37,15 @@ jobs:
       - run: |
           useradd --create-home ci
           printf 'FROM scratch\\nCOPY busybox /busybox\\nRUN ["/busybox", "echo", "made without root"]\\n' >/home/ci/Containerfile
-          cp busybox /home/ci
-          runuser -l ci -c 'buildah build --isolation chroot --tag three . && podman run --rm three /busybox id'
+          cp busybox /home/ci && chown -R ci: /home/ci
+          runuser -l ci -c 'buildah build --isolation chroot --tag three .'
   inside:
     runs-on: [boxed]
     steps:
       - run: |
           echo "in $(pwd) with $(ls /)"
           echo "through $http_proxy"
-          wget -q -O - {URL}/api/v1/version
+          wget -Y off -q -O - {URL}/api/v1/version
 """
 
 
@@ -65,7 +65,6 @@ def test_jobs_build_containers_and_run_in_them(site: Site, lay_ground: Callable[
         "| made by 0",
         f"mirrors [{MIRROR}/], proxy .",
         "made without root",
-        "uid=0(root)",
     ):
         assert said in built, built
     for said in ("in /workspace with bin", f"through {PROXY}", '"version":"1.'):
