@@ -109,10 +109,12 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    table = Table("image", "version", "current", "kernel", "runner", "built", "verified", "promoted", box=None, pad_edge=False)
+    columns = [Column(header, no_wrap=True) for header in ("image", "version", "current", "built", "verified")]  # are typed again
+    table = Table(*columns, Column("runner", overflow="fold"), box=None, pad_edge=False)
     for row in found:
         row["verified"] = {None: "no", True: "good", False: "BAD"}[row["verified"]]  # type: ignore[index]  # one of the three
-        texts = ("name", "version", "current", "kernel", "runner", "built_at", "verified", "promoted_at")
+        row["built_at"] = str(row["built_at"])[:10]  # the day
+        texts = ("name", "version", "current", "built_at", "verified", "runner")
         table.add_row(*("*" if row[key] is True else "" if row[key] is False else str(row[key]) for key in texts))
     out.print(table)
 
