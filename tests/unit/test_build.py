@@ -77,3 +77,10 @@ def test_no_source_is_trusted_without_a_signature() -> None:
         assert all(line.split()[1].startswith("http") for line in lines), "no options in brackets"
     old = bootstrap.sources(recipe.load("debian-12").model_copy(update={"snapshot": "20261101T000000Z"}))
     assert {line.split()[1] for line in old.splitlines()} == {"[check-valid-until=no]"}, "the signature is checked"
+
+
+def test_what_the_file_system_refuses_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ImageError, match="The image debian-12 can't be built: Not a directory") as caught:
+        build.build(recipe.load("debian-12"), tmp_path / "file" / "images", lambda _: None)
+    assert caught.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -38,42 +39,46 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
     wanted = lock.parse(locked, str(recipe.lock))
     recipe_digest = recipe.digest()  # once: it reads every file that the recipe names
     version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
-    log = Log(workshop.log(images, f"{recipe.name}-{version}"), say)
-    with workshop.opened(images) as work:
-        out = work / "out"
-        out.mkdir()
-        tree, found = bootstrap(recipe, images, work, log, fresh=fresh)
-        if recipe.lock:
-            _compare(recipe, wanted, found)
-        inputs, runner, further = furnish(recipe, tree, work, log)
-        archives = containers.lay(recipe.containers, tree, download, log.step)
-        inputs |= {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}
-        kernel = _take_kernel(tree, out)
-        log.step(f"writing a disk of {recipe.size} MiB")
-        _write_disk(tree, out / DISK, work, recipe, log)
-        files = {path.name: digest(path) for path in sorted(out.iterdir())}
-        if recipe.lock:
-            (out / LOCK).write_text(locked, encoding="utf-8")
-        manifest = Manifest(
-            name=recipe.name,
-            version=version,
-            recipe_digest=recipe_digest,
-            files=files,
-            packages=found,
-            suite=recipe.suite,
-            inputs=inputs,
-            lock=digest(out / LOCK) if recipe.lock else "",
-            kernel=kernel,
-            kernel_arguments=recipe.kernel_arguments,
-            runner=runner,
-            runners=further,
-            checks=recipe.checks,
-            listens=recipe.listens,
-            built_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            vmrunner_version=__version__,
-        )
-        (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        return workshop.publish(out, images, manifest, say, promote=promote)
+    try:
+        log = Log(workshop.log(images, f"{recipe.name}-{version}"), say)
+        with workshop.opened(images) as work:
+            out = work / "out"
+            out.mkdir()
+            tree, found = bootstrap(recipe, images, work, log, fresh=fresh)
+            if recipe.lock:
+                _compare(recipe, wanted, found)
+            inputs, runner, further = furnish(recipe, tree, work, log)
+            archives = containers.lay(recipe.containers, tree, download, log.step)
+            inputs |= {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}
+            kernel = _take_kernel(tree, out)
+            log.step(f"writing a disk of {recipe.size} MiB")
+            _write_disk(tree, out / DISK, work, recipe, log)
+            files = {path.name: digest(path) for path in sorted(out.iterdir())}
+            if recipe.lock:
+                (out / LOCK).write_text(locked, encoding="utf-8")
+            manifest = Manifest(
+                name=recipe.name,
+                version=version,
+                recipe_digest=recipe_digest,
+                files=files,
+                packages=found,
+                suite=recipe.suite,
+                inputs=inputs,
+                lock=digest(out / LOCK) if recipe.lock else "",
+                kernel=kernel,
+                kernel_arguments=recipe.kernel_arguments,
+                runner=runner,
+                runners=further,
+                checks=recipe.checks,
+                listens=recipe.listens,
+                built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                vmrunner_version=__version__,
+            )
+            (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            return workshop.publish(out, images, manifest, say, promote=promote)
+    except OSError as error:
+        hint = "Free some space." if error.errno == errno.ENOSPC else f"May this user write in {images}?"
+        raise ImageError(f"The image {recipe.name} can't be built: {error.strerror or error}.", hint) from None
 
 
 def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Package]) -> None:
