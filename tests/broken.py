@@ -1,5 +1,5 @@
-"""`make broken`: images that are broken in five ways: each is refused by `verify` and `promote`, and when it is forced, rolled back without
-a job lost. Real Gitea, and `vmrunner serve`. The last line is JSON.
+"""A part of `make images`: images that are broken in five ways: each is refused by `verify` and `promote`, and when it is forced, rolled
+back without a job lost. Real Gitea, and `vmrunner serve`. The last line is JSON.
 """
 
 from __future__ import annotations

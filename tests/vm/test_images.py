@@ -85,7 +85,7 @@ def test_what_is_in_an_image(lay_ground: Callable[..., Ground]) -> None:
 
 
 def test_a_version_that_panics_is_refused_and_when_forced_rolled_back(site: Site, lay_ground: Callable[..., Ground]) -> None:
-    """One kind of `make broken`, with one machine instead of three; and what a good version shows."""
+    """One kind of tests/broken.py, with one machine instead of three; and what a good version shows."""
     ground = lay_ground(image="trial", most=1)
     ground.config.write_text(ground.config.read_text() + "[images]\nrollback_after = 1\n")
     images = ground.folder / "state" / "images"
