@@ -69,7 +69,7 @@ def seed(asked: "dict[str, object]") -> Said:
 def root(asked: "dict[str, object]") -> Said:
     """The root file system is as big as the machine's disk."""
     found = os.statvfs("/")
-    size, wanted = found.f_blocks * found.f_frsize, float(asked["disk_gib"]) * (1 << 30)  # type: ignore[arg-type]
+    size, wanted = found.f_blocks * found.f_frsize, float(asked["disk_gib"]) * (1 << 30)  # type: ignore[arg-type]  # as JSON has it
     return size > 0.9 * wanted, f"{size / (1 << 30):.1f} of {wanted / (1 << 30):.0f} GiB"
 
 
@@ -109,7 +109,7 @@ def runner_at(path: str, version: str) -> Said:
 
 def runners(asked: "dict[str, object]") -> Said:
     """All that the manifest names."""
-    found = [runner_at(each["path"], each["version"]) for each in asked["runners"]]  # type: ignore[attr-defined]
+    found = [runner_at(each["path"], each["version"]) for each in asked["runners"]]  # type: ignore[attr-defined]  # as JSON has it
     return all(passed for passed, _ in found), "; ".join(said for _, said in found) or "none, as the manifest says"
 
 
@@ -226,7 +226,7 @@ def settled() -> None:
 
 def ports(asked: "dict[str, object]") -> Said:
     """Nothing listens but on the loopback, and what the recipe says."""
-    allowed, found = RESOLVED.union(asked["listens"]), set()  # type: ignore[arg-type]
+    allowed, found = RESOLVED.union(asked["listens"]), set()  # type: ignore[arg-type]  # as JSON has it
     for name, states in (("tcp", ("0A",)), ("tcp6", ("0A",)), ("udp", ("07",)), ("udp6", ("07",))):
         with suppress(OSError), open(f"/proc/net/{name}") as file:
             for line in list(file)[1:]:
