@@ -56,7 +56,7 @@ jobs:
 
 def test_a_stock_image_becomes_one_that_jobs_run_on(
     site: Site, lay_ground: Callable[..., Ground], archive: Archive, tmp_path: Path
-) -> None:  # noqa: F811 — the fixture
+) -> None:
     ground = lay_ground(image="ci", labels="stock")
     images = ground.folder / "state" / "images"
     images.unlink()
