@@ -143,7 +143,9 @@ def test_promoting_wants_it_verified(run: Run, images: Path) -> None:
     assert (code, "The image web 3 was not verified." in err) == (ImageError.exit_code, True)
     assert run("promote", "web", "3", "--force", libvirt=False)[0] == 0
     listed = {row["version"]: row for row in json.loads(run("list", "--json")[1])}
-    assert (listed["3"]["forced"], listed["3"]["verified"], listed["1"]["verified"]) == (True, None, True)
+    assert ([each["found"] for each in listed["3"]["forced"]], listed["3"]["verified"]) == ([""], None)
+    assert (listed["1"]["forced"], listed["1"]["verified"]) == ([], True)
+    assert "no, forced" in run("list")[1]
 
 
 def test_prune_as_json(run: Run, images: Path) -> None:

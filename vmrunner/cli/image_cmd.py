@@ -101,7 +101,7 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.
             "promoted_at": promoted.at if (promoted := last.get((golden.name, golden.version))) else "",
             "promoted_why": promoted.why.value if promoted else "",
             "promoted_by": promoted.by if promoted else "",
-            "forced": promoted.forced if promoted else False,
+            "forced": [each.model_dump() for each in golden.manifest.forced],
             "verified": None if (found_ := proof.read(golden)) is None else found_.is_good,
         }
         for golden in published
@@ -113,6 +113,7 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.
     table = Table(*columns, Column("runner", overflow="fold"), box=None, pad_edge=False)
     for row in found:
         row["verified"] = {None: "no", True: "good", False: "BAD"}[row["verified"]]  # type: ignore[index]  # one of the three
+        row["verified"] = f"{row['verified']}, forced" if row["forced"] else row["verified"]
         row["built_at"] = str(row["built_at"])[:10]  # the day
         texts = ("name", "version", "current", "built_at", "verified", "runner")
         table.add_row(*("*" if row[key] is True else "" if row[key] is False else str(row[key]) for key in texts))
@@ -129,7 +130,7 @@ def current_version(images: Path, name: str) -> str:
 def promote_version(
     name: NameArgument,
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A version of the list, or a beginning that no other one has.")],
-    force: Annotated[bool, typer.Option("--force", help="Also one that was not verified, or was found bad; that is written down.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also one that was not verified, or was found bad; its manifest says so then.")] = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Make a version current that was verified, once its files are found to be as its manifest says. Machines that run keep theirs.

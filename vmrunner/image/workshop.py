@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vmrunner.image import promotion
+from vmrunner.image import promotion, store
 from vmrunner.image.store import Golden, Manifest
 
 _PREFIX = ".building-"
@@ -51,4 +51,4 @@ def publish(out: Path, images: Path, manifest: Manifest, say: Say, *, promote: b
         out.rename(final)
         if promote:
             promotion.switch(images, manifest.name, manifest.version, promotion.Why.BUILT, forced=True)
-    return Golden(manifest.name, manifest.version, final, manifest)
+    return store.version(images, manifest.name, manifest.version)
