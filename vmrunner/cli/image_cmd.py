@@ -130,7 +130,7 @@ def current_version(images: Path, name: str) -> str:
 def promote_version(
     name: NameArgument,
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A version of the list, or a beginning that no other one has.")],
-    force: Annotated[bool, typer.Option("--force", help="Also one that was not verified, or was found bad; its manifest says so then.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also one that was not verified, or was found bad; its manifest tells.")] = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Make a version current that was verified, once its files are found to be as its manifest says. Machines that run keep theirs.

@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 CURRENT = "current"
 DISK = "disk.qcow2"
 LOCK = "packages.lock"
+_DOCKER = {"docker.io", "docker-ce", "moby-engine", "podman-docker"}
 
 
 class Runner(BaseModel):
@@ -76,6 +77,12 @@ class Manifest(BaseModel):
     built_at: str  # ISO 8601, UTC
     vmrunner_version: str
     forced: tuple[Forced, ...] = ()  # the last one last
+
+    @property
+    def lacks_docker(self) -> bool:
+        """Whether neither a package nor a check, which could be about one that a script installed, speaks of Docker."""
+        checked = any("docker" in command for command in self.checks.values())
+        return bool(self.packages) and not checked and self.packages.keys().isdisjoint(_DOCKER)
 
 
 @dataclass(frozen=True)
