@@ -151,4 +151,4 @@ def test_promoting_wants_it_verified(run: Run, images: Path) -> None:
 def test_prune_as_json(run: Run, images: Path) -> None:
     publish(images, "2")
     code, out, _ = run("prune", "--keep", "1", "--json")
-    assert (code, json.loads(out)) == (0, {"versions": [["web", "1"]], "snapshots": [], "volumes": [], "removed": True})
+    assert (code, json.loads(out)) == (0, {"versions": [["web", "1"]], "snapshots": [], "volumes": [], "leftovers": [], "removed": True})

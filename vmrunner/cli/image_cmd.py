@@ -164,7 +164,9 @@ def prune(
     as_json: JsonOption = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Remove old versions that no machine uses, with their snapshots, and what the host still has of versions that are gone."""
+    """Remove old versions that no machine uses, with their snapshots, what the host still has of versions that are gone, and, without
+    NAME, what builds have left: kept packages that are too old to be taken again, logs, folders of builds that were killed.
+    """
     settings = config.load_host(config_path)
     host = open_host(settings, warn)
     waste = pruning.find(host, settings, name, keep) if dry_run else pruning.prune(host, settings, name, keep, say)
@@ -172,7 +174,8 @@ def prune(
         print(json.dumps(asdict(waste) | {"removed": not dry_run}, indent=1))
         return
     what = "would be removed" if dry_run else "removed"
-    for gone in (*(" ".join(each) for each in waste.versions), *(f"snapshot {key}" for key in waste.snapshots), *waste.volumes):
+    snapshots = (f"snapshot {key}" for key in waste.snapshots)
+    for gone in (*(" ".join(each) for each in waste.versions), *snapshots, *waste.volumes, *waste.leftovers):
         out.print(f"{gone}: {what}", markup=False)
     if not waste:
         out.print("Nothing to remove.", markup=False)
