@@ -16,7 +16,7 @@ from tests.goldens import publish
 from vmrunner.cli import image_cmd
 from vmrunner.cli.main import main
 from vmrunner.errors import HypervisorError, ImageError
-from vmrunner.image import promotion, store, verify
+from vmrunner.image import promotion, recipe, store, verify
 from vmrunner.image.promotion import Why
 from vmrunner.image.store import MANIFEST
 
@@ -113,6 +113,29 @@ def test_a_build_without_libvirt_is_not_promoted(run: Run, images: Path) -> None
 def test_a_build_that_nobody_shall_verify(run: Run, images: Path) -> None:
     code, _, _ = run("build", "web", "--no-verify", libvirt=False)
     assert (code, promotion.current(images, "web"), promotion.history(images, "web")[-1].forced) == (0, "2", True)
+
+
+def test_fresh_and_compress(tmp_path: Path, images: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, built = recipe.load("debian-12"), list[tuple[bool, bool, bool]]()
+    publish(images, "1", name="debian-12")
+    manifest = images / "debian-12" / "1" / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"recipe_digest": wanted.digest()}))
+
+    def build(what: recipe.Recipe, *_: object, fresh: bool, **__: object) -> store.Golden:
+        built.append((fresh, what.compress, what.model_copy(update={"compress": False}) == wanted))
+        raise ImageError("That was all.", "")
+
+    def command(*options: str) -> int:
+        monkeypatch.setattr("sys.argv", ["vmrunner", "image", "build", "debian-12", *options, "--config", str(tmp_path / "vmrunner.toml")])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    monkeypatch.setattr(image_cmd.builder, "build", build)
+    assert [command(*options) for options in ((), ("--no-compress",))] == [0, 0], "the current version has this recipe"
+    assert built == []
+    assert {command(*options) for options in (("--fresh",), ("--compress",), ("--force",))} == {ImageError.exit_code}
+    assert built == [(True, False, True), (False, True, True), (False, False, True)]
 
 
 def test_refresh(run: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

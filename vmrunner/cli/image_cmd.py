@@ -36,6 +36,10 @@ def build(
     name: NameArgument,
     recipes: RecipesOption = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if the current version has this recipe.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="The same, and bootstrap anew: no packages that a build has kept.")] = False,
+    compress: Annotated[
+        bool | None, typer.Option("--compress/--no-compress", help="In place of the recipe's `compress`.", show_default=False)
+    ] = None,
     ignore_lock: Annotated[bool, typer.Option("--ignore-lock", help="Take the packages that there are, whatever the lock says.")] = False,
     promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Whether new machines use it from now on.")] = True,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Whether a machine of it is looked at before that.")] = True,
@@ -46,10 +50,12 @@ def build(
     wanted, images = recipe.load(name, _own(recipes, settings)), settings.images_dir
     if ignore_lock:
         wanted = wanted.model_copy(update={"lock": None})
-    if not force and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
+    if compress is not None:
+        wanted = wanted.model_copy(update={"compress": compress})
+    if not (force or fresh) and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
         out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
         return
-    golden = builder.build(wanted, images, say, promote=promote and not verify)
+    golden = builder.build(wanted, images, say, promote=promote and not verify, fresh=fresh)
     size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
     out.print(
         f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, {time.monotonic() - began:.0f} s", markup=False
