@@ -14,11 +14,12 @@ from vmrunner import __version__
 from vmrunner.errors import ImageError
 from vmrunner.image import containers, lock, workshop
 from vmrunner.image.bootstrap import bootstrap
+from vmrunner.image.downloads import Downloads
 from vmrunner.image.packages import Package
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe
 from vmrunner.image.store import DISK, LOCK, MANIFEST, Golden, Input, Manifest, digest
-from vmrunner.image.tree import download, furnish
+from vmrunner.image.tree import furnish
 
 _PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "unshare": "util-linux"}
 Say = Callable[[str], None]
@@ -47,8 +48,9 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
             tree, found = bootstrap(recipe, images, work, log, fresh=fresh)
             if recipe.lock:
                 _compare(recipe, wanted, found)
-            inputs, runner, further = furnish(recipe, tree, work, log)
-            archives = containers.lay(recipe.containers, tree, download, log.step)
+            downloads = Downloads(images, log)
+            inputs, runner, further = furnish(recipe, tree, downloads, log)
+            archives = containers.lay(recipe.containers, tree, downloads, log)
             inputs |= {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}
             kernel = _take_kernel(tree, out)
             log.step(f"writing a disk of {recipe.size} MiB")

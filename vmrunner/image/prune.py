@@ -14,7 +14,7 @@ from vmrunner import lock, ownership
 from vmrunner.config import HostConfig
 from vmrunner.errors import Busy
 from vmrunner.hypervisor import IMAGE_PREFIX, SNAPSHOT_PREFIX, File, Hypervisor, Volume, image_stem
-from vmrunner.image import bootstrap, promotion, proof, store, workshop
+from vmrunner.image import bootstrap, downloads, promotion, proof, store, workshop
 from vmrunner.image.promotion import Why
 from vmrunner.image.store import CURRENT, DISK, MANIFEST
 from vmrunner.model import Machine
@@ -135,8 +135,8 @@ def _find(images: Path, volumes: Sequence[Volume], machines: Sequence[Machine], 
         for volume in mine
         if volume.name.startswith(SNAPSHOT_PREFIX) and Path(volume.backing).name in gone and _key(volume.name) not in snapshots
     ]
-    leftovers = () if only else tuple(str(path.relative_to(images)) for path in (*workshop.stale(images), *bootstrap.stale(images)))
-    return Waste(tuple(going), tuple(sorted(keys)), tuple(gone), leftovers)
+    stale = [] if only else [*workshop.stale(images), *bootstrap.stale(images), *downloads.stale(images)]
+    return Waste(tuple(going), tuple(sorted(keys)), tuple(gone), tuple(str(path.relative_to(images)) for path in stale))
 
 
 def _remove(path: Path) -> None:
