@@ -31,7 +31,7 @@ def publish(
     if verified is not None:
         golden = store.version(images, name, version)
         checks = (Check(name="boot", passed=verified, measured="1.0 s"),)
-        digest, at = store.digest(folder / MANIFEST), "2026-01-01T00:00:00+00:00"
+        digest, at = store.identity(folder), "2026-01-01T00:00:00+00:00"
         proof.write(golden, Proof(manifest=digest, at=at, vmrunner="0", qemu="0", libvirt="0", boot_seconds=1.0, checks=checks))
     if promote:
         with promotion.changing(images, print):

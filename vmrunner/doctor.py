@@ -22,6 +22,7 @@ from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.image import promotion, proof, store
+from vmrunner.label import without_docker
 from vmrunner.model import MachineId
 from vmrunner.snapshots import Shelf
 
@@ -258,8 +259,18 @@ def _images(settings: Config, host: LibvirtHost) -> Iterator[Finding]:
             yield old if days > settings.images.max_age.total_seconds() / 86400 else good("image", shown)
             yield from _promotion(settings, golden)
         seen.add(pool.image)
+        yield from _docker(name, pool, golden)
         if pool.start != "boot":
             yield _snapshot(settings, host, golden, name, pool)
+
+
+def _docker(name: str, pool: PoolConfig, golden: store.Golden) -> Iterator[Finding]:
+    if golden.manifest.lacks_docker and (said := without_docker(pool.labels, golden.name)):
+        fix = (
+            "Use one like debian-13-docker (docs/containers.md). Where a script of the recipe installs Docker, "
+            'say so in its [checks]: docker = "docker version".'
+        )
+        yield warning("image", f"Pool {name}: {said}.", fix)
 
 
 def _promotion(settings: Config, golden: store.Golden) -> Iterator[Finding]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-HOST = "host"
+HOST, _CONTAINER = "host", "docker://"
 _LABEL = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,100})(?::(?P<place>host|docker://(?P<image>[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254})))?")
 
 
@@ -24,5 +25,16 @@ class Label:
             raise ValueError(f'a label is written like "debian-13", "debian-13:host" or "node:docker://node:22-bookworm", not {text!r}')
         return cls(found["name"], found["place"] or HOST)
 
+    @property
+    def needs_docker(self) -> bool:
+        """Whether its jobs run in a container."""
+        return self.place.startswith(_CONTAINER)
+
     def __str__(self) -> str:
         return f"{self.name}:{self.place}"
+
+
+def without_docker(labels: Iterable[Label], image: str) -> str:
+    """That jobs with some of the labels can't run in machines of an image that has no Docker; empty where none of them needs it."""
+    names = [label.name for label in labels if label.needs_docker]
+    return f"jobs for {', '.join(names)} run in a container, and the image {image} has no Docker" if names else ""

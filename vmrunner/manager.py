@@ -37,6 +37,7 @@ from vmrunner.hypervisor.connection import THREADS_MAY_SHARE
 from vmrunner.hypervisor.host import open_host
 from vmrunner.image import store
 from vmrunner.image.store import Golden
+from vmrunner.label import without_docker
 from vmrunner.log import Log
 from vmrunner.machine import Maker
 from vmrunner.model import Ending, Machine, MachineId
@@ -204,7 +205,7 @@ class Manager:
             priority=section.priority,
             image=f"{golden.name}/{golden.version}" if golden else "",
             image_built=datetime.fromisoformat(golden.manifest.built_at).timestamp() if golden else 0.0,
-            image_note=self._rollback.note(section.image),
+            image_note=self._image_note(section, golden),
             snapshot=said,
             needs_snapshot=bool(said) and section.start == "snapshot",
             missing_snapshot=missing,
@@ -212,6 +213,11 @@ class Manager:
             backoff=backoff,
             typical_boot=self.history.usual_boot(name),
         )
+
+    def _image_note(self, section: PoolConfig, golden: Golden | None) -> str:
+        lacks = golden is not None and golden.manifest.lacks_docker
+        notes = (self._rollback.note(section.image), without_docker(section.labels, section.image) if lacks else "")
+        return "; ".join(note for note in notes if note)
 
     def _snapshot_of(self, section: PoolConfig, golden: Golden | None) -> tuple[str, str]:
         """The key of the snapshot that should be made now, and why its machines can't be cloned; both empty if they can, or shall not."""

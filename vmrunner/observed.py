@@ -48,7 +48,7 @@ class Desired:
     priority: int = 0
     image: str = ""  # name/version that new machines start from; empty where it is not known
     image_built: float = 0.0  # unix seconds; 0 where it is not known
-    image_note: str = ""  # that it was rolled back, or should be
+    image_note: str = ""  # that it was rolled back, or should be, or lacks what the labels need
     snapshot: str = ""  # what is to be said of its snapshot: why there is none, where there should be one
     needs_snapshot: bool = False  # no machine is started before there is one
     missing_snapshot: str = ""  # the key of one that should be made now

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from vmrunner.errors import ImageError
-from vmrunner.image import bootstrap, build, recipe, tree
+from vmrunner.image import bootstrap, build, downloads, recipe, tree
+from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import RunnerSource
 
@@ -21,6 +24,12 @@ RIGHT, WRONG = hashlib.sha256(PROGRAM).hexdigest(), "0" * 64
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
+
     def log_message(self, *words: object) -> None: ...
 
 
@@ -29,6 +38,7 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and the URL under which it is served."""
     folder = tmp_path / "site"
     folder.mkdir()
+    Quiet.asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         serving.start()
@@ -46,7 +56,8 @@ def test_a_runner_with_another_sha256_is_left_out(site: tuple[Path, str], tmp_pa
 
     def install(sha256: str) -> None:
         where = {"path": folder / "runner"} if how == "path" else {"url": f"{url}/runner"}
-        installed = tree._install_runner(RunnerSource(kind=KIND, sha256=sha256, **where), f"/usr/local/bin/{KIND}", root, tmp_path, log)
+        source = RunnerSource(kind=KIND, sha256=sha256, **where)
+        installed = tree._install_runner(source, f"/usr/local/bin/{KIND}", root, Downloads(tmp_path / "images", log))
         assert installed.sha256 == RIGHT, "as the manifest will say"
 
     with pytest.raises(ImageError, match=f"The runner has the sha256 {RIGHT}, the recipe wants {WRONG}"):
@@ -54,6 +65,35 @@ def test_a_runner_with_another_sha256_is_left_out(site: tuple[Path, str], tmp_pa
     assert list(root.iterdir()) == []
     install(RIGHT)
     assert (root / "usr/local/bin" / KIND).read_bytes() == PROGRAM
+
+
+def test_a_download_happens_once(site: tuple[Path, str], tmp_path: Path) -> None:
+    folder, url = site
+    (folder / "runner").write_bytes(PROGRAM)
+    images, said = tmp_path / "images", list[str]()
+    get = Downloads(images, Log(tmp_path / "log", said.append)).get
+    kept = get("It", f"{url}/runner", RIGHT)
+    assert (kept.read_bytes(), get("It", f"{url}/elsewhere", RIGHT)) == (PROGRAM, kept)
+    assert (Quiet.asked, said) == (["/runner"], [f"fetching {url}/runner", f"taking {url}/elsewhere, fetched before"])
+    kept.write_bytes(PROGRAM[:5])  # damaged
+    assert (get("It", f"{url}/runner", RIGHT).read_bytes(), len(Quiet.asked)) == (PROGRAM, 2)
+    (folder / "runner").write_bytes(b"another")
+    assert (get("It", f"{url}/runner", RIGHT).read_bytes(), len(Quiet.asked)) == (PROGRAM, 2)
+    with pytest.raises(ImageError, match=f"It has the sha256 .*, the recipe wants {WRONG}"):
+        get("It", f"{url}/runner", WRONG)
+    with pytest.raises(ImageError, match=r"It can't be fetched from .*/nowhere: .*404"):
+        get("It", f"{url}/nowhere", WRONG)
+    assert list((images / downloads.FOLDER).iterdir()) == [kept], "nothing half, nothing wrong"
+    (images / downloads.FOLDER / f".part-{2**22 + 1}").touch()  # no process has that id
+    (images / downloads.FOLDER / "old").touch()
+    os.utime(images / downloads.FOLDER / "old", (0, 0))
+    assert [path.name for path in downloads.stale(images)] == [f".part-{2**22 + 1}", "old"]
+    kept.unlink()
+    (folder / "runner").write_bytes(PROGRAM)
+    longer = hashlib.sha512(PROGRAM).hexdigest()
+    assert get("It", f"{url}/runner", longer).name == longer
+    get("It", f"{url}/runner", RIGHT)
+    assert (downloads.stale(images), bootstrap.stale(images)) == ([], [])
 
 
 def test_packages_that_nobody_signed_are_refused(site: tuple[Path, str], tmp_path: Path) -> None:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.containers import archive
 from vmrunner.errors import ImageError
-from vmrunner.image import containers, recipe
+from vmrunner.image import containers, downloads, recipe
+from vmrunner.image.downloads import Downloads
+from vmrunner.image.programs import Log
 from vmrunner.image.recipe import ContainerSource
 
 ARCHIVE = archive(b"a layer", "other:1")
+REQUEST = httpx.Request("GET", "https://registry.example/")
 RIGHT, WRONG = hashlib.sha256(ARCHIVE).hexdigest(), "0" * 64
 
 
 def lay(tree: Path, *sources: ContainerSource) -> dict[str, str]:
-    def download(what: str, url: str, target: Path) -> None:
-        target.write_bytes(ARCHIVE)
-
-    return containers.lay(sources, tree, download, lambda _: None)
+    """With a server that has ARCHIVE under any URL."""
+    log = Log(tree.parent / "log", lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(downloads.httpx, "stream", lambda *_, **__: nullcontext(httpx.Response(200, content=ARCHIVE, request=REQUEST)))
+        return containers.lay(sources, tree, Downloads(tree.parent / "images", log), log)
 
 
 def test_archives_are_laid_beside_their_names(tmp_path: Path) -> None:
@@ -68,9 +74,10 @@ def test_a_reference_is_pulled_by_skopeo(tmp_path: Path, monkeypatch: pytest.Mon
     )
     program.chmod(0o755)
     if code:
-        with pytest.raises(ImageError, match=r"debian@sha256:0+ can't be fetched") as caught:
+        with pytest.raises(ImageError, match=r"Fetching the container image .*debian@sha256:0+ failed \(exit 1\)") as caught:
             lay(tmp_path / "tree", source)
         assert said in str(caught.value.hint)
+        assert said in (tmp_path / "log").read_text(), "with all else that the build's programs print"
     else:
         assert lay(tmp_path / "tree", source) == {"/usr/lib/vmrunner/containers/00.tar": RIGHT}
 

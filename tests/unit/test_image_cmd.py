@@ -16,7 +16,7 @@ from tests.goldens import publish
 from vmrunner.cli import image_cmd
 from vmrunner.cli.main import main
 from vmrunner.errors import HypervisorError, ImageError
-from vmrunner.image import promotion, store, verify
+from vmrunner.image import promotion, recipe, store, verify
 from vmrunner.image.promotion import Why
 from vmrunner.image.store import MANIFEST
 
@@ -115,6 +115,29 @@ def test_a_build_that_nobody_shall_verify(run: Run, images: Path) -> None:
     assert (code, promotion.current(images, "web"), promotion.history(images, "web")[-1].forced) == (0, "2", True)
 
 
+def test_fresh_and_compress(tmp_path: Path, images: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, built = recipe.load("debian-12"), list[tuple[bool, bool, bool]]()
+    publish(images, "1", name="debian-12")
+    manifest = images / "debian-12" / "1" / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"recipe_digest": wanted.digest()}))
+
+    def build(what: recipe.Recipe, *_: object, fresh: bool, **__: object) -> store.Golden:
+        built.append((fresh, what.compress, what.model_copy(update={"compress": False}) == wanted))
+        raise ImageError("That was all.", "")
+
+    def command(*options: str) -> int:
+        monkeypatch.setattr("sys.argv", ["vmrunner", "image", "build", "debian-12", *options, "--config", str(tmp_path / "vmrunner.toml")])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    monkeypatch.setattr(image_cmd.builder, "build", build)
+    assert [command(*options) for options in ((), ("--no-compress",))] == [0, 0], "the current version has this recipe"
+    assert built == []
+    assert {command(*options) for options in (("--fresh",), ("--compress",), ("--force",))} == {ImageError.exit_code}
+    assert built == [(True, False, True), (False, True, True), (False, False, True)]
+
+
 def test_refresh(run: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = run("refresh")
     assert (code, out, "web: there is no recipe of it" in err) == (0, "", True)
@@ -143,10 +166,12 @@ def test_promoting_wants_it_verified(run: Run, images: Path) -> None:
     assert (code, "The image web 3 was not verified." in err) == (ImageError.exit_code, True)
     assert run("promote", "web", "3", "--force", libvirt=False)[0] == 0
     listed = {row["version"]: row for row in json.loads(run("list", "--json")[1])}
-    assert (listed["3"]["forced"], listed["3"]["verified"], listed["1"]["verified"]) == (True, None, True)
+    assert ([each["found"] for each in listed["3"]["forced"]], listed["3"]["verified"]) == ([""], None)
+    assert (listed["1"]["forced"], listed["1"]["verified"]) == ([], True)
+    assert "no, forced" in run("list")[1]
 
 
 def test_prune_as_json(run: Run, images: Path) -> None:
     publish(images, "2")
     code, out, _ = run("prune", "--keep", "1", "--json")
-    assert (code, json.loads(out)) == (0, {"versions": [["web", "1"]], "snapshots": [], "volumes": [], "removed": True})
+    assert (code, json.loads(out)) == (0, {"versions": [["web", "1"]], "snapshots": [], "volumes": [], "leftovers": [], "removed": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,64 @@ def test_killed_it_leaves_no_process_and_no_mount(tmp_path: Path) -> None:
     while sleeping() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert sleeping() == []
+
+
+STANDING_IN = """#!/bin/sh
+{how}
+"""
+RUNNING = """
+import sys
+from pathlib import Path
+from vmrunner.image.programs import Log
+log = Log(Path(sys.argv[1]), print)
+getattr(log, sys.argv[2])("It", "touch", sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("dies", [True, False])
+@pytest.mark.parametrize(
+    ("program", "how"),
+    [  # Both wait while there is a file `wait`: the first before it asks to die with its parent, the second's child before it does so.
+        ("setpriv", 'touch {here}/begun; while [ -e {here}/wait ]; do sleep 0.02; done; exec {real} "$@"'),
+        ("unshare", 'touch {here}/begun; (while [ -e {here}/wait ]; do sleep 0.02; done; exec {real} "$@") & wait $!'),
+    ],
+    ids=["itself", "its child"],
+)
+def test_a_build_that_is_killed_before_its_program_knows_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, how: str, dies: bool
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "wait").touch()
+    ours = tmp_path / "bin" / program
+    ours.write_text(STANDING_IN.format(how=how.format(here=tmp_path, real=shutil.which(program))))
+    ours.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    for method in ("apart", "run") if program == "setpriv" else ("apart",):
+        (tmp_path / "begun").unlink(missing_ok=True)
+        (tmp_path / "wait").touch()
+        done, deadline = tmp_path / f"{method}-ran", time.monotonic() + 60
+        with subprocess.Popen([sys.executable, "-c", RUNNING, tmp_path / "log", method, done]) as build:
+            while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if dies:
+                os.kill(build.pid, signal.SIGKILL)
+                build.wait()
+            (tmp_path / "wait").unlink()
+        while processes(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert (processes(tmp_path), done.exists()) == ([], not dies)
+
+
+def processes(folder: Path) -> list[bytes]:
+    """Those whose command line names something in the folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes()
+        except OSError:
+            continue  # it has just gone
+        found += [words] if os.fsencode(folder) in words else []
+    return found
 
 
 def test_the_log_has_it_all_and_the_error_the_end(tmp_path: Path) -> None:

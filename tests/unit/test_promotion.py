@@ -13,7 +13,7 @@ import pytest
 
 from tests.goldens import publish
 from vmrunner.errors import ImageError
-from vmrunner.image import promotion, store, workshop
+from vmrunner.image import promotion, proof, store, workshop
 from vmrunner.image.promotion import HISTORY, Why
 from vmrunner.image.store import CURRENT, DISK, MANIFEST
 
@@ -146,14 +146,14 @@ def test_a_torn_last_line_costs_nothing_but_itself(images: Path) -> None:
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
-from vmrunner.image import promotion
+from vmrunner.image import promotion, store
 
 images, step, how = Path(sys.argv[1]), 0, sys.argv[2]
 
 def die(left):
     def trace(frame, event, _):
         global step
-        if frame.f_code.co_filename != promotion.__file__:
+        if frame.f_code.co_filename not in (promotion.__file__, store.__file__):
             return None
         if event == "line":
             step += 1
@@ -167,7 +167,10 @@ for left in range(1, 1000):
     shutil.copytree(images, copy, symlinks=True)
     if (child := os.fork()) == 0:
         die(left)
-        promotion.promote(copy, "web", "20260101", print) if how == "promote" else promotion.rollback(copy, "web", print)
+        if how == "rollback":
+            promotion.rollback(copy, "web", print)
+        else:
+            promotion.promote(copy, "web", "20260101", print, force=how == "force")
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break
@@ -175,8 +178,10 @@ print(left)
 """
 
 
-@pytest.mark.parametrize(("how", "new"), [("promote", "20260101-aa"), ("rollback", "20260102-bb")])
+@pytest.mark.parametrize(("how", "new"), [("promote", "20260101-aa"), ("force", "20260101-aa"), ("rollback", "20260102-bb")])
 def test_killed_at_any_line_it_is_the_old_state_or_the_new_one(images: Path, how: str, new: str) -> None:
+    if how == "force":
+        (images / "web" / new / proof.RECORD).unlink()
     ran = subprocess.run([sys.executable, "-c", KILLED, str(images), how], capture_output=True, text=True, timeout=60, check=True)
     count = int(ran.stdout.split()[-1])
     assert count > 30, "every line was a place to die"
@@ -188,11 +193,41 @@ def test_killed_at_any_line_it_is_the_old_state_or_the_new_one(images: Path, how
         assert told[:3] == old
         assert [each.to for each in told[3:]] == ([] if current(copy) == "20260103-cc" else [new])
         seen.add(current(copy))
+        notes = len(store.version(copy, "web", new).manifest.forced)  # it can be read, whatever happened
+        assert notes == (how == "force") or (notes == 0 and current(copy) != new), "not current by force without a note"
         promotion.promote(copy, "web", "20260102", print)  # nothing is in the way, and nothing of the dead one stays
         assert current(copy) == "20260102-bb"
         assert promotion.history(copy, "web")[-1].to == "20260102-bb"
         assert list((copy / "web").glob(f".{CURRENT}*")) == []
     assert seen == {"20260103-cc", new}
+
+
+def test_force_is_written_into_the_manifest_and_nothing_else_of_it_changes(images: Path) -> None:
+    for version, verified in (("20260104-dd", None), ("20260105-ee", False)):
+        before = publish(images, version, promote=False, verified=verified)
+        identity, known = store.identity(before.directory), proof.read(before)
+        with pytest.raises(ImageError):
+            promotion.promote(images, "web", version, print)
+        assert store.version(images, "web", version).manifest == before.manifest
+        promotion.promote(images, "web", version, print, force=True)
+        after = store.version(images, "web", version)
+        assert after.manifest.model_copy(update={"forced": ()}) == before.manifest
+        assert (store.identity(after.directory), proof.read(after)) == (identity, known), "what was found is about this manifest still"
+        (note,) = after.manifest.forced
+        assert (note.found, note.at) == ("" if verified is None else "boot: 1.0 s", promotion.history(images, "web")[-1].at)
+        store.verify(after)
+    promotion.promote(images, "web", "20260104-dd", print, force=True)
+    assert len(store.version(images, "web", "20260104-dd").manifest.forced) == 2
+    promotion.promote(images, "web", "20260101-aa", print, force=True)
+    assert store.version(images, "web", "20260101-aa").manifest.forced == (), "it was found good: nothing had to be forced"
+
+
+def test_what_a_killed_one_left_of_a_manifest_goes(images: Path) -> None:
+    half = images / "web" / "20260101-aa" / f".{MANIFEST}.999"
+    half.write_text("{")
+    (images / "web" / "20260101-aa" / proof.RECORD).unlink()
+    promotion.promote(images, "web", "20260101-aa", print, force=True)
+    assert (half.exists(), len(store.find(images, "web").manifest.forced)) == (False, 1)
 
 
 def test_two_at_once_do_not_interleave(images: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from tests.goldens import publish
 from tests.world import POOL, World
 from vmrunner.errors import Busy, ImageError
 from vmrunner.hypervisor import Volume
-from vmrunner.image import promotion, prune, store
+from vmrunner.image import bootstrap, promotion, prune, store, workshop
 from vmrunner.image.prune import Waste
 from vmrunner.model import MachineId, Metadata
 from vmrunner.ownership import owning
@@ -167,3 +170,45 @@ def test_half_a_removal_is_finished(world: World) -> None:
     gone.mkdir()
     run(world, keep=9)
     assert not gone.exists()
+
+
+def layer(images: Path, name: str, *, made: float, used: float = 0.0, lasts: bool = False) -> None:
+    """Bootstrapped packages that a build kept: `made` and `used` so many seconds ago."""
+    folder = images / bootstrap.FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    now = time.time()
+    (folder / f"{name}.tar").write_text("a tar")
+    (folder / f"{name}.json").write_text(bootstrap.Layer("0", now - made, {}, lasts).text())
+    os.utime(folder / f"{name}.json", (now - used, now - used))
+
+
+def test_what_builds_left_goes_too(world: World) -> None:
+    images, day = world.settings.images_dir, 86400.0
+    layer(images, "today", made=day / 2)
+    layer(images, "old", made=day * 1.5)
+    layer(images, "snapshot", made=day * 30, used=day, lasts=True)
+    layer(images, "unused", made=day * 30, used=day * 8, lasts=True)
+    (images / ".cache" / "torn.json").write_text("{")
+    gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    for name in (f".part-{gone}", f".part-{gone}.json", f".part-{os.getpid()}", "someone's"):
+        (images / ".cache" / name).touch()
+    for pid in (gone, os.getpid()):
+        (images / f".building-{pid}" / "out").mkdir(parents=True)
+    logs = [Path(workshop.log(images, f"web-{number:02}")) for number in range(22)]
+    for number, log in enumerate(logs):
+        log.touch()
+        os.utime(log, (time.time() - day * (22 - number),) * 2)
+    assert run(world, keep=9, name=NAME) == Waste(), "those are of no one image"
+    done = run(world, keep=9)
+    wanted = {f".cache/{each}" for each in ("old.json", "old.tar", "unused.json", "unused.tar", "torn.json", f".part-{gone}")}
+    wanted |= {f".cache/.part-{gone}.json", f".building-{gone}", ".log/web-00.log", ".log/web-01.log"}
+    assert (set(done.leftovers), done.versions) == (wanted, ())
+    left = {path.name for path in (images / ".cache").iterdir()}
+    assert left == {"today.json", "today.tar", "snapshot.json", "snapshot.tar", f".part-{os.getpid()}", "someone's"}
+    assert [path.name for path in images.glob(".building-*")] == [f".building-{os.getpid()}"]
+    os.utime(logs[-1], (time.time() - day * 31,) * 2)
+    assert run(world, keep=9).leftovers == (".log/web-21.log",)
+    assert len(list((images / ".log").iterdir())) == 19
+    for number in range(5):
+        layer(images, f"more{number}", made=60.0, used=10.0 - number)
+    assert {each.split(".")[1] for each in run(world, keep=9).leftovers} == {"cache/snapshot", "cache/more0", "cache/more1"}

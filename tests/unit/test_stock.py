@@ -59,7 +59,7 @@ def test_the_digest_follows_the_content_and_not_the_place(tmp_path: Path) -> Non
 
 def test_an_image_that_is_not_what_the_recipe_wants_is_not_booted(tmp_path: Path) -> None:
     wanted = lay(tmp_path, f'path = "disk.qcow2"\nsha256 = "{"0" * 64}"')
-    with pytest.raises(ImageError, match=r"The stock image has the sha256 [0-9a-f]{64}, the recipe wants 0000"):
+    with pytest.raises(ImageError, match=r"The stock image has the digest [0-9a-f]{64}, the recipe wants 0000"):
         build.build(wanted, tmp_path / "images", lambda _: None, run=no_machine)
     missing = lay(tmp_path, 'path = "gone.qcow2"')
     with pytest.raises(ImageError, match=r"gone\.qcow2 can't be read: No such file"):

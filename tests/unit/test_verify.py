@@ -142,8 +142,8 @@ def test_damaged_files_are_found_before_anything_is_booted(settings: HostConfig)
 def test_a_record_of_another_manifest_counts_for_nothing(settings: HostConfig) -> None:
     golden = publish(settings.images_dir, "1", promote=False)
     assert proof.read(golden)
-    with (golden.directory / MANIFEST).open("a") as file:
-        file.write("\n")
+    manifest = json.loads((golden.directory / MANIFEST).read_text())
+    (golden.directory / MANIFEST).write_text(json.dumps(manifest | {"kernel": "6.2"}))
     assert proof.read(golden) is None
 
 

@@ -55,7 +55,10 @@ jobs:
 
 
 def test_a_stock_image_becomes_one_that_jobs_run_on(
-    site: Site, lay_ground: Callable[..., Ground], archive: Archive, tmp_path: Path
+    site: Site,
+    lay_ground: Callable[..., Ground],
+    archive: Archive,  # noqa: F811 — the fixture
+    tmp_path: Path,
 ) -> None:
     ground = lay_ground(image="ci", labels="stock")
     images = ground.folder / "state" / "images"

@@ -38,6 +38,10 @@ def build(
     name: NameArgument,
     recipes: RecipesOption = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if the current version has this recipe.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="The same, and bootstrap anew: no packages that a build has kept.")] = False,
+    compress: Annotated[
+        bool | None, typer.Option("--compress/--no-compress", help="In place of the recipe's `compress`.", show_default=False)
+    ] = None,
     ignore_lock: Annotated[bool, typer.Option("--ignore-lock", help="Take the packages that there are, whatever the lock says.")] = False,
     promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Whether new machines use it from now on.")] = True,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Whether a machine of it is looked at before that.")] = True,
@@ -48,10 +52,12 @@ def build(
     wanted, images = recipe.load(name, _own(recipes, settings)), settings.images_dir
     if ignore_lock:
         wanted = wanted.model_copy(update={"lock": None})
-    if not force and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
+    if compress is not None:
+        wanted = wanted.model_copy(update={"compress": compress})
+    if not (force or fresh) and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
         out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
         return
-    golden = builder.build(wanted, images, say, promote=promote and not verify, run=_boot(settings))
+    golden = builder.build(wanted, images, say, promote=promote and not verify, fresh=fresh, run=_boot(settings))
     size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
     out.print(
         f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, {time.monotonic() - began:.0f} s", markup=False
@@ -116,7 +122,7 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.
             "promoted_at": promoted.at if (promoted := last.get((golden.name, golden.version))) else "",
             "promoted_why": promoted.why.value if promoted else "",
             "promoted_by": promoted.by if promoted else "",
-            "forced": promoted.forced if promoted else False,
+            "forced": [each.model_dump() for each in golden.manifest.forced],
             "verified": None if (found_ := proof.read(golden)) is None else found_.is_good,
         }
         for golden in published
@@ -128,6 +134,7 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.
     table = Table(*columns, Column("runner", overflow="fold"), box=None, pad_edge=False)
     for row in found:
         row["verified"] = {None: "no", True: "good", False: "BAD"}[row["verified"]]  # type: ignore[index]  # one of the three
+        row["verified"] = f"{row['verified']}, forced" if row["forced"] else row["verified"]
         row["built_at"] = str(row["built_at"])[:10]  # the day
         texts = ("name", "version", "current", "built_at", "verified", "runner")
         table.add_row(*("*" if row[key] is True else "" if row[key] is False else str(row[key]) for key in texts))
@@ -144,7 +151,7 @@ def current_version(images: Path, name: str) -> str:
 def promote_version(
     name: NameArgument,
     version: Annotated[str, typer.Argument(metavar="VERSION", help="A version of the list, or a beginning that no other one has.")],
-    force: Annotated[bool, typer.Option("--force", help="Also one that was not verified, or was found bad; that is written down.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also one that was not verified, or was found bad; its manifest tells.")] = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Make a version current that was verified, once its files are found to be as its manifest says. Machines that run keep theirs.
@@ -178,7 +185,9 @@ def prune(
     as_json: JsonOption = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Remove old versions that no machine uses, with their snapshots, and what the host still has of versions that are gone."""
+    """Remove old versions that no machine uses, with their snapshots, what the host still has of versions that are gone, and, without
+    NAME, what builds have left: kept packages that are too old to be taken again, logs, folders of builds that were killed.
+    """
     settings = config.load_host(config_path)
     host = open_host(settings, warn)
     waste = pruning.find(host, settings, name, keep) if dry_run else pruning.prune(host, settings, name, keep, say)
@@ -186,7 +195,8 @@ def prune(
         print(json.dumps(asdict(waste) | {"removed": not dry_run}, indent=1))
         return
     what = "would be removed" if dry_run else "removed"
-    for gone in (*(" ".join(each) for each in waste.versions), *(f"snapshot {key}" for key in waste.snapshots), *waste.volumes):
+    snapshots = (f"snapshot {key}" for key in waste.snapshots)
+    for gone in (*(" ".join(each) for each in waste.versions), *snapshots, *waste.volumes, *waste.leftovers):
         out.print(f"{gone}: {what}", markup=False)
     if not waste:
         out.print("Nothing to remove.", markup=False)

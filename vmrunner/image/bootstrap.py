@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmrunner.errors import ImageError
-from vmrunner.image import packages, stock, store
+from vmrunner.image import packages, stock, store, workshop
+from vmrunner.image.downloads import Downloads
 from vmrunner.image.packages import Package
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import FileSource, Recipe
 from vmrunner.image.stock import TAR, Run
 
-FOLDER = ".cache"
+FOLDER = workshop.CACHE
+_PART = ".part-"
 _ARCHIVE = "https://snapshot.debian.org/archive"
 _FRESH = 86400.0  # seconds that what a mirror had is taken for what it has
 _KEPT = 7 * 86400.0  # seconds after its last use
@@ -33,6 +35,12 @@ class Layer:
     sha256: str  # of the tar
     made_at: float  # unix seconds
     packages: dict[str, Package]
+    lasts: bool  # it is of a snapshot, which does not change
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether a build may take it for what it would bootstrap."""
+        return self.lasts or 0 <= time.time() - self.made_at < _FRESH
 
     @classmethod
     def read(cls, path: Path) -> Layer | None:
@@ -40,18 +48,18 @@ class Layer:
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))
             found = {name: Package.model_validate(each) for name, each in plain["packages"].items()}
-            return cls(str(plain["sha256"]), float(plain["made_at"]), found)
+            return cls(str(plain["sha256"]), float(plain["made_at"]), found, plain["lasts"] is True)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def text(self) -> str:
         """As it is written down."""
         packages = {name: each.model_dump() for name, each in self.packages.items()}
-        return json.dumps({"sha256": self.sha256, "made_at": self.made_at, "packages": packages})
+        return json.dumps({"sha256": self.sha256, "made_at": self.made_at, "packages": packages, "lasts": self.lasts})
 
 
 def bootstrap(
-    recipe: Recipe, images: Path, work: Path, log: Log, *, fresh: bool, run: Run | None = None
+    recipe: Recipe, images: Path, work: Path, downloads: Downloads, log: Log, *, fresh: bool, run: Run | None = None
 ) -> tuple[Path, dict[str, Package]]:
     """The tree, in the folder `work`, and its packages.
 
@@ -61,7 +69,7 @@ def bootstrap(
     key = _key(recipe, listed)
     tar, note = (images / FOLDER / f"{key}.{suffix}" for suffix in ("tar", "json"))
     known = None if fresh else Layer.read(note)
-    if known and (recipe.snapshot or 0 <= time.time() - known.made_at < _FRESH) and _is(tar, known.sha256):
+    if known and known.is_fresh and _is(tar, known.sha256):
         log.step(f"taking {recipe.suite} with {len(known.packages)} packages, bootstrapped before")
         tree.mkdir(mode=0o755)
         log.run("Unpacking the bootstrapped packages", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
@@ -69,11 +77,11 @@ def bootstrap(
             os.utime(note)
         return tree, known.packages
     if recipe.stock:
-        stock.unpack(recipe, listed, images, work, log, run)
+        stock.unpack(recipe, listed, work, downloads, log, run)
     else:
         _mmdebstrap(recipe, listed, tree, work, log)
     found = _packages(tree, log, is_bootstrapped=recipe.stock is None)
-    _keep(tree, tar, note, found, log)
+    _keep(tree, tar, note, found, log, lasts=bool(recipe.snapshot))
     return tree, found
 
 
@@ -88,6 +96,17 @@ def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, log: Log) -
     # apt's lists stay until the packages' digests have been read in them.
     options += [f"--include={','.join(recipe.packages)}", "--skip=cleanup/apt/lists"]
     log.apart("The bootstrap", "mmdebstrap", *options, recipe.suite, tree, work / "sources.list", hear=_Progress(log))
+
+
+def stale(images: Path) -> list[Path]:
+    """The layers that no build would take or nobody took for a week, all but the few last ones, and what killed builds began."""
+    folder = images / FOLDER
+    whole = [path for suffix in ("json", "tar") for path in folder.glob(f"[!.]*.{suffix}")]
+    notes = [path for path in whole if path.suffix == ".json"]
+    used = {path.stem: path.stat().st_mtime for path in notes if (layer := Layer.read(path)) and layer.is_fresh}
+    last = sorted(used, key=lambda name: used[name], reverse=True)[:_MOST]
+    kept = {name for name in last if time.time() - used[name] < _KEPT}
+    return sorted([*workshop.abandoned(folder, _PART), *(path for path in whole if path.stem not in kept)])
 
 
 class _Progress:
@@ -150,13 +169,13 @@ def _is(tar: Path, sha256: str) -> bool:
         return False
 
 
-def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log) -> None:
+def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log, *, lasts: bool) -> None:
     """Keep the tree for the next build. Without room for it that one bootstraps again."""
     tar.parent.mkdir(exist_ok=True)
-    part = tar.with_name(f".part-{os.getpid()}")
+    part = tar.with_name(f"{_PART}{os.getpid()}")
     try:
         log.run("Keeping the bootstrapped packages", "tar", "--create", "--sparse", *TAR, "--directory", tree, "--file", part, ".")
-        layer = Layer(store.digest(part), time.time(), found)
+        layer = Layer(store.digest(part), time.time(), found, lasts)
         note.unlink(missing_ok=True)
         part.replace(tar)
         (written := part.with_suffix(".json")).write_text(layer.text(), encoding="utf-8")
@@ -167,16 +186,6 @@ def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log
         for half in (part, part.with_suffix(".json")):
             with suppress(OSError):
                 half.unlink()
-    _forget(tar.parent)
-
-
-def _forget(folder: Path) -> None:
-    """Drop the layers that nobody used for a week, all but the few last ones, and what killed builds began."""
     with suppress(OSError):
-        notes = sorted(folder.glob("*.json"), key=lambda note: note.stat().st_mtime, reverse=True)
-        kept = {note.stem for note in notes[:_MOST] if time.time() - note.stat().st_mtime < _KEPT}
-        for path in folder.iterdir():
-            pid = path.name.removeprefix(".part-").partition(".")[0]
-            is_dead = pid.isdigit() and path.name.startswith(".part-") and not Path(f"/proc/{pid}").exists()
-            if is_dead or (not path.name.startswith(".") and path.stem not in kept):
-                path.unlink()
+        for path in stale(tar.parent.parent):
+            path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from vmrunner import __version__
 from vmrunner.errors import ImageError
 from vmrunner.image import containers, lock, workshop
 from vmrunner.image.bootstrap import bootstrap
-from vmrunner.image.downloads import download
+from vmrunner.image.downloads import Downloads
 from vmrunner.image.packages import Package
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe
@@ -45,14 +45,15 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
     version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
     try:
         log = Log(workshop.log(images, f"{recipe.name}-{version}"), say)
+        downloads = Downloads(images, log)
         with workshop.opened(images) as work:
             out = work / "out"
             out.mkdir()
-            tree, found = bootstrap(recipe, images, work, log, fresh=fresh, run=run)
+            tree, found = bootstrap(recipe, images, work, downloads, log, fresh=fresh, run=run)
             if recipe.lock:
                 _compare(recipe, wanted, found)
-            inputs, runner, further = furnish(recipe, tree, work, log)
-            archives = containers.lay(recipe.containers, tree, download, log.step)
+            inputs, runner, further = furnish(recipe, tree, downloads, log)
+            archives = containers.lay(recipe.containers, tree, downloads, log)
             inputs |= {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}
             kernel = _take_kernel(tree, out)
             log.step(f"writing a disk of {recipe.size} MiB")

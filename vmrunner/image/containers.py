@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 from vmrunner.errors import ImageError
+from vmrunner.image.downloads import Downloads
+from vmrunner.image.programs import Log
 from vmrunner.image.recipe import ContainerSource
 
 FOLDER = "usr/lib/vmrunner/containers"
 """In the tree: N.tar, an archive, and N.name beside it, what jobs call it. The hook before-ready.d/docker reads them."""
-Download = Callable[[str, str, Path], None]
 
 
-def lay(sources: tuple[ContainerSource, ...], tree: Path, download: Download, say: Callable[[str], None]) -> dict[str, str]:
+def lay(sources: tuple[ContainerSource, ...], tree: Path, downloads: Downloads, log: Log) -> dict[str, str]:
     """Put the archives into the tree; returns their sha256 by their paths in the image. Raises ImageError where one can't be had."""
     digests: dict[str, str] = {}
     folder = tree / FOLDER
@@ -28,19 +27,19 @@ def lay(sources: tuple[ContainerSource, ...], tree: Path, download: Download, sa
         folder.mkdir(parents=True, exist_ok=True)
     for number, source in enumerate(sources):
         target = folder / f"{number:02}.tar"
-        say(f"fetching the container image {source.name}")
-        _get(source, target, download)
+        log.step(f"adding the container image {source.name}")
+        _get(source, target, downloads, log)
         digests[f"/{FOLDER}/{target.name}"] = _check(source, target)
         target.chmod(0o644)
         target.with_suffix(".name").write_text(f"{source.name}\n", encoding="ascii")
     return digests
 
 
-def _get(source: ContainerSource, target: Path, download: Download) -> None:
+def _get(source: ContainerSource, target: Path, downloads: Downloads, log: Log) -> None:
     if source.url:
-        download(f"The container image {source.name}", source.url, target)
+        shutil.copyfile(downloads.get(f"The container image {source.name}", source.url, str(source.sha256)), target)
     elif source.reference:
-        _pull(source, target)
+        _pull(source, target, log)
     else:
         try:
             shutil.copyfile(str(source.archive), target)
@@ -50,15 +49,12 @@ def _get(source: ContainerSource, target: Path, download: Download) -> None:
             ) from None
 
 
-def _pull(source: ContainerSource, target: Path) -> None:
+def _pull(source: ContainerSource, target: Path, log: Log) -> None:
     """skopeo checks the digest; it unpacks nothing and needs no daemon. Registries of this host's own are /etc/containers' to describe."""
     if not shutil.which("skopeo"):
         raise ImageError("A container image by its reference needs skopeo.", "apt-get install skopeo, or name an archive.")
-    command = ["skopeo", "copy", "--quiet", f"docker://{source.reference}", f"docker-archive:{target}:{source.name}"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        last = [line for line in done.stderr.splitlines() if line.strip()][-3:]
-        raise ImageError(f"The container image {source.reference} can't be fetched.", "\n".join(last) or "skopeo did not say why.")
+    command = ("skopeo", "copy", "--quiet", f"docker://{source.reference}", f"docker-archive:{target}:{source.name}")
+    log.run(f"Fetching the container image {source.reference}", *command)
 
 
 def _check(source: ContainerSource, target: Path) -> str:

@@ -1,4 +1,4 @@
-"""Files from elsewhere, kept beside the images under the digest that their recipe wants, so that each is fetched once."""
+"""Files out of the net that recipes name with their digest: fetched once, and there for the next builds."""
 
 from __future__ import annotations
 
@@ -6,70 +6,71 @@ import hashlib
 import os
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from vmrunner.errors import ImageError
+from vmrunner.image import store, workshop
 from vmrunner.image.programs import Log
 
-FOLDER = ".cache/downloads"
-_KEPT = 30 * 86400.0  # seconds after its last use
+FOLDER = f"{workshop.CACHE}/downloads"
+_ALGORITHMS = {64: "sha256", 128: "sha512"}  # by how long their words are
+_PART = ".part-"
+_KEPT = 30 * 86400.0  # seconds after their last use: longer than from one `image refresh` to the next
 
 
-def digest(path: Path, algorithm: str, hint: str) -> str:
-    """The sha256 or sha512 of a file, as hex; raises ImageError with this hint where it can't be read."""
-    try:
-        with path.open("rb") as content:
-            return hashlib.file_digest(content, algorithm).hexdigest()
-    except OSError as error:
-        raise ImageError(f"The file {path} can't be read: {error.strerror}.", hint) from None
+@dataclass(frozen=True)
+class Downloads:
+    """Those of a store of images."""
 
+    images: Path
+    log: Log
 
-def check(what: str, path: Path, algorithm: str, wanted: str) -> None:
-    """Raise ImageError, which begins with `what`, where a file has another digest."""
-    found = digest(path, algorithm, "Its path is relative to the recipe.")
-    if found != wanted:
-        raise ImageError(f"{what} has the {algorithm} {found}, the recipe wants {wanted}.", "Check where it comes from.")
+    def get(self, what: str, url: str, digest: str) -> Path:
+        """The file with this sha256 or sha512, which stays where it is.
 
-
-def fetched(what: str, url: str, algorithm: str, wanted: str, images: Path, log: Log) -> Path:
-    """The file from the cache, if it is whole, else from there. Raises ImageError where it can't be had, or has another digest."""
-    folder = images / FOLDER
-    kept = folder / wanted
-    try:
-        check(what, kept, algorithm, wanted)
-        os.utime(kept)
+        Raises ImageError, which begins with `what`, where the URL gives none.
+        """
+        kept, algorithm = self.images / FOLDER / digest, _ALGORITHMS[len(digest)]
+        if kept.is_file() and store.digest(kept, algorithm) == digest:
+            self.log.step(f"taking {url}, fetched before")
+            with suppress(OSError):
+                os.utime(kept)
+            return kept
+        self.log.step(f"fetching {url}")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_name(f"{_PART}{os.getpid()}")
+        try:
+            found = _fetch(what, url, part, algorithm)
+            if found != digest:
+                raise ImageError(f"{what} has the {algorithm} {found}, the recipe wants {digest}.", "Check where it comes from.")
+            part.replace(kept)
+        finally:
+            part.unlink(missing_ok=True)
+        for path in stale(self.images):
+            with suppress(OSError):
+                path.unlink()
         return kept
-    except (ImageError, OSError):
-        log.step(f"fetching {url}")
-    folder.mkdir(parents=True, exist_ok=True)
-    _forget(folder)
-    part = folder / f".part-{os.getpid()}"
-    try:
-        download(what, url, part)
-        check(what, part, algorithm, wanted)
-        return part.replace(kept)
-    finally:
-        part.unlink(missing_ok=True)
 
 
-def download(what: str, url: str, target: Path) -> None:
-    """Fetch a file; raises ImageError where that fails, which begins with `what`."""
+def stale(images: Path) -> list[Path]:
+    """What no build has taken for a month, and what killed ones began."""
+    folder = images / FOLDER
+    old = [path for path in folder.glob("[!.]*") if time.time() - path.stat().st_mtime > _KEPT]
+    return [*workshop.abandoned(folder, _PART), *sorted(old)]
+
+
+def _fetch(what: str, url: str, target: Path, algorithm: str) -> str:
+    """Returns the digest of what came."""
+    total = hashlib.new(algorithm)
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, target.open("wb") as out:
             answer.raise_for_status()
             for chunk in answer.iter_bytes():
+                total.update(chunk)
                 out.write(chunk)
     except httpx.HTTPError as error:
         raise ImageError(f"{what} can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
-
-
-def _forget(folder: Path) -> None:
-    """Drop what nobody used for a month, and what killed builds began."""
-    for path in folder.iterdir():
-        pid = path.name.removeprefix(".part-")
-        is_dead = path.name != pid and pid.isdigit() and not Path(f"/proc/{pid}").exists()
-        with suppress(OSError):
-            if is_dead or (path.name == pid and time.time() - path.stat().st_mtime > _KEPT):
-                path.unlink()
+    return total.hexdigest()

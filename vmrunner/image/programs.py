@@ -11,6 +11,11 @@ from vmrunner.errors import ImageError
 
 Hear = Callable[[str], object]
 _WITH_US = ("setpriv", "--pdeathsig", "KILL")
+_BEGUN = "vmrunner: it begins"
+# The kernel ends a program with its parent only from the moment on that it was told to. Of a build that was killed before, nobody reads the
+# pipe any more (the kernel closes files first, and tells of the death then), so that the echo fails. This is the last of the chain, in the
+# namespace, where no other parent could be asked for: it is 0 there, dead or alive.
+_BEGIN = ("sh", "-c", 'echo "$0" || exit 1; exec "$@"', _BEGUN)
 _APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 _IN_TREE = """set -e
 mount -t proc proc "$0/proc"
@@ -34,12 +39,20 @@ class Log:
         self._say(text)
         self._write(f"== {text}\n")
 
-    def run(self, what: str, *command: str | Path, text: str = "", hear: Hear = lambda _: None, said: bool = True) -> str:
+    def run(
+        self,
+        what: str,
+        *command: str | Path,
+        text: str = "",
+        hear: Hear = lambda _: None,
+        said: bool = True,
+        within: tuple[str, ...] = (),
+    ) -> str:
         """Run a program to its end, `text` being its input, and return what it printed; `hear` gets each line, the log too if it is `said`.
 
-        Raises ImageError with its last lines where it fails.
+        `within` is a program that runs it. Raises ImageError with its last lines where it fails.
         """
-        words = [*_WITH_US, *(str(word) for word in command)]
+        words = [*_WITH_US, *within, *_BEGIN, *(str(word) for word in command)]
         environment = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
         lines: list[str] = []
         with subprocess.Popen(
@@ -54,6 +67,8 @@ class Log:
                 except BrokenPipeError:
                     pass  # its exit code says more
                 for line in running.stdout:
+                    if not lines and line == f"{_BEGUN}\n":
+                        continue
                     lines.append(line)
                     if said:
                         self._write(line)
@@ -72,11 +87,11 @@ class Log:
 
     def apart(self, what: str, *command: str | Path, hear: Hear = lambda _: None) -> str:
         """Run a program that mounts, and starts others: what it mounts nobody else sees, and all of it ends with it."""
-        return self.run(what, *_APART, *command, hear=hear)
+        return self.run(what, *command, hear=hear, within=_APART)
 
     def inside(self, what: str, tree: Path, *command: str, text: str = "", said: bool = True) -> str:
         """Run a program of the tree in there, with /proc, /dev, /sys and an empty /run."""
-        return self.run(what, *_APART, "sh", "-c", _IN_TREE, tree, *command, text=text, said=said)
+        return self.run(what, "sh", "-c", _IN_TREE, tree, *command, text=text, said=said, within=_APART)
 
     def _write(self, text: str) -> None:
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from vmrunner import lock
 from vmrunner.errors import ImageError
 from vmrunner.image import diff, proof, store
-from vmrunner.image.store import CURRENT, Golden
+from vmrunner.image.store import CURRENT, Forced, Golden
 
 HISTORY = "promotions.jsonl"
 _LOCK, _LOCK_WAIT = ".lock", 120.0  # seconds; whoever holds it reads or deletes some GiB
@@ -90,6 +90,9 @@ def switch(images: Path, name: str, to: str, why: Why, *, forced: bool = False, 
     # current, and the line says of itself that it came to nothing: what follows it does not begin where it ends (see `history`). The
     # other way round a version could be current without a line, and nobody would know since when, by whom, and what was there before.
     moment = datetime.now(UTC).isoformat(timespec="seconds")
+    if forced:  # first of all: no version is current by force without its manifest saying so
+        found = proof.read(store.version(images, name, to))
+        store.note_forced(home / to, Forced(at=moment, by=_user(), found=found.said if found else ""))
     _append(home / HISTORY, Promotion(moment, _linked(home), to, why, _user(), forced, cause, content).line())
     link = home / f".{CURRENT}-{os.getpid()}"
     link.symlink_to(to)

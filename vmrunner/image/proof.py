@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vmrunner.errors import ImageError
 from vmrunner.image import store
-from vmrunner.image.store import MANIFEST, Golden
+from vmrunner.image.store import Golden
 
 RECORD = "verified.json"
 
@@ -29,7 +28,7 @@ class Proof(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    manifest: str  # sha256 of the manifest that it is about
+    manifest: str  # the identity of the manifest that it is about
     at: str  # ISO 8601, UTC
     vmrunner: str  # version
     qemu: str  # version
@@ -55,26 +54,21 @@ class Proof(BaseModel):
 
 def read(golden: Golden) -> Proof | None:
     """The version's record; None where there is none, or where it is about another manifest."""
+    found = _recorded(golden.directory)
     try:
-        found = Proof.model_validate_json((golden.directory / RECORD).read_bytes())
-        return found if found.manifest == store.digest(golden.directory / MANIFEST) else None
-    except (OSError, ValidationError):
+        return found if found and found.manifest == store.identity(golden.directory) else None
+    except (OSError, ValueError):
         return None
 
 
 def write(golden: Golden, proof: Proof) -> None:
     """Put the record beside the manifest, all of it or nothing of it. Raises ImageError."""
-    part = golden.directory / f".{RECORD}.{os.getpid()}"
     try:
-        part.write_text(proof.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        part.chmod(0o644)
-        part.replace(golden.directory / RECORD)
+        store.replace(golden.directory / RECORD, proof.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise ImageError(
             f"That {golden.name} {golden.version} was verified can't be written down: {error.strerror}.", "Run it with sudo."
         ) from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def demand(golden: Golden) -> None:
@@ -89,8 +83,12 @@ def demand(golden: Golden) -> None:
 
 def is_bad(directory: Path) -> bool:
     """Whether the version in this folder was verified and found bad."""
+    found = _recorded(directory)
+    return found is not None and not found.is_good
+
+
+def _recorded(directory: Path) -> Proof | None:
     try:
-        found = Proof.model_validate_json((directory / RECORD).read_bytes())
+        return Proof.model_validate_json((directory / RECORD).read_bytes())
     except (OSError, ValidationError):
-        return False
-    return not found.is_good
+        return None

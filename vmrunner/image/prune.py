@@ -14,7 +14,7 @@ from vmrunner import lock, ownership
 from vmrunner.config import HostConfig
 from vmrunner.errors import Busy
 from vmrunner.hypervisor import IMAGE_PREFIX, SNAPSHOT_PREFIX, File, Hypervisor, Volume, image_stem
-from vmrunner.image import promotion, proof, store
+from vmrunner.image import bootstrap, downloads, promotion, proof, store, workshop
 from vmrunner.image.promotion import Why
 from vmrunner.image.store import CURRENT, DISK, MANIFEST
 from vmrunner.model import Machine
@@ -27,14 +27,15 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Waste:
-    """What nothing needs: versions in the store, snapshots and volumes of images on the host."""
+    """What nothing needs: versions in the store, snapshots and volumes of images on the host, and what builds left beside the store."""
 
     versions: tuple[tuple[str, str], ...] = ()  # name, version
     snapshots: tuple[str, ...] = ()  # keys
     volumes: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()  # files and folders below the images: kept packages, logs, folders of builds that were killed
 
     def __bool__(self) -> bool:
-        return bool(self.versions or self.snapshots or self.volumes)
+        return bool(self.versions or self.snapshots or self.volumes or self.leftovers)
 
 
 def prune(hypervisor: Hypervisor, settings: HostConfig, name: str | None, keep: int, say: Say) -> Waste:
@@ -61,11 +62,13 @@ def prune(hypervisor: Hypervisor, settings: HostConfig, name: str | None, keep: 
             gone = images / image / f"{GONE}{version}"
             (images / image / version).rename(gone)
             shutil.rmtree(gone)
+        for leftover in waste.leftovers:
+            _remove(images / leftover)
     return waste
 
 
 def find(hypervisor: Hypervisor, settings: HostConfig, name: str | None, keep: int) -> Waste:
-    """What nothing needs now: of the image `name`, or of all.
+    """What nothing needs now: of the image `name`, or of all, and then of builds, too.
 
     A version is needed that is current, or one of the newest `keep` that were not found bad, or that a volume of this host lies on, or that
     a live machine names.
@@ -132,7 +135,16 @@ def _find(images: Path, volumes: Sequence[Volume], machines: Sequence[Machine], 
         for volume in mine
         if volume.name.startswith(SNAPSHOT_PREFIX) and Path(volume.backing).name in gone and _key(volume.name) not in snapshots
     ]
-    return Waste(tuple(going), tuple(sorted(keys)), tuple(gone))
+    stale = [] if only else [*workshop.stale(images), *bootstrap.stale(images), *downloads.stale(images)]
+    return Waste(tuple(going), tuple(sorted(keys)), tuple(gone), tuple(str(path.relative_to(images)) for path in stale))
+
+
+def _remove(path: Path) -> None:
+    """A build may do so at the same time."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _bad(images: Path, name: str, versions: Sequence[str]) -> set[str]:

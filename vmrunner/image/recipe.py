@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vmrunner.config import Mebibytes
 from vmrunner.errors import ImageError
-from vmrunner.image import downloads, lock
+from vmrunner.image import lock
 from vmrunner.image.lines import line_of
 from vmrunner.resources import folder
 
@@ -87,7 +87,7 @@ class StockSource(_Section):
 
     def digest(self) -> str:
         """What the image is, as a word: equal words mean an equal image. Raises ImageError where its file can't be read."""
-        return str(self.sha512 or self.sha256) if self.path is None else downloads.digest(self.path, "sha256", _RELATIVE)
+        return str(self.sha512 or self.sha256) if self.path is None else _digest(self.path)
 
 
 class _Content(_Section):
@@ -154,7 +154,15 @@ class ContainerSource(_Section):
         """The sha256 of the archive that this host has, empty where it is fetched; raises ImageError where it can't be read."""
         if self.archive is None:
             return ""
-        return downloads.digest(self.archive, "sha256", _RELATIVE)
+        return _digest(self.archive)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"The file {path} can't be read: {error.strerror}.", _RELATIVE) from None
 
 
 class Recipe(_Section):

@@ -18,7 +18,8 @@ from vmrunner import oneshot
 from vmrunner.config import HostConfig
 from vmrunner.errors import HypervisorError, ImageError, MachineError
 from vmrunner.hypervisor import Hypervisor, Output, image_stem
-from vmrunner.image import downloads, store
+from vmrunner.image import store
+from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import FileSource, Recipe, StockSource
 from vmrunner.image.store import DISK, MANIFEST, Golden, Manifest
@@ -106,11 +107,11 @@ def boot(
             hypervisor.drop_volumes(sorted(names, key=lambda name: not name.endswith(MANIFEST)))  # with it, it would count as whole
 
 
-def unpack(recipe: Recipe, listed: str, images: Path, work: Path, log: Log, run: Run | None) -> Path:
+def unpack(recipe: Recipe, listed: str, work: Path, downloads: Downloads, log: Log, run: Run | None) -> Path:
     """The tree of the recipe's stock image with its packages, in `work`; apt's lists are still in it. `listed` are the sources for apt."""
     assert recipe.stock  # noqa: S101 — the caller has looked
     tree, tar = work / "tree", work / "stock.tar"
-    _hand_over(_golden(recipe, recipe.stock, images, work, log), tar, log, run)
+    _hand_over(_golden(recipe, recipe.stock, work, downloads, log), tar, log, run)
     tree.mkdir(mode=0o755)
     log.run("Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
     tar.unlink()
@@ -125,15 +126,15 @@ def unpack(recipe: Recipe, listed: str, images: Path, work: Path, log: Log, run:
     return tree
 
 
-def _golden(recipe: Recipe, source: StockSource, images: Path, work: Path, log: Log) -> Golden:
+def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, log: Log) -> Golden:
     """It as an image that a machine can be booted from: without a backing file, whatever format it had."""
-    wanted = ("sha512", source.sha512) if source.sha512 else ("sha256", source.sha256)
+    wanted = str(source.sha512 or source.sha256 or "")
     if source.url:
-        original = downloads.fetched("The stock image", source.url, wanted[0], str(wanted[1]), images, log)
+        original = downloads.get("The stock image", source.url, wanted)
     else:
         original = Path(str(source.path))
-        if wanted[1]:
-            downloads.check("The stock image", original, wanted[0], wanted[1])
+        if wanted and (found := store.digest(original, "sha512" if source.sha512 else "sha256")) != wanted:
+            raise ImageError(f"The stock image has the digest {found}, the recipe wants {wanted}.", "Check where it comes from.")
     described = json.loads(log.run("Looking at the stock image", "qemu-img", "info", "--output=json", original, said=False))
     if described["format"] not in ("qcow2", "raw") or "backing-filename" in described or "data-file" in json.dumps(described):
         raise ImageError(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +19,7 @@ MANIFEST = "manifest.json"
 CURRENT = "current"
 DISK = "disk.qcow2"
 LOCK = "packages.lock"
+_DOCKER = {"docker.io", "docker-ce", "moby-engine", "podman-docker"}
 
 
 class Runner(BaseModel):
@@ -38,8 +42,18 @@ class Input(BaseModel):
     sha256: str
 
 
+class Forced(BaseModel):
+    """A promotion of a version that was not verified, or was found bad."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: str  # ISO 8601, UTC
+    by: str  # a user's name
+    found: str = ""  # what was bad; empty: nobody had looked
+
+
 class Manifest(BaseModel):
-    """What an image is made of, written beside its disk.
+    """What an image is made of, written beside its disk. Only `forced` is added to after that, and no digest of it counts that.
 
     What has a default is unknown to manifests of an older vmrunner: an upgrade must not take the images away that machines start from.
     """
@@ -62,6 +76,13 @@ class Manifest(BaseModel):
     listens: tuple[int, ...] = ()  # ports that may be open in a machine of the image
     built_at: str  # ISO 8601, UTC
     vmrunner_version: str
+    forced: tuple[Forced, ...] = ()  # the last one last
+
+    @property
+    def lacks_docker(self) -> bool:
+        """Whether neither a package nor a check, which could be about one that a script installed, speaks of Docker."""
+        checked = any("docker" in command for command in self.checks.values())
+        return bool(self.packages) and not checked and self.packages.keys().isdisjoint(_DOCKER)
 
 
 @dataclass(frozen=True)
@@ -143,10 +164,47 @@ def current(images: Path, name: str) -> Golden | None:
         return None
 
 
-def digest(path: Path) -> str:
-    """The sha256 of a file, as hex."""
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The digest of a file, as hex."""
     with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        return hashlib.file_digest(content, algorithm).hexdigest()
+
+
+def identity(directory: Path) -> str:
+    """The sha256 of what the manifest of the version in this folder says of its content, as hex. Raises OSError and ValueError."""
+    plain = _plain(directory)
+    plain.pop("forced", None)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def note_forced(directory: Path, forced: Forced) -> None:
+    """Add that to the manifest of the version in this folder. Call it with the store's lock held; raises OSError and ValueError."""
+    plain = _plain(directory)
+    plain["forced"] = [*plain.get("forced", []), forced.model_dump()]
+    replace(directory / MANIFEST, json.dumps(plain, indent=1) + "\n")
+
+
+def _plain(directory: Path) -> dict[str, Any]:
+    plain = json.loads((directory / MANIFEST).read_bytes())
+    if not isinstance(plain, dict):
+        raise ValueError(f"{directory / MANIFEST} is not a table")
+    return plain
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file of a version: whoever is killed at it, or without room, leaves the old one. Raises OSError."""
+    for half in path.parent.glob(f".{path.name}.*"):  # of one that was killed
+        half.unlink(missing_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def verify(golden: Golden) -> None:

@@ -106,7 +106,7 @@ def _manifest(source: Path, archive: tarfile.TarFile) -> Manifest:
     named = (manifest.name, manifest.version, *manifest.files)
     if not all(_NAME.fullmatch(each) for each in named) or {MANIFEST, LOCK} & manifest.files.keys():
         raise _damaged(source, "its manifest has names that no image has")
-    return manifest
+    return manifest.model_copy(update={"forced": ()})  # promotions of another host are none of this one
 
 
 def _members(source: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:

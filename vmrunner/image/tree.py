@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from vmrunner.errors import ImageError
-from vmrunner.image.downloads import download
+from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe, RunnerSource
 from vmrunner.image.store import Input, Runner
@@ -18,7 +18,7 @@ _SCRIPT = "/.vmrunner-script"
 ENVIRONMENT = "/etc/vmrunner/environment"  # what a job's script and `exec` read
 
 
-def furnish(recipe: Recipe, tree: Path, work: Path, log: Log) -> tuple[dict[str, Input], Runner | None, dict[str, Runner]]:
+def furnish(recipe: Recipe, tree: Path, downloads: Downloads, log: Log) -> tuple[dict[str, Input], Runner | None, dict[str, Runner]]:
     """Everything of the recipe beside its packages; returns the files and runners that it put in."""
     if recipe.scripts:  # they may fetch something
         place(tree, "/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes(), 0o644)
@@ -26,8 +26,8 @@ def furnish(recipe: Recipe, tree: Path, work: Path, log: Log) -> tuple[dict[str,
         log.step(f"running the script {script.name}")
         _run_script(script.content(), script.name, tree, log)
     _add_users(recipe, tree, log)
-    runner = _install_runner(recipe.runner, _RUNNER_PATH.format(kind=recipe.runner.kind), tree, work, log) if recipe.runner else None
-    further = {name: _install_runner(each, further_runner(name, each.kind), tree, work, log) for name, each in recipe.runners.items()}
+    runner = _install_runner(recipe.runner, _RUNNER_PATH.format(kind=recipe.runner.kind), tree, downloads) if recipe.runner else None
+    further = {name: _install_runner(each, further_runner(name, each.kind), tree, downloads) for name, each in recipe.runners.items()}
     return _add_files(recipe, tree, runner, log), runner, further
 
 
@@ -63,12 +63,8 @@ def _add_users(recipe: Recipe, tree: Path, log: Log) -> None:
             place(tree, f"/etc/sudoers.d/{name}", f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n".encode(), 0o440)
 
 
-def _install_runner(source: RunnerSource, path: str, tree: Path, work: Path, log: Log) -> Runner:
-    program = source.path
-    if program is None:
-        program = work / "runner"
-        log.step(f"fetching {source.url}")
-        download("The runner", str(source.url), program)
+def _install_runner(source: RunnerSource, path: str, tree: Path, downloads: Downloads) -> Runner:
+    program = source.path or downloads.get("The runner", str(source.url), str(source.sha256))
     try:
         content = program.read_bytes()  # once: what is checked is what gets in
     except OSError as error:

@@ -14,7 +14,7 @@ from vmrunner.errors import DiskFull, HypervisorError, MachineError, NameClash, 
 from vmrunner.hypervisor import Hypervisor, Output
 from vmrunner.image import proof, store
 from vmrunner.image.proof import Check, Proof
-from vmrunner.image.store import MANIFEST, Golden
+from vmrunner.image.store import Golden
 from vmrunner.model import MachineId, Shape
 from vmrunner.policy import Reach
 from vmrunner.render import source
@@ -52,7 +52,7 @@ def verify(hypervisor: Hypervisor, settings: HostConfig, golden: Golden, version
     say(f"{golden.name} {golden.version}: booting a machine to verify it")
     trouble = _boot(hypervisor, settings, golden, shape, machine, listener, slow=slow)
     found = Proof(
-        manifest=store.digest(golden.directory / MANIFEST),
+        manifest=store.identity(golden.directory),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         vmrunner=__version__,
         qemu=versions["QEMU"],

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vmrunner.image import promotion
+from vmrunner.image import promotion, store
 from vmrunner.image.store import Golden, Manifest
 
+CACHE = ".cache"
+"""In the store: what builds take from builds before them."""
 _PREFIX = ".building-"
-_LOGS = 20  # of all images
+_LOG = ".log"
+_LOGS, _LOG_KEPT = 20, 30 * 86400.0  # of all images; seconds
 Say = Callable[[str], object]
 
 
@@ -20,10 +24,8 @@ Say = Callable[[str], object]
 def opened(images: Path) -> Iterator[Path]:
     """A hidden folder beside the images; it goes afterwards, and those of processes that died go first."""
     images.mkdir(parents=True, exist_ok=True)
-    for old in images.glob(f"{_PREFIX}*"):
-        pid = old.name.removeprefix(_PREFIX)
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(old, ignore_errors=True)
+    for old in abandoned(images, _PREFIX):
+        shutil.rmtree(old, ignore_errors=True)
     work = images / f"{_PREFIX}{os.getpid()}"
     work.mkdir(mode=0o755)
     try:
@@ -34,11 +36,29 @@ def opened(images: Path) -> Iterator[Path]:
 
 def log(images: Path, name: str) -> Path:
     """The file for what the programs of one build print; those of the last builds are kept."""
-    folder = images / ".log"
+    folder = images / _LOG
     folder.mkdir(parents=True, exist_ok=True)
-    for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[: -_LOGS + 1]:
+    for old in _old_logs(images, _LOGS - 1):
         old.unlink(missing_ok=True)
     return folder / f"{name}.log"
+
+
+def stale(images: Path) -> list[Path]:
+    """The folders of builds that were killed, and logs of builds that are long over."""
+    return [*abandoned(images, _PREFIX), *_old_logs(images, _LOGS)]
+
+
+def abandoned(folder: Path, prefix: str) -> list[Path]:
+    """What processes that have died left in a folder: named with this prefix, their id, and maybe a suffix."""
+    found = ((path, path.name.removeprefix(prefix).partition(".")[0]) for path in sorted(folder.glob(f"{prefix}*")))
+    return [path for path, pid in found if pid.isdigit() and not Path(f"/proc/{pid}").exists()]
+
+
+def _old_logs(images: Path, most: int) -> list[Path]:
+    times = {path: path.stat().st_mtime for path in (images / _LOG).glob("*.log")}
+    newest = sorted(times, key=lambda path: times[path], reverse=True)
+    kept = [path for path in newest[:most] if time.time() - times[path] < _LOG_KEPT]
+    return sorted(times.keys() - set(kept))
 
 
 def publish(out: Path, images: Path, manifest: Manifest, say: Say, *, promote: bool) -> Golden:
@@ -51,4 +71,4 @@ def publish(out: Path, images: Path, manifest: Manifest, say: Say, *, promote: b
         out.rename(final)
         if promote:
             promotion.switch(images, manifest.name, manifest.version, promotion.Why.BUILT, forced=True)
-    return Golden(manifest.name, manifest.version, final, manifest)
+    return store.version(images, manifest.name, manifest.version)
