@@ -156,7 +156,7 @@ class Recipe(_Section):
     kernel_arguments: Annotated[str, Field(pattern=r"^[ -~]+$")]
     scripts: tuple[Script, ...] = ()
     users: dict[UserName, User] = {}
-    environment: dict[Variable, Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}  # of everything that a machine of vmrunner's runs
+    environment: dict[Variable, Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}  # of all that vmrunner runs, and of logins
     compress: bool = False
     files: dict[GuestPath, FileSource] = {}
     runner: RunnerSource | None = None
