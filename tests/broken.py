@@ -16,11 +16,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from tests import recipes
 from tests.forge.gitea import Site, until
 from tests.goldens import linked
 from tests.ground import Ground, lay
 from tests.prepare import GITEA, IMAGES
-from tests.recipes import FIGURES
 from tests.soak import serve
 from vmrunner.errors import ImageError
 from vmrunner.image import promotion, store
@@ -166,8 +166,7 @@ def main() -> None:
             figures.append({"kind": kind} | forced(site, ground, options.jobs) | {"verify": said})
             print(f"{kind}: {figures[-1]}", file=sys.stderr, flush=True)
             ground.run("down", "--purge", check=False)
-    built = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    print(json.dumps(built | {"broken": figures}))
+    print(json.dumps(recipes.noted({"broken": figures})))
     if any(each["lost"] for each in figures):
         sys.exit(1)
 

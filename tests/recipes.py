@@ -1,7 +1,8 @@
 """Builds every recipe that vmrunner brings: `python -m tests.recipes`, with the host's network. What came out is in FIGURES.
 
-Each is built twice, the second time with another script, which takes the packages of the first. The images stay in the cache, in a store
-of their own. Then one of them is killed at random moments, and built where there is too little room.
+Each is built twice, the second time with another script, which takes the packages of the first; debian-12 also from a stock cloud image.
+The images stay in the cache, in a store of their own (tests.verified boots them). Then one of them is killed at random moments, and built
+where there is too little room.
 """
 
 from __future__ import annotations
@@ -11,20 +12,28 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests import interrupted
-from tests.prepare import IMAGES
+from tests import interrupted, stock
+from tests.prepare import IMAGES, say
+from vmrunner.config import HostConfig, LibvirtConfig, NetworkConfig
 from vmrunner.errors import ImageError
+from vmrunner.hypervisor import Output
+from vmrunner.hypervisor.host import open_host
 from vmrunner.image import build, recipe, store
-from vmrunner.image.recipe import Recipe, Script
+from vmrunner.image import stock as stock_image
+from vmrunner.image.recipe import Recipe, Script, StockSource
+from vmrunner.image.store import Golden
 from vmrunner.resources import folder
 
 STORE = IMAGES.parents[1] / "recipes" / IMAGES.name
-FIGURES = STORE / "figures.json"  # tests.broken, the other half of `make images`, prints them with its own
+FIGURES = STORE / "figures.json"  # each part of `make images` adds its own, the last one prints them
+STOCK = "debian-12-stock"
 FULL = [100, 350, 800, 1100, 1500]  # MiB: while it bootstraps, while it keeps the packages, while it writes the disk
 
 
@@ -35,9 +44,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="how many builds are killed")
     options = parser.parse_args()
     built, elsewhere = [], []
-    for name in options.only or sorted(path.stem for path in folder("images").glob("*.toml")):
+    for name in options.only or [*sorted(path.stem for path in folder("images").glob("*.toml")), STOCK]:
         try:
-            if is_reached(wanted := recipe.load(name)):
+            if is_reached(wanted := from_stock() if name == STOCK else recipe.load(name)):
                 built.append(result(wanted, STORE))
             else:
                 elsewhere.append(name)
@@ -50,9 +59,36 @@ def main() -> int:
         figures |= interrupted.kill_at_random("debian-12", place, kills=options.kills, cold=options.kills // 3, seed=options.kills)
         figures |= interrupted.fill_at_sizes("debian-12", STORE / "full", FULL)
         shutil.rmtree(place)
-    FIGURES.parent.mkdir(parents=True, exist_ok=True)
-    FIGURES.write_text(json.dumps(figures))
+    FIGURES.unlink(missing_ok=True)
+    noted(figures)
     return 0
+
+
+def noted(figures: dict[str, Any]) -> dict[str, Any]:
+    """Add to the figures of this `make images`; returns all of them."""
+    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    FIGURES.parent.mkdir(parents=True, exist_ok=True)
+    FIGURES.write_text(json.dumps(known | figures))
+    return known | figures
+
+
+def from_stock() -> Recipe:
+    """debian-12 with a stock image (see tests.stock) in the place of the bootstrap."""
+    base, path = recipe.load("debian-12"), stock.ensure(stock.SUITE, say)
+    return base.model_copy(update={"name": STOCK, "stock": StockSource(path=path, sha256=store.digest(path))})
+
+
+def boot(golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]) -> int:
+    """On the rig's libvirtd. There is no network to filter: this process is not in the rig's."""
+    place = STORE / ".host"
+    libvirt, network = LibvirtConfig(subnet=IPv4Network("10.83.0.0/24")), NetworkConfig(filter=False)
+    settings = HostConfig(manager="recipes", state_dir=place, runtime_dir=place, libvirt=libvirt, network=network)
+    host = open_host(settings, say)
+    try:
+        return stock_image.boot(host, settings, golden, command, write)
+    finally:
+        host.purge()
+        host.close()
 
 
 def is_reached(wanted: Recipe) -> bool:
@@ -74,9 +110,9 @@ def result(wanted: Recipe, images: Path) -> dict[str, Any]:
     return {"name": wanted.name, "packages": len(golden.manifest.packages), "size_mib": size, "seconds": cold, "again_seconds": warm}
 
 
-def _timed(wanted: Recipe, images: Path, *, fresh: bool = False) -> tuple[int, store.Golden]:
+def _timed(wanted: Recipe, images: Path, *, fresh: bool = False) -> tuple[int, Golden]:
     began = time.monotonic()
-    golden = build.build(wanted, images, lambda step: print(f"{wanted.name}: {step} …", file=sys.stderr, flush=True), fresh=fresh)
+    golden = build.build(wanted, images, lambda step: say(f"{wanted.name}: {step} …"), fresh=fresh, run=boot)
     return round(time.monotonic() - began), golden
 
 

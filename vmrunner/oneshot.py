@@ -38,12 +38,14 @@ def run(
     write: Callable[[Output, bytes], None],
     say: Callable[[str], None],
     started: Callable[[MachineId], None] = lambda _: None,
+    boothook: bool = False,
     machine: MachineId | None = None,
 ) -> int:
     """Run the command and return its exit code. `write` gets its output as it comes, from two threads.
 
     The machine is cloned from a snapshot if there is one that works, unless `snapshot` is false. It reaches what
     the policy `network` says. `started` is told its name, which is a new one unless `machine` says otherwise.
+    `boothook`: see seed.exec_script.
 
     Raises MachineError when the guest doesn't come up, or the command doesn't end in time. However this ends, the machine is destroyed.
     """
@@ -58,7 +60,7 @@ def run(
         stack.callback(_destroy, hypervisor, machine, say)
         metadata = Metadata(machine, "", f"{golden.name}/{golden.version}", time.time(), address=str(address), network=network)
         end = secrets.token_hex(16)
-        script = seed.exec_script(command, timeout, end)
+        script = seed.exec_script(command, timeout, end, boothook=boothook)
         clone = snapshots.clone(hypervisor, snapshots.Shelf(settings.state_dir), golden, shape, metadata) if snapshot else None
         if clone:
             hypervisor.bind(clone, seed.iso(machine, script, address, addresses.beside(address)))

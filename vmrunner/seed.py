@@ -125,6 +125,9 @@ def wait_script() -> str:
     return source("user-data-wait.py")
 
 
-def exec_script(command: Sequence[str], timeout: timedelta, end: str = "") -> str:
-    """The user-data that runs one command and reports its exit code; `end` (a word) then ends both of its outputs."""
-    return text("user-data-exec.sh.j2", command=shlex.join(command), end=end, job_seconds=int(timeout.total_seconds()))
+def exec_script(command: Sequence[str], timeout: timedelta, end: str = "", *, boothook: bool = False) -> str:
+    """The user-data that runs one command and reports its exit code; `end` (a word) then ends both of its outputs.
+
+    As a `boothook` it is for cloud-init only, which runs it before it changes anything of the machine.
+    """
+    return text("user-data-exec.sh.j2", boothook=boothook, command=shlex.join(command), end=end, job_seconds=int(timeout.total_seconds()))

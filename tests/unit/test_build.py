@@ -90,6 +90,8 @@ def test_a_download_happens_once(site: tuple[Path, str], tmp_path: Path) -> None
     assert [path.name for path in downloads.stale(images)] == [f".part-{2**22 + 1}", "old"]
     kept.unlink()
     (folder / "runner").write_bytes(PROGRAM)
+    longer = hashlib.sha512(PROGRAM).hexdigest()
+    assert get("It", f"{url}/runner", longer).name == longer
     get("It", f"{url}/runner", RIGHT)
     assert (downloads.stale(images), bootstrap.stale(images)) == ([], [])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -17,11 +18,12 @@ from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, image, out, report, say, warn
 from vmrunner.config import HostConfig
 from vmrunner.errors import ConfigError, HypervisorError, ImageError, VmrunnerError
+from vmrunner.hypervisor import Output
 from vmrunner.hypervisor.host import open_host
 from vmrunner.image import build as builder
 from vmrunner.image import diff as differ
 from vmrunner.image import lock as locks
-from vmrunner.image import promotion, proof, recipe, rotation, store, transfer
+from vmrunner.image import promotion, proof, recipe, rotation, stock, store, transfer
 from vmrunner.image import prune as pruning
 from vmrunner.image.rotation import Stage
 
@@ -55,7 +57,7 @@ def build(
     if not (force or fresh) and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
         out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
         return
-    golden = builder.build(wanted, images, say, promote=promote and not verify, fresh=fresh)
+    golden = builder.build(wanted, images, say, promote=promote and not verify, fresh=fresh, run=_boot(settings))
     size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
     out.print(
         f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, {time.monotonic() - began:.0f} s", markup=False
@@ -81,6 +83,19 @@ def _by_hand(golden: store.Golden) -> str:
 def _stage(settings: config.HostConfig) -> Stage:
     host = open_host(settings, warn)
     return Stage(host, settings, host.versions(), not host.kvm, say)
+
+
+def _boot(settings: HostConfig) -> stock.Run:
+    """For builds that need it, which open a connection of their own then."""
+
+    def run(golden: store.Golden, command: Sequence[str], write: Callable[[Output, bytes], None]) -> int:
+        host = open_host(settings, warn)
+        try:
+            return stock.boot(host, settings, golden, command, write)
+        finally:
+            host.close()
+
+    return run
 
 
 def _own(recipes: Path | None, settings: HostConfig) -> Path:
@@ -232,7 +247,7 @@ def refresh(
                 say(f"{name}: there is no recipe of it, so it is left as it is")
                 continue
             try:
-                candidate = builder.build(recipe.load(name, own), settings.images_dir, say, promote=False, fresh=True)
+                candidate = builder.build(recipe.load(name, own), settings.images_dir, say, promote=False, fresh=True, run=_boot(settings))
                 out.print(f"{name}: {stage.settle(candidate)}", markup=False)
             except VmrunnerError as error:
                 report(error)

@@ -12,18 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmrunner.errors import ImageError
-from vmrunner.image import packages, store, workshop
+from vmrunner.image import packages, stock, store, workshop
+from vmrunner.image.downloads import Downloads
 from vmrunner.image.packages import Package
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import FileSource, Recipe
+from vmrunner.image.stock import TAR, Run
 
-FOLDER = ".cache"
+FOLDER = workshop.CACHE
 _PART = ".part-"
 _ARCHIVE = "https://snapshot.debian.org/archive"
 _FRESH = 86400.0  # seconds that what a mirror had is taken for what it has
 _KEPT = 7 * 86400.0  # seconds after its last use
 _MOST = 4  # of them are kept
-_TAR = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
 _EXCLUDED = ("man", "doc", "locale")  # of /usr/share
 
 
@@ -57,7 +58,9 @@ class Layer:
         return json.dumps({"sha256": self.sha256, "made_at": self.made_at, "packages": packages, "lasts": self.lasts})
 
 
-def bootstrap(recipe: Recipe, images: Path, work: Path, log: Log, *, fresh: bool) -> tuple[Path, dict[str, Package]]:
+def bootstrap(
+    recipe: Recipe, images: Path, work: Path, downloads: Downloads, log: Log, *, fresh: bool, run: Run | None = None
+) -> tuple[Path, dict[str, Package]]:
     """The tree, in the folder `work`, and its packages.
 
     One that was made in the last day is taken again, or of any age with a `snapshot` in the recipe, unless it has to be `fresh`.
@@ -69,10 +72,20 @@ def bootstrap(recipe: Recipe, images: Path, work: Path, log: Log, *, fresh: bool
     if known and known.is_fresh and _is(tar, known.sha256):
         log.step(f"taking {recipe.suite} with {len(known.packages)} packages, bootstrapped before")
         tree.mkdir(mode=0o755)
-        log.run("Unpacking the bootstrapped packages", "tar", "--extract", *_TAR, "--directory", tree, "--file", tar)
+        log.run("Unpacking the bootstrapped packages", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
         with suppress(OSError):
             os.utime(note)
         return tree, known.packages
+    if recipe.stock:
+        stock.unpack(recipe, listed, work, downloads, log, run)
+    else:
+        _mmdebstrap(recipe, listed, tree, work, log)
+    found = _packages(tree, log, is_bootstrapped=recipe.stock is None)
+    _keep(tree, tar, note, found, log, lasts=bool(recipe.snapshot))
+    return tree, found
+
+
+def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, log: Log) -> None:
     log.step(f"bootstrapping {recipe.suite} with {len(recipe.packages)} packages")
     (work / "sources.list").write_text(listed, encoding="utf-8")
     settings = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*"))]
@@ -83,16 +96,14 @@ def bootstrap(recipe: Recipe, images: Path, work: Path, log: Log, *, fresh: bool
     # apt's lists stay until the packages' digests have been read in them.
     options += [f"--include={','.join(recipe.packages)}", "--skip=cleanup/apt/lists"]
     log.apart("The bootstrap", "mmdebstrap", *options, recipe.suite, tree, work / "sources.list", hear=_Progress(log))
-    found = _packages(tree, log)
-    _keep(tree, tar, note, found, log, lasts=bool(recipe.snapshot))
-    return tree, found
 
 
 def stale(images: Path) -> list[Path]:
     """The layers that no build would take or nobody took for a week, all but the few last ones, and what killed builds began."""
     folder = images / FOLDER
     whole = [path for suffix in ("json", "tar") for path in folder.glob(f"[!.]*.{suffix}")]
-    used = {path.stem: path.stat().st_mtime for path in whole if (layer := Layer.read(path)) and layer.is_fresh}
+    notes = [path for path in whole if path.suffix == ".json"]
+    used = {path.stem: path.stat().st_mtime for path in notes if (layer := Layer.read(path)) and layer.is_fresh}
     last = sorted(used, key=lambda name: used[name], reverse=True)[:_MOST]
     kept = {name for name in last if time.time() - used[name] < _KEPT}
     return sorted([*workshop.abandoned(folder, _PART), *(path for path in whole if path.stem not in kept)])
@@ -133,14 +144,18 @@ def _key(recipe: Recipe, listed: str) -> str:
     """What a tree depends on, as a word."""
     keyring = hashlib.sha256(FileSource(source=recipe.keyring).content()).hexdigest() if recipe.keyring else ""
     all_of_it = ["1", os.uname().machine, listed, recipe.suite, keyring, _EXCLUDED, sorted(set(recipe.packages))]
+    if recipe.stock:
+        all_of_it.append(recipe.stock.digest())
     return hashlib.sha256(json.dumps(all_of_it).encode()).hexdigest()[:24]
 
 
-def _packages(tree: Path, log: Log) -> dict[str, Package]:
-    """The installed packages with their digests. apt's lists, which know them, are gone from the tree afterwards."""
+def _packages(tree: Path, log: Log, *, is_bootstrapped: bool) -> dict[str, Package]:
+    """The installed packages with their digests; those of a stock image may not be in the archive any more.
+
+    apt's lists, which know them, are gone from the tree afterwards."""
     lists = tree / "var/lib/apt/lists"
     listed = log.inside("Listing packages", tree, "dpkg-query", "-W", "-f", packages.FORMAT, said=False)
-    found = packages.installed(listed, lists)
+    found = packages.installed(listed, lists, all_known=is_bootstrapped)
     for path in lists.iterdir():
         if path.is_file():
             path.unlink()
@@ -159,7 +174,7 @@ def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log
     tar.parent.mkdir(exist_ok=True)
     part = tar.with_name(f"{_PART}{os.getpid()}")
     try:
-        log.run("Keeping the bootstrapped packages", "tar", "--create", "--sparse", *_TAR, "--directory", tree, "--file", part, ".")
+        log.run("Keeping the bootstrapped packages", "tar", "--create", "--sparse", *TAR, "--directory", tree, "--file", part, ".")
         layer = Layer(store.digest(part), time.time(), found, lasts)
         note.unlink(missing_ok=True)
         part.replace(tar)

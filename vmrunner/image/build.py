@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from vmrunner.image.downloads import Downloads
 from vmrunner.image.packages import Package
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe
+from vmrunner.image.stock import Run
 from vmrunner.image.store import DISK, LOCK, MANIFEST, Golden, Input, Manifest, digest
 from vmrunner.image.tree import furnish
 
@@ -25,10 +27,11 @@ _PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qem
 Say = Callable[[str], None]
 
 
-def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh: bool = False) -> Golden:
+def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh: bool = False, run: Run | None = None) -> Golden:
     """Build the recipe and, with `promote`, make it its image's current version, unverified as it is. `say` is told each step as it begins.
 
-    The packages of a build of the same day are taken again unless they have to be `fresh`. Nothing of an image can be seen in the store
+    The packages of a build of the same day are taken again unless they have to be `fresh`. `run` is for a recipe
+    with a stock image. Nothing of an image can be seen in the store
     before all of it is there. Raises ImageError, with the end of the failed program's output; all of it is in a file beside the images.
     """
     for program, package in _PROGRAMS.items():
@@ -42,13 +45,13 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
     version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
     try:
         log = Log(workshop.log(images, f"{recipe.name}-{version}"), say)
+        downloads = Downloads(images, log)
         with workshop.opened(images) as work:
             out = work / "out"
             out.mkdir()
-            tree, found = bootstrap(recipe, images, work, log, fresh=fresh)
+            tree, found = bootstrap(recipe, images, work, downloads, log, fresh=fresh, run=run)
             if recipe.lock:
                 _compare(recipe, wanted, found)
-            downloads = Downloads(images, log)
             inputs, runner, further = furnish(recipe, tree, downloads, log)
             archives = containers.lay(recipe.containers, tree, downloads, log)
             inputs |= {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}
@@ -95,7 +98,7 @@ def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Packag
 
 def _take_kernel(tree: Path, out: Path) -> str:
     """Copy kernel and initrd out for a direct boot; returns the kernel's version."""
-    kernels = sorted((tree / "boot").glob("vmlinuz-*"))
+    kernels = sorted((tree / "boot").glob("vmlinuz-*"), key=_by_number)
     if not kernels:
         raise ImageError("The image has no kernel.", "Add a linux-image package to the recipe.")
     version = kernels[-1].name.removeprefix("vmlinuz-")
@@ -104,6 +107,11 @@ def _take_kernel(tree: Path, out: Path) -> str:
     for path in out.iterdir():
         path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
     return version
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """So that 6.1.0-10 comes after 6.1.0-9: a stock image may have both."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _write_disk(tree: Path, disk: Path, work: Path, recipe: Recipe, log: Log) -> None:

@@ -1,4 +1,4 @@
-"""Files out of the net that recipes name with their sha256: fetched once, and there for the next builds."""
+"""Files out of the net that recipes name with their digest: fetched once, and there for the next builds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 import httpx
 
 from vmrunner.errors import ImageError
-from vmrunner.image import bootstrap, store, workshop
+from vmrunner.image import store, workshop
 from vmrunner.image.programs import Log
 
-FOLDER = f"{bootstrap.FOLDER}/downloads"
+FOLDER = f"{workshop.CACHE}/downloads"
+_ALGORITHMS = {64: "sha256", 128: "sha512"}  # by how long their words are
 _PART = ".part-"
 _KEPT = 30 * 86400.0  # seconds after their last use: longer than from one `image refresh` to the next
 
@@ -27,10 +28,13 @@ class Downloads:
     images: Path
     log: Log
 
-    def get(self, what: str, url: str, sha256: str) -> Path:
-        """The file with this digest, which stays where it is. Raises ImageError, which begins with `what`, where the URL gives none."""
-        kept = self.images / FOLDER / sha256
-        if kept.is_file() and store.digest(kept) == sha256:
+    def get(self, what: str, url: str, digest: str) -> Path:
+        """The file with this sha256 or sha512, which stays where it is.
+
+        Raises ImageError, which begins with `what`, where the URL gives none.
+        """
+        kept, algorithm = self.images / FOLDER / digest, _ALGORITHMS[len(digest)]
+        if kept.is_file() and store.digest(kept, algorithm) == digest:
             self.log.step(f"taking {url}, fetched before")
             with suppress(OSError):
                 os.utime(kept)
@@ -39,9 +43,9 @@ class Downloads:
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_name(f"{_PART}{os.getpid()}")
         try:
-            found = _fetch(what, url, part)
-            if found != sha256:
-                raise ImageError(f"{what} has the sha256 {found}, the recipe wants {sha256}.", "Check where it comes from.")
+            found = _fetch(what, url, part, algorithm)
+            if found != digest:
+                raise ImageError(f"{what} has the {algorithm} {found}, the recipe wants {digest}.", "Check where it comes from.")
             part.replace(kept)
         finally:
             part.unlink(missing_ok=True)
@@ -58,9 +62,9 @@ def stale(images: Path) -> list[Path]:
     return [*workshop.abandoned(folder, _PART), *sorted(old)]
 
 
-def _fetch(what: str, url: str, target: Path) -> str:
-    """Returns the sha256 of what came."""
-    total = hashlib.sha256()
+def _fetch(what: str, url: str, target: Path, algorithm: str) -> str:
+    """Returns the digest of what came."""
+    total = hashlib.new(algorithm)
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, target.open("wb") as out:
             answer.raise_for_status()

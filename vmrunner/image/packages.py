@@ -31,21 +31,22 @@ class Package(BaseModel):
         return {"version": data} if isinstance(data, str) else data
 
 
-def installed(listed: str, lists: Path) -> dict[str, Package]:
+def installed(listed: str, lists: Path, *, all_known: bool = True) -> dict[str, Package]:
     """The packages that dpkg lists in FORMAT, by name, with their digests from the folder of apt's lists.
 
-    apt has compared the lists with their signatures, and each .deb with its list. Raises ImageError where the lists don't know a package.
+    apt has compared the lists with their signatures, and each .deb with its list. Raises ImageError where the lists don't know a
+    package; unless `all_known` is false: it has no digest then.
     """
     rows = [line.split("\t") for line in listed.splitlines()]
     wanted = {(name, version, architecture) for name, version, architecture, status in rows if status == "installed"}
     digests = _digests(wanted, lists)
     unknown = sorted(name for name, version, architecture in wanted - digests.keys())
-    if unknown:
+    if unknown and all_known:
         raise ImageError(
             f"apt's lists have no digest for {some(unknown)}.",
             "Lists that apt keeps compressed can't be read: look for Acquire::GzipIndexes in /etc/apt/apt.conf.d/99*.",
         )
-    return {key[0]: Package(version=key[1], architecture=key[2], sha256=digests[key]) for key in sorted(wanted)}
+    return {key[0]: Package(version=key[1], architecture=key[2], sha256=digests.get(key, "")) for key in sorted(wanted)}
 
 
 def some(names: list[str], most: int = 4) -> str:

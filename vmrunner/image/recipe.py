@@ -37,8 +37,10 @@ _YOUNGER = {
     "containers",
     "checks",
     "listens",
+    "stock",
 }
 """The keys that were added since the first images were built."""
+_RELATIVE = "Its path is relative to the recipe."
 _APPENDED, _MERGED = {"packages", "scripts", "containers"}, {"files", "users", "environment", "runners", "checks"}
 """What an inheriting recipe adds to; every other key it replaces."""
 
@@ -65,6 +67,29 @@ class RunnerSource(_Section):
         return self
 
 
+class StockSource(_Section):
+    """A distribution's cloud image (qcow2 or raw), in the place of a bootstrap: a file, or a URL with the digest that it must have."""
+
+    path: Path | None = None
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha512: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("name either a path or a url")
+        if self.sha256 and self.sha512:
+            raise ValueError("one digest is enough, sha256 or sha512")
+        if self.url and not (self.sha256 or self.sha512):
+            raise ValueError("a url needs the sha256 or sha512 of what it must give")
+        return self
+
+    def digest(self) -> str:
+        """What the image is, as a word: equal words mean an equal image. Raises ImageError where its file can't be read."""
+        return str(self.sha512 or self.sha256) if self.path is None else _digest(self.path)
+
+
 class _Content(_Section):
     """What another file holds, or a text."""
 
@@ -84,9 +109,7 @@ class _Content(_Section):
         try:
             return Path(str(self.source)).read_bytes()
         except OSError as error:
-            raise ImageError(
-                f"The recipe's file {self.source} can't be read: {error.strerror}.", "Its path is relative to the recipe."
-            ) from None
+            raise ImageError(f"The recipe's file {self.source} can't be read: {error.strerror}.", _RELATIVE) from None
 
 
 class FileSource(_Content):
@@ -131,13 +154,15 @@ class ContainerSource(_Section):
         """The sha256 of the archive that this host has, empty where it is fetched; raises ImageError where it can't be read."""
         if self.archive is None:
             return ""
-        try:
-            with self.archive.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ImageError(
-                f"The archive {self.archive} can't be read: {error.strerror}.", "Its path is relative to the recipe."
-            ) from None
+        return _digest(self.archive)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"The file {path} can't be read: {error.strerror}.", _RELATIVE) from None
 
 
 class Recipe(_Section):
@@ -145,6 +170,7 @@ class Recipe(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     suite: Suite
+    stock: StockSource | None = None  # of that suite
     updates: tuple[Suite, ...] = ()  # further suites of the mirror
     components: tuple[Word, ...] = ("main",)
     keyring: Path | None = None  # what signs the mirror; unset: apt's own keys
@@ -167,7 +193,7 @@ class Recipe(_Section):
 
     def digest(self) -> str:
         """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""
-        plain = self.model_dump(mode="json", exclude={"files": True, "lock": True, "keyring": True, "runner": {"path"}})
+        plain = self.model_dump(mode="json", exclude={"files": True, "lock": True, "keyring": True, "runner": {"path"}, "stock": {"path"}})
         # Younger than some image: unset they must not change the digest, or that image would be built again.
         for key, field in Recipe.model_fields.items():
             if key in _YOUNGER and getattr(self, key) == field.get_default():
@@ -186,6 +212,8 @@ class Recipe(_Section):
         for name, source in sources.items():
             if source and source.path:
                 contents[name] = ("0755", FileSource(source=source.path).content())
+        if self.stock and self.stock.path:
+            contents["stock"] = ("0644", self.stock.digest().encode())
         if self.keyring:
             contents["keyring"] = ("0644", FileSource(source=self.keyring).content())
         if self.lock:
@@ -292,7 +320,7 @@ def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> tuple[dic
 
 def _absolute(data: dict[str, Any], beside: Path) -> None:
     """Paths in a recipe are relative to it."""
-    tables: list[tuple[Any, str]] = [(data, "lock"), (data, "keyring"), (data.get("runner"), "path")]
+    tables: list[tuple[Any, str]] = [(data, "lock"), (data, "keyring"), (data.get("runner"), "path"), (data.get("stock"), "path")]
     for key, name in (("files", "source"), ("runners", "path")):
         if isinstance(named := data.get(key), dict):
             tables += [(each, name) for each in named.values()]

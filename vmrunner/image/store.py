@@ -164,10 +164,10 @@ def current(images: Path, name: str) -> Golden | None:
         return None
 
 
-def digest(path: Path) -> str:
-    """The sha256 of a file, as hex."""
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The digest of a file, as hex."""
     with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        return hashlib.file_digest(content, algorithm).hexdigest()
 
 
 def identity(directory: Path) -> str:

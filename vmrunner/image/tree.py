@@ -24,7 +24,7 @@ _LONGEST = 1000  # characters of a line of that
 def furnish(recipe: Recipe, tree: Path, downloads: Downloads, log: Log) -> tuple[dict[str, Input], Runner | None, dict[str, Runner]]:
     """Everything of the recipe beside its packages; returns the files and runners that it put in."""
     if recipe.scripts:  # they may fetch something
-        _place(tree, "/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes(), 0o644)
+        place(tree, "/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes(), 0o644)
     for script in recipe.scripts:
         log.step(f"running the script {script.name}")
         _run_script(script.content(), script.name, tree, log)
@@ -34,9 +34,18 @@ def furnish(recipe: Recipe, tree: Path, downloads: Downloads, log: Log) -> tuple
     return _add_files(recipe, tree, runner, log), runner, further
 
 
+def _lone_reader(tree: Path, log: Log) -> None:
+    """What a stock image brings must neither read the seed as well, nor open a port that nobody asked for, without a host key too."""
+    if (tree / "etc/cloud").is_dir():
+        place(tree, "/etc/cloud/cloud-init.disabled", b"The seed is read by vmrunner-guest.service.\n", 0o644)
+        for unit in ("ssh.service", "ssh.socket"):
+            if any((tree / folder / unit).exists() for folder in ("usr/lib/systemd/system", "lib/systemd/system")):
+                log.inside(f"Disabling {unit}", tree, "systemctl", "disable", unit)
+
+
 def _run_script(content: bytes, name: str, tree: Path, log: Log) -> None:
     """By its interpreter, or the shell. The tree has the resolver of this host while it runs."""
-    _place(tree, _SCRIPT, content if content.startswith(b"#!") else b"#!/bin/sh -eu\n" + content, 0o700)
+    place(tree, _SCRIPT, content if content.startswith(b"#!") else b"#!/bin/sh -eu\n" + content, 0o700)
     try:
         log.inside(f"The script {name}", tree, _SCRIPT)
     finally:
@@ -54,7 +63,7 @@ def _add_users(recipe: Recipe, tree: Path, log: Log) -> None:
         if user.sudo:
             if not (tree / "etc/sudoers.d").is_dir():
                 raise ImageError(f"The user {name} can't have sudo: the image has none.", "Add the package sudo to the recipe.")
-            _place(tree, f"/etc/sudoers.d/{name}", f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n".encode(), 0o440)
+            place(tree, f"/etc/sudoers.d/{name}", f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n".encode(), 0o440)
 
 
 def _install_runner(source: RunnerSource, path: str, tree: Path, downloads: Downloads) -> Runner:
@@ -66,11 +75,12 @@ def _install_runner(source: RunnerSource, path: str, tree: Path, downloads: Down
     found = hashlib.sha256(content).hexdigest()
     if source.sha256 not in (None, found):
         raise ImageError(f"The runner has the sha256 {found}, the recipe wants {source.sha256}.", "Check where it comes from.")
-    _place(tree, path, content, 0o755)
+    place(tree, path, content, 0o755)
     return Runner(kind=source.kind, path=path, sha256=found, version=source.version or "")
 
 
-def _place(tree: Path, path: str, content: bytes, mode: int) -> None:
+def place(tree: Path, path: str, content: bytes, mode: int) -> None:
+    """Write a file into the tree. Raises ImageError where its path leads out of it."""
     target = tree / path.lstrip("/")
     # An absolute symlink of the tree would lead out of it, into this host.
     if not target.parent.resolve().is_relative_to(tree.resolve()):
@@ -86,17 +96,17 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
     inputs: dict[str, Input] = {}
     for path, file in sorted(recipe.files.items()):
         content = file.content()
-        _place(tree, path, content, int(file.mode, 8))
+        place(tree, path, content, int(file.mode, 8))
         inputs[path] = Input(mode=file.mode, sha256=hashlib.sha256(content).hexdigest())
     kind, where = (runner.kind, runner.path) if runner else ("none", "/bin/false")
-    _place(tree, "/etc/vmrunner/image", f"RUNNER_KIND={kind}\nRUNNER_PATH={where}\n".encode(), 0o644)
+    place(tree, "/etc/vmrunner/image", f"RUNNER_KIND={kind}\nRUNNER_PATH={where}\n".encode(), 0o644)
     if recipe.environment:
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in recipe.environment.items())
-        _place(tree, ENVIRONMENT, exports.encode(), 0o644)
+        place(tree, ENVIRONMENT, exports.encode(), 0o644)
         _add_to_logins(recipe, tree, log)
-    _place(tree, "/etc/fstab", b"/dev/vda / ext4 defaults,noatime 0 1\n", 0o644)
+    place(tree, "/etc/fstab", b"/dev/vda / ext4 defaults,noatime 0 1\n", 0o644)
     # Empty, so that systemd makes a new one at each boot: two machines must not share it.
-    _place(tree, "/etc/machine-id", b"", 0o444)
+    place(tree, "/etc/machine-id", b"", 0o444)
     for unit in ("vmrunner-guest.service", "systemd-networkd.service", "systemd-resolved.service"):
         if any((tree / folder / unit).exists() for folder in ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")):
             log.inside(f"Enabling {unit}", tree, "systemctl", "enable", unit)
@@ -113,6 +123,7 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
     if (tree / "etc/systemd/system/vmrunner-guest.service").exists():
         # Our reader sets the network up itself; cloud-init's scripts rely on it to be up before them.
         late.append("systemd-networkd-wait-online.service")
+        _lone_reader(tree, log)
     log.inside("Masking units", tree, "systemctl", "mask", *slow, *late)
     for host_key in (tree / "etc/ssh").glob("ssh_host_*"):
         host_key.unlink()
@@ -131,7 +142,7 @@ def _add_to_logins(recipe: Recipe, tree: Path, log: Log) -> None:
         log.step(f"leaving {', '.join(unfit)} out of {_LOGINS}: a value there has no # and fewer than {_LONGEST} characters")
     known = tree / _LOGINS[1:]
     before = known.read_bytes() if known.is_file() and not known.is_symlink() else b""
-    _place(tree, _LOGINS, before + (b"" if before.endswith(b"\n") or not before else b"\n") + lines.encode(), 0o644)
+    place(tree, _LOGINS, before + (b"" if before.endswith(b"\n") or not before else b"\n") + lines.encode(), 0o644)
 
 
 def login_lines(environment: Mapping[str, str]) -> tuple[str, list[str]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from vmrunner.image import promotion, store
 from vmrunner.image.store import Golden, Manifest
 
+CACHE = ".cache"
+"""In the store: what builds take from builds before them."""
 _PREFIX = ".building-"
 _LOG = ".log"
 _LOGS, _LOG_KEPT = 20, 30 * 86400.0  # of all images; seconds

@@ -1,0 +1,86 @@
+"""A stock cloud image, as a distribution makes one (tests.stock): it becomes an image by a recipe, and a job of the real Gitea runs on it.
+
+What the recipe adds comes from an archive of the test's own: here no other one can be reached.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import stock
+from tests.forge.gitea import Site
+from tests.ground import Ground
+from tests.unit.test_archive import SNAPSHOT, Archive, archive  # noqa: F401 — a fixture
+from tests.vm.test_jobs import up_until_done
+from vmrunner.image import store
+from vmrunner.resources import folder
+
+pytestmark = pytest.mark.vm
+
+RECIPE = """\
+suite = "{suite}"
+mirror = "{mirror}"
+snapshot = "{snapshot}"
+keyring = "{key}"
+size = "3GiB"
+packages = ["base"]
+kernel_arguments = "root=/dev/vda rw rootfstype=ext4 console=ttyS0 quiet net.ifnames=0 systemd.show_status=false"
+[stock]
+path = "{image}"
+sha256 = "{sha256}"
+[files."/usr/lib/vmrunner/guest"]
+source = "{guest}/vmrunner-guest"
+mode = "0755"
+[files."/etc/systemd/system/vmrunner-guest.service"]
+source = "{guest}/vmrunner-guest.service"
+[runner]
+kind = "gitea-runner"
+path = "{runner}"
+"""
+WORKFLOW = """\
+on: [push]
+jobs:
+  build:
+    runs-on: [stock]
+    steps:
+      - run: |
+          echo "root is $(stat -f -c %T /) on $(findmnt -no SOURCE /)"
+          echo "base $(dpkg-query -W -f '${Version}' base), cloud-init $(systemctl is-active cloud-init.service)"
+          ls /home /etc/ssh | grep -E 'debian|host_' || echo nobody and no keys
+"""
+
+
+def test_a_stock_image_becomes_one_that_jobs_run_on(
+    site: Site,
+    lay_ground: Callable[..., Ground],
+    archive: Archive,  # noqa: F811 — the fixture
+    tmp_path: Path,
+) -> None:
+    ground = lay_ground(image="ci", labels="stock")
+    images = ground.folder / "state" / "images"
+    images.unlink()
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    image = stock.cached(stock.SUITE)
+    words = {"mirror": archive.url, "key": archive.key, "snapshot": SNAPSHOT, "guest": folder("images") / "guest", "suite": stock.SUITE}
+    runner = Path(__file__).parents[1] / "runner" / "vmrunner-test-runner"
+    (recipes / "ci.toml").write_text(RECIPE.format(**words, image=image, sha256=store.digest(image), runner=runner))
+    done = ground.run("image", "build", "ci", "--recipes", str(recipes), timeout=900)
+    assert "booting the stock image once" in done.stderr, done.stderr
+    assert "verified, new machines use it" in done.stdout, done.stdout + done.stderr
+    assert not [path.name for path in (Path("/var/lib/libvirt/vmrunner") / ground.manager).glob("*ci-stock-*")], "it has gone from the host"
+    manifest = store.find(images, "ci").manifest
+    assert (manifest.packages["base"].version, manifest.suite) == ("1:1+b1", stock.SUITE)
+    repository = site.repository("rig", "stock", WORKFLOW)
+    (job,) = up_until_done(ground, repository, 1)
+    said = repository.log(job["id"])
+    for wanted in ("root is ext2/ext3 on /dev/vda", "base 1:1+b1, cloud-init inactive", "nobody and no keys"):
+        assert wanted in said, said
+    assert job["conclusion"] == "success"
+    again = ground.run("image", "build", "ci", "--recipes", str(recipes), "--force", "--no-promote", timeout=900)
+    assert f"taking {stock.SUITE}" in again.stderr, "and nothing was booted"
+    print(json.dumps({"first": done.stdout, "again": again.stdout}))

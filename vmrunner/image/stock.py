@@ -1,0 +1,232 @@
+"""A stock cloud image as what an image begins with: a machine of it is booted once, and hands its files over; then apt brings in the rest.
+
+The machine is booted by its own loader, without a network, and stopped by cloud-init's first hook (a boothook), before cloud-init makes
+users, keys or a bigger root. No loop device, no libguestfs: whatever partitions and file systems the image has, its own kernel reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+from vmrunner import oneshot
+from vmrunner.config import HostConfig
+from vmrunner.errors import HypervisorError, ImageError, MachineError
+from vmrunner.hypervisor import Hypervisor, Output, image_stem
+from vmrunner.image import store
+from vmrunner.image.downloads import Downloads
+from vmrunner.image.programs import Log
+from vmrunner.image.recipe import FileSource, Recipe, StockSource
+from vmrunner.image.store import DISK, MANIFEST, Golden, Manifest
+from vmrunner.image.tree import place
+from vmrunner.model import Shape
+from vmrunner.policy import Reach
+
+TAR = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
+"""How trees are packed and unpacked, so that nothing of their files is lost."""
+Run = Callable[[Golden, Sequence[str], Callable[[Output, bytes], None]], int]
+"""Runs a command in a machine of an image, as the first thing that cloud-init does, and returns its exit code; its output comes from two
+threads. Raises ImageError where the machine doesn't come up."""
+_SHAPE = Shape(2, 2048, 1)  # the disk is as big as the image
+_BOOT, _READ = timedelta(minutes=15), timedelta(minutes=30)  # at most
+
+# tar's own exit code, for 1 (a file has changed meanwhile) is as good as 0; the sum, for a port has no checksum of its own.
+_HAND_OVER = r"""
+set -eu
+umask 077
+root=/run/vmrunner-root
+mkdir -p $root
+mount --bind / $root # without what is mounted on top: /proc, /dev, /boot/efi …
+set -- .
+if mountpoint -q /boot; then set -- . -C / ./boot; fi # a partition of its own, as in Ubuntu's
+mkfifo /run/vmrunner-sum
+sha256sum </run/vmrunner-sum >&2 &
+{
+  code=0
+  tar --create --file=- --sparse --numeric-owner --xattrs --xattrs-include='*' --acls --warning=no-file-changed -C $root \
+    --exclude=./lost+found --exclude='./tmp/*' --exclude='./var/tmp/*' --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \
+    --exclude='./var/log/journal/*' --exclude='./var/lib/cloud/*' "$@" || code=$?
+  echo $code >/run/vmrunner-code
+} | tee /run/vmrunner-sum
+wait
+[ "$(cat /run/vmrunner-code)" -le 1 ]
+"""
+# What its first boot left of itself. In the tree, by the tree's own tools: a symlink of the image must not lead out of it.
+_CLEAN = r"""
+set -eu
+rm -rf /var/lib/cloud /var/lib/apt/lists /var/cache/apt/archives /var/lib/dhcp/* /tmp/* /var/tmp/*
+mkdir -p /var/lib/apt/lists/partial /var/cache/apt/archives/partial
+find /var/log -type f -delete
+rm -f /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /var/lib/systemd/credential.secret /etc/netplan/50-cloud-init.yaml \
+  /etc/network/interfaces.d/50-cloud-init* /etc/systemd/network/10-cloud-init-* /etc/udev/rules.d/70-persistent-net.rules
+if [ ! -L /var/lib/dbus/machine-id ]; then rm -f /var/lib/dbus/machine-id; fi
+: >/etc/machine-id
+rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
+"""
+_SUITE = '. /etc/os-release; echo "${VERSION_CODENAME:-unknown}"'
+# As a bootstrap does it: nothing starts, a configuration file that the image has changed stays.
+_DPKG = ("--force-unsafe-io", "--force-confdef", "--force-confold")
+_APT = ("apt-get", "-qy", "-o", "APT::Update::Error-Mode=any", "-o", "Dpkg::Use-Pty=0", *(f"-oDpkg::Options::={each}" for each in _DPKG))
+_NO_DAEMONS, _SETTINGS = "/usr/sbin/policy-rc.d", "/etc/apt/apt.conf.d/99vmrunner-build"
+_NEEDED = ("boot", "etc/apt", "var/lib/apt/lists", "usr/sbin")  # where this host writes and reads
+
+
+def boot(
+    hypervisor: Hypervisor, settings: HostConfig, golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]
+) -> int:
+    """`Run`, on this host. The machine reaches nothing; neither it nor its image is on the host afterwards."""
+    try:
+        return oneshot.run(
+            hypervisor,
+            settings,
+            golden,
+            command,
+            shape=_SHAPE,
+            boot_timeout=max(settings.images.boot_timeout, _BOOT),
+            timeout=_READ,
+            snapshot=False,
+            network=Reach.NONE,
+            write=write,
+            say=lambda _: None,
+            boothook=True,
+        )
+    except MachineError as error:
+        raise ImageError(
+            f"The stock image did not hand its files over: {error.sentence}",
+            f"It needs a boot loader for a BIOS, a console on ttyS0 to say more, and cloud-init. {error.hint}",
+        ) from None
+    finally:
+        stem = image_stem(golden.name, golden.version)
+        with suppress(HypervisorError):  # `image prune` removes what stays
+            names = [volume.name for volume in hypervisor.volumes() if volume.is_ours and volume.name.startswith(stem)]
+            hypervisor.drop_volumes(sorted(names, key=lambda name: not name.endswith(MANIFEST)))  # with it, it would count as whole
+
+
+def unpack(recipe: Recipe, listed: str, work: Path, downloads: Downloads, log: Log, run: Run | None) -> Path:
+    """The tree of the recipe's stock image with its packages, in `work`; apt's lists are still in it. `listed` are the sources for apt."""
+    assert recipe.stock  # noqa: S101 — the caller has looked
+    tree, tar = work / "tree", work / "stock.tar"
+    _hand_over(_golden(recipe, recipe.stock, work, downloads, log), tar, log, run)
+    tree.mkdir(mode=0o755)
+    log.run("Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
+    tar.unlink()
+    log.inside("Cleaning the stock image", tree, "sh", "-c", _CLEAN)
+    for name in _NEEDED:
+        if not (tree / name).resolve().is_relative_to(tree.resolve()):
+            raise ImageError(f"The folder /{name} of the stock image leads out of it.", "It is no image of a distribution.")
+    suite = log.inside("Looking at the stock image", tree, "sh", "-c", _SUITE, said=False).strip()
+    if suite != recipe.suite:
+        raise ImageError(f"The stock image is {suite!r}, and the recipe's suite {recipe.suite!r}.", "Name the image's own suite.")
+    _install(recipe, listed, tree, log)
+    return tree
+
+
+def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, log: Log) -> Golden:
+    """It as an image that a machine can be booted from: without a backing file, whatever format it had."""
+    wanted = str(source.sha512 or source.sha256 or "")
+    if source.url:
+        original = downloads.get("The stock image", source.url, wanted)
+    else:
+        original = Path(str(source.path))
+        if wanted and (found := store.digest(original, "sha512" if source.sha512 else "sha256")) != wanted:
+            raise ImageError(f"The stock image has the digest {found}, the recipe wants {wanted}.", "Check where it comes from.")
+    described = json.loads(log.run("Looking at the stock image", "qemu-img", "info", "--output=json", original, said=False))
+    if described["format"] not in ("qcow2", "raw") or "backing-filename" in described or "data-file" in json.dumps(described):
+        raise ImageError(
+            "The stock image is not a qcow2 or raw disk that stands alone.",
+            "`qemu-img convert -O qcow2` makes one of it; archives are unpacked first.",
+        )
+    folder = work / "stock"
+    folder.mkdir()
+    log.step("reading the stock image")
+    log.run("Reading the stock image", "qemu-img", "convert", "-f", described["format"], "-O", "qcow2", original, folder / DISK)
+    manifest = Manifest(
+        name=recipe.name,
+        version=f"stock-{store.digest(folder / DISK)[:12]}",
+        recipe_digest="",
+        files={DISK: store.digest(folder / DISK)},
+        packages={},
+        built_at="",
+        vmrunner_version="",
+    )
+    return Golden(manifest.name, manifest.version, folder, manifest)
+
+
+class _Receiver:
+    """Writes what comes into a file; a disk that is full is told when all of it has come."""
+
+    def __init__(self, target: Path) -> None:
+        self._out, self._sum, self.said, self.size = target.open("wb"), hashlib.sha256(), b"", 0
+        self.error: OSError | None = None
+
+    def __call__(self, port: Output, chunk: bytes) -> None:
+        if port is not Output.STDOUT:
+            self.said = (self.said + chunk)[-4096:]
+            return
+        self._sum.update(chunk)
+        self.size += len(chunk)
+        if self.error is None:
+            try:
+                self._out.write(chunk)
+            except OSError as error:
+                self.error = error
+
+    def close(self) -> None:
+        """Raises OSError where something could not be written."""
+        try:
+            self._out.close()
+        except OSError as error:
+            self.error = self.error or error
+        if self.error:
+            raise self.error
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is what the machine says that it sent."""
+        found = re.search(rb"(?m)^([0-9a-f]{64})  -$", self.said)
+        return found is not None and found[1].decode() == self._sum.hexdigest()
+
+
+def _hand_over(golden: Golden, tar: Path, log: Log, run: Run | None) -> None:
+    if run is None:
+        raise ImageError("A stock image can't be read here: a machine of it has to be booted.", "Build it with `vmrunner image build`.")
+    log.step("booting the stock image once, for its files")
+    receiver = _Receiver(tar)
+    try:
+        code = run(golden, ("sh", "-c", _HAND_OVER), receiver)
+    finally:
+        receiver.close()
+    if code or not receiver.is_whole:
+        said = receiver.said.decode("utf-8", "replace").strip().splitlines()[-4:]
+        raise ImageError(f"The stock image did not hand its files over (exit {code}).", "\n".join(said) or "It did not say why.")
+    log.step(f"unpacking its {receiver.size >> 20} MiB of files")
+
+
+def _install(recipe: Recipe, listed: str, tree: Path, log: Log) -> None:
+    """Bring the packages to what the archive has, and add the recipe's. The recipe's sources replace the image's own."""
+    settings = b"".join(path.read_bytes() + b"\n" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*")))
+    added = {_NO_DAEMONS: (b"#!/bin/sh\nexit 101\n", 0o755), _SETTINGS: (settings, 0o644)}
+    if recipe.keyring:
+        content = FileSource(source=recipe.keyring).content()
+        suffix = "asc" if content.startswith(b"-----BEGIN") else "gpg"
+        added[f"/etc/apt/trusted.gpg.d/vmrunner-build.{suffix}"] = (content, 0o644)
+    for path, (text, mode) in added.items():
+        place(tree, path, text, mode)
+    place(tree, "/etc/apt/sources.list", listed.encode(), 0o644)
+    place(tree, "/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes(), 0o644)
+    try:
+        log.step("asking the archive what is new")
+        log.inside("Asking the archive", tree, *_APT, "update")
+        log.step(f"upgrading, and installing {len(recipe.packages)} packages")
+        log.inside("Upgrading the packages", tree, *_APT, "full-upgrade")
+        if recipe.packages:
+            log.inside("Installing the packages", tree, *_APT, "--no-install-recommends", "install", *recipe.packages)
+        log.inside("Removing what was fetched", tree, "apt-get", "clean")
+    finally:
+        for path in added:
+            (tree / path[1:]).unlink(missing_ok=True)
