@@ -12,15 +12,18 @@ from pathlib import Path
 
 from tests import containers
 from vmrunner.errors import ImageError
-from vmrunner.image import bootstrap, build, promotion, recipe, store, tree
+from vmrunner.image import bootstrap, build, downloads, programs, promotion, recipe, stock, store, tree
+from vmrunner.image import containers as laying
 from vmrunner.image.promotion import Why
+from vmrunner.resources import folder
 
 IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
 RECIPES = Path(__file__).parent / "images"
 GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 
 
-BUILDER = "".join(store.digest(Path(str(module.__file__))) for module in (bootstrap, build, tree))
+SHAPING = [Path(str(module.__file__)) for module in (bootstrap, build, downloads, laying, programs, recipe, stock, tree)]
+BUILDER = "".join(store.digest(path) for path in [*SHAPING, *sorted((folder("images") / "guest").iterdir())])
 
 
 def usable(images: Path, name: str, digest: str) -> bool:

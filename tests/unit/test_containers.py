@@ -38,6 +38,8 @@ def test_archives_are_laid_beside_their_names(tmp_path: Path) -> None:
     folder = tmp_path / "tree" / "usr/lib/vmrunner/containers"
     assert [(folder / f"{number}.name").read_text() for number in ("00", "01")] == ["debian:13\n", "registry.example:5000/node:22\n"]
     assert (folder / "01.tar").read_bytes() == ARCHIVE
+    laid = sorted(path.name for path in (tmp_path / "tree").rglob("*") if not path.is_dir())
+    assert laid == ["00.name", "00.tar", "01.name", "01.tar"], "nothing of them is unpacked"
     assert lay(tmp_path / "without") == {}
     assert not (tmp_path / "without").exists()
 

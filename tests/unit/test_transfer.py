@@ -48,6 +48,15 @@ def test_it_is_the_same_there_and_not_current_by_itself(exported: Path, tmp_path
     assert said == [f"web {VERSION} is here already"]
 
 
+def test_what_was_forced_here_is_no_promotion_there(exported: Path, tmp_path: Path) -> None:
+    here = store.version(tmp_path / "here", "web", VERSION)
+    store.note_forced(here.directory, store.Forced(at="2026-01-01T00:00:00+00:00", by="alice"))
+    assert transfer.export(store.version(tmp_path / "here", "web", VERSION), exported)
+    there = transfer.fetch(exported, tmp_path / "there", print)
+    assert there.manifest == here.manifest
+    assert transfer.fetch(exported, tmp_path / "there", print).version == VERSION, "it is the same one still"
+
+
 def test_another_image_of_that_version_stays(exported: Path, tmp_path: Path) -> None:
     publish(tmp_path / "there", VERSION, disk=b"other")
     with pytest.raises(ImageError, match="There is another image web"):

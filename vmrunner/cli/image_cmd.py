@@ -235,7 +235,10 @@ def refresh(
     recipes: RecipesOption = None,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Build images anew; what differs from the current version and is good becomes current, and old versions go."""
+    """Build images anew; what differs from the current version and is good becomes current, and old versions go.
+
+    An image whose recipe is not there is left as it is. `vmrunner systemd install` has a timer for this.
+    """
     settings = config.load_host(config_path)
     own, stage, failures = _own(recipes, settings), _stage(settings), list[VmrunnerError]()
     with rotation.only_one(settings.images_dir, say):

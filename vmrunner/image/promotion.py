@@ -93,7 +93,7 @@ def switch(images: Path, name: str, to: str, why: Why, *, forced: bool = False, 
     if forced:  # first of all: no version is current by force without its manifest saying so
         found = proof.read(store.version(images, name, to))
         store.note_forced(home / to, Forced(at=moment, by=_user(), found=found.said if found else ""))
-    _append(home / HISTORY, Promotion(moment, _linked(home), to, why, _user(), forced, cause, content).line())
+    _append(home / HISTORY, Promotion(moment, current(images, name), to, why, _user(), forced, cause, content).line())
     link = home / f".{CURRENT}-{os.getpid()}"
     link.symlink_to(to)
     link.rename(home / CURRENT)
@@ -123,8 +123,8 @@ def history(images: Path, name: str) -> list[Promotion]:
     except OSError:
         return []
     written = [each for line in lines if (each := Promotion.from_line(line))]
-    then = [*(each.before for each in written[1:]), _linked(images / name)]
-    return [each for each, current in zip(written, then, strict=True) if each.to == current]
+    then = [*(each.before for each in written[1:]), current(images, name)]
+    return [each for each, after in zip(written, then, strict=True) if each.to == after]
 
 
 def promote(images: Path, name: str, version: str, say: Say, *, why: Why = Why.PROMOTED, force: bool = False) -> Golden:
@@ -134,7 +134,7 @@ def promote(images: Path, name: str, version: str, say: Say, *, why: Why = Why.P
     _chosen(images, name, version)  # first of all, so that an unknown image leaves nothing, not even a lock
     with changing(images, say):
         golden = chosen(images, name, version)
-        if golden.version == _linked(images / name):
+        if golden.version == current(images, name):
             say(f"{name} {golden.version} is the current version already")
         else:
             store.verify(golden)
@@ -157,7 +157,7 @@ def step_back(images: Path, name: str, bad: str, cause: str, say: Say) -> Golden
     if not can_step_back(images, name):
         return None
     with changing(images, say):
-        if _linked(images / name) != bad:
+        if current(images, name) != bad:
             return None
         for target in reversed(_behind(images, name)):
             try:
@@ -175,7 +175,7 @@ def can_step_back(images: Path, name: str) -> bool:
     told = history(images, name)
     if not told or told[-1].is_back:
         return False
-    return not (set(store.versions(images, name)) - {_linked(images / name)}).isdisjoint(_behind(images, name))
+    return not (set(store.versions(images, name)) - {current(images, name)}).isdisjoint(_behind(images, name))
 
 
 def stepped_back_from(images: Path, name: str) -> set[str]:
@@ -193,12 +193,15 @@ def _content(images: Path, name: str, version: str) -> str:
 def newest_bad(images: Path, name: str) -> str:
     """A version that is newer than the current one, and was found bad; empty where the newest is no such."""
     newest = next(reversed(store.versions(images, name)), "")
-    return newest if newest > _linked(images / name) and proof.is_bad(images / name / newest) else ""
+    return newest if newest > current(images, name) and proof.is_bad(images / name / newest) else ""
 
 
 def current(images: Path, name: str) -> str:
-    """The version that is current, be it whole or not; empty where none is."""
-    return _linked(images / name)
+    """The version that is current, be it whole, there, or not; empty where none is."""
+    try:
+        return (images / name / CURRENT).readlink().name
+    except OSError:
+        return ""
 
 
 def rollback(images: Path, name: str, say: Say) -> Golden:
@@ -209,7 +212,7 @@ def rollback(images: Path, name: str, say: Say) -> Golden:
     if not store.versions(images, name):
         store.find(images, name)  # says which there are
     with changing(images, say):
-        there = set(store.versions(images, name)) - {_linked(images / name)}
+        there = set(store.versions(images, name)) - {current(images, name)}
         target = next((version for version in reversed(_behind(images, name)) if version in there), None)
         if target is None:
             raise ImageError(
@@ -246,14 +249,6 @@ def _chosen(images: Path, name: str, wanted: str) -> str:
             f"{wanted!r} is the beginning of {len(fitting)} versions of the image {name!r}.", f"Say more of one: {', '.join(fitting)}."
         )
     return fitting[0]
-
-
-def _linked(home: Path) -> str:
-    """The version that `current` names, be it there or not; empty where there is no such link."""
-    try:
-        return (home / CURRENT).readlink().name
-    except OSError:
-        return ""
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -16,7 +16,7 @@ from vmrunner.errors import Busy
 from vmrunner.hypervisor import IMAGE_PREFIX, SNAPSHOT_PREFIX, File, Hypervisor, Volume, image_stem
 from vmrunner.image import bootstrap, downloads, promotion, proof, store, workshop
 from vmrunner.image.promotion import Why
-from vmrunner.image.store import CURRENT, DISK, MANIFEST
+from vmrunner.image.store import DISK, MANIFEST
 from vmrunner.model import Machine
 
 GONE = ".gone-"
@@ -115,7 +115,7 @@ def _find(images: Path, volumes: Sequence[Volume], machines: Sequence[Machine], 
     going = []
     for name, versions in known.items():
         bad = _bad(images, name, versions)
-        kept = {*[version for version in versions if version not in bad][-keep:], _current(images, name)}
+        kept = {*[version for version in versions if version not in bad][-keep:], promotion.current(images, name)}
         if only in (None, name):
             going += [(name, version) for version in versions if version not in kept and not is_needed(name, version)]
     stems |= {image_stem(name, version) for name in known for version in known[name] if (name, version) not in going}
@@ -179,10 +179,6 @@ def _is_under(folder: Path, volumes: Sequence[Volume]) -> bool:
     """Whether any volume lies on a file of the store itself. None of vmrunner's does: they lie on copies."""
     folders = {folder.absolute(), folder.resolve()}
     return any(parent in folders for volume in volumes if volume.backing for parent in Path(os.path.normpath(volume.backing)).parents)
-
-
-def _current(images: Path, name: str) -> str:
-    return (images / name / CURRENT).resolve().name
 
 
 def _owner(volume: str, names: Sequence[str]) -> str:

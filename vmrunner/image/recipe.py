@@ -20,7 +20,7 @@ GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._@+-]+)+$")]
 UserName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")]
 Suite = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$")]
-CheckName = Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
+Title = Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
 RunnerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -121,7 +121,7 @@ class FileSource(_Content):
 class Script(_Content):
     """A program that is run in the image, as root, when its packages are there and before the recipe's files are."""
 
-    name: Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
+    name: Title
 
 
 class User(_Section):
@@ -182,12 +182,12 @@ class Recipe(_Section):
     kernel_arguments: Annotated[str, Field(pattern=r"^[ -~]+$")]
     scripts: tuple[Script, ...] = ()
     users: dict[UserName, User] = {}
-    environment: dict[Variable, Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}  # of everything that a machine of vmrunner's runs
+    environment: dict[Variable, Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}  # of all that vmrunner runs, and of logins
     compress: bool = False
     files: dict[GuestPath, FileSource] = {}
     runner: RunnerSource | None = None
     runners: dict[RunnerName, RunnerSource] = {}  # beside that one; a pool takes one of them by its name
-    checks: dict[CheckName, Annotated[str, Field(min_length=1)]] = {}  # shell commands that exit with 0 in a machine of the image
+    checks: dict[Title, Annotated[str, Field(min_length=1)]] = {}  # shell commands that exit with 0 in a machine of the image
     listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()  # ports that may be open in one
     containers: tuple[ContainerSource, ...] = ()
 

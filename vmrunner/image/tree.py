@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from vmrunner.errors import ImageError
@@ -16,6 +17,8 @@ from vmrunner.seed import further_runner
 _RUNNER_PATH = "/usr/local/bin/{kind}"
 _SCRIPT = "/.vmrunner-script"
 ENVIRONMENT = "/etc/vmrunner/environment"  # what a job's script and `exec` read
+_LOGINS = "/etc/environment"  # what PAM reads for everyone who logs in, by ssh or su
+_LONGEST = 1000  # characters of a line of that
 
 
 def furnish(recipe: Recipe, tree: Path, downloads: Downloads, log: Log) -> tuple[dict[str, Input], Runner | None, dict[str, Runner]]:
@@ -100,6 +103,7 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
     if recipe.environment:
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in recipe.environment.items())
         place(tree, ENVIRONMENT, exports.encode(), 0o644)
+        _add_to_logins(recipe, tree, log)
     place(tree, "/etc/fstab", b"/dev/vda / ext4 defaults,noatime 0 1\n", 0o644)
     # Empty, so that systemd makes a new one at each boot: two machines must not share it.
     place(tree, "/etc/machine-id", b"", 0o444)
@@ -127,3 +131,25 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
     resolver.unlink(missing_ok=True)
     resolver.symlink_to("../run/systemd/resolve/resolv.conf")
     return inputs
+
+
+def _add_to_logins(recipe: Recipe, tree: Path, log: Log) -> None:
+    """The recipe's environment comes after what the image has there. A file of the recipe's own stays as it is."""
+    if _LOGINS in recipe.files:
+        return
+    lines, unfit = login_lines(recipe.environment)
+    if unfit:
+        log.step(f"leaving {', '.join(unfit)} out of {_LOGINS}: a value there has no # and fewer than {_LONGEST} characters")
+    known = tree / _LOGINS[1:]
+    before = known.read_bytes() if known.is_file() and not known.is_symlink() else b""
+    place(tree, _LOGINS, before + (b"" if before.endswith(b"\n") or not before else b"\n") + lines.encode(), 0o644)
+
+
+def login_lines(environment: Mapping[str, str]) -> tuple[str, list[str]]:
+    """As PAM reads it, and the names of variables that it can't read.
+
+    It takes the first and the last quote away and all else as it is, but a # begins a comment in quotes, too.
+    """
+    lines = {name: f'{name}="{value}"\n' for name, value in environment.items()}
+    unfit = [name for name, line in lines.items() if "#" in line or len(line) > _LONGEST]
+    return "".join(line for name, line in lines.items() if name not in unfit), unfit

@@ -1,0 +1,89 @@
+"""The environment that a recipe gives to everything that runs in its machines: as the shell reads it, and as PAM does."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmrunner.errors import ImageError
+from vmrunner.image import recipe, tree
+from vmrunner.image.programs import Log
+
+HARD = {
+    "PLAIN": "C.UTF-8",
+    "SPACES": "  a  b  ",
+    "QUOTES": """it's "quoted" """,
+    "ENDS": '"',
+    "BACKSLASH": "a\\b\\",
+    "SHELL_LIKE": "$HOME `id` $(id) ; & |",
+    "EMPTY": "",
+    "EQUALS": "=a=b",
+    "ALL": "".join(map(chr, range(32, 127))).replace("#", ""),
+}
+UNFIT = {"COMMENT": "nixpkgs#hello", "LONG": "a" * 1000}
+
+
+@pytest.fixture
+def furnished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that adds the files of a recipe with this environment to a tree; what was said."""
+    monkeypatch.setattr(Log, "inside", lambda *_, **__: "")
+
+    def add(environment: dict[str, str], **more: Any) -> list[str]:
+        said: list[str] = []
+        (tmp_path / "tree" / "etc").mkdir(parents=True, exist_ok=True)
+        wanted = recipe.load("debian-12").model_copy(update={"environment": environment, "files": {}} | more)
+        tree._add_files(wanted, tmp_path / "tree", None, Log(tmp_path / "log", said.append))
+        return said
+
+    return add
+
+
+def read(tmp_path: Path, *command: str, over: str) -> dict[str, str]:
+    """What `env -0` finds, with the tree's file of this path in the place of ours."""
+    script = 'mount --bind "$0" "$1" && shift && exec "$@"'
+    return variables("unshare", "--mount", "sh", "-c", script, tmp_path / "tree" / over[1:], over, *command)
+
+
+def variables(*command: str | Path) -> dict[str, str]:
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(each.partition("=")[::2] for each in said.split("\0") if each)
+
+
+def test_logins_read_what_the_recipe_says(tmp_path: Path, furnished: Any) -> None:
+    (tmp_path / "tree" / "etc").mkdir(parents=True)
+    (tmp_path / "tree/etc/environment").write_text('PLAIN="before"\nOTHER="stays"')  # without a last newline
+    (said,) = furnished(HARD | UNFIT)
+    assert said.startswith("leaving COMMENT, LONG out of /etc/environment")
+    found = read(tmp_path, "su", "root", "-c", "env -0", over="/etc/environment")
+    assert {name: found[name] for name in HARD} == HARD
+    assert (found["OTHER"], UNFIT.keys() & found.keys()) == ("stays", set())
+    assert (tmp_path / "tree/etc/environment").stat().st_mode & 0o777 == 0o644
+
+
+def test_jobs_read_all_of_it(tmp_path: Path, furnished: Any) -> None:
+    furnished(HARD | UNFIT)
+    found = variables("env", "-i", "sh", "-c", '. "$0" && exec env -0', tmp_path / "tree" / tree.ENVIRONMENT[1:])
+    assert {name: found[name] for name in HARD | UNFIT} == HARD | UNFIT
+
+
+def test_a_file_of_the_recipes_own_stays_and_a_link_is_not_followed(tmp_path: Path, furnished: Any) -> None:
+    furnished({"A": "1"}, files={"/etc/environment": recipe.FileSource(text="B=2\n")})
+    path = tmp_path / "tree/etc/environment"
+    assert path.read_text() == "B=2\n"
+    path.unlink()
+    (tmp_path / "outside").write_text("C=3\n")
+    path.symlink_to(tmp_path / "outside")
+    furnished({"A": "1"})
+    assert (path.is_symlink(), path.read_text(), (tmp_path / "outside").read_text()) == (False, 'A="1"\n', "C=3\n")
+
+
+@pytest.mark.parametrize(
+    "line", ['A = "a\\nB=2"', 'A = "a\\n"', 'A = "a\\u0000"', 'A = "a\\u00e9"', '"A B" = "1"', '"A=1\\nB" = "1"', '"" = "1"']
+)
+def test_what_would_be_another_line_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "mine.toml").write_text(f'extends = "debian-12"\n[environment]\n{line}\n')
+    with pytest.raises(ImageError, match="environment"):
+        recipe.load("mine", tmp_path)
