@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.archive import served
 from vmrunner.errors import ImageError
 from vmrunner.image import bootstrap, build, recipe, tree
 from vmrunner.image.programs import Log
@@ -20,21 +18,13 @@ PROGRAM, KIND = b"\x7fELF of a runner", "forgejo-runner"
 RIGHT, WRONG = hashlib.sha256(PROGRAM).hexdigest(), "0" * 64
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *words: object) -> None: ...
-
-
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and the URL under which it is served."""
     folder = tmp_path / "site"
     folder.mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        serving.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        serving.join()
+    with served(folder) as server:
+        yield folder, server.url
 
 
 @pytest.mark.parametrize("how", ["path", "url"])
