@@ -17,7 +17,7 @@ import pytest
 from pysequoia import Tsk
 
 from tests.archive import Package, Site, base, publish, served
-from tests.interrupted import left
+from tests.interrupted import fill_at_sizes, kill_at_random, left
 from tests.unit.test_image_cmd import CONFIG
 from vmrunner.errors import ImageError
 from vmrunner.image import build, promotion, recipe, store
@@ -168,3 +168,11 @@ def test_a_mirror_that_is_gone_while_it_sends_a_package(archive: Path, tmp_path:
     store.verify(golden)
     assert promotion.current(images, "mine") == golden.version
     assert left("mine", images, after=True) == []
+
+
+def test_a_few_kills_and_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
+    """A sample of what `make images` does with a real Debian."""
+    mirror.recipe()
+    done = kill_at_random("mine", tmp_path / "images", kills=3, cold=2, seed=1, recipes=mirror.folder)
+    assert done["of them before the end"] > 0
+    fill_at_sizes("mine", tmp_path / "full", [30, 70], mirror.folder)
