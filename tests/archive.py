@@ -52,6 +52,13 @@ class Package:
         for name, text in self.scripts.items():
             (root / "DEBIAN" / name).write_text(f"#!/bin/sh -e\n{text}\n")
             (root / "DEBIAN" / name).chmod(0o755)
+        self.lay(root)
+        command = ["dpkg-deb", "--build", "--root-owner-group", "-Znone", root, target]
+        subprocess.run(command, check=True, capture_output=True)
+        shutil.rmtree(root)
+
+    def lay(self, root: Path) -> None:
+        """Its files, in this folder, as if it were installed there."""
         for path, content in self.files.items():
             file = root / path
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,9 +72,6 @@ class Package:
         for path, where in self.links.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).symlink_to(where)
-        command = ["dpkg-deb", "--build", "--root-owner-group", "-Znone", root, target]
-        subprocess.run(command, check=True, capture_output=True)
-        shutil.rmtree(root)
 
 
 def publish(
@@ -105,13 +109,13 @@ def publish(
     (dists / "InRelease").write_bytes(sign(owner.signer(), text.encode(), mode=SignatureMode.CLEAR))
 
 
-def base() -> Package:
-    """A system that dpkg, systemctl and scripts run in."""
+def base(*more: str) -> Package:
+    """A system that dpkg, systemctl and scripts run in; with more programs."""
     files: dict[str, bytes | Path] = {
         "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
         "etc/group": b"root:x:0:\n",
     }
-    for name in _PROGRAMS.split():
+    for name in (*_PROGRAMS.split(), *more):
         program = Path(str(shutil.which(name)))
         files[_unmerged(program)] = program.resolve()
         told = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout  # a script has no libraries
@@ -174,6 +178,8 @@ def served(folder: Path, port: int = 0) -> Iterator[Site]:
     with Site(folder, port) as site:
         serving = threading.Thread(target=site.serve_forever, kwargs={"poll_interval": 0.02})
         serving.start()
-        yield site
-        site.shutdown()
-        serving.join()
+        try:
+            yield site
+        finally:
+            site.shutdown()
+            serving.join()
