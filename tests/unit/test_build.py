@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.archive import Site, served
 from vmrunner.errors import ImageError
-from vmrunner.image import bootstrap, build, downloads, recipe, tree
+from vmrunner.image import bootstrap, build, downloads, recipe, store, tree, workshop
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import RunnerSource
@@ -72,6 +73,9 @@ def _once(site: Site, folder: Path, tmp_path: Path) -> None:
         get("It", f"{url}/runner", WRONG)
     with pytest.raises(ImageError, match=r"It can't be fetched from .*/nowhere: .*404"):
         get("It", f"{url}/nowhere", WRONG)
+    for wrong in ("http://[::1", "http://127.0.0.1:99999/", "http://a..example/"):
+        with pytest.raises(ImageError, match=f"It can't be fetched from {re.escape(wrong)}: "):
+            get("It", wrong, WRONG)
     assert list((images / downloads.FOLDER).iterdir()) == [kept], "nothing half, nothing wrong"
     (images / downloads.FOLDER / f".part-{2**22 + 1}").touch()  # no process has that id
     (images / downloads.FOLDER / "old").touch()
@@ -110,6 +114,56 @@ def test_no_source_is_trusted_without_a_signature() -> None:
 
 def test_what_the_file_system_refuses_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ImageError, match="The image debian-12 can't be built: Not a directory") as caught:
+    with pytest.raises(ImageError, match=r"The image debian-12 can't be built: .*/file/images/\.log: Not a directory") as caught:
         build.build(recipe.load("debian-12"), tmp_path / "file" / "images", lambda _: None)
     assert caught.value.hint
+
+
+def test_a_folder_of_a_killed_build_that_had_our_id_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / f".building-{os.getpid()}" / "tree").mkdir(parents=True)
+    with workshop.opened(tmp_path) as work:
+        assert list(work.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kernel_needs_its_initrd_and_neither_is_a_file_of_this_host(tmp_path: Path) -> None:
+    boot, out = tmp_path / "tree/boot", tmp_path / "out"
+    boot.mkdir(parents=True)
+    out.mkdir()
+    with pytest.raises(ImageError, match="The image has no kernel"):
+        build._take_kernel(tmp_path / "tree", out)
+    for version in ("6.1.0-9-amd64", "6.1.0-10-amd64"):
+        (boot / f"vmlinuz-{version}").write_text(version)
+    (boot / "initrd.img-6.1.0-9-amd64").touch()
+    with pytest.raises(ImageError, match=r"has the kernel 6\.1\.0-10-amd64, and no /boot/initrd\.img-6\.1\.0-10-amd64"):
+        build._take_kernel(tmp_path / "tree", out)
+    (tmp_path / "secret").write_text("of this host")
+    (boot / "initrd.img-6.1.0-10-amd64").symlink_to(tmp_path / "secret")
+    with pytest.raises(ImageError, match="leads out of the image"):
+        build._take_kernel(tmp_path / "tree", out)
+    (boot / "initrd.img-6.1.0-10-amd64").unlink()
+    (boot / "initrd.img-6.1.0-10-amd64").symlink_to("initrd.img-6.1.0-9-amd64")
+    assert build._take_kernel(tmp_path / "tree", out) == "6.1.0-10-amd64"
+    assert (out / "vmlinuz").read_text() == "6.1.0-10-amd64"
+
+
+def test_kept_packages_that_another_build_replaces_meanwhile_stay_what_they_were(tmp_path: Path) -> None:
+    tar, work = tmp_path / "key.tar", tmp_path / "work"
+    work.mkdir()
+    tar.write_bytes(PROGRAM)
+    held = bootstrap._hold(tar, RIGHT, work)
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / "other").replace(tar)
+    assert held
+    assert held.read_bytes() == PROGRAM
+    held.unlink()
+    assert bootstrap._hold(tar, RIGHT, work) is None
+    tar.unlink()
+    assert bootstrap._hold(tar, RIGHT, tmp_path) is None
+
+
+def test_who_writes_a_file_of_a_version_at_the_same_time_is_not_disturbed(tmp_path: Path) -> None:
+    for pid in (os.getppid(), 2**22 + 1):  # no process has that one
+        (tmp_path / f".verified.json.{pid}").touch()
+    store.replace(tmp_path / "verified.json", "{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".verified.json.{os.getppid()}", "verified.json"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import archive
 from vmrunner.errors import ImageError
 from vmrunner.image import cause
 from vmrunner.image.programs import Log
@@ -155,3 +156,15 @@ def test_the_cause_of_a_failure(line: str, is_that: str) -> None:
 
 def test_a_cause_that_is_not_known() -> None:
     assert cause.of(["W: Failed to fetch http://forge.example/a", "E: mmdebstrap failed to run"]) is None
+
+
+def test_in_a_tree_there_are_devices_and_no_disks(tmp_path: Path) -> None:
+    """What a package's script thinks is its machine's disk would be this host's."""
+    tree = tmp_path / "tree"
+    archive.base("cat", "head", "readlink", "wc").lay(tree)
+    look = """cd /dev && echo * pts/* && echo lost >null && head -c 5 urandom | wc -c && echo a | cat /dev/stdin && : >shm/a
+    exec 3<>ptmx && echo pts/*"""
+    said = Log(tmp_path / "log", lambda _: None).inside("It", tree, "sh", "-ec", look).splitlines()
+    assert said[0] == "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero pts/ptmx"
+    assert said[1:] == ["5", "a", "pts/0 pts/ptmx"]
+    assert list((tree / "dev").iterdir()) == []

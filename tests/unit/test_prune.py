@@ -212,3 +212,8 @@ def test_what_builds_left_goes_too(world: World) -> None:
     for number in range(5):
         layer(images, f"more{number}", made=60.0, used=10.0 - number)
     assert {each.split(".")[1] for each in run(world, keep=9).leftovers} == {"cache/snapshot", "cache/more0", "cache/more1"}
+
+
+def test_a_builds_file_that_goes_meanwhile_is_no_trouble(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    assert list(workshop.used([tmp_path / "gone", tmp_path / "there"])) == [tmp_path / "there"]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from vmrunner.errors import ImageError
-from vmrunner.image import recipe, tree
+from vmrunner.image import containers, recipe, tree
+from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 
 HARD = {
@@ -87,3 +88,20 @@ def test_what_would_be_another_line_is_refused(tmp_path: Path, line: str) -> Non
     (tmp_path / "mine.toml").write_text(f'extends = "debian-12"\n[environment]\n{line}\n')
     with pytest.raises(ImageError, match="environment"):
         recipe.load("mine", tmp_path)
+
+
+def test_host_keys_and_archives_of_this_host_stay(tmp_path: Path, furnished: Any) -> None:
+    """A stock image may have symlinks anywhere."""
+    outside, inside = tmp_path / "outside", tmp_path / "tree"
+    outside.mkdir()
+    (outside / "ssh_host_key").touch()
+    (inside / "etc").mkdir(parents=True)
+    (inside / "etc/ssh").symlink_to(outside)
+    with pytest.raises(ImageError, match="The path /etc/ssh leads out of the image"):
+        furnished({})
+    (inside / "usr").mkdir()
+    (inside / "usr/lib").symlink_to(outside)
+    wanted = (recipe.ContainerSource(name="a", archive=tmp_path / "a.tar"),)
+    with pytest.raises(ImageError, match="usr/lib/vmrunner/containers leads out of the image"):
+        containers.lay(wanted, inside, Downloads(tmp_path, Log(tmp_path / "log", print)), Log(tmp_path / "log", print))
+    assert [path.name for path in outside.iterdir()] == ["ssh_host_key"]

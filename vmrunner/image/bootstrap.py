@@ -18,6 +18,7 @@ from vmrunner.image.packages import Package
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import FileSource, Recipe
 from vmrunner.image.stock import TAR, Run
+from vmrunner.image.tree import within
 
 FOLDER = workshop.CACHE
 _PART = ".part-"
@@ -69,10 +70,10 @@ def bootstrap(
     key = _key(recipe, listed)
     tar, note = (images / FOLDER / f"{key}.{suffix}" for suffix in ("tar", "json"))
     known = None if fresh else Layer.read(note)
-    if known and known.is_fresh and _is(tar, known.sha256):
+    if known and known.is_fresh and (held := _hold(tar, known.sha256, work)):
         log.step(f"taking {recipe.suite} with {len(known.packages)} packages, bootstrapped before")
         tree.mkdir(mode=0o755)
-        log.run("Unpacking the bootstrapped packages", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
+        log.run("Unpacking the bootstrapped packages", "tar", "--extract", *TAR, "--directory", tree, "--file", held)
         with suppress(OSError):
             os.utime(note)
         return tree, known.packages
@@ -102,8 +103,8 @@ def stale(images: Path) -> list[Path]:
     """The layers that no build would take or nobody took for a week, all but the few last ones, and what killed builds began."""
     folder = images / FOLDER
     whole = [path for suffix in ("json", "tar") for path in folder.glob(f"[!.]*.{suffix}")]
-    notes = [path for path in whole if path.suffix == ".json"]
-    used = {path.stem: path.stat().st_mtime for path in notes if (layer := Layer.read(path)) and layer.is_fresh}
+    notes = workshop.used(path for path in whole if path.suffix == ".json")
+    used = {path.stem: at for path, at in notes.items() if (layer := Layer.read(path)) and layer.is_fresh}
     last = sorted(used, key=lambda name: used[name], reverse=True)[:_MOST]
     kept = {name for name in last if time.time() - used[name] < _KEPT}
     return sorted([*workshop.abandoned(folder, _PART), *(path for path in whole if path.stem not in kept)])
@@ -143,9 +144,9 @@ def sources(recipe: Recipe) -> str:
 def _key(recipe: Recipe, listed: str) -> str:
     """What a tree depends on, as a word."""
     keyring = hashlib.sha256(FileSource(source=recipe.keyring).content()).hexdigest() if recipe.keyring else ""
-    all_of_it = ["1", os.uname().machine, listed, recipe.suite, keyring, _EXCLUDED, sorted(set(recipe.packages))]
-    if recipe.stock:
-        all_of_it.append(recipe.stock.digest())
+    all_of_it: list[object] = ["1", os.uname().machine, listed, recipe.suite, keyring, _EXCLUDED, sorted(set(recipe.packages))]
+    if recipe.stock:  # also what it should be: a layer is not taken for an image that would be refused
+        all_of_it += [recipe.stock.digest(), recipe.stock.sha256, recipe.stock.sha512]
     return hashlib.sha256(json.dumps(all_of_it).encode()).hexdigest()[:24]
 
 
@@ -153,7 +154,7 @@ def _packages(tree: Path, log: Log, *, is_bootstrapped: bool) -> dict[str, Packa
     """The installed packages with their digests; those of a stock image may not be in the archive any more.
 
     apt's lists, which know them, are gone from the tree afterwards."""
-    lists = tree / "var/lib/apt/lists"
+    lists = within(tree, "/var/lib/apt/lists")
     listed = log.inside("Listing packages", tree, "dpkg-query", "-W", "-f", packages.FORMAT, said=False)
     found = packages.installed(listed, lists, all_known=is_bootstrapped)
     for path in lists.iterdir():
@@ -162,11 +163,17 @@ def _packages(tree: Path, log: Log, *, is_bootstrapped: bool) -> dict[str, Packa
     return found
 
 
-def _is(tar: Path, sha256: str) -> bool:
+def _hold(tar: Path, sha256: str, work: Path) -> Path | None:
+    """The tar if it is this one, by a name of our own: another build may put its own in that place, or remove it."""
+    held = work / "packages.tar"
     try:
-        return store.digest(tar) == sha256
+        os.link(tar, held)
+    except OSError:  # on another file system, say
+        held = tar
+    try:
+        return held if store.digest(held) == sha256 else None
     except OSError:
-        return False
+        return None
 
 
 def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log, *, lasts: bool) -> None:

@@ -21,7 +21,7 @@ from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe
 from vmrunner.image.stock import Run
 from vmrunner.image.store import DISK, LOCK, MANIFEST, Golden, Input, Manifest, digest
-from vmrunner.image.tree import furnish
+from vmrunner.image.tree import furnish, within
 
 _PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "unshare": "util-linux"}
 Say = Callable[[str], None]
@@ -30,12 +30,12 @@ Say = Callable[[str], None]
 def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh: bool = False, run: Run | None = None) -> Golden:
     """Build the recipe and, with `promote`, make it its image's current version, unverified as it is. `say` is told each step as it begins.
 
-    The packages of a build of the same day are taken again unless they have to be `fresh`. `run` is for a recipe
-    with a stock image. Nothing of an image can be seen in the store
-    before all of it is there. Raises ImageError, with the end of the failed program's output; all of it is in a file beside the images.
+    The packages of a build of the same day are taken again unless they have to be `fresh`. `run` is for a recipe with a stock image.
+    Nothing of an image can be seen in the store before all of it is there. Raises ImageError, with the end of the failed program's output;
+    all of it is in a file beside the images.
     """
     for program, package in _PROGRAMS.items():
-        if not shutil.which(program):
+        if not shutil.which(program) and not (program == "mmdebstrap" and recipe.stock):
             raise ImageError(f"Building images needs {program}.", f"apt-get install {package}")
     if os.geteuid() != 0:
         raise ImageError("Building images needs root: the files of the image belong to root.", "Run it with sudo.")
@@ -83,7 +83,8 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
             return workshop.publish(out, images, manifest, say, promote=promote)
     except OSError as error:
         hint = "Free some space." if error.errno == errno.ENOSPC else f"May this user write in {images}?"
-        raise ImageError(f"The image {recipe.name} can't be built: {error.strerror or error}.", hint) from None
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        raise ImageError(f"The image {recipe.name} can't be built: {what}.", hint) from None
 
 
 def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Package]) -> None:
@@ -98,12 +99,14 @@ def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Packag
 
 def _take_kernel(tree: Path, out: Path) -> str:
     """Copy kernel and initrd out for a direct boot; returns the kernel's version."""
-    kernels = sorted((tree / "boot").glob("vmlinuz-*"), key=_by_number)
+    kernels = sorted(within(tree, "/boot").glob("vmlinuz-*"), key=_by_number)
     if not kernels:
         raise ImageError("The image has no kernel.", "Add a linux-image package to the recipe.")
     version = kernels[-1].name.removeprefix("vmlinuz-")
-    shutil.copyfile(kernels[-1], out / "vmlinuz")
-    shutil.copyfile(tree / "boot" / f"initrd.img-{version}", out / "initrd")
+    for name, taken in ((f"/boot/vmlinuz-{version}", "vmlinuz"), (f"/boot/initrd.img-{version}", "initrd")):
+        if not (path := within(tree, name)).is_file():
+            raise ImageError(f"The image has the kernel {version}, and no {name}.", "Add the package initramfs-tools to the recipe.")
+        shutil.copyfile(path, out / taken)
     for path in out.iterdir():
         path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
     return version

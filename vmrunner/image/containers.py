@@ -14,6 +14,7 @@ from vmrunner.errors import ImageError
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import ContainerSource
+from vmrunner.image.tree import within
 
 FOLDER = "usr/lib/vmrunner/containers"
 """In the tree: N.tar, an archive, and N.name beside it, what jobs call it. The hook before-ready.d/docker reads them."""
@@ -22,7 +23,7 @@ FOLDER = "usr/lib/vmrunner/containers"
 def lay(sources: tuple[ContainerSource, ...], tree: Path, downloads: Downloads, log: Log) -> dict[str, str]:
     """Put the archives into the tree; returns their sha256 by their paths in the image. Raises ImageError where one can't be had."""
     digests: dict[str, str] = {}
-    folder = tree / FOLDER
+    folder = within(tree, FOLDER)
     if sources:
         folder.mkdir(parents=True, exist_ok=True)
     for number, source in enumerate(sources):

@@ -58,7 +58,7 @@ class Downloads:
 def stale(images: Path) -> list[Path]:
     """What no build has taken for a month, and what killed ones began."""
     folder = images / FOLDER
-    old = [path for path in folder.glob("[!.]*") if time.time() - path.stat().st_mtime > _KEPT]
+    old = [path for path, at in workshop.used(folder.glob("[!.]*")).items() if time.time() - at > _KEPT]
     return [*workshop.abandoned(folder, _PART), *sorted(old)]
 
 
@@ -71,6 +71,6 @@ def _fetch(what: str, url: str, target: Path, algorithm: str) -> str:
             for chunk in answer.iter_bytes():
                 total.update(chunk)
                 out.write(chunk)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError) as error:  # the last two of names and ports that can't be
         raise ImageError(f"{what} can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
     return total.hexdigest()

@@ -20,7 +20,17 @@ _BEGIN = ("sh", "-c", 'echo "$0" || exit 1; exec "$@"', _BEGUN)
 _APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 _IN_TREE = """set -e
 mount -t proc proc "$0/proc"
-mount --rbind /dev "$0/dev"
+mount -t tmpfs -o mode=755 tmpfs "$0/dev"
+mkdir "$0/dev/pts" "$0/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=666 devpts "$0/dev/pts"
+mount -t tmpfs -o mode=1777 tmpfs "$0/dev/shm"
+for device in full null random tty urandom zero; do
+  touch "$0/dev/$device"
+  mount --bind "/dev/$device" "$0/dev/$device"
+done
+ln -s pts/ptmx "$0/dev/ptmx"
+ln -s /proc/self/fd "$0/dev/fd"
+for number in 0:stdin 1:stdout 2:stderr; do ln -s "fd/${number%:*}" "$0/dev/${number#*:}"; done
 mount -t sysfs -o ro sysfs "$0/sys"
 mount -t tmpfs tmpfs "$0/run"
 exec chroot "$0" "$@"
@@ -90,7 +100,7 @@ class Log:
         return self.run(what, *command, hear=hear, within=_APART)
 
     def inside(self, what: str, tree: Path, *command: str, text: str = "", said: bool = True) -> str:
-        """Run a program of the tree in there, with /proc, /dev, /sys and an empty /run."""
+        """Run a program of the tree in there, with /proc, a /dev without disks, /sys and an empty /run."""
         return self.run(what, "sh", "-c", _IN_TREE, tree, *command, text=text, said=said, within=_APART)
 
     def _write(self, text: str) -> None:

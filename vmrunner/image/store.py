@@ -193,8 +193,9 @@ def _plain(directory: Path) -> dict[str, Any]:
 
 def replace(path: Path, text: str) -> None:
     """Write a file of a version: whoever is killed at it, or without room, leaves the old one. Raises OSError."""
-    for half in path.parent.glob(f".{path.name}.*"):  # of one that was killed
-        half.unlink(missing_ok=True)
+    for half in path.parent.glob(f".{path.name}.*"):
+        if not Path("/proc", half.suffix[1:]).exists():  # it was killed
+            half.unlink(missing_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with part.open("w", encoding="utf-8") as file:

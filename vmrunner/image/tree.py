@@ -79,12 +79,18 @@ def _install_runner(source: RunnerSource, path: str, tree: Path, downloads: Down
     return Runner(kind=source.kind, path=path, sha256=found, version=source.version or "")
 
 
-def place(tree: Path, path: str, content: bytes, mode: int) -> None:
-    """Write a file into the tree. Raises ImageError where its path leads out of it."""
+def within(tree: Path, path: str) -> Path:
+    """Where a path of the image is on this host. Raises ImageError where it leads out of the tree, as an absolute symlink in it does."""
     target = tree / path.lstrip("/")
-    # An absolute symlink of the tree would lead out of it, into this host.
-    if not target.parent.resolve().is_relative_to(tree.resolve()):
-        raise ImageError(f"The path {path} leads out of the image.", "A folder on the way is a symlink.")
+    if not target.resolve().is_relative_to(tree.resolve()):
+        raise ImageError(f"The path {path} leads out of the image.", "It, or a folder on the way, is a symlink to an absolute path.")
+    return target
+
+
+def place(tree: Path, path: str, content: bytes, mode: int) -> None:
+    """Write a file into the tree, in the place of what is there. Raises ImageError where its folder leads out of it."""
+    folder, _, name = path.rpartition("/")
+    target = within(tree, folder) / name
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     target.write_bytes(content)
@@ -125,9 +131,9 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
         late.append("systemd-networkd-wait-online.service")
         _lone_reader(tree, log)
     log.inside("Masking units", tree, "systemctl", "mask", *slow, *late)
-    for host_key in (tree / "etc/ssh").glob("ssh_host_*"):
+    for host_key in within(tree, "/etc/ssh").glob("ssh_host_*"):
         host_key.unlink()
-    resolver = tree / "etc/resolv.conf"
+    resolver = within(tree, "/etc") / "resolv.conf"
     resolver.unlink(missing_ok=True)
     resolver.symlink_to("../run/systemd/resolve/resolv.conf")
     return inputs

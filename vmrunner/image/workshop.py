@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmrunner.image import promotion, store
@@ -27,6 +27,7 @@ def opened(images: Path) -> Iterator[Path]:
     for old in abandoned(images, _PREFIX):
         shutil.rmtree(old, ignore_errors=True)
     work = images / f"{_PREFIX}{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)  # of one that was killed, and had our id
     work.mkdir(mode=0o755)
     try:
         yield work
@@ -54,8 +55,17 @@ def abandoned(folder: Path, prefix: str) -> list[Path]:
     return [path for path, pid in found if pid.isdigit() and not Path(f"/proc/{pid}").exists()]
 
 
+def used(paths: Iterable[Path]) -> dict[Path, float]:
+    """When each was changed last, in unix seconds; without those that another process has removed meanwhile."""
+    times = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            times[path] = path.stat().st_mtime
+    return times
+
+
 def _old_logs(images: Path, most: int) -> list[Path]:
-    times = {path: path.stat().st_mtime for path in (images / _LOG).glob("*.log")}
+    times = used((images / _LOG).glob("*.log"))
     newest = sorted(times, key=lambda path: times[path], reverse=True)
     kept = [path for path in newest[:most] if time.time() - times[path] < _LOG_KEPT]
     return sorted(times.keys() - set(kept))
