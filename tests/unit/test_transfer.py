@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.goldens import publish
 from vmrunner.errors import ImageError
 from vmrunner.image import store, transfer
+from vmrunner.image.proof import RECORD
 from vmrunner.image.store import DISK, MANIFEST
 
 VERSION = "20260101-aa"
@@ -81,7 +87,9 @@ def named(key: str, value: object) -> Callable[[dict[str, bytes]], object]:
         (lambda members: members.update({"more": b""}), "more is not as its manifest says"),
         (named("version", "../../escaped"), "names that no image has"),
         (named("name", "/escaped"), "names that no image has"),
+        (named("version", "current"), "names that no image has"),
         (named("files", {MANIFEST: "0"}), "names that no image has"),
+        (named("files", {RECORD: "0"}), "names that no image has"),
         (named("surprise", 1), "not one that this vmrunner can read"),
     ],
 )
@@ -114,6 +122,19 @@ def test_what_is_no_archive(exported: Path, tmp_path: Path, content: bytes | Non
         transfer.fetch(exported, tmp_path / "there", print)
     with pytest.raises(ImageError, match="No such file"):
         transfer.fetch(tmp_path / "missing", tmp_path / "there", print)
+
+
+@pytest.mark.parametrize("compressed", [gzip, bz2, lzma])
+def test_one_that_somebody_compressed_may_be_damaged_anywhere(tmp_path: Path, compressed: Any) -> None:
+    exported = tmp_path / "web.tar"
+    transfer.export(publish(tmp_path / "here", VERSION, disk=b"".join(b"%d" % number for number in range(40000))), exported)
+    whole = compressed.compress(exported.read_bytes())
+    for at in range(100, len(whole), len(whole) // 12):
+        exported.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        with contextlib.suppress(ImageError):  # it need not show: of a header's time, or behind the last file
+            transfer.fetch(exported, tmp_path / f"there-{at}", lambda _: None)
+    exported.write_bytes(whole)
+    assert transfer.fetch(exported, tmp_path / "there", print).version == VERSION
 
 
 def test_a_damaged_image_is_not_exported(exported: Path, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import lzma
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,12 +18,14 @@ from pydantic import ValidationError
 
 from vmrunner.errors import ImageError
 from vmrunner.image import store, workshop
-from vmrunner.image.store import LOCK, MANIFEST, Golden, Manifest
+from vmrunner.image.proof import RECORD
+from vmrunner.image.store import CURRENT, LOCK, MANIFEST, Golden, Manifest
 from vmrunner.image.workshop import Say
 
 _CHUNK = 1 << 20  # bytes
 _LONGEST_MANIFEST = 16 << 20  # bytes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NOT_FILES = {MANIFEST, LOCK, RECORD}  # of an image, but about it
 
 
 def export(golden: Golden, target: Path) -> int:
@@ -83,9 +87,10 @@ def _archive(source: Path) -> Iterator[tarfile.TarFile]:
         with tarfile.open(source, "r:*") as archive:
             yield archive
     except OSError as error:
-        hint = "Free some space." if error.errno == errno.ENOSPC else "`vmrunner image export` makes such files."
+        hints = {errno.ENOSPC: "Free some space.", errno.EACCES: "Run it with sudo."}
+        hint = hints.get(error.errno or 0, "`vmrunner image export` makes such files.")
         raise ImageError(f"{source} can't be imported: {error.strerror or error}.", hint) from None
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:  # the last three from what somebody compressed
         if _is_qcow2(source):
             raise ImageError(
                 f"{source} is a disk, and not what `vmrunner image export` wrote.",
@@ -114,7 +119,7 @@ def _manifest(source: Path, archive: tarfile.TarFile) -> Manifest:
     except ValidationError:
         raise _damaged(source, "its manifest is not one that this vmrunner can read") from None
     named = (manifest.name, manifest.version, *manifest.files)
-    if not all(_NAME.fullmatch(each) for each in named) or {MANIFEST, LOCK} & manifest.files.keys():
+    if not all(_NAME.fullmatch(each) for each in named) or manifest.version == CURRENT or _NOT_FILES & manifest.files.keys():
         raise _damaged(source, "its manifest has names that no image has")
     return manifest.model_copy(update={"forced": ()})  # promotions of another host are none of this one
 
