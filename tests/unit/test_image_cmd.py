@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,3 +178,17 @@ def test_prune_as_json(run: Run, images: Path) -> None:
     publish(images, "2")
     code, out, _ = run("prune", "--keep", "1", "--json")
     assert (code, json.loads(out)) == (0, {"versions": [["web", "1"]], "snapshots": [], "volumes": [], "leftovers": [], "removed": True})
+
+
+def test_who_may_not_look_into_the_services_folder_is_told_so(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:  # not below pytest's own folder, which nobody else may enter
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "state/images").mkdir(parents=True)
+        (folder / "state").chmod(0o700)
+        (folder / "vmrunner.toml").write_text(CONFIG.format(folder=folder))
+        program = "import sys; from vmrunner.cli.main import main; sys.exit(main())"
+        words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", program, "image", "list"]
+        done = subprocess.run([*words, "--config", folder / "vmrunner.toml"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, f"vmrunner: This user may not open {folder}/state/images.")
+    assert "sudo" in done.stderr

@@ -36,6 +36,9 @@ def main() -> None:
     except VmrunnerError as error:
         report(error)
         sys.exit(error.exit_code)
+    except PermissionError as error:  # the service's folders are not everybody's
+        report(VmrunnerError(f"This user may not open {error.filename}.", "Run it with sudo, or as the service's user."))
+        sys.exit(VmrunnerError.exit_code)
     except Exception as error:  # typer's own: a wrong command line
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
             raise
