@@ -50,7 +50,8 @@ def write(path: Path, name: str, packages: Mapping[str, Package]) -> None:
     if unknown:
         raise ImageError(
             f"The image {name} does not say which .deb {some(unknown)} came from.",
-            f"An older vmrunner built it; build it again: `vmrunner image build {name} --force --ignore-lock`.",
+            "A stock image brought it, and no archive of the recipe has this version; or an older vmrunner built the image: "
+            f"then `vmrunner image build {name} --force --ignore-lock` builds it again.",
         )
     part = path.with_name(f".{path.name}-{os.getpid()}")
     try:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from vmrunner import __version__, oneshot
 from vmrunner.config import Config, HostConfig
-from vmrunner.errors import DiskFull, HypervisorError, MachineError, NameClash, NotPermitted, SnapshotError
+from vmrunner.errors import DiskFull, HypervisorError, ImageError, MachineError, NameClash, NotPermitted, SnapshotError
 from vmrunner.hypervisor import Hypervisor, Output
 from vmrunner.image import proof, store
 from vmrunner.image.proof import Check, Proof
@@ -51,8 +51,12 @@ def verify(hypervisor: Hypervisor, settings: HostConfig, golden: Golden, version
     listener = _Listener()
     say(f"{golden.name} {golden.version}: booting a machine to verify it")
     trouble = _boot(hypervisor, settings, golden, shape, machine, listener, slow=slow)
+    try:
+        manifest = store.identity(golden.directory)
+    except (OSError, ValueError):  # removed meanwhile
+        raise ImageError(f"The manifest of the image {golden.name} {golden.version} can't be read any more.", "Try again.") from None
     found = Proof(
-        manifest=store.identity(golden.directory),
+        manifest=manifest,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         vmrunner=__version__,
         qemu=versions["QEMU"],
