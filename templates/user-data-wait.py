@@ -23,12 +23,13 @@ DISK = os.path.realpath("/dev/disk/by-id/virtio-vmrunner-seed")
 SECTOR, SIZE = 2048, 1 << 20
 DESCRIPTOR = 16 * SECTOR  # of an ISO 9660 image: the primary volume descriptor, with the image's own name
 ROOT = DESCRIPTOR + 156  # its directory record of the root
-MS_BIND = 4096
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 2, 4, 8, 4096
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 IPV6 = Path("/proc/sys/net/ipv6/conf")
 SIOCADDRT, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFHWADDR = 0x890B, 0x8914, 0x8916, 0x891C, 0x8924
 ARPHRD_ETHER, IFF_UP, RTF_UP, RTF_GATEWAY = 1, 1, 1, 2
 SCRIPT = Path("/run/vmrunner-job-script")
+PROC = Path("/run/vmrunner-proc")
 HOOKS = Path("/usr/lib/vmrunner/before-ready.d")  # of the image
 LINK = next(name for name in sorted(os.listdir("/sys/class/net")) if name != "lo")
 JOB = Path("/var/lib/vmrunner-job")  # of the job's script, which then need not make it
@@ -44,6 +45,11 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 def say(kind: str) -> None:
     EVENTS.write_text(f"{kind} {time.time():.6f}\n")
+
+
+def mount(source: Path, target: Path, kind: str, flags: int) -> None:
+    if libc.mount(str(source).encode(), str(target).encode(), kind.encode(), flags, None):
+        raise OSError(ctypes.get_errno(), f"mounting {target}")
 
 
 def read(into: mmap.mmap, at: int) -> None:
@@ -89,8 +95,7 @@ def identify(meta: dict[str, str]) -> None:
     boot_id = Path("/run/vmrunner-boot-id")
     raw = os.urandom(16).hex()
     boot_id.write_text(f"{raw[:8]}-{raw[8:12]}-4{raw[13:16]}-a{raw[17:20]}-{raw[20:]}\n")
-    if libc.mount(str(boot_id).encode(), b"/proc/sys/kernel/random/boot_id", b"", MS_BIND, None):
-        raise OSError(ctypes.get_errno(), "mounting the boot id")
+    mount(boot_id, Path("/proc/sys/kernel/random/boot_id"), "", MS_BIND)
 
 
 def internet(address: str) -> bytes:
@@ -149,6 +154,10 @@ def warm_up() -> None:
         if os.access(hook, os.X_OK) and (code := subprocess.run([hook, "waits"], check=False).returncode):
             sys.exit(f"vmrunner: {hook}, which comes before a machine is ready, failed (exit {code})")
     Path("/run/vmrunner-ready").touch()  # the job's script, which this one may become, need not do it again
+    # Once the boot id lies over one of /proc's files the kernel permits no user namespace a /proc, which containers without root need,
+    # unless there is another one that nothing lies over.
+    PROC.mkdir(mode=0o700, exist_ok=True)
+    mount(Path("proc"), PROC, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     subprocess.run(["ip", "link"], stdout=subprocess.DEVNULL, check=False)
     subprocess.run(["journalctl", "--quiet", "--rotate", "--vacuum-time=1s"], stderr=subprocess.DEVNULL, check=False)
     os.sync()

@@ -14,6 +14,7 @@ from typing import Any
 
 from vmrunner.image import store
 from vmrunner.image.bootstrap import FOLDER
+from vmrunner.resources import folder
 
 BUILD = """
 import sys
@@ -21,56 +22,54 @@ from pathlib import Path
 from vmrunner.errors import VmrunnerError
 from vmrunner.image import build, recipe
 try:
-    build.build(recipe.load(sys.argv[1]), Path(sys.argv[2]), lambda step: print(step, flush=True))
+    build.build(recipe.load(sys.argv[1], Path(sys.argv[3])), Path(sys.argv[2]), lambda step: print(step, flush=True))
 except VmrunnerError as error:
     sys.exit(f"{error.sentence}\\n{error.hint}")
 """
-_COLD = 90.0  # seconds within which a build that bootstraps is killed, at the latest
+OURS = folder("images")
 
 
-def begin(name: str, images: Path) -> subprocess.Popen[str]:
+def begin(name: str, images: Path, recipes: Path) -> subprocess.Popen[str]:
     """A build in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", BUILD, name, images], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-c", BUILD, name, images, recipes]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
 
 
-def kill_at_random(name: str, images: Path, *, kills: int, cold: int, seed: int) -> dict[str, Any]:
+def kill_at_random(name: str, images: Path, *, kills: int, cold: int, seed: int, recipes: Path = OURS) -> dict[str, Any]:
     """Kill -9 a build of this recipe again and again, `cold` times one that has to bootstrap; then build. Raises AssertionError."""
     chance = random.Random(seed)  # noqa: S311 — moments, not secrets
     shutil.rmtree(images, ignore_errors=True)
-    _finish(begin(name, images))
+    whole = _finish(begin(name, images, recipes))
     shutil.rmtree(images / name)
-    began = time.monotonic()
-    _finish(begin(name, images))
-    warm, killed, wrong = time.monotonic() - began, 0, list[str]()
+    warm, killed, wrong = _finish(begin(name, images, recipes)), 0, list[str]()
     for number in range(kills):
         is_cold = number < cold
         if is_cold:
             shutil.rmtree(images / FOLDER, ignore_errors=True)
         shutil.rmtree(images / name, ignore_errors=True)
-        build = begin(name, images)
+        build = begin(name, images, recipes)
         try:
-            build.wait(chance.uniform(0, _COLD if is_cold else warm))
+            build.communicate(timeout=chance.uniform(0, whole if is_cold else warm))
         except subprocess.TimeoutExpired:
             build.send_signal(signal.SIGKILL)
-            build.wait()
+            build.communicate()
             killed += 1
         wrong += [f"kill {number}: {each}" for each in left(name, images)]
-    _finish(begin(name, images))
+    time.sleep(1)  # a version is named by its second, and the last one that was killed may be there
+    _finish(begin(name, images, recipes))
     wrong += left(name, images, after=True)
     assert not wrong, wrong
     return {"kills": kills, "of them before the end": killed, "seconds of a build with its packages": round(warm)}
 
 
-def fill_at_sizes(name: str, images: Path, sizes: list[int]) -> dict[str, Any]:
+def fill_at_sizes(name: str, images: Path, sizes: list[int], recipes: Path = OURS) -> dict[str, Any]:
     """Build in a file system of each of these sizes, in MiB; then in one that is big enough. Raises AssertionError."""
     images.mkdir(parents=True, exist_ok=True)
     sentences: list[str] = []
     for size in sizes:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=755", "tmpfs", images], check=True)
         try:
-            build = begin(name, images)
+            build = begin(name, images, recipes)
             said = build.communicate()[1]
             assert build.returncode == 1, f"with {size} MiB: exit {build.returncode}, {said}"
             assert "Traceback" not in said, said
@@ -115,6 +114,8 @@ def _processes(images: Path) -> list[str]:
     return found
 
 
-def _finish(build: subprocess.Popen[str]) -> None:
+def _finish(build: subprocess.Popen[str]) -> float:
+    began = time.monotonic()
     said = build.communicate()[1]
     assert build.returncode == 0, said
+    return time.monotonic() - began

@@ -9,35 +9,20 @@ import hashlib
 import os
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from pysequoia import SignatureMode, Tsk, sign
+from pysequoia import Tsk
 
+from tests.archive import Package, publish, served
 from vmrunner.errors import ImageError
 from vmrunner.image import bootstrap, build, packages, recipe
 from vmrunner.image.recipe import Recipe
 
 SNAPSHOT = "20200101T000000Z"
-CONTROL = "Package: base\nVersion: 1:1+b1\nArchitecture: all\nEssential: yes\nMaintainer: nobody <nobody@example>\nDescription: nothing\n"
-RELEASE = """Suite: {suite}
-Codename: {suite}
-Components: main
-Architectures: amd64 arm64
-Date: Wed, 01 Jan 2020 00:00:00 UTC
-Valid-Until: Wed, 08 Jan 2020 00:00:00 UTC
-SHA256:
- {sha256} {size} main/binary-amd64/Packages
-"""
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *words: object) -> None: ...
+BASE = Package("base", "1:1+b1", {"Essential": "yes"})
 
 
 @dataclass(frozen=True)
@@ -62,29 +47,16 @@ def archive() -> Iterator[Archive]:
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         home.chmod(0o755)
-        (home / "base" / "DEBIAN").mkdir(parents=True)
-        (home / "base" / "DEBIAN" / "control").write_text(CONTROL)
-        subprocess.run(["dpkg-deb", "--build", "--root-owner-group", home / "base", home / "base.deb"], check=True, capture_output=True)
-        deb = (home / "base.deb").read_bytes()
-        sha256 = hashlib.sha256(deb).hexdigest()
         owner = Tsk.generate("archive@example")
         key = home / "key.gpg"
         key.write_bytes(bytes(owner.extract_certificate()))
         for folder, suite in (("debian", "bookworm"), ("debian", "bookworm-updates"), ("debian-security", "bookworm-security")):
+            packages = [BASE] if suite == "bookworm" else []
             root = home / "site" / folder / SNAPSHOT
-            dists = root / "dists" / suite
-            (dists / "main" / "binary-amd64").mkdir(parents=True)
-            (root / "base.deb").write_bytes(deb)
-            listed = f"{CONTROL}Filename: base.deb\nSize: {len(deb)}\nSHA256: {sha256}\n" if suite == "bookworm" else ""
-            (dists / "main" / "binary-amd64" / "Packages").write_text(listed)
-            text = RELEASE.format(suite=suite, sha256=hashlib.sha256(listed.encode()).hexdigest(), size=len(listed))
-            (dists / "InRelease").write_bytes(sign(owner.signer(), text.encode(), mode=SignatureMode.CLEAR))
-        with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(home / "site"))) as server:
-            serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-            serving.start()
-            yield Archive(f"http://127.0.0.1:{server.server_port}", home / "site", key, sha256)
-            server.shutdown()
-            serving.join()
+            publish(root, owner, {"main": packages}, suite=suite, day="Wed, 01 Jan 2020", until="Wed, 08 Jan 2020")
+        (deb,) = (home / "site").rglob("*.deb")
+        with served(home / "site") as site:
+            yield Archive(site.url, home / "site", key, hashlib.sha256(deb.read_bytes()).hexdigest())
 
 
 def with_snapshot(archive: Archive) -> Recipe:

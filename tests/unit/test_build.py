@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
+from tests.archive import Site, served
 from vmrunner.errors import ImageError
 from vmrunner.image import bootstrap, build, downloads, recipe, tree
 from vmrunner.image.downloads import Downloads
@@ -23,28 +20,13 @@ PROGRAM, KIND = b"\x7fELF of a runner", "forgejo-runner"
 RIGHT, WRONG = hashlib.sha256(PROGRAM).hexdigest(), "0" * 64
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    asked: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, *words: object) -> None: ...
-
-
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and the URL under which it is served."""
     folder = tmp_path / "site"
     folder.mkdir()
-    Quiet.asked.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
-        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        serving.start()
-        yield folder, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        serving.join()
+    with served(folder) as server:
+        yield folder, server.url
 
 
 @pytest.mark.parametrize("how", ["path", "url"])
@@ -67,18 +49,25 @@ def test_a_runner_with_another_sha256_is_left_out(site: tuple[Path, str], tmp_pa
     assert (root / "usr/local/bin" / KIND).read_bytes() == PROGRAM
 
 
-def test_a_download_happens_once(site: tuple[Path, str], tmp_path: Path) -> None:
-    folder, url = site
+def test_a_download_happens_once(tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    with served(folder) as site:
+        _once(site, folder, tmp_path)
+
+
+def _once(site: Site, folder: Path, tmp_path: Path) -> None:
+    url = site.url
     (folder / "runner").write_bytes(PROGRAM)
     images, said = tmp_path / "images", list[str]()
     get = Downloads(images, Log(tmp_path / "log", said.append)).get
     kept = get("It", f"{url}/runner", RIGHT)
     assert (kept.read_bytes(), get("It", f"{url}/elsewhere", RIGHT)) == (PROGRAM, kept)
-    assert (Quiet.asked, said) == (["/runner"], [f"fetching {url}/runner", f"taking {url}/elsewhere, fetched before"])
+    assert (site.asked, said) == (["/runner"], [f"fetching {url}/runner", f"taking {url}/elsewhere, fetched before"])
     kept.write_bytes(PROGRAM[:5])  # damaged
-    assert (get("It", f"{url}/runner", RIGHT).read_bytes(), len(Quiet.asked)) == (PROGRAM, 2)
+    assert (get("It", f"{url}/runner", RIGHT).read_bytes(), len(site.asked)) == (PROGRAM, 2)
     (folder / "runner").write_bytes(b"another")
-    assert (get("It", f"{url}/runner", RIGHT).read_bytes(), len(Quiet.asked)) == (PROGRAM, 2)
+    assert (get("It", f"{url}/runner", RIGHT).read_bytes(), len(site.asked)) == (PROGRAM, 2)
     with pytest.raises(ImageError, match=f"It has the sha256 .*, the recipe wants {WRONG}"):
         get("It", f"{url}/runner", WRONG)
     with pytest.raises(ImageError, match=r"It can't be fetched from .*/nowhere: .*404"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vmrunner.errors import ImageError
+from vmrunner.image import cause
 from vmrunner.image.programs import Log
 
 MOUNTING = """
@@ -119,7 +120,38 @@ def test_the_log_has_it_all_and_the_error_the_end(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"It failed \(exit 3\)") as caught:
         log.run("It", "sh", "-c", "seq 100; exit 3")
     assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == ("93", True)
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(ImageError, match="It failed: there is no room left") as caught:
         log.run("It", "sh", "-c", "echo 'write: No space left on device'; exit 1")
-    assert caught.value.hint == "Free some space."
+    assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == ("Free some space.", True)
     assert (said, log.path.read_text().splitlines()[:4]) == (["counting"], ["== counting", "1", "2", "1"])
+
+
+@pytest.mark.parametrize(
+    ("line", "is_that"),
+    [
+        (
+            "E: The repository 'http://forge.example/debian sid InRelease' is not signed.",
+            "http://forge.example/debian sid is signed by nobody",
+        ),
+        (
+            "E: The repository 'http://forge.example/debian sid Release' is not signed.",
+            "http://forge.example/debian sid is signed by nobody",
+        ),
+        (
+            "E: Release file for http://forge.example/sid/InRelease is expired (invalid since 3d).",
+            "forge.example/sid/InRelease says has expired",
+        ),
+        ("E: Failed to fetch http://forge.example/jq_1.deb  Unable to connect to forge.example", "http://forge.example/jq_1.deb can't be"),
+        ("E: Unable to locate package ninja", "no package ninja"),
+        ("cp: error writing 'a': No space left on device", "no room left"),
+    ],
+)
+def test_the_cause_of_a_failure(line: str, is_that: str) -> None:
+    found = cause.of(["I: running apt-get update...", line, "E: Unable to locate package another", "E: mmdebstrap failed to run"])
+    assert found
+    assert is_that in found.is_that
+    assert found.hint
+
+
+def test_a_cause_that_is_not_known() -> None:
+    assert cause.of(["W: Failed to fetch http://forge.example/a", "E: mmdebstrap failed to run"]) is None

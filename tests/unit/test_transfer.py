@@ -126,3 +126,10 @@ def test_a_damaged_image_is_not_exported(exported: Path, tmp_path: Path) -> None
     (golden.directory / DISK).write_bytes(b"disk")
     with pytest.raises(ImageError, match="can't be written"):
         transfer.export(golden, tmp_path / "nowhere" / "web.tar")
+
+
+def test_a_disk_is_named_in_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "debian.qcow2").write_bytes(b"QFI\xfb" + bytes(508))
+    with pytest.raises(ImageError, match="is a disk, and not what") as caught:
+        transfer.fetch(tmp_path / "debian.qcow2", tmp_path / "images", print)
+    assert "[stock]" in caught.value.hint

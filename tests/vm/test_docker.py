@@ -39,6 +39,7 @@ jobs:
           printf 'FROM scratch\\nCOPY busybox /busybox\\nRUN ["/busybox", "echo", "made without root"]\\n' >/home/ci/Containerfile
           cp busybox /home/ci && chown -R ci: /home/ci
           runuser -l ci -c 'buildah build --isolation chroot --tag three .'
+          runuser -l ci -c 'podman run --rm --network none three /busybox echo "ran without"" root"'
   inside:
     runs-on: [boxed]
     steps:
@@ -65,6 +66,7 @@ def test_jobs_build_containers_and_run_in_them(site: Site, lay_ground: Callable[
         "| made by 0",
         f"mirrors [{MIRROR}/], proxy .",
         "made without root",
+        "ran without root",
     ):
         assert said in built, built
     for said in ("in /workspace with bin", f"through {PROXY}", '"version":"1.'):

@@ -6,15 +6,16 @@ What the recipe adds comes from an archive of the test's own: here no other one 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pysequoia import Tsk
 
-from tests import stock
+from tests import archive, stock
 from tests.forge.gitea import Site
 from tests.ground import Ground
-from tests.unit.test_archive import SNAPSHOT, Archive, archive  # noqa: F401 — a fixture
 from tests.vm.test_jobs import up_until_done
 from vmrunner.image import store
 from vmrunner.resources import folder
@@ -24,10 +25,9 @@ pytestmark = pytest.mark.vm
 RECIPE = """\
 suite = "{suite}"
 mirror = "{mirror}"
-snapshot = "{snapshot}"
 keyring = "{key}"
 size = "3GiB"
-packages = ["base"]
+packages = ["extra"]
 kernel_arguments = "root=/dev/vda rw rootfstype=ext4 console=ttyS0 quiet net.ifnames=0 systemd.show_status=false"
 [stock]
 path = "{image}"
@@ -49,16 +49,27 @@ jobs:
     steps:
       - run: |
           echo "root is $(stat -f -c %T /) on $(findmnt -no SOURCE /)"
-          echo "base $(dpkg-query -W -f '${Version}' base), cloud-init $(systemctl is-active cloud-init.service)"
+          echo "extra $(dpkg-query -W -f '${Version}' extra), cloud-init $(systemctl is-active cloud-init.service)"
           ls /home /etc/ssh | grep -E 'debian|host_' || echo nobody and no keys
 """
 
 
+@pytest.fixture
+def mirror() -> Iterator[tuple[str, Path]]:
+    """The archive's URL, and the key that signs it."""
+    # Not below pytest's own folder, which apt's user may not enter.
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o755)
+        owner = Tsk.generate("archive@example")
+        (home / "key.gpg").write_bytes(bytes(owner.extract_certificate()))
+        archive.publish(home / "site", owner, {"main": [archive.Package("extra", "2")]}, suite=stock.SUITE)
+        with archive.served(home / "site") as site:
+            yield site.url, home / "key.gpg"
+
+
 def test_a_stock_image_becomes_one_that_jobs_run_on(
-    site: Site,
-    lay_ground: Callable[..., Ground],
-    archive: Archive,  # noqa: F811 — the fixture
-    tmp_path: Path,
+    site: Site, lay_ground: Callable[..., Ground], mirror: tuple[str, Path], tmp_path: Path
 ) -> None:
     ground = lay_ground(image="ci", labels="stock")
     images = ground.folder / "state" / "images"
@@ -66,7 +77,7 @@ def test_a_stock_image_becomes_one_that_jobs_run_on(
     recipes = tmp_path / "recipes"
     recipes.mkdir()
     image = stock.cached(stock.SUITE)
-    words = {"mirror": archive.url, "key": archive.key, "snapshot": SNAPSHOT, "guest": folder("images") / "guest", "suite": stock.SUITE}
+    words = {"mirror": mirror[0], "key": mirror[1], "guest": folder("images") / "guest", "suite": stock.SUITE}
     runner = Path(__file__).parents[1] / "runner" / "vmrunner-test-runner"
     (recipes / "ci.toml").write_text(RECIPE.format(**words, image=image, sha256=store.digest(image), runner=runner))
     done = ground.run("image", "build", "ci", "--recipes", str(recipes), timeout=900)
@@ -74,11 +85,11 @@ def test_a_stock_image_becomes_one_that_jobs_run_on(
     assert "verified, new machines use it" in done.stdout, done.stdout + done.stderr
     assert not [path.name for path in (Path("/var/lib/libvirt/vmrunner") / ground.manager).glob("*ci-stock-*")], "it has gone from the host"
     manifest = store.find(images, "ci").manifest
-    assert (manifest.packages["base"].version, manifest.suite) == ("1:1+b1", stock.SUITE)
+    assert (manifest.packages["extra"].version, manifest.suite) == ("2", stock.SUITE)
     repository = site.repository("rig", "stock", WORKFLOW)
     (job,) = up_until_done(ground, repository, 1)
     said = repository.log(job["id"])
-    for wanted in ("root is ext2/ext3 on /dev/vda", "base 1:1+b1, cloud-init inactive", "nobody and no keys"):
+    for wanted in ("root is ext2/ext3 on /dev/vda", "extra 2, cloud-init inactive", "nobody and no keys"):
         assert wanted in said, said
     assert job["conclusion"] == "success"
     again = ground.run("image", "build", "ci", "--recipes", str(recipes), "--force", "--no-promote", timeout=900)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmrunner.errors import ImageError
+from vmrunner.image import cause
 
 Hear = Callable[[str], object]
 _WITH_US = ("setpriv", "--pdeathsig", "KILL")
@@ -50,7 +51,7 @@ class Log:
     ) -> str:
         """Run a program to its end, `text` being its input, and return what it printed; `hear` gets each line, the log too if it is `said`.
 
-        `within` is a program that runs it. Raises ImageError with its last lines where it fails.
+        `within` is a program that runs it. Raises ImageError where it fails: with the cause if it is a usual one, else with its last lines.
         """
         words = [*_WITH_US, *within, *_BEGIN, *(str(word) for word in command)]
         environment = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
@@ -77,12 +78,11 @@ class Log:
                 running.kill()
                 raise
         if running.returncode:
+            told, found = f"All that was printed is in {self.path}.", cause.of(lines)
+            if found:
+                raise ImageError(f"{what} failed: {found.is_that}.", f"{found.hint}\n{told}")
             last = [line.rstrip() for line in lines if line.strip()][-_LAST:]
-            full = any("No space left" in line for line in lines)
-            raise ImageError(
-                f"{what} failed (exit {running.returncode}).",
-                "Free some space." if full else "\n".join([*last, f"All that was printed is in {self.path}."]),
-            )
+            raise ImageError(f"{what} failed (exit {running.returncode}).", "\n".join([*last, told]))
         return "".join(lines)
 
     def apart(self, what: str, *command: str | Path, hear: Hear = lambda _: None) -> str:

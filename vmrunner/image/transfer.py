@@ -86,7 +86,17 @@ def _archive(source: Path) -> Iterator[tarfile.TarFile]:
         hint = "Free some space." if error.errno == errno.ENOSPC else "`vmrunner image export` makes such files."
         raise ImageError(f"{source} can't be imported: {error.strerror or error}.", hint) from None
     except (tarfile.TarError, EOFError) as error:
+        if _is_qcow2(source):
+            raise ImageError(
+                f"{source} is a disk, and not what `vmrunner image export` wrote.",
+                "A recipe makes an image of it: name it as the `path` of its table [stock].",
+            ) from None
         raise _damaged(source, str(error)) from None
+
+
+def _is_qcow2(source: Path) -> bool:
+    with source.open("rb") as file:
+        return file.read(4) == b"QFI\xfb"
 
 
 def _damaged(source: Path, what: str) -> ImageError:
