@@ -1,5 +1,6 @@
-"""The recipe ubuntu-24.04 with another mirror and keyring, as an admin would: an archive like Ubuntu's, which can't be reached here, of
-the test's own. Bootstrap, tree and disk are what every build does; the packages are empty but for what that needs.
+"""The recipe ubuntu-24.04 with another mirror and keyring, as an admin would: an archive like Ubuntu's, of the test's own.
+
+Bootstrap, tree and disk are what every build does; the packages are empty but for what that needs. `make images` takes the real archive.
 """
 
 from __future__ import annotations
