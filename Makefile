@@ -42,9 +42,11 @@ test:
 	$(call in_rig,$(test_image); rig/rig run -- pytest -q $(PYTEST_ARGS); $(lint))
 
 # Every recipe in images/, for real, and one on a stock cloud image; builds that are killed or have no room (IMAGES="--only debian-13 --kills 0"
-# for a part); a machine of each image; images that are broken in five ways: refused, and where that is overruled, rolled back without a job lost.
+# for a part); a machine of each image; the first `docker run` in clones; images that are broken in five ways: refused, and where that is
+# overruled, rolled back without a job lost.
 images:
-	$(call in_rig,$(test_image); $(image_tools); rig/rig run --outside -- python -m tests.recipes $(IMAGES); rig/rig run -- python -m tests.verified; rig/rig run -- python -m tests.broken)
+	$(call in_rig,$(test_image); $(image_tools); rig/rig run --outside -- python -m tests.recipes $(IMAGES); \
+		rig/rig run -- python -m tests.verified; rig/rig run -- python -m tests.docker; rig/rig run -- python -m tests.broken)
 
 # ROTATIONS=10: the image is renewed so often meanwhile.
 soak:
