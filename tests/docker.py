@@ -12,12 +12,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from tests import recipes
 from tests.bench.common import median
 from tests.containers import NAME
 from tests.forge.gitea import Site
 from tests.ground import Ground, lay
 from tests.prepare import DOCKER
-from tests.recipes import FIGURES
 
 MEMORY = "1GiB"
 IDLE = 60  # seconds between a boot and the first run
@@ -69,9 +69,7 @@ def main() -> None:
         ground.run("snapshot", "create", "--image", DOCKER, "--memory", MEMORY, timeout=600)
         figures = {"docker run": side_by_side(ground, options.machines)}
         ground.run("down", "--all", "--purge")
-    known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    FIGURES.parent.mkdir(parents=True, exist_ok=True)
-    FIGURES.write_text(json.dumps(known | figures))
+    recipes.noted(figures)
     print(json.dumps(figures))
 
 
