@@ -34,7 +34,7 @@ def main() -> int:
         ground = lay(folder, "verified", "10.82.0.0/24", token=site.token)
         names = only or sorted({golden.name for golden in store.list_all(STORE)})
         figures = {name: figure(ground, name) for name in names}
-        ground.run("down", "--purge", check=False)
+        ground.run("down", "--all", "--purge")
     recipes.noted({"verified": figures})
     return int(any(each["bad"] for each in figures.values()))
 
