@@ -25,6 +25,9 @@ bench_packages = virtinst genisoimage openssh-client
 bench_tools = rig/rig run --outside -- bash -ec 'python -m pip install --quiet -e "/src[bench]"; vl=/opt/virt-lightning; [ -e $$vl/bin/vl ] || { \
 	apt-get -qq update; DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends $(bench_packages) >/dev/null; \
 	python -m venv --system-site-packages $$vl; $$vl/bin/pip install --quiet --no-deps virt-lightning==2.5.0 pyyaml; }; python -m tests.stock'
+# Ubuntu's keys: Debian 13 has them.
+image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu-archive-keyring.gpg ] || { apt-get -qq update; \
+	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends ubuntu-keyring >/dev/null; } || echo "no keys of Ubuntu here" >&2'
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner
 
@@ -39,9 +42,11 @@ test:
 	$(call in_rig,$(test_image); rig/rig run -- pytest -q $(PYTEST_ARGS); $(lint))
 
 # Every recipe in images/, for real, and one on a stock cloud image; builds that are killed or have no room (IMAGES="--only debian-13 --kills 0"
-# for a part); a machine of each image; images that are broken in five ways: refused, and where that is overruled, rolled back without a job lost.
+# for a part); a machine of each image; the first `docker run` in clones; images that are broken in five ways: refused, and where that is
+# overruled, rolled back without a job lost.
 images:
-	$(call in_rig,$(test_image); rig/rig run --outside -- python -m tests.recipes $(IMAGES); rig/rig run -- python -m tests.verified; rig/rig run -- python -m tests.broken)
+	$(call in_rig,$(test_image); $(image_tools); rig/rig run --outside -- python -m tests.recipes $(IMAGES); \
+		rig/rig run -- python -m tests.verified; rig/rig run -- python -m tests.docker; rig/rig run -- python -m tests.broken)
 
 # ROTATIONS=10: the image is renewed so often meanwhile.
 soak:

@@ -165,7 +165,7 @@ def main() -> None:
             print(f"{kind}: {said}", file=sys.stderr, flush=True)
             figures.append({"kind": kind} | forced(site, ground, options.jobs) | {"verify": said})
             print(f"{kind}: {figures[-1]}", file=sys.stderr, flush=True)
-            ground.run("down", "--purge", check=False)
+            ground.run("down", "--all", "--purge")
     print(json.dumps(recipes.noted({"broken": figures})))
     if any(each["lost"] for each in figures):
         sys.exit(1)

@@ -53,7 +53,7 @@ def main() -> int:
         except ImageError as error:
             print(f"{name}: {error.sentence}\n{error.hint}", file=sys.stderr)
             return error.exit_code
-    figures: dict[str, Any] = {"built": built, "mirror not reached": elsewhere}
+    figures: dict[str, Any] = {"built": built, "mirror not reached, or no keys of it": elsewhere}
     if options.kills:
         place = STORE / "interrupted"
         figures |= interrupted.kill_at_random("debian-12", place, kills=options.kills, cold=options.kills // 3, seed=options.kills)
@@ -92,7 +92,9 @@ def boot(golden: Golden, command: Sequence[str], write: Callable[[Output, bytes]
 
 
 def is_reached(wanted: Recipe) -> bool:
-    """Whether this host reaches the recipe's mirror; one that names none takes the host's own."""
+    """Whether this host reaches the recipe's mirror, and has its keys; one that names none takes the host's own."""
+    if wanted.keyring and not wanted.keyring.is_file():
+        return False
     try:
         return wanted.mirror is None or httpx.head(f"{wanted.mirror}/dists/{wanted.suite}/InRelease", follow_redirects=True).is_success
     except httpx.HTTPError:

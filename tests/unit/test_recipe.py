@@ -107,6 +107,13 @@ def test_the_digest_follows_scripts_and_further_runners(tmp_path: Path) -> None:
     assert len(set(digests)) == 3
 
 
+def test_keys_that_are_not_there(tmp_path: Path) -> None:
+    write(tmp_path, "mine", 'extends = "ubuntu-24.04"\nkeyring = "gone.gpg"\n')
+    with pytest.raises(ImageError, match=r"The keyring .*gone\.gpg can't be read: No such file") as caught:
+        recipe.load("mine", tmp_path).digest()
+    assert "ubuntu-keyring" in caught.value.hint
+
+
 def test_a_fault_is_named_where_it_stands_also_in_a_recipe_that_is_inherited(tmp_path: Path) -> None:
     write(tmp_path, "base", 'extends = "debian-12"\n\n[files."/etc/a"]\ntext = "a"\nmode = "9"\n')
     write(tmp_path, "mine", 'extends = "base"\n[[scripts]]\nname = "one"\n')

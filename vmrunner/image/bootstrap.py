@@ -16,7 +16,7 @@ from vmrunner.image import packages, stock, store, workshop
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.packages import Package
 from vmrunner.image.programs import Log
-from vmrunner.image.recipe import FileSource, Recipe
+from vmrunner.image.recipe import Recipe
 from vmrunner.image.stock import TAR, Run
 from vmrunner.image.tree import within
 
@@ -143,7 +143,7 @@ def sources(recipe: Recipe) -> str:
 
 def _key(recipe: Recipe, listed: str) -> str:
     """What a tree depends on, as a word."""
-    keyring = hashlib.sha256(FileSource(source=recipe.keyring).content()).hexdigest() if recipe.keyring else ""
+    keyring = hashlib.sha256(recipe.keys()).hexdigest() if recipe.keyring else ""
     all_of_it: list[object] = ["1", os.uname().machine, listed, recipe.suite, keyring, _EXCLUDED, sorted(set(recipe.packages))]
     if recipe.stock:  # also what it should be: a layer is not taken for an image that would be refused
         all_of_it += [recipe.stock.digest(), recipe.stock.sha256, recipe.stock.sha512]

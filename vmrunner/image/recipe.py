@@ -215,7 +215,7 @@ class Recipe(_Section):
         if self.stock and self.stock.path:
             contents["stock"] = ("0644", self.stock.digest().encode())
         if self.keyring:
-            contents["keyring"] = ("0644", FileSource(source=self.keyring).content())
+            contents["keyring"] = ("0644", self.keys())
         if self.lock:
             contents["lock"] = ("0644", lock.read(self.lock).encode())
         for path, (mode, content) in sorted(contents.items()):
@@ -223,6 +223,16 @@ class Recipe(_Section):
         for container in self.containers:
             total.update(f"{container.name}\0{container.archive_digest()}\n".encode())
         return total.hexdigest()
+
+    def keys(self) -> bytes:
+        """What is in the keyring; raises ImageError where it can't be read."""
+        if self.keyring is None:
+            return b""
+        try:
+            return self.keyring.read_bytes()
+        except OSError as error:
+            hint = f"A package may bring it, as ubuntu-keyring does for Ubuntu. {_RELATIVE}"
+            raise ImageError(f"The keyring {self.keyring} can't be read: {error.strerror}.", hint) from None
 
 
 def load(name: str, own: Path | None = None) -> Recipe:

@@ -22,7 +22,7 @@ from vmrunner.hypervisor import Hypervisor, Output, image_stem
 from vmrunner.image import store
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
-from vmrunner.image.recipe import FileSource, Recipe, StockSource
+from vmrunner.image.recipe import Recipe, StockSource
 from vmrunner.image.store import DISK, MANIFEST, Golden, Manifest
 from vmrunner.image.tree import place
 from vmrunner.model import Shape
@@ -214,8 +214,7 @@ def _install(recipe: Recipe, listed: str, tree: Path, log: Log) -> None:
     """Bring the packages to what the archive has, and add the recipe's. The recipe's sources replace the image's own."""
     settings = b"".join(path.read_bytes() + b"\n" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*")))
     added = {_NO_DAEMONS: (b"#!/bin/sh\nexit 101\n", 0o755), _SETTINGS: (settings, 0o644)}
-    if recipe.keyring:
-        content = FileSource(source=recipe.keyring).content()
+    if content := recipe.keys():
         suffix = "asc" if content.startswith(b"-----BEGIN") else "gpg"
         added[f"/etc/apt/trusted.gpg.d/vmrunner-build.{suffix}"] = (content, 0o644)
     for path, (text, mode) in added.items():
