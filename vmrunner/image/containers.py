@@ -5,12 +5,12 @@ Nothing of theirs is unpacked or run on this host: see docs/adr/0009-container-i
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tarfile
 from pathlib import Path
 
 from vmrunner.errors import ImageError
+from vmrunner.image import store
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import ContainerSource
@@ -60,8 +60,7 @@ def _pull(source: ContainerSource, target: Path, log: Log) -> None:
 
 def _check(source: ContainerSource, target: Path) -> str:
     """That it is what the recipe says, and an archive that Docker loads; returns its sha256."""
-    with target.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = store.digest(target)
     if source.sha256 not in (None, found):
         raise ImageError(
             f"The container image {source.name} has the sha256 {found}, the recipe wants {source.sha256}.", "Check where it comes from."

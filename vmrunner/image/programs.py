@@ -25,6 +25,7 @@ mkdir "$0/dev/pts" "$0/dev/shm"
 mount -t devpts -o newinstance,ptmxmode=666 devpts "$0/dev/pts"
 mount -t tmpfs -o mode=1777 tmpfs "$0/dev/shm"
 for device in full null random tty urandom zero; do
+  [ -e "/dev/$device" ] || continue
   touch "$0/dev/$device"
   mount --bind "/dev/$device" "$0/dev/$device"
 done

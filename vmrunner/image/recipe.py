@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vmrunner.config import Mebibytes
 from vmrunner.errors import ImageError
-from vmrunner.image import lock
+from vmrunner.image import lock, store
 from vmrunner.image.lines import line_of
 from vmrunner.resources import folder
 
@@ -159,8 +159,7 @@ class ContainerSource(_Section):
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return store.digest(path)
     except OSError as error:
         raise ImageError(f"The file {path} can't be read: {error.strerror}.", _RELATIVE) from None
 
