@@ -105,3 +105,17 @@ def test_host_keys_and_archives_of_this_host_stay(tmp_path: Path, furnished: Any
     with pytest.raises(ImageError, match="usr/lib/vmrunner/containers leads out of the image"):
         containers.lay(wanted, inside, Downloads(tmp_path, Log(tmp_path / "log", print)), Log(tmp_path / "log", print))
     assert [path.name for path in outside.iterdir()] == ["ssh_host_key"]
+
+
+def test_a_script_may_turn_on_what_a_stock_image_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(Log, "inside", lambda _log, what, *_, **__: ran.append(what) or "")
+    (tmp_path / "tree/etc/cloud").mkdir(parents=True)
+    (tmp_path / "tree/usr/lib/systemd/system").mkdir(parents=True)
+    (tmp_path / "tree/usr/lib/systemd/system/ssh.service").touch()
+    wanted = recipe.load("debian-12").model_copy(update={"scripts": (recipe.Script(name="ssh", text="systemctl enable ssh"),)})
+    log = Log(tmp_path / "log", lambda _: None)
+    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), log)
+    assert ran[:2] == ["Disabling ssh.service", "The script ssh"]
+    assert ran.count("Disabling ssh.service") == 1
+    assert (tmp_path / "tree/etc/cloud/cloud-init.disabled").is_file()

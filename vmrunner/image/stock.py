@@ -1,7 +1,8 @@
 """A stock cloud image as what an image begins with: a machine of it is booted once, and hands its files over; then apt brings in the rest.
 
-The machine is booted by its own loader, without a network, and stopped by cloud-init's first hook (a boothook), before cloud-init makes
-users, keys or a bigger root. No loop device, no libguestfs: whatever partitions and file systems the image has, its own kernel reads them.
+The machine is booted by its own loader, reaches the forge at most, and is stopped by cloud-init's first hook (a boothook), before
+cloud-init makes users, keys or a bigger root. No loop device, no libguestfs: whatever partitions and file systems the image has, its own
+kernel reads them.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ _NO_DAEMONS, _SETTINGS = "/usr/sbin/policy-rc.d", "/etc/apt/apt.conf.d/99vmrunne
 def boot(
     hypervisor: Hypervisor, settings: HostConfig, golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]
 ) -> int:
-    """`Run`, on this host. The machine reaches nothing; neither it nor its image is on the host afterwards."""
+    """`Run`, on this host. The machine reaches the forge at most; neither it nor its image is on the host afterwards."""
     try:
         return oneshot.run(
             hypervisor,

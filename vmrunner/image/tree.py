@@ -16,6 +16,7 @@ from vmrunner.seed import further_runner
 
 _RUNNER_PATH = "/usr/local/bin/{kind}"
 _SCRIPT = "/.vmrunner-script"
+_READER = "/etc/systemd/system/vmrunner-guest.service"
 ENVIRONMENT = "/etc/vmrunner/environment"  # what a job's script and `exec` read
 _LOGINS = "/etc/environment"  # what PAM reads for everyone who logs in, by ssh or su
 _LONGEST = 1000  # characters of a line of that
@@ -23,6 +24,8 @@ _LONGEST = 1000  # characters of a line of that
 
 def furnish(recipe: Recipe, tree: Path, downloads: Downloads, log: Log) -> tuple[dict[str, Input], Runner | None, dict[str, Runner]]:
     """Everything of the recipe beside its packages; returns the files and runners that it put in."""
+    if _READER in recipe.files:  # first: a script may want it otherwise
+        _lone_reader(tree, log)
     if recipe.scripts:  # they may fetch something
         place(tree, "/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes(), 0o644)
     for script in recipe.scripts:
@@ -126,10 +129,9 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
         "e2scrub_reap.service",
     )
     late = ["systemd-timesyncd.service", "systemd-firstboot.service"]
-    if (tree / "etc/systemd/system/vmrunner-guest.service").exists():
+    if (tree / _READER[1:]).exists():
         # Our reader sets the network up itself; cloud-init's scripts rely on it to be up before them.
         late.append("systemd-networkd-wait-online.service")
-        _lone_reader(tree, log)
     log.inside("Masking units", tree, "systemctl", "mask", *slow, *late)
     for host_key in within(tree, "/etc/ssh").glob("ssh_host_*"):
         host_key.unlink()
