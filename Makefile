@@ -18,13 +18,16 @@ if ! rig/rig status >/dev/null; then trap 'rig/rig stop' EXIT; fi; \
 rig/rig start; $(1)
 endef
 
-# The golden test image is built with the host's network; nothing else needs a registry.
-test_image = if [ -e tests/prepare.py ]; then rig/rig run --outside -- python -m tests.prepare; fi
+# The golden test images are built with the host's network; nothing else needs a registry.
+test_image = rig/rig run --outside -- python -m tests.prepare
+# The demo needs only one of them, the suite a stock cloud image as well.
+demo_image = rig/rig run --outside -- python -m tests.prepare test-gitea
+stock_image = rig/rig run --outside -- python -m tests.stock
 # What vmrunner is measured against. virt-lightning asks for a newer libvirt binding than Debian's, but works with that one, without a compiler.
 bench_packages = virtinst genisoimage openssh-client
 bench_tools = rig/rig run --outside -- bash -ec 'python -m pip install --quiet -e "/src[bench]"; vl=/opt/virt-lightning; [ -e $$vl/bin/vl ] || { \
 	apt-get -qq update; DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends $(bench_packages) >/dev/null; \
-	python -m venv --system-site-packages $$vl; $$vl/bin/pip install --quiet --no-deps virt-lightning==2.5.0 pyyaml; }; python -m tests.stock'
+	python -m venv --system-site-packages $$vl; $$vl/bin/pip install --quiet --no-deps virt-lightning==2.5.0 pyyaml; }'; $(stock_image)
 # Ubuntu's keys: Debian 13 has them.
 image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu-archive-keyring.gpg ] || { apt-get -qq update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends ubuntu-keyring >/dev/null; } || echo "no keys of Ubuntu here" >&2'
@@ -36,10 +39,10 @@ lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/ri
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
 demo:
-	$(call in_rig,$(test_image); rig/rig run -- python -m tests.demo)
+	$(call in_rig,$(demo_image); rig/rig run -- python -m tests.demo)
 
 test:
-	$(call in_rig,$(test_image); rig/rig run -- pytest -q $(PYTEST_ARGS); $(lint))
+	$(call in_rig,$(test_image); $(stock_image); rig/rig run -- pytest -q $(PYTEST_ARGS); $(lint))
 
 # Every recipe in images/, for real, and one on a stock cloud image; builds that are killed or have no room (IMAGES="--only debian-13 --kills 0"
 # for a part); a machine of each image; the first `docker run` in clones; images that are broken in five ways: refused, and where that is

@@ -1,6 +1,7 @@
 """Builds the golden images that the VM tests start from, into the cache; reuses them while their recipes' digests are the same.
 
-Run with the host's network (`rig/rig run --outside`): nothing else in the suite needs a package registry.
+Run with the host's network (`rig/rig run --outside -- python -m tests.prepare [NAME…]`): nothing else in the suite but tests.stock needs a
+package registry.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests import containers
@@ -41,10 +43,11 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    """Build what is missing; older versions go."""
-    containers.prepare(IMAGES.parent / "containers" / "base.tar")
-    for name in (GITEA, FORGEJO, CLOUD_INIT, DOCKER):
+def main(names: Sequence[str]) -> None:
+    """Build what is missing of these; older versions go."""
+    if DOCKER in names:
+        containers.prepare(IMAGES.parent / "containers" / "base.tar")
+    for name in names:
         wanted = recipe.load(name, RECIPES)
         if usable(IMAGES, name, wanted.digest()):
             continue
@@ -56,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or (GITEA, FORGEJO, CLOUD_INIT, DOCKER))

