@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vmrunner.image import store
-from vmrunner.image.bootstrap import FOLDER
+from vmrunner.image.workshop import CACHE
 from vmrunner.resources import folder
 
 BUILD = """
@@ -45,7 +45,7 @@ def kill_at_random(name: str, images: Path, *, kills: int, cold: int, seed: int,
     for number in range(kills):
         is_cold = number < cold
         if is_cold:
-            shutil.rmtree(images / FOLDER, ignore_errors=True)
+            shutil.rmtree(images / CACHE, ignore_errors=True)
         shutil.rmtree(images / name, ignore_errors=True)
         build = begin(name, images, recipes)
         try:
@@ -96,7 +96,7 @@ def left(name: str, images: Path, *, after: bool = False) -> list[str]:
     wrong += [f"process {each}" for each in running]
     wrong += [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if f"{images}/." in line]
     if after:
-        wrong += [str(path) for pattern in (".building-*", f"{FOLDER}/.part-*") for path in images.glob(pattern)]
+        wrong += [str(path) for pattern in (".building-*", f"{CACHE}/.part-*") for path in images.glob(pattern)]
     return wrong
 
 

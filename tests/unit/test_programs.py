@@ -123,7 +123,7 @@ def test_the_log_has_it_all_and_the_error_the_end(tmp_path: Path) -> None:
     said: list[str] = []
     log = Log(tmp_path / "logs" / "one.log", said.append)
     log.step("counting")
-    assert log.run("It", "sh", "-c", "cat; echo 2 >&2", text="1\n") == "1\n2\n"
+    assert log.run("It", "sh", "-c", "echo 1; echo 2 >&2") == "1\n2\n"
     with pytest.raises(ImageError, match=r"It failed \(exit 3\)") as caught:
         log.run("It", "sh", "-c", "seq 100; exit 3")
     assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == ("93", True)

@@ -174,7 +174,7 @@ def test_half_a_removal_is_finished(world: World) -> None:
 
 def layer(images: Path, name: str, *, made: float, used: float = 0.0, lasts: bool = False) -> None:
     """Bootstrapped packages that a build kept: `made` and `used` so many seconds ago."""
-    folder = images / bootstrap.FOLDER
+    folder = images / workshop.CACHE
     folder.mkdir(parents=True, exist_ok=True)
     now = time.time()
     (folder / f"{name}.tar").write_text("a tar")

@@ -20,8 +20,6 @@ from vmrunner.image.recipe import Recipe
 from vmrunner.image.stock import TAR, Run
 from vmrunner.image.tree import within
 
-FOLDER = workshop.CACHE
-_PART = ".part-"
 _ARCHIVE = "https://snapshot.debian.org/archive"
 _FRESH = 86400.0  # seconds that what a mirror had is taken for what it has
 _KEPT = 7 * 86400.0  # seconds after its last use
@@ -68,7 +66,7 @@ def bootstrap(
     """
     tree, listed = work / "tree", sources(recipe)
     key = _key(recipe, listed)
-    tar, note = (images / FOLDER / f"{key}.{suffix}" for suffix in ("tar", "json"))
+    tar, note = (images / workshop.CACHE / f"{key}.{suffix}" for suffix in ("tar", "json"))
     known = None if fresh else Layer.read(note)
     if known and known.is_fresh and (held := _hold(tar, known.sha256, work)):
         log.step(f"taking {recipe.suite} with {len(known.packages)} packages, bootstrapped before")
@@ -78,7 +76,7 @@ def bootstrap(
             os.utime(note)
         return tree, known.packages
     if recipe.stock:
-        stock.unpack(recipe, listed, work, downloads, log, run)
+        stock.unpack(recipe, listed, tree, work, downloads, log, run)
     else:
         _mmdebstrap(recipe, listed, tree, work, log)
     found = _packages(tree, log, is_bootstrapped=recipe.stock is None)
@@ -101,13 +99,13 @@ def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, log: Log) -
 
 def stale(images: Path) -> list[Path]:
     """The layers that no build would take or nobody took for a week, all but the few last ones, and what killed builds began."""
-    folder = images / FOLDER
+    folder = images / workshop.CACHE
     whole = [path for suffix in ("json", "tar") for path in folder.glob(f"[!.]*.{suffix}")]
     notes = workshop.used(path for path in whole if path.suffix == ".json")
     used = {path.stem: at for path, at in notes.items() if (layer := Layer.read(path)) and layer.is_fresh}
     last = sorted(used, key=lambda name: used[name], reverse=True)[:_MOST]
     kept = {name for name in last if time.time() - used[name] < _KEPT}
-    return sorted([*workshop.abandoned(folder, _PART), *(path for path in whole if path.stem not in kept)])
+    return sorted([*workshop.abandoned(folder, workshop.PART), *(path for path in whole if path.stem not in kept)])
 
 
 class _Progress:
@@ -179,7 +177,7 @@ def _hold(tar: Path, sha256: str, work: Path) -> Path | None:
 def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log, *, lasts: bool) -> None:
     """Keep the tree for the next build. Without room for it that one bootstraps again."""
     tar.parent.mkdir(exist_ok=True)
-    part = tar.with_name(f"{_PART}{os.getpid()}")
+    part = tar.with_name(f"{workshop.PART}{os.getpid()}")
     try:
         log.run("Keeping the bootstrapped packages", "tar", "--create", "--sparse", *TAR, "--directory", tree, "--file", part, ".")
         layer = Layer(store.digest(part), time.time(), found, lasts)

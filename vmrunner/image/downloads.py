@@ -17,7 +17,6 @@ from vmrunner.image.programs import Log
 
 FOLDER = f"{workshop.CACHE}/downloads"
 _ALGORITHMS = {64: "sha256", 128: "sha512"}  # by how long their words are
-_PART = ".part-"
 _KEPT = 30 * 86400.0  # seconds after their last use: longer than from one `image refresh` to the next
 
 
@@ -41,7 +40,7 @@ class Downloads:
             return kept
         self.log.step(f"fetching {url}")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f"{_PART}{os.getpid()}")
+        part = kept.with_name(f"{workshop.PART}{os.getpid()}")
         try:
             found = _fetch(what, url, part, algorithm)
             if found != digest:
@@ -59,7 +58,7 @@ def stale(images: Path) -> list[Path]:
     """What no build has taken for a month, and what killed ones began."""
     folder = images / FOLDER
     old = [path for path, at in workshop.used(folder.glob("[!.]*")).items() if time.time() - at > _KEPT]
-    return [*workshop.abandoned(folder, _PART), *sorted(old)]
+    return [*workshop.abandoned(folder, workshop.PART), *sorted(old)]
 
 
 def _fetch(what: str, url: str, target: Path, algorithm: str) -> str:

@@ -55,12 +55,11 @@ class Log:
         self,
         what: str,
         *command: str | Path,
-        text: str = "",
         hear: Hear = lambda _: None,
         said: bool = True,
         within: tuple[str, ...] = (),
     ) -> str:
-        """Run a program to its end, `text` being its input, and return what it printed; `hear` gets each line, the log too if it is `said`.
+        """Run a program to its end, without input, and return what it printed; `hear` gets each line, the log too if it is `said`.
 
         `within` is a program that runs it. Raises ImageError where it fails: with the cause if it is a usual one, else with its last lines.
         """
@@ -68,16 +67,10 @@ class Log:
         environment = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
         lines: list[str] = []
         with subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace"
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace"
         ) as running:
             try:
-                assert running.stdin  # noqa: S101 — pipes were asked for
-                assert running.stdout  # noqa: S101 — the same
-                try:
-                    running.stdin.write(text)
-                    running.stdin.close()
-                except BrokenPipeError:
-                    pass  # its exit code says more
+                assert running.stdout  # noqa: S101 — a pipe was asked for
                 for line in running.stdout:
                     if not lines and line == f"{_BEGUN}\n":
                         continue
@@ -100,9 +93,9 @@ class Log:
         """Run a program that mounts, and starts others: what it mounts nobody else sees, and all of it ends with it."""
         return self.run(what, *command, hear=hear, within=_APART)
 
-    def inside(self, what: str, tree: Path, *command: str, text: str = "", said: bool = True) -> str:
+    def inside(self, what: str, tree: Path, *command: str, said: bool = True) -> str:
         """Run a program of the tree in there, with /proc, a /dev without disks, /sys and an empty /run."""
-        return self.run(what, "sh", "-c", _IN_TREE, tree, *command, text=text, said=said, within=_APART)
+        return self.run(what, "sh", "-c", _IN_TREE, tree, *command, said=said, within=_APART)
 
     def _write(self, text: str) -> None:
         try:

@@ -111,10 +111,10 @@ def boot(
             hypervisor.drop_volumes(sorted(names, key=lambda name: not name.endswith(MANIFEST)))  # with it, it would count as whole
 
 
-def unpack(recipe: Recipe, listed: str, work: Path, downloads: Downloads, log: Log, run: Run | None) -> Path:
-    """The tree of the recipe's stock image with its packages, in `work`; apt's lists are still in it. `listed` are the sources for apt."""
+def unpack(recipe: Recipe, listed: str, tree: Path, work: Path, downloads: Downloads, log: Log, run: Run | None) -> None:
+    """Fill `tree` with the recipe's stock image and its packages; apt's lists are still in it. `listed` are the sources for apt."""
     assert recipe.stock  # noqa: S101 — the caller has looked
-    tree, tar = work / "tree", work / "stock.tar"
+    tar = work / "stock.tar"
     _hand_over(_golden(recipe, recipe.stock, work, downloads, log), tar, log, run)
     tree.mkdir(mode=0o755)
     log.run("Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
@@ -124,7 +124,6 @@ def unpack(recipe: Recipe, listed: str, work: Path, downloads: Downloads, log: L
     if suite != recipe.suite:
         raise ImageError(f"The stock image is {suite!r}, and the recipe's suite {recipe.suite!r}.", "Name the image's own suite.")
     _install(recipe, listed, tree, log)
-    return tree
 
 
 def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, log: Log) -> Golden:

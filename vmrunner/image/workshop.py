@@ -14,6 +14,8 @@ from vmrunner.image.store import Golden, Manifest
 
 CACHE = ".cache"
 """In the store: what builds take from builds before them."""
+PART = ".part-"
+"""What files in there begin with while they are written; the process's id follows."""
 _PREFIX = ".building-"
 _LOG = ".log"
 _LOGS, _LOG_KEPT = 20, 30 * 86400.0  # of all images; seconds
