@@ -135,9 +135,9 @@ def connect6(address: str, length: int, gateway: str) -> None:
         fcntl.ioctl(kernel, SIOCADDRT, route)  # a struct in6_rtmsg
 
 
-def warm_up() -> None:
+def warm_up(told: int) -> None:
     """What the image wants to be up is, what every job reads first comes into memory, what nobody needs goes from the journal, and the
-    network interface is up but mute.
+    network interface is up but mute. Hooks know `told` as a file: what they leave running can wait for its end, which comes with the job.
     """
     (IPV6 / LINK / "disable_ipv6").write_text("1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kernel:
@@ -150,8 +150,11 @@ def warm_up() -> None:
     for program in (image.get("RUNNER_PATH", ""), "/bin/sh", "/bin/bash", "/usr/bin/git", "/usr/sbin/ip"):
         if os.path.isfile(program):
             Path(program).read_bytes()
+    environment = os.environ | {"VMRUNNER_JOB": f"/dev/fd/{told}"}
     for hook in sorted(HOOKS.iterdir()) if HOOKS.is_dir() else ():
-        if os.access(hook, os.X_OK) and (code := subprocess.run([hook, "waits"], check=False).returncode):
+        if not os.access(hook, os.X_OK):
+            continue
+        if code := subprocess.run([hook, "waits"], env=environment, pass_fds=[told], check=False).returncode:
             sys.exit(f"vmrunner: {hook}, which comes before a machine is ready, failed (exit {code})")
     Path("/run/vmrunner-ready").touch()  # the job's script, which this one may become, need not do it again
     # Once the boot id lies over one of /proc's files the kernel permits no user namespace a /proc, which containers without root need,
@@ -163,7 +166,8 @@ def warm_up() -> None:
     os.sync()
 
 
-warm_up()
+told, teller = os.pipe()
+warm_up(told)
 own, page, seed = mmap.mmap(-1, SECTOR), mmap.mmap(-1, SECTOR), mmap.mmap(-1, SIZE)
 read(own, DESCRIPTOR)
 read(seed, 0)
@@ -173,6 +177,7 @@ while True:
     if page[:] != own[:]:
         break
     time.sleep(0.04)
+os.close(teller)
 files = read_seed(seed)
 identify(dict(META.findall(files["meta-data"])))
 say("seed")

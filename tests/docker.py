@@ -1,61 +1,96 @@
-"""A part of `make images`: how long the first `docker run` takes in a clone of a snapshot, and in a machine that was booted a minute ago.
+"""A part of `make images`: how soon Docker answers a job, and how long its first `docker run` takes: in a clone, and in a machine that
+was booted a minute ago.
 
-The container image is one that the recipe brings. Seconds by the machine's own clock; the last line is JSON.
+Jobs of the real Gitea, one at a time; in the clone's job nothing comes before. The container image is one that the recipe brings.
+Seconds by the machine's own clock; the last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests import recipes
 from tests.bench.common import median
 from tests.containers import NAME
-from tests.forge.gitea import Site
+from tests.forge.gitea import Repository, Site, until
 from tests.ground import Ground, lay
 from tests.prepare import DOCKER
 
-MEMORY = "1GiB"
-IDLE = 60  # seconds between a boot and the first run
-RUNS = f"""
-sleep "$0"
-read -r began _ </proc/uptime
-docker run --rm {NAME} echo one
-read -r first _ </proc/uptime
-docker run --rm {NAME} echo two
-read -r second _ </proc/uptime
-echo "$began $first $second"
+WITHIN = 600.0  # seconds; a job takes 100 at most
+
+
+class Way(NamedTuple):
+    """How the machine of a job starts."""
+
+    pool: str  # and its label
+    file: str  # the workflow's
+    idle: int  # seconds that pass in the job before the first run
+
+
+_WAYS = {"clone": Way("main", "ci.yaml", 0), "booted a minute ago": Way("booted", "booted.yaml", 60)}
+RUNS = ("docker version", "first run", "second run")
+WORKFLOW = f"""\
+on: workflow_dispatch
+jobs:
+  runs:
+    runs-on: [LABEL]
+    steps:
+      - run: |
+          sleep IDLE
+          now() {{ read -r uptime _ </proc/uptime; times="$times $uptime"; }}
+          now
+          docker version >/dev/null
+          now
+          docker run --rm {NAME} echo one
+          now
+          docker run --rm {NAME} echo two
+          now
+          echo "took" "$times"
 """
-_WAYS: dict[str, tuple[tuple[str, ...], int]] = {"clone": ((), 0), "booted a minute ago": (("--boot",), IDLE)}
 
 
-def runs_in_one(ground: Ground, options: tuple[str, ...], idle: int) -> tuple[float, float]:
-    """Seconds of the first `docker run` and of the second, in a machine of its own."""
-    done = ground.run("exec", "--image", DOCKER, "--memory", MEMORY, *options, "--", "sh", "-euc", RUNS, str(idle), timeout=600)
-    one, two, times = done.stdout.split("\n")[:3]
-    assert (one, two) == ("one", "two"), done.stdout
-    began, first, second = (float(time) for time in times.split())
-    return first - began, second - first
+def workflow(way: Way) -> str:
+    """Of jobs in machines of this kind."""
+    return WORKFLOW.replace("LABEL", way.pool).replace("IDLE", str(way.idle))
 
 
-def side_by_side(ground: Ground, machines: int) -> dict[str, Any]:
+def runs_in_one(ground: Ground, repository: Repository, way: Way) -> list[float]:
+    """Seconds of each of RUNS, in the job of a machine of its own."""
+    before = len(repository.jobs())
+    repository.dispatch(way.file)
+    until(lambda: len(repository.jobs()) > before, WITHIN, "the forge has the job")
+    ground.run("up", way.pool)  # one pass, of the pool that may be down: while the job runs nothing else does
+    until(lambda: repository.jobs()[-1]["status"] == "completed", WITHIN, "the job is done", every=1)
+    ground.run("up")
+    job = repository.jobs()[-1]
+    log = repository.log(job["id"])
+    found = re.search(r"took ([0-9. ]+)", log)
+    assert found, log
+    times = [float(time) for time in found[1].split()]
+    return [after - before for before, after in pairwise(times)]
+
+
+def side_by_side(ground: Ground, repository: Repository, machines: int) -> dict[str, Any]:
     """Medians of so many machines of each kind, which take turns, and how much longer the first run takes in a clone."""
-    taken: dict[str, list[tuple[float, float]]] = {way: [] for way in _WAYS}
+    taken: dict[str, list[list[float]]] = {name: [] for name in _WAYS}
     for number in range(machines):
-        for way, (options, idle) in _WAYS.items():
-            taken[way].append(runs_in_one(ground, options, idle))
-            first, second = taken[way][-1]
-            print(f"{number + 1}/{machines}, {way}: {first:.2f} s, then {second:.2f} s", file=sys.stderr, flush=True)
+        for name, way in _WAYS.items():
+            taken[name].append(runs_in_one(ground, repository, way))
+            said = ", ".join(f"{run} {seconds:.2f} s" for run, seconds in zip(RUNS, taken[name][-1], strict=True))
+            print(f"{number + 1}/{machines}, {name}: {said}", file=sys.stderr, flush=True)
     rows = {
-        way: {"first": median([first for first, _ in each]), "second": median([second for _, second in each]), "machines": machines}
-        for way, each in taken.items()
+        name: dict(zip(RUNS, (median(list(run)) for run in zip(*each, strict=True)), strict=True)) | {"machines": machines}
+        for name, each in taken.items()
     }
     clone, booted = rows.values()
-    return {**rows, "ratio": round(clone["first"] / booted["first"], 2)}
+    return {**rows, "ratio": round(clone["first run"] / booted["first run"], 2)}
 
 
 def main() -> None:
@@ -64,11 +99,24 @@ def main() -> None:
     parser.add_argument("--machines", type=int, default=3)
     options = parser.parse_args()
     with closing(Site()) as site:
-        ground = lay(Path("/tmp/vmrunner-docker"), "docker", "10.84.0.0/24", token=site.token, image=DOCKER)
+        clone, booted = _WAYS.values()
+        ground = lay(
+            Path("/tmp/vmrunner-docker"),
+            "docker",
+            "10.84.0.0/24",
+            token=site.token,
+            image=DOCKER,
+            labels=clone.pool,
+            start="snapshot",
+            more=f'[pools.{booted.pool}]\nlabels = ["{booted.pool}"]\nimage = "{DOCKER}"\nmemory = "1GiB"\ndisk = "6GiB"\nstart = "boot"\n',
+        )
         ground.run("down", "--all", "--purge")
-        ground.run("snapshot", "create", "--image", DOCKER, "--memory", MEMORY, timeout=600)
-        figures = {"docker run": side_by_side(ground, options.machines)}
+        ground.run("snapshot", "create", "--pool", clone.pool, timeout=600)
+        repository = site.repository("rig", "docker-runs", workflow(clone))
+        repository.push(workflow(booted), booted.file)
+        figures = {"docker run": side_by_side(ground, repository, options.machines)}
         ground.run("down", "--all", "--purge")
+        repository.delete()
     recipes.noted(figures)
     print(json.dumps(figures))
 

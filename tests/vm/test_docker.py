@@ -21,6 +21,7 @@ jobs:
     runs-on: [docker]
     steps:
       - run: docker version --format 'Docker answers as {{{{.Server.Os}}}}'
+      - run: test -e /run/told && echo "it was"" told"
       - run: |
           cp /bin/busybox .
           printf 'FROM scratch\\nCOPY busybox /busybox\\nENTRYPOINT ["/busybox", "echo"]\\n' >Dockerfile
@@ -60,6 +61,7 @@ def test_jobs_build_containers_and_run_in_them(site: Site, lay_ground: Callable[
     built, inside = (repository.log(jobs[name]["id"]) for name in ("build", "inside"))
     for said in (
         "Docker answers as linux",
+        "it was told",
         "made from scratch",
         "made by 0",
         "/dev/vda",
