@@ -77,13 +77,17 @@ def read_seed(seed: mmap.mmap) -> dict[str, str]:
     return files
 
 
-def identify(meta: dict[str, str]) -> None:
-    """Clock, random numbers, name and ids of this machine alone."""
+def stir(meta: dict[str, str]) -> None:
+    """Clock and random numbers of this machine alone."""
     time.clock_settime(time.CLOCK_REALTIME, max(float(meta["vmrunner-time"]), time.time()))
     entropy = bytes.fromhex(meta["vmrunner-entropy"])
     with open("/dev/random", "wb") as random:
         fcntl.ioctl(random, RNDADDENTROPY, struct.pack("ii", 8 * len(entropy), len(entropy)) + entropy)
         fcntl.ioctl(random, RNDRESEEDCRNG)
+
+
+def identify(meta: dict[str, str]) -> None:
+    """Name and ids of this machine alone."""
     name = meta["local-hostname"]
     libc.sethostname(name.encode(), len(name))
     Path("/etc/hostname").write_text(f"{name}\n")
@@ -137,7 +141,7 @@ def connect6(address: str, length: int, gateway: str) -> None:
 
 def warm_up(told: int) -> None:
     """What the image wants to be up is, what every job reads first comes into memory, what nobody needs goes from the journal, and the
-    network interface is up but mute. Hooks know `told` as a file: what they leave running can wait for its end, which comes with the job.
+    network interface is up but mute. Hooks know `told` as a file: what they leave running can wait for its end, which comes in a clone.
     """
     (IPV6 / LINK / "disable_ipv6").write_text("1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kernel:
@@ -150,7 +154,7 @@ def warm_up(told: int) -> None:
     for program in (image.get("RUNNER_PATH", ""), "/bin/sh", "/bin/bash", "/usr/bin/git", "/usr/sbin/ip"):
         if os.path.isfile(program):
             Path(program).read_bytes()
-    environment = os.environ | {"VMRUNNER_JOB": f"/dev/fd/{told}"}
+    environment = os.environ | {"VMRUNNER_CLONED": f"/dev/fd/{told}"}
     for hook in sorted(HOOKS.iterdir()) if HOOKS.is_dir() else ():
         if not os.access(hook, os.X_OK):
             continue
@@ -168,6 +172,7 @@ def warm_up(told: int) -> None:
 
 told, teller = os.pipe()
 warm_up(told)
+rehearsal: subprocess.Popen[bytes] | None = None
 own, page, seed = mmap.mmap(-1, SECTOR), mmap.mmap(-1, SECTOR), mmap.mmap(-1, SIZE)
 read(own, DESCRIPTOR)
 read(seed, 0)
@@ -175,11 +180,23 @@ say("ready")
 while True:
     read(page, DESCRIPTOR)
     if page[:] != own[:]:
-        break
+        if not rehearsal:
+            os.close(teller)
+        files = read_seed(seed)
+        meta = dict(META.findall(files["meta-data"]))
+        stir(meta)
+        if "vmrunner-rehearsal" not in meta:
+            break
+        # Beside the looking: should the job come meanwhile it waits for nothing.
+        script = ["/bin/sh", "-c", files["user-data"]]
+        rehearsal = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        own[:] = page[:]
+    if rehearsal and rehearsal.returncode is None and rehearsal.poll() is not None:
+        say("rehearsed")
     time.sleep(0.04)
-os.close(teller)
-files = read_seed(seed)
-identify(dict(META.findall(files["meta-data"])))
+if rehearsal and rehearsal.poll() is None:
+    os.killpg(rehearsal.pid, signal.SIGTERM)
+identify(meta)
 say("seed")
 connect(files["network-config"])
 JOB.mkdir(mode=0o700, exist_ok=True)

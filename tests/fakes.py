@@ -170,6 +170,11 @@ class FakeHypervisor:
         self.files[metadata.machine, File.SEED] = seed
         self.paused.discard(metadata.machine)
 
+    def pause(self, machine: MachineId) -> None:
+        self.step("pause")
+        if machine in self.domains:
+            self.paused.add(machine)
+
     def snapshot_key(self, golden: Golden, shape: Shape) -> str:
         return hashlib.sha256(f"{golden.name}{golden.version}{shape}".encode()).hexdigest()[:16]
 

@@ -128,6 +128,9 @@ class World:
             return "powered off"
         if machine in self.hypervisor.paused:
             return "paused"
+        if not said and metadata.parked_at and not metadata.is_bound:
+            self.hypervisor.report(machine, EventKind.REHEARSED)
+            return "rehearsed"
         if not said:
             self.boot(machine)
             return "booted"

@@ -25,6 +25,13 @@ class DropSeed:
 
 
 @dataclass(frozen=True)
+class Pause:
+    """A parked clone has rehearsed a job's start: it uses no processor until its job comes."""
+
+    machine: MachineId
+
+
+@dataclass(frozen=True)
 class Finish:
     """Destroy what is left of a machine, settle its job and its runner at the forge, and write its line of history.
 
@@ -70,7 +77,7 @@ class Start:
     fallback: Scope | None = None
 
 
-Action = Note | DropSeed | Finish | DeleteRunner | Bind | Start
+Action = Note | DropSeed | Pause | Finish | DeleteRunner | Bind | Start
 
 
 @dataclass(frozen=True)

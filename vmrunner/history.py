@@ -19,6 +19,7 @@ from vmrunner.image.trial import Trial
 from vmrunner.model import Ending, EventKind, Machine, MachineId, Metadata
 
 _SCHEMA = 2
+_PHASES = (EventKind.UP, EventKind.SEED, EventKind.READY, EventKind.RUNNER, EventKind.EXIT)
 _PATIENCE = 30.0  # seconds for another process to be done with the file
 _LOOK_BACK = 50  # machines of a pool that are looked at for its back-off and its usual boot
 # Of these a runner was at work, or had been.
@@ -52,6 +53,12 @@ class Record:
     destroyed: float = 0.0
     ending: str = ""  # "" while it lives, else an Ending
     reason: str = ""
+
+    @property
+    def boot(self) -> tuple[float, float]:
+        """When its guest began to come up, and when it was. A parked clone's begins when it is given its job."""
+        up = self.up or self.ready
+        return (self.created, up) if up else (self.bound or self.created, self.runner)
 
 
 @dataclass(frozen=True)
@@ -178,12 +185,12 @@ class History:
         found = self.find(machine)
         if found is None or found.ending:
             return found
-        up, seed, ready, runner, last = (event.at if seen and (event := seen.event(kind)) else 0.0 for kind in EventKind)
+        up, seed, ready, runner, last = (event.at if seen and (event := seen.event(kind)) else 0.0 for kind in _PHASES)
         record = replace(found, up=up, seed=seed, ready=ready, runner=runner, exit=last, destroyed=at, ending=ending.value, reason=reason)
         self._write(record)
         self.count("machines_total", record.pool, ending.value)
         for name, began, ended in (
-            ("boot_seconds", record.created, record.up or record.ready or record.runner),
+            ("boot_seconds", *record.boot),
             ("job_seconds", record.running, record.exit),
             ("teardown_seconds", record.exit, record.destroyed),
         ):
@@ -277,8 +284,8 @@ class History:
         return Trial(image, len(failed), failed[0].reason if failed else "")
 
     def usual_boot(self, pool: str) -> float:
-        """Seconds from creation until the guest is up, as the median of the pool's last machines; 0 where there were none."""
-        times = [at - record.created for record in self._ended(pool) if (at := record.up or record.ready or record.runner)]
+        """Seconds until the guest is up, as the median of the pool's last machines; 0 where there were none."""
+        times = [up - began for record in self._ended(pool) for began, up in [record.boot] if up]
         return statistics.median(times) if times else 0.0
 
     def held_back(self, since: float) -> dict[str, tuple[int, float]]:

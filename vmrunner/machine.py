@@ -65,7 +65,8 @@ class Maker:
                 metadata = self._let_go(_bound(clone, binding, job, created_at), binding, job)
             else:
                 metadata = replace(clone, parked_at=self.clock())
-                self.hypervisor.note(metadata)
+                script = seed.rehearsal_script(self.forge.kind, machine, self.pool.labels, self.pool.runner or "")
+                self.hypervisor.bind(metadata, seed.iso(machine, script, None, rehearsal=True))
             revert.pop_all()
         return metadata
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 
 from vmrunner import config, lock, ownership
-from vmrunner.actions import Action, Bind, DeleteRunner, DropSeed, Finish, Note, Plan, Start
+from vmrunner.actions import Action, Bind, DeleteRunner, DropSeed, Finish, Note, Pause, Plan, Start
 from vmrunner.addresses import Addresses
 from vmrunner.binding import Binding, Bindings
 from vmrunner.config import Config, PoolConfig
@@ -275,9 +275,8 @@ class Manager:
 
     def _act(self, actions: Sequence[Action], outcome: Outcome) -> None:
         """First what is over; then, if the pool's old machines are really gone, what is new."""
-        by_kind = {kind: [action for action in actions if isinstance(action, kind)] for kind in (Note, DropSeed, Finish, DeleteRunner)}
-        for kind in by_kind.values():
-            self._side_by_side([partial(self._carry_out, action, outcome) for action in kind], outcome)
+        for kind in (Note, DropSeed, Pause, Finish, DeleteRunner):
+            self._side_by_side([partial(self._carry_out, action, outcome) for action in actions if isinstance(action, kind)], outcome)
         gone_before = {action.machine for action in actions if isinstance(action, Finish) and action.seen and action.seen.alive}
         # The plan counted on their places: no new machines before they are really gone.
         kinds = (Bind, Start) if gone_before <= outcome.gone else (Bind,)
@@ -325,6 +324,8 @@ class Manager:
                     self._log.info("job running", machine=action.machine.id, pool=action.metadata.pool, job=action.job.title)
             case DropSeed(machine):
                 self.hypervisor.delete(machine, File.SEED)
+            case Pause(machine):
+                self.hypervisor.pause(machine)
             case Finish():
                 self._finish(action, outcome)
             case DeleteRunner(scope, runner):

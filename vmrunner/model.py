@@ -83,6 +83,7 @@ class EventKind(StrEnum):
     READY = "ready"  # a warm machine waits for its job's seed
     RUNNER = "runner"
     EXIT = "exit"
+    REHEARSED = "rehearsed"  # a parked clone has gone through a job's start once
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class Metadata:
     image: str  # name/version
     created_at: float  # when creating began
     overlay_at: float = 0.0  # when the overlay existed
-    parked_at: float = 0.0  # when it was cloned from a snapshot and left paused, waiting for a job
+    parked_at: float = 0.0  # when it was cloned from a snapshot without a job: it rehearses one, and is paused until one comes
     bound_at: float = 0.0  # when it got a runner; one that is made for a job is born with it
     running_at: float = 0.0  # when the forge was first seen to have a job on it
     over_at: float = 0.0  # when the forge was first seen to have no job and no runner for it any more
@@ -233,8 +234,16 @@ class Machine:
     @property
     def is_ready(self) -> bool:
         """Whether it waits for a job's seed: booted and waiting for it, or parked."""
-        is_parked = self.metadata is not None and self.metadata.parked_at > 0
-        return self.alive and not self.is_bound and (is_parked or self.event(EventKind.READY) is not None)
+        return self.alive and not self.is_bound and (self._is_parked or self.event(EventKind.READY) is not None)
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether it is a parked clone that runs still."""
+        return self.alive and not self.is_bound and self._is_parked and not self.is_paused
+
+    @property
+    def _is_parked(self) -> bool:
+        return self.metadata is not None and self.metadata.parked_at > 0
 
     @property
     def has_read_seed(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from vmrunner.actions import Action, DeleteRunner, DropSeed, Finish, Note, Plan
+from vmrunner.actions import Action, DeleteRunner, DropSeed, Finish, Note, Pause, Plan
 from vmrunner.assign import assign
 from vmrunner.forge import JobState, RunnerRecord, Scope
 from vmrunner.model import Ending, EventKind, Machine, MachineId, Metadata
@@ -13,6 +13,7 @@ from vmrunner.observed import Backoff, Desired, Drain, Limits, Observed, View
 
 CANCEL_GRACE = 15.0
 """Seconds that a guest whose job is over at the forge has to say that its runner has ended; then it was cancelled and works on."""
+_REHEARSAL = 60.0  # seconds that a parked clone may take for it; it takes 5, and 20 with Docker on a busy host
 _CLOCK_SLIP = 60.0  # seconds that a machine may seem to come from the future before the host's clock must have been set back
 
 
@@ -175,6 +176,8 @@ def _judge_unbound(machine: Machine, metadata: Metadata, pool: Desired | None, v
         return finish(Ending.BOOT_TIMEOUT, f"its guest did not come up within {pool.boot_timeout:.0f} s") if late else None
     if pool.image and metadata.image != pool.image:
         return finish(Ending.UNNEEDED, "its image is not the current one any more")
+    if machine.rehearses and (machine.event(EventKind.REHEARSED) or now - metadata.parked_at > _REHEARSAL):
+        return Pause(machine.id)
     return None
 
 
@@ -236,7 +239,7 @@ def _judge_idle(machine: Machine, metadata: Metadata, pool: Desired, record: Run
     if record.disabled:  # by us, in a pass that ended there, or by an admin
         return finish(Ending.UNNEEDED, "its runner was disabled at the forge")
     if not machine.is_up:
-        late = now - metadata.created_at > pool.boot_timeout
+        late = now - metadata.bound_at > pool.boot_timeout
         return finish(Ending.BOOT_TIMEOUT, f"its guest did not come up within {pool.boot_timeout:.0f} s") if late else None
     was_warm = bool(metadata.snapshot) or machine.event(EventKind.READY) is not None
     limit = pool.pickup_timeout + (0.0 if was_warm else pool.boot_timeout)

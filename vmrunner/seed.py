@@ -24,6 +24,9 @@ from vmrunner.render import source, text
 SIZE = 1 << 20
 """Bytes of every seed: a guest that waits for another one on the same disk has seen the disk's size already."""
 _BACKSTOP = timedelta(minutes=5)  # the host's own deadline comes first: it can say why
+_NO_FORGE, _NO_CREDENTIALS = "http://127.0.0.1:9", Credentials(0, "00000000-0000-0000-0000-000000000000", "rehearsal")
+_REHEARSAL_RESTS = 2  # seconds before it begins: the clone is often made when the one before it was just given a job, which starts now
+_REHEARSED_RUNNER = 3  # seconds after which it is ended, should it not give up by itself
 RUNNERS = {"forgejo": "forgejo-runner", "gitea": "gitea-runner"}
 """Which runner program each kind of forge needs; an image's manifest says which one it carries."""
 
@@ -33,10 +36,13 @@ def further_runner(name: str, kind: str) -> str:
     return f"/usr/local/lib/vmrunner/runners/{name}/{kind}"
 
 
-def iso(machine: MachineId, user_data: str, address: IPv4Interface | None, ipv6: IPv6Interface | None = None) -> bytes:
+def iso(
+    machine: MachineId, user_data: str, address: IPv4Interface | None, ipv6: IPv6Interface | None = None, *, rehearsal: bool = False
+) -> bytes:
     """The NoCloud ISO (label `cidata`) with `meta-data`, `network-config` and this `user-data`, padded to SIZE.
 
-    Without an address the machine has no network yet; `ipv6` is what it has beside one. Two ISOs never begin alike.
+    Without an address the machine has no network yet; `ipv6` is what it has beside one. Two ISOs never begin alike. After a `rehearsal`
+    the machine waits for another seed.
     """
     network = text(
         "network-config.j2",
@@ -48,7 +54,12 @@ def iso(machine: MachineId, user_data: str, address: IPv4Interface | None, ipv6:
     )
     files = {
         "meta-data": text(
-            "meta-data.j2", name=str(machine), machine_id=secrets.token_hex(16), entropy=secrets.token_hex(64), now=time.time()
+            "meta-data.j2",
+            name=str(machine),
+            machine_id=secrets.token_hex(16),
+            entropy=secrets.token_hex(64),
+            now=time.time(),
+            rehearsal=rehearsal,
         ),
         "network-config": network,
         "user-data": user_data,
@@ -90,6 +101,33 @@ def job_script(
 
     Without a `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle.
     """
+    return text(
+        "user-data-job.sh.j2",
+        **_runner(kind, url, machine, credentials, labels, handle, runner),
+        ca=ca.strip(),
+        forge_address=forge_address,
+        forge_host=forge_host(url),
+        registry_mirror=registry_mirror,
+        proxy=proxy,
+        no_proxy=",".join(("localhost", "127.0.0.1", "::1", forge_host(url), *no_proxy)),
+        job_seconds=int((job_timeout + _BACKSTOP).total_seconds()),
+    )
+
+
+def rehearsal_script(kind: str, machine: MachineId, labels: Sequence[Label], runner: str = "") -> str:
+    """The user-data of a rehearsal: a job's start, up to a forge that nobody runs. It ends by itself; the parameters are job_script's."""
+    return text(
+        "user-data-rehearsal.sh.j2",
+        **_runner(kind, _NO_FORGE, machine, _NO_CREDENTIALS, labels, "", runner),
+        rest_seconds=_REHEARSAL_RESTS,
+        runner_seconds=_REHEARSED_RUNNER,
+    )
+
+
+def _runner(
+    kind: str, url: str, machine: MachineId, credentials: Credentials, labels: Sequence[Label], handle: str, runner: str
+) -> dict[str, object]:
+    """What a template needs to start a runner."""
     runner_file = {
         "id": credentials.id,
         "uuid": credentials.uuid,
@@ -99,25 +137,17 @@ def job_script(
         "labels": [str(label) for label in labels],
         "ephemeral": True,
     }
-    return text(
-        "user-data-job.sh.j2",
-        kind=kind,
-        runner_kind=RUNNERS[kind],
-        runner_path=further_runner(runner, RUNNERS[kind]) if runner else "",
-        url=url,
-        ca=ca.strip(),
-        forge_address=forge_address,
-        forge_host=forge_host(url),
-        uuid=credentials.uuid,
-        token=credentials.token,
-        labels=[str(label) for label in labels],
-        handle=handle,
-        runner_file=json.dumps(runner_file),
-        registry_mirror=registry_mirror,
-        proxy=proxy,
-        no_proxy=",".join(("localhost", "127.0.0.1", "::1", forge_host(url), *no_proxy)),
-        job_seconds=int((job_timeout + _BACKSTOP).total_seconds()),
-    )
+    return {
+        "kind": kind,
+        "runner_kind": RUNNERS[kind],
+        "runner_path": further_runner(runner, RUNNERS[kind]) if runner else "",
+        "url": url,
+        "uuid": credentials.uuid,
+        "token": credentials.token,
+        "labels": [str(label) for label in labels],
+        "handle": handle,
+        "runner_file": json.dumps(runner_file),
+    }
 
 
 def wait_script() -> str:

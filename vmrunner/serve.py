@@ -251,5 +251,5 @@ class Server:
 def _is_awaited(machine: Machine) -> bool:
     """Whether a report of this guest would change what a pass does."""
     if not machine.alive or machine.is_ready:
-        return False
+        return machine.rehearses
     return machine.event(EventKind.RUNNER) is None or machine.event(EventKind.EXIT) is not None

@@ -24,7 +24,7 @@ def idle(site: Site, start: str) -> dict[str, Any]:
         place = ground(site, start, most=number, warm=number, vcpus=1)  # eight of two would not fit on two cores
         before = _available()
         place.run("up", "main")
-        until(partial(_are_ready, place, number), LIFE, f"{number} idle machines", every=2.0)
+        until(partial(_are_idle, place, start, number), LIFE, f"{number} idle machines", every=2.0)
         time.sleep(_SETTLE)
         sizes = [_pss(pid) for pid in steps.machines_of(MANAGER)]
         found[f"pss_mib_of_one_of_{number}"] = round(sum(sizes) / len(sizes))
@@ -34,9 +34,10 @@ def idle(site: Site, start: str) -> dict[str, Any]:
     return found
 
 
-def _are_ready(place: Ground, number: int) -> bool:
+def _are_idle(place: Ground, start: str, number: int) -> bool:
     place.run("up")
-    return [machine["phase"] for machine in place.status()["pools"][0]["machines"]].count("ready") == number
+    machines = place.status()["pools"][0]["machines"]
+    return sum(machine["phase"] == "ready" and (start == "boot" or machine["paused"]) for machine in machines) == number
 
 
 def _pss(pid: int) -> int:

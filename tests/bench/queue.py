@@ -38,7 +38,7 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
     with serving(place):
         for number in range(runs):
-            until(lambda: _is_idle(place, warm), LIFE, "the machines before are gone, the warm ones ready", every=1.0)
+            until(lambda: _is_idle(place, warm), LIFE, "the machines before are gone, the warm ones parked", every=1.0)
             gate.arrivals.clear()
             time.sleep(random.random())  # noqa: S311 — jobs don't come in step with the manager's polls
             asked = time.time()
@@ -57,7 +57,7 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
 
 def _is_idle(place: Ground, warm: int) -> bool:
     machines = place.status()["pools"][0]["machines"]
-    return len(machines) == warm and all(machine["phase"] == "ready" for machine in machines) and (warm > 0 or not place.leftovers())
+    return len(machines) == warm and all(machine["paused"] for machine in machines) and (warm > 0 or not place.leftovers())
 
 
 def _ended(place: Ground, number: int) -> dict[str, float]:

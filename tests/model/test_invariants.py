@@ -39,7 +39,19 @@ SIZES = st.fixed_dictionaries(
 HOSTS = st.sampled_from([(1 << 20, 1 << 10), (5 * 1024, 4)])  # memory in MiB, cores
 
 
-HYPERVISOR_CALLS = ["create_overlay", "put seed.iso", "start", "bind", "bind seed", "drop_snapshot", "destroy", "note", "delete", "prepare"]
+HYPERVISOR_CALLS = [
+    "create_overlay",
+    "put seed.iso",
+    "start",
+    "bind",
+    "bind seed",
+    "pause",
+    "drop_snapshot",
+    "destroy",
+    "note",
+    "delete",
+    "prepare",
+]
 FORGE_CALLS = ["create_runner", "delete_runner", "jobs", "runners", "disable_runner", "fail_job"]
 FAULTS = ["forge up", "forge up", "forge down", *HYPERVISOR_CALLS, *FORGE_CALLS]
 

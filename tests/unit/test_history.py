@@ -35,7 +35,7 @@ def test_a_machine_from_start_to_end(tmp_path: Path) -> None:
     with closing(History(tmp_path / "state" / "history.sqlite", no_warning)) as history:
         history.started(METADATA, 12.0, JOB)
         history.running(replace(METADATA, running_at=17.5), JOB)
-        events = tuple(GuestEvent(kind, at) for kind, at in zip(EventKind, (13.0, 14.0, 15.0, 16.0, 18.0), strict=True))
+        events = tuple(GuestEvent(kind, at) for kind, at in zip(EventKind, (13.0, 14.0, 15.0, 16.0, 18.0, 1.0), strict=True))
         history.ended(ID, Machine(ID, alive=False, events=events), Ending.DONE, "", 19.0)
         history.ended(ID, None, Ending.DIED, "the first word counts", 20.0)
         totals = {(total.name, total.label): total.value for total in history.totals()}
@@ -47,6 +47,18 @@ def test_a_machine_from_start_to_end(tmp_path: Path) -> None:
         assert again.usual_boot("p") == 3.0
     assert totals[("machines_total", "done")] == 1
     assert (totals[("queue_to_start_seconds", "10")], totals[("queue_to_start_seconds", "sum")]) == (1, 8.5)
+
+
+def test_a_parked_clone_comes_up_when_it_is_given_its_job(tmp_path: Path) -> None:
+    """However long it waited for one."""
+    with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
+        history.started(replace(METADATA, bound_at=0.0), 12.0)
+        history.bound(replace(METADATA, bound_at=600.0), JOB)
+        events = tuple(
+            GuestEvent(kind, at) for kind, at in ((EventKind.REHEARSED, 15.0), (EventKind.SEED, 600.2), (EventKind.RUNNER, 600.4))
+        )
+        history.ended(ID, Machine(ID, alive=False, events=events), Ending.DONE, "", 700.0)
+        assert round(history.usual_boot("p"), 3) == 0.4
 
 
 def test_a_new_file_that_another_process_is_just_making_is_waited_for(tmp_path: Path) -> None:

@@ -79,6 +79,24 @@ def test_a_warm_machine_holds_no_credentials_and_is_registered_nowhere_until_it_
     assert next(row.ending for row in world.history.all() if row.machine == str(machine)) == "done"
 
 
+def test_a_parked_clone_rehearses_rests_and_takes_a_job(tmp_path: Path) -> None:
+    world = World(tmp_path, pools={"p": POOL | {"warm": 1, "max": 1, "start": "snapshot"}})
+    world.make_snapshot("p")
+    world.up()
+    (machine,) = world.machines()
+    seed = world.hypervisor.files[machine, File.SEED]
+    assert b"vmrunner-rehearsal" in seed
+    assert machine not in world.hypervisor.paused
+    assert world.step(machine) == "rehearsed"
+    world.up()
+    assert machine in world.hypervisor.paused
+    assert not world.forge.by_name(str(machine)), "it is registered nowhere"
+    world.forge.queue(1)
+    world.up()
+    assert b"vmrunner-rehearsal" not in world.hypervisor.files[machine, File.SEED]
+    assert [world.step(machine) for _ in range(4)] == ["bound", "took a job", "finished", "powered off"]
+
+
 @pytest.mark.parametrize("start", ["boot", "snapshot"])
 def test_a_machine_is_bounded_as_its_pool_says(tmp_path: Path, start: str) -> None:
     pool = POOL | {"warm": 1, "start": start, "cpu_weight": 50, "disk_bandwidth": "20MiB", "disk_iops": 100}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from vmrunner.actions import Action, Bind, DeleteRunner, DropSeed, Finish, Note, Plan, Start
+from vmrunner.actions import Action, Bind, DeleteRunner, DropSeed, Finish, Note, Pause, Plan, Start
 from vmrunner.binding import Binding
 from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope
 from vmrunner.model import Capacity, Ending, EventKind, GuestEvent, Machine, MachineId, Metadata, Shape
@@ -327,6 +327,20 @@ def test_deadlines(seen: Machine, online: bool, ending: Ending | None) -> None:
     pools = [replace(POOL, warm=1)]
     records = [record(seen, online)] if seen.is_bound else []
     assert endings(actions([seen], [waiting(1)], records, pools=pools)) == ([ending] if ending else [])
+
+
+def test_a_parked_clone_is_paused_when_it_has_rehearsed() -> None:
+    pools = [replace(POOL, warm=1)]
+    still = replace(clone(parked_at=NOW - 1), is_paused=False)
+    done = replace(still, events=(GuestEvent(EventKind.REHEARSED, NOW),))
+    assert actions([still], pools=pools) == []
+    assert actions([done], pools=pools) == [Pause(done.id)]
+    assert actions([replace(done, is_paused=True)], pools=pools) == []
+    assert still.metadata
+    endless = replace(still, metadata=replace(still.metadata, parked_at=NOW - 61))
+    assert actions([endless], pools=pools) == [Pause(endless.id)]
+    (bind,) = [action for action in actions([still], [waiting(1)], pools=pools) if isinstance(action, Bind)]
+    assert bind.metadata == still.metadata, "a job does not wait for it"
 
 
 def test_the_newest_machine_goes_before_the_storage_is_full() -> None:

@@ -16,7 +16,7 @@ from vmrunner.errors import ConfigError
 from vmrunner.forge import Credentials
 from vmrunner.label import Label
 from vmrunner.model import MachineId
-from vmrunner.seed import RUNNERS, SIZE, exec_script, iso, job_script
+from vmrunner.seed import RUNNERS, SIZE, exec_script, iso, job_script, rehearsal_script
 
 MACHINE = MachineId("ci-1", "00c0ffee")
 ADDRESS = IPv4Interface("10.87.0.9/24")
@@ -92,8 +92,21 @@ def test_seeds_are_of_one_size_and_begin_differently() -> None:
         iso(MACHINE, "#" * SIZE, ADDRESS)
 
 
+def test_a_rehearsal_says_so() -> None:
+    assert "\nvmrunner-rehearsal: true\n" in inside(iso(MACHINE, "#!/bin/sh\n", None, rehearsal=True), "meta-data")
+    assert "rehearsal" not in inside(iso(MACHINE, "#!/bin/sh\n", None), "meta-data")
+
+
 @pytest.mark.parametrize(
-    "text", [script("forgejo"), script("gitea"), script("forgejo", "b:docker://node:22"), exec_script(["echo", "a'b"], timedelta(1))]
+    "text",
+    [
+        script("forgejo"),
+        script("gitea"),
+        script("forgejo", "b:docker://node:22"),
+        exec_script(["echo", "a'b"], timedelta(1)),
+        rehearsal_script("forgejo", MACHINE, [Label("debian-12")]),
+        rehearsal_script("gitea", MACHINE, [Label("debian-12")], "12.8"),
+    ],
 )
 def test_scripts_are_valid_shell(text: str) -> None:
     assert text.startswith("#!/bin/sh\n")
@@ -161,6 +174,39 @@ def test_giteas_runner_gets_exactly_its_arguments(tmp_path: Path) -> None:
     assert ran("gitea", tmp_path) == ["daemon", "--once"]
     known = json.loads((tmp_path / "job" / ".runner").read_text())
     assert (known["uuid"], known["labels"], known["ephemeral"]) == ("the-uuid", ["debian-12:host", "vm:docker://node:22@sha256:0f"], True)
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_a_rehearsal_is_a_jobs_start_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    """Its runner is ended when it does not end by itself."""
+    program, said = tmp_path / "runner", tmp_path / "said"
+    program.write_text(f'#!/bin/sh\npwd\nls -A\nfor word; do echo "$word"; done\n: >{said}.began\nexec sleep 60\n')
+    program.chmod(0o755)
+    (tmp_path / "image").write_text(f"RUNNER_KIND={RUNNERS[kind]}\nRUNNER_PATH={program}\n")
+    (tmp_path / "hooks").mkdir()
+    for name, mode in (("one", 0o755), ("two", 0o644), ("three", 0o755)):
+        (tmp_path / "hooks" / name).write_text(f"#!/bin/sh\necho hook {name}\nexit 1\n")
+        (tmp_path / "hooks" / name).chmod(mode)
+    script = rehearsal_script(kind, MACHINE, [Label("debian-12")])
+    for old, new in {
+        "/etc/vmrunner/image": f"{tmp_path}/image",
+        "/usr/lib/vmrunner/rehearsal.d": f"{tmp_path}/hooks",
+        "sleep 2\n": "",
+        "foreground 3 ": "foreground 0.5 ",
+    }.items():
+        assert old in script
+        script = script.replace(old, new)
+    done = subprocess.run(["sh", "-c", script], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
+    clock, git, folder, *lines = done.stdout.splitlines()
+    assert float(clock) > 0
+    assert git.startswith("git version")
+    assert not Path(folder).exists()
+    words = {
+        "forgejo": ["token", "one-job", "--url", "http://127.0.0.1:9", "--uuid", "00000000-0000-0000-0000-000000000000"]
+        + ["--token-url", f"file:{folder}/token", "--label", "debian-12:host", "--wait"],
+        "gitea": [".runner", "daemon", "--once"],
+    }
+    assert lines == [*words[kind], "hook one", "hook three"]
 
 
 def test_a_proxy_and_a_mirror_are_set_up_before_the_runner() -> None:

@@ -181,6 +181,16 @@ def test_a_guests_report_wakes_it(world: World) -> None:
     assert not any(str(file) == "seed.iso" for _, file in world.hypervisor.files), "the seed that was read is gone"
 
 
+def test_a_clone_that_has_rehearsed_wakes_it_once(tmp_path: Path) -> None:
+    world = World(tmp_path, pools={"p": POOL | {"warm": 1, "start": "snapshot"}})
+    world.make_snapshot("p")
+    serving = Serving(world)
+    serving.at(2.0, lambda: world.step(world.machines()[0]))
+    serving.run(4.9)
+    assert set(world.machines()) == world.hypervisor.paused
+    assert len(serving.passes_within(2.0, 4.9)) == 1
+
+
 def test_reports_of_many_guests_are_one_reason_to_pass(tmp_path: Path) -> None:
     world = World(tmp_path, pools={"p": POOL | {"max": 20}})
     for number in range(1, 21):

@@ -139,6 +139,7 @@ def _plain_pool(pool: Desired, survey: Survey, view: View, now: float) -> dict[s
             {
                 "name": str(machine.id),
                 "phase": machine.phase.value,
+                "paused": machine.is_paused,
                 "age_seconds": round(now - machine.metadata.created_at, 1) if machine.metadata else None,
                 "image": machine.metadata.image if machine.metadata else "",
                 "job": job.title if (job := _job_of(machine, view)) else "",

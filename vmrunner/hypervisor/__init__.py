@@ -106,6 +106,9 @@ class Hypervisor(Protocol):
     def bind(self, metadata: Metadata, seed: bytes) -> None:
         """Write the metadata of a waiting machine into its domain, then its seed, and let it run."""
 
+    def pause(self, machine: MachineId) -> None:
+        """Let a waiting machine use no processor until it is bound; one that is gone is fine."""
+
     def snapshot(self, golden: Golden, shape: Shape) -> Snapshot | None:
         """The snapshot for such machines, if there is one for this very image, processor, QEMU and libvirt."""
 

@@ -337,6 +337,18 @@ class LibvirtHost:
         with asking(f"binding {machine}"):
             domain.resume()
 
+    def pause(self, machine: MachineId) -> None:
+        """See Hypervisor."""
+        with asking(f"pausing {machine}"):
+            domain = self._own(machine)
+            if domain is None:
+                return
+            try:
+                domain.suspend()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in _GONE:
+                    raise
+
     def snapshot(self, golden: Golden, shape: Shape) -> Snapshot | None:
         """See Hypervisor."""
         return self._snapshots.find(self._snapshots.key(golden, shape))
