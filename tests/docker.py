@@ -1,6 +1,6 @@
 """A part of `make images`: how long a job's first `docker run` takes in a clone, and in a machine that was booted a minute ago.
 
-Jobs of the real Gitea, one at a time; in the clone's job nothing comes before it. The container image is one that the recipe brings.
+Jobs of the real Gitea, one at a time; in a clone's job nothing comes before it. The container image is one that the recipe brings.
 Seconds by the machine's own clock; the last line is JSON.
 """
 
@@ -29,11 +29,29 @@ class Way(NamedTuple):
     """How the machine of a job starts."""
 
     pool: str  # and its label
-    file: str  # the workflow's
+    start: str
+    warm: int
     idle: int  # seconds that pass in the job before the first run
 
+    @property
+    def file(self) -> str:
+        """The workflow's."""
+        return f"{self.pool}.yaml"
 
-_WAYS = {"clone": Way("main", "ci.yaml", 0), "booted a minute ago": Way("booted", "booted.yaml", 60)}
+    @property
+    def section(self) -> str:
+        """Of the configuration."""
+        return (
+            f'[pools.{self.pool}]\nlabels = ["{self.pool}"]\nimage = "{DOCKER}"\nmemory = "1GiB"\ndisk = "6GiB"\nmax = 1\n'
+            f'start = "{self.start}"\nwarm = {self.warm}\n'
+        )
+
+
+_WAYS = {
+    "parked clone": Way("parked", "snapshot", 1, 0),
+    "clone": Way("clone", "snapshot", 0, 0),
+    "booted a minute ago": Way("booted", "boot", 0, 60),
+}
 RUNS = ("first run", "second run")
 WORKFLOW = f"""\
 on: workflow_dispatch
@@ -61,11 +79,12 @@ def workflow(way: Way) -> str:
 def runs_in_one(ground: Ground, repository: Repository, way: Way) -> list[float]:
     """Seconds of each of RUNS, in the job of a machine of its own."""
     before = len(repository.jobs())
+    until(lambda: _parked(ground, way) == way.warm, WITHIN, "a parked clone", every=1)
     repository.dispatch(way.file)
     until(lambda: len(repository.jobs()) > before, WITHIN, "the forge has the job")
-    ground.run("up", way.pool)  # one pass, of the pool that may be down: while the job runs nothing else does
+    ground.run("up", way.pool)  # one pass, of one pool: while the job runs nothing else does
     until(lambda: repository.jobs()[-1]["status"] == "completed", WITHIN, "the job is done", every=1)
-    ground.run("up")
+    ground.run("down", way.pool)
     job = repository.jobs()[-1]
     log = repository.log(job["id"])
     found = re.search(r"took ([0-9. ]+)", log)
@@ -74,8 +93,15 @@ def runs_in_one(ground: Ground, repository: Repository, way: Way) -> list[float]
     return [after - before for before, after in pairwise(times)]
 
 
+def _parked(ground: Ground, way: Way) -> int:
+    """How many clones of its pool have rehearsed, and are paused."""
+    ground.run("up", way.pool)
+    pools = {pool["name"]: pool for pool in ground.status()["pools"]}
+    return sum(machine["paused"] for machine in pools[way.pool]["machines"])
+
+
 def side_by_side(ground: Ground, repository: Repository, machines: int) -> dict[str, Any]:
-    """Medians of so many machines of each kind, which take turns, and how much longer the first run takes in a clone."""
+    """Medians of so many machines of each kind, which take turns, and how much longer the first run takes in clones."""
     taken: dict[str, list[list[float]]] = {name: [] for name in _WAYS}
     for number in range(machines):
         for name, way in _WAYS.items():
@@ -86,8 +112,8 @@ def side_by_side(ground: Ground, repository: Repository, machines: int) -> dict[
         name: dict(zip(RUNS, (median(list(run)) for run in zip(*each, strict=True)), strict=True)) | {"machines": machines}
         for name, each in taken.items()
     }
-    clone, booted = rows.values()
-    return {**rows, "ratio": round(clone["first run"] / booted["first run"], 2)}
+    *clones, booted = rows
+    return rows | {f"{clone} / {booted}": round(rows[clone]["first run"] / rows[booted]["first run"], 2) for clone in clones}
 
 
 def main() -> None:
@@ -96,21 +122,18 @@ def main() -> None:
     parser.add_argument("--machines", type=int, default=3)
     options = parser.parse_args()
     with closing(Site()) as site:
-        clone, booted = _WAYS.values()
         ground = lay(
             Path("/tmp/vmrunner-docker"),
             "docker",
-            "10.84.0.0/24",
+            "10.79.0.0/24",
             token=site.token,
-            image=DOCKER,
-            labels=clone.pool,
-            start="snapshot",
-            more=f'[pools.{booted.pool}]\nlabels = ["{booted.pool}"]\nimage = "{DOCKER}"\nmemory = "1GiB"\ndisk = "6GiB"\nstart = "boot"\n',
+            more="".join(way.section for way in _WAYS.values()),
         )
         ground.run("down", "--all", "--purge")
-        ground.run("snapshot", "create", "--pool", clone.pool, timeout=600)
-        repository = site.repository("rig", "docker-runs", workflow(clone))
-        repository.push(workflow(booted), booted.file)
+        ground.run("snapshot", "create", "--pool", _WAYS["clone"].pool, timeout=600)
+        repository = site.repository("rig", "docker-runs", "on: workflow_dispatch\njobs: {}\n")
+        for way in _WAYS.values():
+            repository.push(workflow(way), way.file)
         figures = {"docker run": side_by_side(ground, repository, options.machines)}
         ground.run("down", "--all", "--purge")
         repository.delete()

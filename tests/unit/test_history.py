@@ -54,9 +54,8 @@ def test_a_parked_clone_comes_up_when_it_is_given_its_job(tmp_path: Path) -> Non
     with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
         history.started(replace(METADATA, bound_at=0.0), 12.0)
         history.bound(replace(METADATA, bound_at=600.0), JOB)
-        events = tuple(
-            GuestEvent(kind, at) for kind, at in ((EventKind.REHEARSED, 15.0), (EventKind.SEED, 600.2), (EventKind.RUNNER, 600.4))
-        )
+        said = {EventKind.REHEARSED: 15.0, EventKind.SEED: 600.2, EventKind.RUNNER: 600.4}
+        events = tuple(GuestEvent(kind, at) for kind, at in said.items())
         history.ended(ID, Machine(ID, alive=False, events=events), Ending.DONE, "", 700.0)
         assert round(history.usual_boot("p"), 3) == 0.4
 

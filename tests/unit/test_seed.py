@@ -201,9 +201,9 @@ def test_a_rehearsal_is_a_jobs_start_and_leaves_nothing(tmp_path: Path, kind: st
     assert float(clock) > 0
     assert git.startswith("git version")
     assert not Path(folder).exists()
+    here = ["--url", "http://127.0.0.1:9", "--uuid", "00000000-0000-0000-0000-000000000000", "--token-url", f"file:{folder}/token"]
     words = {
-        "forgejo": ["token", "one-job", "--url", "http://127.0.0.1:9", "--uuid", "00000000-0000-0000-0000-000000000000"]
-        + ["--token-url", f"file:{folder}/token", "--label", "debian-12:host", "--wait"],
+        "forgejo": ["token", "one-job", *here, "--label", "debian-12:host", "--wait"],
         "gitea": [".runner", "daemon", "--once"],
     }
     assert lines == [*words[kind], "hook one", "hook three"]
