@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.forge.gitea import URL, Site
+from tests.forge.gitea import URL, Site, until
 from tests.ground import Ground
 from tests.prepare import DOCKER
-from tests.vm.test_jobs import up_until_done
+from tests.vm.test_jobs import LIFE, up_until_done
 
 pytestmark = pytest.mark.vm
 
@@ -20,6 +20,7 @@ jobs:
   build:
     runs-on: [docker]
     steps:
+      - run: docker system df --format '{{{{.Type}}}} {{{{.TotalCount}}}}' | paste -sd ,
       - run: docker version --format 'Docker answers as {{{{.Server.Os}}}}'
       - run: test -e /run/told && echo "it was"" told"
       - run: |
@@ -55,11 +56,15 @@ def test_jobs_build_containers_and_run_in_them(site: Site, lay_ground: Callable[
     boxed = (
         f'[pools.boxed]\nlabels = ["boxed:docker://tests/base:1"]\nimage = "{DOCKER}"\nmemory = "1GiB"\ndisk = "6GiB"\nproxy = "{PROXY}"\n'
     )
-    ground = lay_ground(cloned=True, image=DOCKER, labels="docker", more=f'registry_mirror = "{MIRROR}"\n{boxed}')
+    ground = lay_ground(cloned=True, image=DOCKER, labels="docker", more=f'registry_mirror = "{MIRROR}"\nwarm = 1\n{boxed}')
+    until(lambda: ground.run("up") and ground.status()["pools"][0]["machines"][0]["paused"], LIFE, "a clone that has rehearsed", every=1)
     repository = site.repository("rig", "containers", WORKFLOW)
+    until(lambda: len(repository.jobs()) == 2, LIFE, "the jobs")
+    ground.config.write_text(ground.config.read_text().replace("warm = 1", "warm = 0"))
     jobs = {job["name"]: job for job in up_until_done(ground, repository, 2)}
     built, inside = (repository.log(jobs[name]["id"]) for name in ("build", "inside"))
     for said in (
+        "Images 1,Containers 0,Local Volumes 0,Build Cache 0",
         "Docker answers as linux",
         "it was told",
         "made from scratch",
