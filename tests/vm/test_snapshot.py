@@ -93,7 +93,7 @@ def test_a_parked_machine_takes_a_job_and_a_damaged_snapshot_costs_none(site: Si
     ground.run("up")
     (warm,) = ground.status()["pools"][0]["machines"]
     assert warm["phase"] == "ready", "at once"
-    until(lambda: ground.run("up") and ground.status()["pools"][0]["machines"][0]["paused"], 60, "it has rehearsed a job's start", every=0.5)
+    until(lambda: ground.run("up") and ground.status()["pools"][0]["machines"][0]["paused"], LIFE, "it has rehearsed", every=0.5)
     (events,) = (STORAGE / ground.manager).glob(f"{warm['name']}.events*")
     assert [line.split()[0] for line in events.read_text().splitlines()] == ["rehearsed"]
     assert records(site, ground) == [], "it is registered nowhere"
