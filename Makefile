@@ -32,6 +32,8 @@ bench_tools = rig/rig run --outside -- bash -ec 'python -m pip install --quiet -
 image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu-archive-keyring.gpg ] || { apt-get -qq update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends ubuntu-keyring >/dev/null; } || echo "no keys of Ubuntu here" >&2'
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
+# What keeps neither machines nor a forge busy runs two at a time.
+side_by_side = tests/unit tests/model
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner
 
 .PHONY: demo test images soak bench faults model scale audit lint rig rig-stop rig-shell
@@ -42,7 +44,8 @@ demo:
 	$(call in_rig,$(demo_image); rig/rig run -- python -m tests.demo)
 
 test:
-	$(call in_rig,$(test_image); $(stock_image); rig/rig run -- pytest -q $(PYTEST_ARGS); $(lint))
+	$(call in_rig,$(test_image); $(stock_image); rig/rig run -- pytest -q -n 2 $(side_by_side) $(PYTEST_ARGS); \
+		rig/rig run -- pytest -q $(addprefix --ignore=,$(side_by_side)) $(PYTEST_ARGS); $(lint))
 
 # Every recipe in images/, for real, and one on a stock cloud image; builds that are killed or have no room (IMAGES="--only debian-13 --kills 0"
 # for a part); a machine of each image; the first `docker run` in clones; images that are broken in five ways: refused, and where that is
