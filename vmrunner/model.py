@@ -239,7 +239,7 @@ class Machine:
     @property
     def rehearses(self) -> bool:
         """Whether it is a parked clone that runs still."""
-        return self.alive and not self.is_bound and self._is_parked and not self.is_paused
+        return self.is_ready and self._is_parked and not self.is_paused
 
     @property
     def _is_parked(self) -> bool:

@@ -339,15 +339,7 @@ class LibvirtHost:
 
     def pause(self, machine: MachineId) -> None:
         """See Hypervisor."""
-        with asking(f"pausing {machine}"):
-            domain = self._own(machine)
-            if domain is None:
-                return
-            try:
-                domain.suspend()
-            except libvirt.libvirtError as error:
-                if error.get_error_code() not in _GONE:
-                    raise
+        self._unless_gone(machine, "pausing", lambda domain: domain.suspend())
 
     def snapshot(self, golden: Golden, shape: Shape) -> Snapshot | None:
         """See Hypervisor."""
@@ -394,12 +386,16 @@ class LibvirtHost:
 
     def note(self, metadata: Metadata) -> None:
         """See Hypervisor."""
-        with asking(f"describing {metadata.machine}"):
-            domain = self._own(metadata.machine)
+        self._unless_gone(metadata.machine, "describing", lambda domain: self._write(domain, metadata))
+
+    def _unless_gone(self, machine: MachineId, doing: str, act: Callable[[Any], object]) -> None:
+        """Act on its domain, if there is one; that it goes meanwhile is fine."""
+        with asking(f"{doing} {machine}"):
+            domain = self._own(machine)
             if domain is None:
                 return
             try:
-                self._write(domain, metadata)
+                act(domain)
             except libvirt.libvirtError as error:
                 if error.get_error_code() not in _GONE:
                     raise
