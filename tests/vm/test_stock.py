@@ -77,7 +77,7 @@ def test_a_stock_image_becomes_one_that_jobs_run_on(
     recipes.mkdir()
     image = stock.cached(stock.SUITE)
     words = {"mirror": mirror[0], "key": mirror[1], "guest": folder("images") / "guest", "suite": stock.SUITE}
-    runner = Path(__file__).parents[1] / "runner" / "vmrunner-test-runner"
+    runner = Path(__file__).parents[1] / "runner" / "gitea-runner"
     (recipes / "ci.toml").write_text(RECIPE.format(**words, image=image, sha256=store.digest(image), runner=runner))
     done = ground.run("image", "build", "ci", "--recipes", str(recipes), "--no-verify", timeout=900)  # `make images` verifies one
     assert "booting the stock image once" in done.stderr, done.stderr
