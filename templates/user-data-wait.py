@@ -1,24 +1,21 @@
-#!/usr/bin/python3
-"""Written by vmrunner for a machine that waits: it holds no credentials and has no network.
+"""Written by vmrunner for a machine that waits: it holds no credentials and has no network. It follows user-data-job.py, whose names it has.
 
 It sleeps until its seed is another one. Until then the machine may be paused, or saved and cloned any number of times: what
 every clone must have for itself is in the new seed, and is set here before anything else of that seed happens.
 """
 
-import ctypes
+import ast
 import fcntl
 import mmap
-import os
 import re
-import signal
 import socket
 import struct
-import subprocess
+import shutil
 import sys
-import time
-from pathlib import Path
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-EVENTS = Path("/dev/virtio-ports/org.vmrunner.events")
 DISK = os.path.realpath("/dev/disk/by-id/virtio-vmrunner-seed")
 SECTOR, SIZE = 2048, 1 << 20
 DESCRIPTOR = 16 * SECTOR  # of an ISO 9660 image: the primary volume descriptor, with the image's own name
@@ -30,9 +27,9 @@ SIOCADDRT, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFHWADDR = 0x890B, 0x
 ARPHRD_ETHER, IFF_UP, RTF_UP, RTF_GATEWAY = 1, 1, 1, 2
 SCRIPT = Path("/run/vmrunner-job-script")
 PROC = Path("/run/vmrunner-proc")
-HOOKS = Path("/usr/lib/vmrunner/before-ready.d")  # of the image
+REHEARSAL_HOOKS = Path("/usr/lib/vmrunner/rehearsal.d")  # of the image
+REHEARSED_JOB = b"on: push\njobs:\n  rehearsal:\n    runs-on: rehearsal\n    steps:\n      - run: date\n"
 LINK = next(name for name in sorted(os.listdir("/sys/class/net")) if name != "lo")
-JOB = Path("/var/lib/vmrunner-job")  # of the job's script, which then need not make it
 # All that can be made ready beforehand is: after the snapshot every instruction is new to QEMU, and takes ten times as long.
 NAME = re.compile(rb"NM(.)\x01\x00", re.DOTALL)  # a Rock Ridge name, and with it its length plus five
 META = re.compile(r"(?m)^([\w-]+): *(.*)$")
@@ -40,11 +37,6 @@ MAC, ADDRESS, GATEWAY, RESOLVER = map(
     re.compile, (r"macaddress: (\S+)", r"- (\S+/\d+)", r"via: (\S+)", r"nameservers:\s+addresses:\s+- (\S+)")
 )
 ADDRESS6, GATEWAY6 = re.compile(r'- "(\S+)/(\d+)"'), re.compile(r'via: "(\S+)"')  # none where machines have no IPv6
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def say(kind: str) -> None:
-    EVENTS.write_text(f"{kind} {time.time():.6f}\n")
 
 
 def mount(source: Path, target: Path, kind: str, flags: int) -> None:
@@ -146,21 +138,16 @@ def warm_up(told: int) -> None:
     (IPV6 / LINK / "disable_ipv6").write_text("1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kernel:
         fcntl.ioctl(kernel, SIOCSIFFLAGS, struct.pack("16sH", LINK.encode(), IFF_UP))
-    image = (
-        dict(line.split("=", 1) for line in Path("/etc/vmrunner/image").read_text().splitlines())
-        if Path("/etc/vmrunner/image").exists()
-        else {}
-    )
-    for program in (image.get("RUNNER_PATH", ""), "/bin/sh", "/bin/bash", "/usr/bin/git", "/usr/sbin/ip"):
+    for program in (image().get("RUNNER_PATH", ""), "/bin/sh", "/bin/bash", "/usr/bin/git", "/usr/sbin/ip"):
         if os.path.isfile(program):
             Path(program).read_bytes()
-    environment = os.environ | {"VMRUNNER_CLONED": f"/dev/fd/{told}"}
-    for hook in sorted(HOOKS.iterdir()) if HOOKS.is_dir() else ():
+    around = environment("root") | {"VMRUNNER_CLONED": f"/dev/fd/{told}"}
+    for hook in sorted(BEFORE_READY.iterdir()) if BEFORE_READY.is_dir() else ():
         if not os.access(hook, os.X_OK):
             continue
-        if code := subprocess.run([hook, "waits"], env=environment, pass_fds=[told], check=False).returncode:
+        if code := subprocess.run([hook, "waits"], env=around, pass_fds=[told], check=False).returncode:
             sys.exit(f"vmrunner: {hook}, which comes before a machine is ready, failed (exit {code})")
-    Path("/run/vmrunner-ready").touch()  # the job's script, which this one may become, need not do it again
+    IS_READY.touch()  # the job need not do it again
     # Once the boot id lies over one of /proc's files the kernel permits no user namespace a /proc, which containers without root need,
     # unless there is another one that nothing lies over.
     PROC.mkdir(mode=0o700, exist_ok=True)
@@ -170,38 +157,190 @@ def warm_up(told: int) -> None:
     os.sync()
 
 
-told, teller = os.pipe()
-warm_up(told)
-rehearsal: subprocess.Popen[bytes] | None = None
-own, page, seed = mmap.mmap(-1, SECTOR), mmap.mmap(-1, SECTOR), mmap.mmap(-1, SIZE)
-read(own, DESCRIPTOR)
-read(seed, 0)
-say("ready")
-while True:
-    read(page, DESCRIPTOR)
-    if page[:] != own[:]:
-        if not rehearsal:
-            os.close(teller)
-        files = read_seed(seed)
-        meta = dict(META.findall(files["meta-data"]))
-        stir(meta)
-        if "vmrunner-rehearsal" not in meta:
-            break
-        # Beside the looking: should the job come meanwhile it waits for nothing.
-        script = ["/bin/sh", "-c", files["user-data"]]
-        rehearsal = subprocess.Popen(script, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        own[:] = page[:]
-    if rehearsal and rehearsal.returncode is None and rehearsal.poll() is not None:
-        say("rehearsed")
-    time.sleep(0.04)
-if rehearsal and rehearsal.poll() is None:
-    os.killpg(rehearsal.pid, signal.SIGTERM)
-identify(meta)
-say("seed")
-connect(files["network-config"])
-JOB.mkdir(mode=0o700, exist_ok=True)
-SCRIPT.touch(mode=0o600)
-SCRIPT.write_text(files["user-data"])
-interpreter = files["user-data"].partition("\n")[0].removeprefix("#!").split()
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-os.execv(interpreter[0], [*interpreter, str(SCRIPT)])  # noqa: S606 — it is what the seed says
+def runners() -> list[Waiting]:
+    """The image's runner, for each user that jobs may have, where it is one that can wait."""
+    here = image()
+    if here.get("RUNNER_KIND") != "gitea-runner" or not os.access(here["RUNNER_PATH"], os.X_OK):
+        return []
+    users = {each.pw_name for each in pwd.getpwall()}
+    return [Waiting(here["RUNNER_PATH"], user) for user in ("root", "runner") if user in users]
+
+
+def job_in(script: str) -> dict | None:
+    """What a seed's script would do, where this program can do it itself: the script is the same code."""
+    lines = script.split("\n", 3)
+    if len(lines) < 4 or lines[2] != f"CODE = {CODE!r}" or not lines[1].startswith("JOB = "):
+        return None
+    found: dict = json.loads(ast.literal_eval(lines[1].removeprefix("JOB = ")))
+    return found
+
+
+def varint(number: int) -> bytes:
+    """As Protocol Buffers write a number."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of text, or of fields."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def fields(raw: bytes) -> "list[tuple[int, int]]":
+    """The numbers of a message's fields, with the value of those that are a number."""
+    found, at = [], 0
+
+    def take() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = raw[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(raw):
+        tag = take()
+        value = take()
+        found.append((tag >> 3, value))
+        if tag & 7 == 2:
+            at += value
+    return found
+
+
+class RehearsalForge(BaseHTTPRequestHandler):
+    """A forge that hands out one job of one step: the four calls of the runner's service, which speaks Protocol Buffers.
+
+    Source: runner.v1 of code.gitea.io/actions-proto-go 0.4.1.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        answer = b""
+        match self.path.rpartition("/")[2]:
+            case "Declare":
+                answer = field(1, b"")
+            case "FetchTask":
+                about = {b"repository": b"vmrunner/rehearsal", b"job": b"rehearsal", b"event_name": b"push"}
+                context = b"".join(field(1, field(1, name) + field(2, field(3, value))) for name, value in about.items())
+                answer = field(1, b"\x08\x01" + field(2, REHEARSED_JOB) + field(3, context))
+            case "UpdateLog":
+                seen = fields(asked)
+                rows = sum(value for number, value in seen if number == 2) + sum(number == 3 for number, _ in seen)
+                answer = b"\x08" + varint(rows)
+        self.send_response(200)
+        self.send_header("Content-Type", "application/proto")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Nobody reads it."""
+
+
+def rehearse(job: dict) -> None:
+    """A whole job is gone through once, from a forge that this program plays. Under software emulation what runs for the second time takes
+    half as long or less; and what it reads is in memory then. Nothing of it is left.
+    """
+    shutil.rmtree(job["folder"], ignore_errors=True)
+    folder, nowhere = Path(job["folder"]), os.open(os.devnull, os.O_WRONLY)
+    forge = ThreadingHTTPServer(("127.0.0.1", 0), RehearsalForge)
+    threading.Thread(target=forge.serve_forever, daemon=True).start()
+    process = None
+    try:
+        folder.mkdir(mode=0o711)
+        (folder / "work").mkdir()
+        own(folder / "work", job["user"])
+        for name, content in job["files"].items():
+            lay(folder / "runner", {name: content.replace(job["url"], f"http://127.0.0.1:{forge.server_port}")}, job["user"])
+        around = environment(job["user"]) | {"HOME": job["folder"]}
+        subprocess.run(["git", "--version"], stdin=subprocess.DEVNULL, stdout=nowhere, stderr=nowhere, check=False)
+        command = [job["runner_path"] or image().get("RUNNER_PATH", ""), *job["arguments"]]
+        process = begin(command, job["user"], around, folder / "runner", nowhere)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(job["seconds"])
+        for hook in sorted(REHEARSAL_HOOKS.iterdir()) if job["hooks"] and REHEARSAL_HOOKS.is_dir() else ():
+            if os.access(hook, os.X_OK):
+                subprocess.run([hook], env=around, stdin=subprocess.DEVNULL, stdout=nowhere, stderr=nowhere, check=False)
+    except (OSError, KeyError):
+        pass  # a rehearsal is not owed
+    finally:
+        if process and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        forge.shutdown()
+        forge.server_close()
+        os.close(nowhere)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def apart(job: dict) -> int:
+    """Rehearse beside the looking: should the job come meanwhile it waits for nothing. Returns the process, which heads a group."""
+    if not (child := os.fork()):
+        try:
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+            os.setpgid(0, 0)
+            time.sleep(job["rest_seconds"])
+            rehearse(job)
+        finally:
+            os._exit(0)
+    with suppress(OSError):  # it may have done so itself, and be over
+        os.setpgid(child, child)
+    return child
+
+
+def main() -> None:
+    """Wait for the seed that has the job."""
+    told, teller = os.pipe()
+    warm_up(told)
+    make_work()
+    if waiting := runners():
+        rehearse(json.loads(REHEARSAL))
+    rehearsal = 0
+    own_page, page, seed = mmap.mmap(-1, SECTOR), mmap.mmap(-1, SECTOR), mmap.mmap(-1, SIZE)
+    read(own_page, DESCRIPTOR)
+    read(seed, 0)
+    say("ready")
+    while True:
+        read(page, DESCRIPTOR)
+        if page[:] != own_page[:]:
+            if teller >= 0:
+                os.close(teller)
+                teller = -1
+            files = read_seed(seed)
+            meta = dict(META.findall(files["meta-data"]))
+            stir(meta)
+            if "vmrunner-rehearsal" not in meta:
+                break
+            rehearsal = apart(json.loads(files["user-data"]))
+            own_page[:] = page[:]
+        if rehearsal and os.waitpid(rehearsal, os.WNOHANG)[0]:
+            rehearsal = 0
+            say("rehearsed")
+        time.sleep(0.02)
+    if rehearsal:
+        os.killpg(rehearsal, signal.SIGTERM)
+    job = job_in(files["user-data"])
+    runner = chosen(job, waiting) if job else None  # it has something to do beside what follows
+    identify(meta)
+    say("seed")
+    connect(files["network-config"])
+    if job:
+        run_job(job, runner, [each for each in waiting if each is not runner])
+    for each in waiting:
+        each.drop()
+    SCRIPT.touch(mode=0o600)
+    SCRIPT.write_text(files["user-data"])
+    interpreter = files["user-data"].partition("\n")[0].removeprefix("#!").split()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.execv(interpreter[0], [*interpreter, str(SCRIPT)])  # noqa: S606 — it is what the seed says
+
+
+main()

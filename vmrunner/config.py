@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from cronsim import CronSim, CronSimError
@@ -24,6 +24,7 @@ from vmrunner.label import Label
 from vmrunner.model import Limits, Shape
 from vmrunner.policy import CLOSED6, UNIQUE_LOCAL, Bounds, Destination, Policy, Reach, pool_policy
 from vmrunner.resources import folder
+from vmrunner.runner_config import fault
 
 DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
@@ -184,6 +185,8 @@ class PoolConfig(Section):
     labels: Annotated[tuple[Annotated[Label, BeforeValidator(_label)], ...], Field(min_length=1)]
     image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     runner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")] | None = None
+    runner_config: dict[str, Any] = {}
+    job_user: Literal["root", "runner"] = "root"
     scope: Annotated[tuple[Scope, ...], BeforeValidator(_scopes)] = (Scope.parse("instance"),)
     max: Annotated[int, Field(ge=1, le=10_000)] = 1
     warm: Annotated[int, Field(ge=0, le=10_000)] = 0
@@ -338,6 +341,13 @@ class Config(HostConfig):
     history: HistoryConfig = HistoryConfig()
     metrics: MetricsConfig = MetricsConfig()
     pools: Annotated[dict[ManagerId, PoolConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _configures_its_runner(self) -> Config:
+        for name, pool in self.pools.items():
+            if wrong := fault(self.forge.kind, pool.runner_config):
+                raise ValueError(f"pools.{name}.runner_config: {wrong}")
+        return self
 
     @model_validator(mode="after")
     def _allows_what_there_is(self) -> Config:

@@ -17,6 +17,7 @@ from vmrunner.hypervisor import File, Hypervisor
 from vmrunner.image.store import Golden
 from vmrunner.model import MachineId, Metadata
 from vmrunner.policy import pool_policy
+from vmrunner.runner_config import KNOWN_FROM, dotted, too_old
 from vmrunner.snapshots import Shelf
 
 
@@ -65,7 +66,7 @@ class Maker:
                 metadata = self._let_go(_bound(clone, binding, job, created_at), binding, job)
             else:
                 metadata = replace(clone, parked_at=self.clock())
-                script = seed.rehearsal_script(self.forge.kind, machine, self.pool.labels, self.pool.runner or "")
+                script = seed.rehearsal_script(self.forge.kind, machine, self.pool.job_user, self.pool.runner or "")
                 self.hypervisor.bind(metadata, seed.iso(machine, script, None, rehearsal=True))
             revert.pop_all()
         return metadata
@@ -96,6 +97,11 @@ class Maker:
                 f"The image {golden.name} carries {has}{called}; a {self.forge.kind} forge needs {wanted}.",
                 f"Build an image whose recipe has that [{f'runners.{name}' if name else 'runner'}].",
             )
+        if self.pool.runner_config and too_old(self.forge.kind, found.version):
+            raise ImageError(
+                f"The image {golden.name} carries {wanted} {found.version}, which may pass over keys of the pool's runner_config.",
+                f"Those keys are known of {wanted} {dotted(KNOWN_FROM[self.forge.kind])} and newer: build the image with such a one.",
+            )
 
     def _mint(self, machine: MachineId, job: Job | None, scopes: tuple[Scope, ...], revert: ExitStack) -> Binding:
         """An ephemeral runner and its binding. The binding is written first, so that the record is found wherever we die."""
@@ -117,19 +123,24 @@ class Maker:
 
     def _job_script(self, machine: MachineId, credentials: Credentials, job: Job | None) -> str:
         return seed.job_script(
-            kind=self.forge.kind,
-            url=self.forge.url,
-            ca=self.ca,
-            forge_address=self.forge_address,
-            machine=machine,
-            credentials=credentials,
-            labels=self.pool.labels,
-            handle=job.handle if job else "",
-            job_timeout=self.pool.job_timeout,
-            runner=self.pool.runner or "",
-            registry_mirror=self.pool.registry_mirror or "",
-            proxy=self.pool.proxy or "",
-            no_proxy=self.pool.no_proxy,
+            seed.Job(
+                kind=self.forge.kind,
+                url=self.forge.url,
+                machine=machine,
+                credentials=credentials,
+                labels=self.pool.labels,
+                job_timeout=self.pool.job_timeout,
+                pickup_timeout=self.pool.pickup_timeout,
+                ca=self.ca,
+                forge_address=self.forge_address,
+                handle=job.handle if job else "",
+                user=self.pool.job_user,
+                runner=self.pool.runner or "",
+                registry_mirror=self.pool.registry_mirror or "",
+                proxy=self.pool.proxy or "",
+                no_proxy=self.pool.no_proxy,
+                runner_config=self.pool.runner_config,
+            )
         )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import secrets
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from ipaddress import IPv4Interface, IPv6Interface
+from typing import Any
+from urllib.parse import urlsplit
 
 import pycdlib
 
@@ -20,13 +25,19 @@ from vmrunner.forge.addresses import forge_host
 from vmrunner.label import Label
 from vmrunner.model import MachineId
 from vmrunner.render import source, text
+from vmrunner.runner_config import PATIENCE, runner_config
 
 SIZE = 1 << 20
 """Bytes of every seed: a guest that waits for another one on the same disk has seen the disk's size already."""
-_BACKSTOP = timedelta(minutes=5)  # the host's own deadline comes first: it can say why
+_JOB_SOURCE, _CONFIG = "user-data-job.py", "config.yaml"
+_CA_BUNDLE = "/usr/local/share/vmrunner/ca-bundle.pem"
+_CA_VARIABLES = ("SSL_CERT_FILE", "GIT_SSL_CAINFO", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS")
+"""For what looks at no system's store, and for containers, which have one of their own: OpenSSL and Go, git, curl, Python, pip, Node.js."""
 _NO_FORGE, _NO_CREDENTIALS = "http://127.0.0.1:9", Credentials(0, "00000000-0000-0000-0000-000000000000", "rehearsal")
+_JOB_FOLDER, _REHEARSAL = "/var/lib/vmrunner-job", "/var/lib/vmrunner-rehearsal"
 _REHEARSAL_RESTS = 2  # seconds before it begins: the clone is often made when the one before it was just given a job, which starts now
-_REHEARSED_RUNNER = 3  # seconds after which it is ended, should it not give up by itself
+_REHEARSED_RUNNER = {"gitea": 15, "forgejo": 3}
+"""Seconds after which it is ended. Gitea's ends by itself, after a job that the guest hands out; Forgejo's meets no forge at all."""
 RUNNERS = {"forgejo": "forgejo-runner", "gitea": "gitea-runner"}
 """Which runner program each kind of forge needs; an image's manifest says which one it carries."""
 
@@ -77,82 +88,131 @@ def iso(
     return out.getvalue().ljust(SIZE, b"\0")
 
 
-def job_script(
-    *,
-    kind: str,
-    url: str,
-    ca: str,
-    forge_address: str = "",
-    machine: MachineId,
-    credentials: Credentials,
-    labels: Sequence[Label],
-    handle: str,
-    job_timeout: timedelta,
-    runner: str = "",
-    registry_mirror: str = "",
-    proxy: str = "",
-    no_proxy: Sequence[str] = (),
-) -> str:
-    """The user-data that starts the forge's runner for one job. `ca` is PEM text, or empty; so is
-    `forge_address`, which its /etc/hosts then has.
+@dataclass(frozen=True)
+class Job:
+    """What a machine is told to start its runner for one job.
 
-    `runner` is the name of one of the image's further runners.
-    `registry_mirror` and `proxy` are URLs without a password, or empty; the forge is never asked through the proxy.
-
-    Without a `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle.
+    `ca` is PEM text, or empty; so is `forge_address`, which its /etc/hosts then has. `runner` is the name of one of the image's further
+    runners. `registry_mirror` and `proxy` are URLs without a password, or empty; the forge is never asked through the proxy. Without a
+    `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle. `user` runs the job.
+    `runner_config` comes on top of what vmrunner configures.
     """
-    return text(
-        "user-data-job.sh.j2",
-        **_runner(kind, url, machine, credentials, labels, handle, runner),
-        ca=ca.strip(),
-        forge_address=forge_address,
-        forge_host=forge_host(url),
-        registry_mirror=registry_mirror,
-        proxy=proxy,
-        no_proxy=",".join(("localhost", "127.0.0.1", "::1", forge_host(url), *no_proxy)),
-        job_seconds=int((job_timeout + _BACKSTOP).total_seconds()),
-    )
+
+    kind: str
+    url: str
+    machine: MachineId
+    credentials: Credentials
+    labels: Sequence[Label]
+    job_timeout: timedelta
+    pickup_timeout: timedelta
+    ca: str = ""
+    forge_address: str = ""
+    handle: str = ""
+    user: str = "root"
+    runner: str = ""
+    registry_mirror: str = ""
+    proxy: str = ""
+    no_proxy: Sequence[str] = ()
+    runner_config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def runner_path(self) -> str:
+        """Where a further runner is; empty for the image's own."""
+        return further_runner(self.runner, RUNNERS[self.kind]) if self.runner else ""
+
+    @property
+    def arguments(self) -> list[str]:
+        """The runner's command line behind its name, in the folder of its files."""
+        if self.kind == "gitea":
+            return ["daemon", "--once", "--config", _CONFIG]
+        known = ["one-job", "--config", _CONFIG, "--url", self.url, "--uuid", self.credentials.uuid]
+        labels = [word for label in self.labels for word in ("--label", str(label))]
+        handle = ["--handle", self.handle] if self.handle else []
+        return [*known, "--token-url", f"file:{_JOB_FOLDER}/{self.user}/token", *labels, *handle, "--wait"]
+
+    def files(self, **more: Any) -> dict[str, str]:
+        """The runner's files by their names: its credentials, and its configuration, with `more` on top."""
+        config = runner_config(
+            self.kind,
+            job_timeout=self.job_timeout,
+            labels=self.labels,
+            environment=dict.fromkeys(_CA_VARIABLES, _CA_BUNDLE) if self.ca else {},
+            mounts=[_CA_BUNDLE] if self.ca else [],
+            more=dict(self.runner_config) | more,
+        )
+        if self.kind != "gitea":
+            return {"token": self.credentials.token, _CONFIG: config}
+        record = {
+            "id": self.credentials.id,
+            "uuid": self.credentials.uuid,
+            "name": str(self.machine),
+            "token": self.credentials.token,
+            "address": self.url,
+            "labels": [str(label) for label in self.labels],
+            "ephemeral": True,
+        }
+        return {".runner": json.dumps(record), _CONFIG: config}
 
 
-def rehearsal_script(kind: str, machine: MachineId, labels: Sequence[Label], runner: str = "") -> str:
-    """The user-data of a rehearsal: a job's start, up to a forge that nobody runs. It ends by itself; the parameters are job_script's."""
-    return text(
-        "user-data-rehearsal.sh.j2",
-        **_runner(kind, _NO_FORGE, machine, _NO_CREDENTIALS, labels, "", runner),
-        rest_seconds=_REHEARSAL_RESTS,
-        runner_seconds=_REHEARSED_RUNNER,
-    )
-
-
-def _runner(
-    kind: str, url: str, machine: MachineId, credentials: Credentials, labels: Sequence[Label], handle: str, runner: str
-) -> dict[str, object]:
-    """What a template needs to start a runner."""
-    runner_file = {
-        "id": credentials.id,
-        "uuid": credentials.uuid,
-        "name": str(machine),
-        "token": credentials.token,
-        "address": url,
-        "labels": [str(label) for label in labels],
-        "ephemeral": True,
+def job_script(job: Job) -> str:
+    """The user-data that starts the forge's runner for one job, and powers the machine off when that has ended."""
+    proxied = {"http_proxy": job.proxy, "https_proxy": job.proxy, "no_proxy": ",".join(_direct(job))} if job.proxy else {}
+    told = {
+        "user": job.user,
+        "runner_kind": RUNNERS[job.kind],
+        "runner_path": job.runner_path,
+        "arguments": job.arguments,
+        "files": job.files(),
+        "environment": proxied | {name.upper(): value for name, value in proxied.items()},
+        "settings": {"VMRUNNER_REGISTRY_MIRROR": job.registry_mirror} if job.registry_mirror or job.proxy else {},
+        "ca": job.ca.strip(),
+        "ca_bundle": _CA_BUNDLE,
+        "forge_address": job.forge_address,
+        "forge_host": forge_host(job.url),
+        "forge_site": urlsplit(job.url).netloc,
+        "seconds": (job.job_timeout + PATIENCE).total_seconds(),
+        "pickup_seconds": job.pickup_timeout.total_seconds(),
     }
+    # Two lines that a machine which waits reads: it has the code already, and only takes what it is told, if it is the same code.
+    head = f"#!/usr/bin/python3\nJOB = {json.dumps(told)!r}\nCODE = {_code()!r}\n"
+    return f"{head}{source(_JOB_SOURCE)}\n\nrun_job(json.loads(JOB))\n"
+
+
+def _direct(job: Job) -> tuple[str, ...]:
+    return ("localhost", "127.0.0.1", "::1", forge_host(job.url), *job.no_proxy)
+
+
+def rehearsal_script(kind: str, machine: MachineId, user: str, runner: str = "") -> str:
+    """The user-data of a rehearsal: what user-data-wait.py's `rehearse` is told. The parameters are those of a Job."""
+    return json.dumps(_rehearsal(kind, machine, user, runner) | {"hooks": True})
+
+
+def _rehearsal(kind: str, machine: MachineId, user: str, runner: str = "") -> dict[str, object]:
+    limit = timedelta(seconds=_REHEARSED_RUNNER[kind])
+    job = Job(kind, _NO_FORGE, machine, _NO_CREDENTIALS, [Label("rehearsal")], limit, limit, user=user, runner=runner)
     return {
-        "kind": kind,
-        "runner_kind": RUNNERS[kind],
-        "runner_path": further_runner(runner, RUNNERS[kind]) if runner else "",
-        "url": url,
-        "uuid": credentials.uuid,
-        "token": credentials.token,
-        "labels": [str(label) for label in labels],
-        "handle": handle,
-        "runner_file": json.dumps(runner_file),
+        "user": user,
+        "runner_path": job.runner_path,
+        "arguments": [word.replace(f"{_JOB_FOLDER}/{user}", f"{_REHEARSAL}/runner") for word in job.arguments],
+        "files": job.files(host={"workdir_parent": f"{_REHEARSAL}/work"}),
+        "folder": _REHEARSAL,
+        "url": _NO_FORGE,
+        "rest_seconds": _REHEARSAL_RESTS,
+        "seconds": _REHEARSED_RUNNER[kind],
     }
 
 
+def _code() -> str:
+    """Which code a job's script is."""
+    return hashlib.sha256(source(_JOB_SOURCE).encode()).hexdigest()[:16]
+
+
+@cache  # every pass asks for the key of every pool's snapshot
 def wait_script() -> str:
-    """The user-data of a machine that waits for another seed, and runs that one's user-data."""
-    return source("user-data-wait.py")
+    """The user-data of a machine that waits for another seed, and does what that one's user-data says."""
+    rehearsal = json.dumps(_rehearsal("gitea", MachineId("rehearsal", "00000000"), "root") | {"hooks": False})
+    head = f"#!/usr/bin/python3\nCODE = {_code()!r}\nREHEARSAL = {rehearsal!r}\n"
+    return f"{head}{source(_JOB_SOURCE)}\n\n{source('user-data-wait.py')}"
 
 
 def exec_script(command: Sequence[str], timeout: timedelta, end: str = "", *, boothook: bool = False) -> str:

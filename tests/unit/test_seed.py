@@ -1,12 +1,12 @@
 """The seed: a real NoCloud ISO, read back, with a script that a real shell accepts."""
 
+import ast
 import io
 import json
-import os
 import subprocess
+from dataclasses import replace
 from datetime import timedelta
 from ipaddress import IPv4Interface, IPv6Interface
-from pathlib import Path
 from typing import Any
 
 import pycdlib
@@ -16,36 +16,34 @@ from vmrunner.errors import ConfigError
 from vmrunner.forge import Credentials
 from vmrunner.label import Label
 from vmrunner.model import MachineId
-from vmrunner.seed import RUNNERS, SIZE, exec_script, iso, job_script, rehearsal_script
+from vmrunner.seed import RUNNERS, SIZE, Job, exec_script, iso, job_script, rehearsal_script, wait_script
 
 MACHINE = MachineId("ci-1", "00c0ffee")
 ADDRESS = IPv4Interface("10.87.0.9/24")
 
 
-WITHOUT: dict[str, Any] = {
-    "kind": "gitea",
-    "url": "https://forge.example",
-    "ca": "",
-    "machine": MACHINE,
-    "credentials": Credentials(5, "the-uuid", "t0ken"),
-    "labels": [Label("debian-12")],
-    "handle": "",
-    "job_timeout": timedelta(minutes=1),
-}
+JOB = Job(
+    kind="gitea",
+    url="https://forge.example",
+    machine=MACHINE,
+    credentials=Credentials(5, "the-uuid", "t0ken"),
+    labels=[Label("debian-12")],
+    job_timeout=timedelta(minutes=1),
+    pickup_timeout=timedelta(minutes=2),
+)
 
 
-def script(kind: str, label: str = "debian-12", runner: str = "") -> str:
-    return job_script(
-        kind=kind,
-        url="https://forge.example",
-        ca="",
-        machine=MACHINE,
-        credentials=Credentials(5, "the-uuid", "t0ken"),
-        labels=[Label.parse(label)],
-        handle="h-1",
-        job_timeout=timedelta(minutes=1),
-        runner=runner,
-    )
+def told(script: str) -> dict[str, Any]:
+    """What the guest is told to do, as it reads it."""
+    line = script.splitlines()[1]
+    found: dict[str, Any] = json.loads(ast.literal_eval(line.removeprefix("JOB = ")))
+    return found
+
+
+def config(script: str) -> dict[str, Any]:
+    """The runner's configuration."""
+    found: dict[str, Any] = json.loads(told(script)["files"]["config.yaml"])
+    return found
 
 
 def test_iso_is_a_nocloud_seed() -> None:
@@ -97,124 +95,89 @@ def test_a_rehearsal_says_so() -> None:
     assert "rehearsal" not in inside(iso(MACHINE, "#!/bin/sh\n", None), "meta-data")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        script("forgejo"),
-        script("gitea"),
-        script("forgejo", "b:docker://node:22"),
-        exec_script(["echo", "a'b"], timedelta(1)),
-        rehearsal_script("forgejo", MACHINE, [Label("debian-12")]),
-        rehearsal_script("gitea", MACHINE, [Label("debian-12")], "12.8"),
-    ],
-)
-def test_scripts_are_valid_shell(text: str) -> None:
-    assert text.startswith("#!/bin/sh\n")
-    subprocess.run(["/bin/sh", "-n"], input=text.encode(), check=True)
+def test_scripts_are_valid() -> None:
+    subprocess.run(["/bin/sh", "-n"], input=exec_script(["echo", "a'b"], timedelta(1)).encode(), check=True)
+    for script in (job_script(JOB), job_script(replace(JOB, kind="forgejo", handle="h'1", ca="'\n\"")), wait_script()):
+        assert script.startswith("#!/usr/bin/python3\n")
+        ast.parse(script)
 
 
 def test_forgejo_gets_its_handle_and_a_verbatim_token() -> None:
-    text = script("forgejo")
-    assert "--handle h-1" in text
-    assert "printf %s t0ken >token" in text
+    found = told(
+        job_script(replace(JOB, kind="forgejo", handle="h 1", labels=[Label("debian-12"), Label("vm", "docker://node:22@sha256:0f")]))
+    )
+    words = ["one-job", "--config", "config.yaml", "--url", "https://forge.example", "--uuid", "the-uuid"]
+    words += [
+        "--token-url",
+        "file:/var/lib/vmrunner-job/root/token",
+        "--label",
+        "debian-12:host",
+        "--label",
+        "vm:docker://node:22@sha256:0f",
+    ]
+    assert found["arguments"] == [*words, "--handle", "h 1", "--wait"]
+    assert found["files"]["token"] == "t0ken", "verbatim: a newline would break the header"
+    assert "--handle" not in told(job_script(replace(JOB, kind="forgejo")))["arguments"]
+
+
+def test_gitea_gets_a_registration() -> None:
+    found = told(job_script(replace(JOB, labels=[Label("debian-12"), Label("vm", "docker://node:22@sha256:0f")])))
+    assert found["arguments"] == ["daemon", "--once", "--config", "config.yaml"]
+    known = json.loads(found["files"][".runner"])
+    assert (known["uuid"], known["labels"], known["ephemeral"]) == ("the-uuid", ["debian-12:host", "vm:docker://node:22@sha256:0f"], True)
+    assert (known["token"], known["address"]) == ("t0ken", "https://forge.example")
 
 
 def test_a_pool_may_take_another_of_the_images_runners() -> None:
     """What runs in the place of the image's own is the one that the recipe calls so."""
-    lines = script("forgejo", runner="12.8").splitlines()
-    chosen = "RUNNER_KIND=forgejo-runner RUNNER_PATH=/usr/local/lib/vmrunner/runners/12.8/forgejo-runner"
-    assert lines.index(". /etc/vmrunner/image") + 1 == lines.index(chosen)
-    assert "RUNNER_PATH=" not in script("forgejo")
+    assert (
+        told(job_script(replace(JOB, kind="forgejo", runner="12.8")))["runner_path"]
+        == "/usr/local/lib/vmrunner/runners/12.8/forgejo-runner"
+    )
+    assert told(job_script(JOB))["runner_path"] == ""
+
+
+def test_the_pools_limit_is_the_runners() -> None:
+    for kind in RUNNERS:
+        runner = config(job_script(replace(JOB, kind=kind, job_timeout=timedelta(hours=5))))["runner"]
+        assert (runner["timeout"], runner["shutdown_timeout"]) == ("18300s", "18300s"), "the host's own deadline comes first"
+    assert told(job_script(JOB))["seconds"] == 360
+
+
+def test_what_a_pool_configures_comes_on_top() -> None:
+    more = {"container": {"privileged": True}, "runner": {"envs": {"A": "1"}, "fetch_interval": "3s"}}
+    found = config(job_script(replace(JOB, runner_config=more)))
+    assert (found["container"]["privileged"], found["runner"]["envs"], found["runner"]["fetch_interval"]) == (True, {"A": "1"}, "3s")
+    assert (found["runner"]["fetch_timeout"], found["cache"]) == ("60s", {"enabled": False})
+
+
+def test_a_private_authority_is_everybodys() -> None:
+    found = config(job_script(replace(JOB, ca="PEM")))
+    bundle = "/usr/local/share/vmrunner/ca-bundle.pem"
+    assert {"NODE_EXTRA_CA_CERTS": bundle, "GIT_SSL_CAINFO": bundle}.items() <= found["runner"]["envs"].items()
+    assert (found["container"]["valid_volumes"], found["container"]["options"]) == ([bundle], f"--volume {bundle}:{bundle}:ro")
+    assert config(job_script(JOB))["runner"]["envs"] == {}
 
 
 def test_credentials_do_not_show_the_token() -> None:
     assert "t0ken" not in repr(Credentials(5, "u", "t0ken"))
 
 
-def ran(kind: str, tmp_path: Path, handle: str = "") -> list[str]:
-    """The arguments that the runner gets from the user-data of a job, which runs here with its paths changed."""
-    program = tmp_path / "runner"
-    program.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done\n')
-    program.chmod(0o755)
-    (tmp_path / "image").write_text(f"RUNNER_KIND={RUNNERS[kind]}\nRUNNER_PATH={program}\n")
-    script = job_script(
-        kind=kind,
-        url="https://forge.example/a b",
-        ca="",
-        machine=MachineId("ci-1", "00c0ffee"),
-        credentials=Credentials(7, "the-uuid", "the-token"),
-        labels=[Label("debian-12"), Label("vm", "docker://node:22@sha256:0f")],
-        handle=handle,
-        job_timeout=timedelta(hours=1),
-    )
-    changes = {
-        "/etc/vmrunner/image": f"{tmp_path}/image",
-        "/var/lib/vmrunner-job": f"{tmp_path}/job",
-        "/dev/console": f"{tmp_path}/said",
-        "/dev/virtio-ports/org.vmrunner.events": f"{tmp_path}/events",
-        "(sleep 3900; systemctl poweroff --force --force) &": "",
-        "systemctl poweroff --force --force || poweroff -f": ":",
-    }
-    for old, new in changes.items():
-        assert old in script
-        script = script.replace(old, new)
-    subprocess.run(["sh", "-eu", "-c", script], check=True, env={"PATH": os.environ["PATH"]})
-    return (tmp_path / "said").read_text().splitlines()
-
-
-def test_forgejos_runner_gets_exactly_its_arguments(tmp_path: Path) -> None:
-    words = ["one-job", "--url", "https://forge.example/a b", "--uuid", "the-uuid", "--token-url", f"file:{tmp_path}/job/token"]
-    words += ["--label", "debian-12:host", "--label", "vm:docker://node:22@sha256:0f", "--handle", "a handle", "--wait"]
-    assert ran("forgejo", tmp_path, "a handle") == words
-    assert (tmp_path / "job" / "token").read_text() == "the-token", "verbatim: a newline would break the header"
-    assert (tmp_path / "job" / "token").stat().st_mode & 0o077 == 0
-
-
-def test_giteas_runner_gets_exactly_its_arguments(tmp_path: Path) -> None:
-    assert ran("gitea", tmp_path) == ["daemon", "--once"]
-    known = json.loads((tmp_path / "job" / ".runner").read_text())
-    assert (known["uuid"], known["labels"], known["ephemeral"]) == ("the-uuid", ["debian-12:host", "vm:docker://node:22@sha256:0f"], True)
-
-
-@pytest.mark.parametrize("kind", RUNNERS)
-def test_a_rehearsal_is_a_jobs_start_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
-    """Its runner is ended when it does not end by itself."""
-    program, said = tmp_path / "runner", tmp_path / "said"
-    program.write_text(f'#!/bin/sh\npwd\nls -A\nfor word; do echo "$word"; done\n: >{said}.began\nexec sleep 60\n')
-    program.chmod(0o755)
-    (tmp_path / "image").write_text(f"RUNNER_KIND={RUNNERS[kind]}\nRUNNER_PATH={program}\n")
-    (tmp_path / "hooks").mkdir()
-    for name, mode in (("one", 0o755), ("two", 0o644), ("three", 0o755)):
-        (tmp_path / "hooks" / name).write_text(f"#!/bin/sh\necho hook {name}\nexit 1\n")
-        (tmp_path / "hooks" / name).chmod(mode)
-    script = rehearsal_script(kind, MACHINE, [Label("debian-12")])
-    for old, new in {
-        "/etc/vmrunner/image": f"{tmp_path}/image",
-        "/usr/lib/vmrunner/rehearsal.d": f"{tmp_path}/hooks",
-        "sleep 2\n": "",
-        "foreground 3 ": "foreground 0.5 ",
-    }.items():
-        assert old in script
-        script = script.replace(old, new)
-    done = subprocess.run(["sh", "-c", script], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False)
-    clock, git, folder, *lines = done.stdout.splitlines()
-    assert float(clock) > 0
-    assert git.startswith("git version")
-    assert not Path(folder).exists()
-    here = ["--url", "http://127.0.0.1:9", "--uuid", "00000000-0000-0000-0000-000000000000", "--token-url", f"file:{folder}/token"]
-    words = {
-        "forgejo": ["token", "one-job", *here, "--label", "debian-12:host", "--wait"],
-        "gitea": [".runner", "daemon", "--once"],
-    }
-    assert lines == [*words[kind], "hook one", "hook three"]
-
-
 def test_a_proxy_and_a_mirror_are_set_up_before_the_runner() -> None:
-    plain = job_script(**WITHOUT)
-    assert "proxy" not in plain
-    assert "before-job.d" not in plain
-    text = job_script(**WITHOUT, registry_mirror="http://mirror.example:5000", proxy="http://proxy.example:3128", no_proxy=["a.example"])
-    subprocess.run(["/bin/sh", "-n"], input=text.encode(), check=True)
-    setting, runner = text.index("VMRUNNER_REGISTRY_MIRROR=http://mirror.example:5000"), text.index('"$RUNNER_PATH" daemon')
-    assert text.index("export http_proxy=http://proxy.example:3128 https_proxy=http://proxy.example:3128") < setting < runner
-    assert "no_proxy=localhost,127.0.0.1,::1,forge.example,a.example\n" in text
+    plain = told(job_script(JOB))
+    assert (plain["environment"], plain["settings"]) == ({}, {})
+    found = told(
+        job_script(replace(JOB, registry_mirror="http://mirror.example:5000", proxy="http://proxy.example:3128", no_proxy=["a.example"]))
+    )
+    assert found["settings"] == {"VMRUNNER_REGISTRY_MIRROR": "http://mirror.example:5000"}
+    assert {found["environment"][name] for name in ("http_proxy", "HTTPS_PROXY")} == {"http://proxy.example:3128"}
+    assert found["environment"]["no_proxy"] == "localhost,127.0.0.1,::1,forge.example,a.example"
+
+
+def test_a_rehearsal_has_nothing_of_the_forge() -> None:
+    for kind in RUNNERS:
+        found = json.loads(rehearsal_script(kind, MACHINE, "runner"))
+        assert found["url"] == "http://127.0.0.1:9"
+        assert "forge.example" not in json.dumps(found)
+        assert all("/var/lib/vmrunner-job" not in word for word in found["arguments"])
+        assert json.loads(found["files"]["config.yaml"])["host"]["workdir_parent"].startswith(found["folder"])

@@ -1,0 +1,208 @@
+"""The configuration that the forge's runner starts with: a pool's limits in the runner's own words, and what an admin adds to them. Pure.
+
+Both runners read YAML and pass over keys that they don't know without a word, so keys are checked here. Sources: `internal/pkg/config` of
+Gitea's runner 1.0.8, and the file that forgejo-runner 12 prints with `generate-config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from enum import Enum
+from typing import Any
+
+from vmrunner.label import Label
+
+PATIENCE = timedelta(minutes=5)
+"""What the runner's own limit of a job has beyond the pool's: the host's deadline comes first, since it can say why in the job's log."""
+_ANSWER = timedelta(seconds=60)  # for FetchTask: a job whose answer comes later is lost
+_DELIVERY = timedelta(minutes=2)  # one try to deliver a job's end
+WORK = "/job"
+"""Where jobs have their workspaces in the machine, below a folder with a random name that the runner gives each."""
+
+
+class Kind(Enum):
+    """What a key's value has to be."""
+
+    TEXT, FLAG, NUMBER, DURATION, TEXTS, MAP = (
+        "text",
+        "true or false",
+        "a whole number",
+        'a duration like "90s"',
+        "a list of texts",
+        "a table",
+    )
+
+
+_T, _F, _N, _D, _L, _M = Kind.TEXT, Kind.FLAG, Kind.NUMBER, Kind.DURATION, Kind.TEXTS, Kind.MAP
+_CONTAINER: dict[str, Kind] = {
+    "container.network": _T,
+    "container.privileged": _F,
+    "container.options": _T,
+    "container.workdir_parent": _T,
+    "container.valid_volumes": _L,
+    "container.docker_host": _T,
+    "container.force_pull": _F,
+    "container.force_rebuild": _F,
+}
+_CACHE: dict[str, Kind] = {"cache.enabled": _F, "cache.dir": _T, "cache.host": _T, "cache.port": _N, "cache.external_server": _T}
+_RUNNER: dict[str, Kind] = {
+    "log.level": _T,
+    "runner.envs": _M,
+    "runner.env_file": _T,
+    "runner.insecure": _F,
+    "host.workdir_parent": _T,
+    "runner.fetch_timeout": _D,
+    "runner.fetch_interval": _D,
+}
+KEYS: dict[str, dict[str, Kind]] = {
+    "gitea": {
+        **_RUNNER,
+        **_CONTAINER,
+        **_CACHE,
+        "runner.fetch_interval_max": _D,
+        "runner.workdir_cleanup_age": _D,
+        "runner.idle_cleanup_interval": _D,
+        "runner.log_report_interval": _D,
+        "runner.log_report_max_latency": _D,
+        "runner.log_report_batch_size": _N,
+        "runner.state_report_interval": _D,
+        "runner.report_close_timeout": _D,
+        "runner.github_mirror": _T,
+        "runner.allocate_pty": _F,
+        "cache.offline_mode": _F,
+        "container.require_docker": _F,
+        "container.docker_timeout": _D,
+        "container.bind_workdir": _F,
+        "metrics.enabled": _F,
+        "metrics.addr": _T,
+    },
+    "forgejo": {
+        **_RUNNER,
+        **_CONTAINER,
+        **_CACHE,
+        "log.job_level": _T,
+        "runner.report_interval": _D,
+        "runner.report_retry.max_retries": _N,
+        "runner.report_retry.initial_delay": _D,
+        "runner.report_retry.max_delay": _D,
+        "cache.proxy_port": _N,
+        "cache.actions_cache_url_override": _T,
+        "container.enable_ipv6": _F,
+    },
+}
+"""By the forge's kind: the keys that `runner_config` may have, as `section.key`."""
+_OURS = {
+    **dict.fromkeys(("runner.file", "runner.capacity"), "vmrunner writes it: a machine has one runner, for one job"),
+    "runner.labels": "the pool's labels rule",
+    **dict.fromkeys(("runner.timeout", "runner.shutdown_timeout"), "the pool's job_timeout rules"),
+    **dict.fromkeys(("cache.external_secret", "cache.secret"), "it is a secret, and every job can read this file"),
+}
+KNOWN_FROM = {"gitea": (1, 0, 8), "forgejo": (12, 8)}
+"""The oldest runner of which it is known that it has all of these keys."""
+
+
+def fault(kind: str, more: Mapping[str, Any]) -> str:
+    """What is wrong with a pool's `runner_config` for this kind of forge, as the end of a sentence; empty where nothing is."""
+    known = KEYS[kind]
+    for key, value in _flat(more, known):
+        if key in _OURS:
+            return f"{key} can't be set here: {_OURS[key]}"
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.75)
+            return f"the runner of a {kind} forge knows no key {key}" + (f"; did you mean {near[0]}?" if near else "")
+        if not _fits(value, known[key]):
+            return f"{key} has to be {known[key].value}"
+    return ""
+
+
+def too_old(kind: str, version: str) -> bool:
+    """Whether a runner of this version may pass over keys of `runner_config` without a word. Unknown versions are believed."""
+    numbers = re.findall(r"\d+", version.partition("-")[0])
+    return bool(numbers) and tuple(map(int, numbers)) < KNOWN_FROM[kind]
+
+
+def dotted(version: Sequence[int]) -> str:
+    """As people write it."""
+    return ".".join(map(str, version))
+
+
+def runner_config(
+    kind: str,
+    *,
+    job_timeout: timedelta,
+    labels: Sequence[Label] = (),
+    environment: Mapping[str, str],
+    mounts: Sequence[str] = (),
+    more: Mapping[str, Any],
+) -> str:
+    """The file's text, which is JSON and so YAML.
+
+    `environment` is what jobs have in addition, also in their containers, and `mounts` are the machine's files that these have, too.
+    `more` is the pool's `runner_config`, and comes on top.
+    """
+    limit = _go(job_timeout + PATIENCE)
+    runner: dict[str, Any] = {
+        "timeout": limit,
+        # Without it a runner that is told to end (SIGTERM) calls the unfinished job a success: Gitea's runner 1.0.8.
+        "shutdown_timeout": limit,
+        "fetch_timeout": _go(_ANSWER),
+        "fetch_interval": "1s",
+        "envs": dict(environment),
+    }
+    container: dict[str, Any] = {"force_pull": False}
+    if mounts:
+        container |= {"valid_volumes": list(mounts), "options": " ".join(f"--volume {path}:{path}:ro" for path in mounts)}
+    if kind == "gitea":
+        runner |= {"report_close_timeout": _go(_DELIVERY), "labels": [str(label) for label in labels]}
+    else:
+        runner |= {"report_retry": {"max_retries": 20, "initial_delay": "100ms", "max_delay": "15s"}}
+    # A cache server inside the machine is gone with it: nothing would ever be found again.
+    plain = {
+        "log": {"level": "info"},
+        "runner": runner,
+        "cache": {"enabled": False},
+        "container": container,
+        "host": {"workdir_parent": WORK},
+    }
+    return json.dumps(_merged(plain, more), indent=1)
+
+
+def _flat(table: Mapping[str, Any], known: Mapping[str, Kind], head: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in table.items():
+        key = head + name
+        if isinstance(value, Mapping) and known.get(key) is not Kind.MAP:
+            yield from _flat(value, known, f"{key}.") if value else iter(((key, value),))
+        else:
+            yield key, value
+
+
+def _fits(value: object, kind: Kind) -> bool:
+    match kind:
+        case Kind.FLAG:
+            return isinstance(value, bool)
+        case Kind.NUMBER:
+            return isinstance(value, int) and not isinstance(value, bool)
+        case Kind.DURATION:
+            return isinstance(value, str) and bool(re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h))+", value))
+        case Kind.TEXTS:
+            return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+        case Kind.MAP:
+            return isinstance(value, Mapping) and all(isinstance(each, str) for each in value.values())
+    return isinstance(value, str)
+
+
+def _merged(plain: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(plain)
+    for key, value in more.items():
+        before = both.get(key)
+        both[key] = _merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+    return both
+
+
+def _go(span: timedelta) -> str:
+    """As Go reads it: a number without a unit ends the start."""
+    return f"{int(span.total_seconds())}s"
