@@ -36,7 +36,7 @@ audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[au
 side_by_side = tests/unit tests/model
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner
 
-.PHONY: demo test images soak bench faults model scale audit lint rig rig-stop rig-shell
+.PHONY: demo test images soak bench faults unfinished model scale audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -65,6 +65,10 @@ faults:
 # Queue to first step, whole lives, memory, throughput, 200 clones in a row; BENCH="--only queue --runs 5" for a part, "--save docs" for the docs.
 bench:
 	$(call in_rig,$(test_image); $(bench_tools); rig/rig run -- python -m tests.bench $(BENCH))
+
+# Every way for a machine or its runner to end in the middle of a job, in booted, cloned and parked machines: no verdict is a success.
+unfinished:
+	$(call in_rig,$(demo_image); rig/rig run -- env VMRUNNER_TEST_WHOLE=1 pytest -q tests/vm/test_unfinished.py)
 
 # Random lives of a manager on fakes.
 model:

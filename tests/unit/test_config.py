@@ -24,7 +24,7 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
     shown = load(write(tmp_path, example()))
     lines = [line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in example().splitlines()]
     without_default = ("runner", "token_file", "ca_file", "listen", "textfile", "schedule", "allow", "disk_bandwidth", "disk_iops", "ipv6")
-    without_default += ("registry_mirror", "proxy", "no_proxy")
+    without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config")
     spelled_out = load(write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default))))
     assert spelled_out == shown
     assert load(write(tmp_path, "\n".join(lines))) != shown, "and the keys without a default load, too"
@@ -68,6 +68,15 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
         (('image = "debian-12"', 'image = "a"\nno_proxy = ["a.example"]'), "pools.p: no_proxy is for pools with a proxy"),
         (('image = "debian-12"', 'image = "a"\nno_proxy = ["a,b"]'), "pools.p.no_proxy.0"),
         (('image = "debian-12"', 'image = "a"\nnetwork = "none"\nproxy = "http://a.example"'), "no registry_mirror, and no proxy"),
+        (
+            ('image = "debian-12"', 'image = "a"\nrunner_config = { runner = { timeout = "9h" } }'),
+            "pools.p.runner_config: runner.timeout can't",
+        ),
+        (
+            ('image = "debian-12"', 'image = "a"\nrunner_config = { run = 1 }'),
+            "pools.p.runner_config: the runner of a gitea forge knows no key",
+        ),
+        (('image = "debian-12"', 'image = "a"\njob_user = "www-data"'), "pools.p.job_user"),
         (('["debian-12"]', '["a b"]'), "pools.p.labels.0: a label is written like"),
         (('["debian-12"]', '["a:lxc://b"]'), "pools.p.labels.0: a label is written like"),
         (('["debian-12"]', '["a:docker://"]'), "pools.p.labels.0: a label is written like"),
