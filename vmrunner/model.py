@@ -190,6 +190,7 @@ class Metadata:
     bound_at: float = 0.0  # when it got a runner; one that is made for a job is born with it
     running_at: float = 0.0  # when the forge was first seen to have a job on it
     over_at: float = 0.0  # when the forge was first seen to have no job and no runner for it any more
+    silent_at: float = 0.0  # since when the forge hears nothing of the job that it has on it; 0 where it does
     runner_id: int = 0  # at the forge; 0 while it is registered nowhere
     scope: str = ""  # where that runner is registered
     job_key: str = ""  # the job it was made for; on Gitea a hint only; empty for one that is registered idle

@@ -13,6 +13,9 @@ from vmrunner.observed import Backoff, Desired, Drain, Limits, Observed, View
 
 CANCEL_GRACE = 15.0
 """Seconds that a guest whose job is over at the forge has to say that its runner has ended; then it was cancelled and works on."""
+NO_LIFE = 300.0
+"""Seconds without a word of a running job after which its runner must have lost it: Gitea itself gives it up after ten minutes."""
+_FIRST_WORDS = 30.0  # seconds that a job may run before its runner is expected to have said something
 _REHEARSAL = 60.0  # seconds that a parked clone may take for it; it takes 5, and 20 with Docker on a busy host
 _CLOCK_SLIP = 60.0  # seconds that a machine may seem to come from the future before the host's clock must have been set back
 
@@ -124,6 +127,7 @@ def _reset(metadata: Metadata, now: float) -> Metadata:
         bound_at=now if metadata.bound_at else 0.0,
         running_at=now if metadata.running_at else 0.0,
         over_at=now if metadata.over_at else 0.0,
+        silent_at=now if metadata.silent_at else 0.0,
     )
 
 
@@ -202,7 +206,9 @@ def _judge_bound(machine: Machine, metadata: Metadata, pool: Desired | None, vie
         return None
     said_exit = machine.event(EventKind.EXIT) is not None
     if (job or (record and record.busy)) and not said_exit:
-        return None if metadata.running_at else Note(machine, replace(metadata, running_at=now, over_at=0.0), job)
+        if not metadata.running_at:
+            return Note(machine, replace(metadata, running_at=now, over_at=0.0), job)
+        return _judge_silence(machine, metadata, record, finish, now)
     # On Forgejo the list of jobs is newer than the record, so a bound job that is not in it is over, or was cancelled.
     gone = view.binds_jobs and metadata.job_key and metadata.job_key not in view.jobs
     if record is None or gone or said_exit:
@@ -210,6 +216,20 @@ def _judge_bound(machine: Machine, metadata: Metadata, pool: Desired | None, vie
     if pool is None or pool.drain is not Drain.NO:
         return finish(Ending.UNNEEDED, "its pool was drained" if pool else "its pool is not in the configuration any more", if_idle=True)
     return _judge_idle(machine, metadata, pool, record, view, now)
+
+
+def _judge_silence(
+    machine: Machine, metadata: Metadata, record: RunnerRecord | None, finish: Callable[[Ending, str], Finish], now: float
+) -> Action | None:
+    """A job runs on it, says the forge. Its runner may know nothing of that: the forge's answer did not reach it."""
+    is_silent = record is not None and record.is_silent and now - metadata.running_at > _FIRST_WORDS
+    if not is_silent:
+        return Note(machine, replace(metadata, silent_at=0.0)) if metadata.silent_at else None
+    if not metadata.silent_at:
+        return Note(machine, replace(metadata, silent_at=now))
+    if now - metadata.silent_at > NO_LIFE:
+        return finish(Ending.DIED, f"its runner told the forge nothing of its job for {NO_LIFE:.0f} s")
+    return None
 
 
 def _judge_over(

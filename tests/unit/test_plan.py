@@ -11,7 +11,7 @@ from vmrunner.binding import Binding
 from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope
 from vmrunner.model import Capacity, Ending, EventKind, GuestEvent, Machine, MachineId, Metadata, Shape
 from vmrunner.observed import Backoff, Desired, Drain, Limits, Observed, Queue
-from vmrunner.plan import CANCEL_GRACE, plan
+from vmrunner.plan import CANCEL_GRACE, NO_LIFE, plan
 
 NOW = 1_000_000.0
 SCOPE = Scope.parse("instance")
@@ -97,6 +97,31 @@ def actions(*arguments: object, **options: object) -> list[Action]:
 
 def endings(found: list[Action]) -> list[Ending]:
     return [action.ending for action in found if isinstance(action, Finish)]
+
+
+def test_a_job_that_its_runner_knows_nothing_of() -> None:
+    """The forge's answer was lost on its way: the job runs there, and nobody is on it."""
+    at_work = machine("a", age=900, running=400, events=f"{WARM} runner")
+    job, heard = running(1, at_work), record(at_work)
+    silent = replace(heard, is_silent=True)
+    assert actions([at_work], [job], [heard]) == []
+    (note,) = actions([at_work], [job], [silent])
+    assert isinstance(note, Note)
+    assert note.metadata.silent_at == NOW
+    assert actions([machine("a", age=30, running=20, events="runner")], [job], [silent]) == [], "it may have nothing to say yet"
+
+    def since(seconds: float) -> Machine:
+        assert at_work.metadata
+        return replace(at_work, metadata=replace(at_work.metadata, silent_at=NOW - seconds))
+
+    assert actions([since(NO_LIFE - 1)], [job], [silent]) == []
+    (again,) = actions([since(NO_LIFE - 1)], [job], [heard])
+    assert isinstance(again, Note)
+    assert again.metadata.silent_at == 0
+    (found,) = actions([since(NO_LIFE + 1)], [job], [silent])
+    assert isinstance(found, Finish)
+    assert (found.ending, found.job) == (Ending.DIED, job)
+    assert "told the forge nothing of its job for 300 s" in found.reason
 
 
 # ---- new machines ----

@@ -101,6 +101,7 @@ class RunnerRecord:
     labels: tuple[str, ...] = ()
     ephemeral: bool = True
     disabled: bool = False  # gets no job; Gitea only
+    is_silent: bool = False  # has told nothing of a job for ten seconds; one at work does every five
 
 
 @dataclass(frozen=True)

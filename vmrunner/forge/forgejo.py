@@ -130,6 +130,7 @@ class Forgejo:
                 busy=record.status == "active",  # has reported about a job within 10 s; a runner that just took one may not have yet
                 labels=tuple(record.labels or ()),
                 ephemeral=record.ephemeral,
+                is_silent=record.status != "active",
             )
             for record in found
         ]

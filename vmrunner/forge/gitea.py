@@ -91,6 +91,7 @@ class _Runner(BaseModel):
     id: int
     name: str
     status: str
+    busy: bool = False  # has said something of a job in the last ten seconds
     labels: list[_Label] | None = None
     ephemeral: bool = False
     disabled: bool = False
@@ -149,6 +150,7 @@ class Gitea:
                 labels=tuple(label.name for label in record.labels or ()),
                 ephemeral=record.ephemeral,
                 disabled=record.disabled,
+                is_silent=not record.busy,
             )
             for record in found
         ]

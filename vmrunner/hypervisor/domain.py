@@ -74,6 +74,7 @@ def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
             bound_at=float(found.get("bound", "0")),
             running_at=float(found.get("running", "0")),
             over_at=float(found.get("over", "0")),
+            silent_at=float(found.get("silent", "0")),
             parked_at=float(found.get("parked", "0")),
             address=found.get("address", ""),
             network=found.get("network", ""),
