@@ -86,7 +86,7 @@ def runs_in_one(ground: Ground, repository: Repository, way: Way) -> list[float]
     until(lambda: repository.jobs()[-1]["status"] == "completed", WITHIN, "the job is done", every=1)
     ground.run("down", way.pool)
     job = repository.jobs()[-1]
-    log = repository.log(job["id"])
+    log = repository.said(job["id"])
     found = re.search(r"took ([0-9. ]+)", log)
     assert found, log
     times = [float(time) for time in found[1].split()]

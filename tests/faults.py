@@ -530,7 +530,7 @@ def _judge(world: World, *, may_fail: bool, said: Sequence[str]) -> None:
     """One verdict, one run; one that may fail has its machine's end in its log, and need not have begun."""
     assert world.repository is not None
     job, runs = world.job(), world.proxy.stage.runs
-    log = world.repository.log(job["id"])
+    log = world.repository.said(job["id"])
     verdict = job["conclusion"]
     failed_rightly = may_fail and verdict == "failure" and "vmrunner: machine" in log
     if job["run_attempt"] != 1 or not (log.count("ran on") == runs == 1 or (failed_rightly and log.count("ran on") <= runs <= 1)):

@@ -118,6 +118,17 @@ class Repository:
         text: str = self.site.call("GET", f"/repos/{self.name}/actions/jobs/{job}/logs", fine=(404,))
         return text if isinstance(text, str) else ""
 
+    def said(self, job: int) -> str:
+        """What the steps of a finished job printed: its log without times, and without what the runner says of each step's script."""
+        lines, inside = [], False
+        for line in self.log(job).splitlines():
+            text = line.partition(" ")[2]
+            inside = (inside or text.startswith("::group::")) and not text.startswith("vmrunner: ")
+            if not inside and not text.startswith("Run Main "):
+                lines.append(text)
+            inside = inside and not text.startswith("::endgroup::")
+        return "\n".join(lines)
+
     def delete(self) -> None:
         """Delete the repository, and with it what waits in it."""
         self.site.call("DELETE", f"/repos/{self.name}", fine=(404,))

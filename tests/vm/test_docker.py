@@ -62,7 +62,7 @@ def test_jobs_build_containers_and_run_in_them(site: Site, lay_ground: Callable[
     until(lambda: len(repository.jobs()) == 2, LIFE, "the jobs")
     ground.config.write_text(ground.config.read_text().replace("warm = 1", "warm = 0"))
     jobs = {job["name"]: job for job in up_until_done(ground, repository, 2)}
-    built, inside = (repository.log(jobs[name]["id"]) for name in ("build", "inside"))
+    built, inside = (repository.said(jobs[name]["id"]) for name in ("build", "inside"))
     for said in (
         "Images 1,Containers 0,Local Volumes 0,Build Cache 0",
         "Docker answers as linux",

@@ -145,7 +145,7 @@ def test_every_way_to_lose_a_machine_fails_its_job_with_a_line_that_says_why(sit
         took = time.monotonic() - began
         for name, (_, said, _, verdict) in ENDINGS.items():
             done = completed(repository, name)
-            log = repository.log(done["id"])
+            log = repository.said(done["id"])
             assert done["conclusion"] == verdict, f"{name}: {log}"
             if said:
                 assert f"vmrunner: machine {done['runner_name']} on host {socket.gethostname()} is gone: {said}" in log, f"{name}: {log}"
@@ -176,15 +176,15 @@ def test_a_full_disk_a_host_that_reboots_and_down_now(site: Site, lay_ground: Ca
     repository = site.repository("rig", "hosts", workflow(full, ("rebooted", "debian-12", LONG), ("stopped", "debian-12", LONG)))
     with serving(ground):
         done = completed(repository, "full")
-        assert "is gone: its disk could not be written: the host's storage is full or failing" in repository.log(done["id"])
+        assert "is gone: its disk could not be written: the host's storage is full or failing" in repository.said(done["id"])
         machine_of(ground, repository, "rebooted")
         reboot()
         done = completed(repository, "rebooted")
-        assert f"vmrunner: machine {done['runner_name']} on host " in repository.log(done["id"])
+        assert f"vmrunner: machine {done['runner_name']} on host " in repository.said(done["id"])
         machine_of(ground, repository, "stopped")
         assert ground.run("down", "--all", "--now", "--purge", check=False).returncode == 0
         done = completed(repository, "stopped")
-        assert "is gone: vmrunner down --now" in repository.log(done["id"])
+        assert "is gone: vmrunner down --now" in repository.said(done["id"])
     assert {row["job"]: row["ending"] for row in history(ground).values()} == {"full": "died", "rebooted": "died", "stopped": "stopped"}
     assert all(job["conclusion"] == "failure" for job in repository.jobs())
     assert (ground.leftovers(), records(site, ground)) == ([], [])

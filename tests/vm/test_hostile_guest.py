@@ -90,6 +90,6 @@ def test_a_job_that_floods_while_the_manager_serves(site: Site, lay_ground: Call
     early, late = (statistics.median(part) for part in (taken_of_memory[third : 2 * third], taken_of_memory[2 * third :]))
     print(f"{SECONDS} s: {most >> 10} KiB at most, the manager {early:.0f} KiB, then {late:.0f} KiB")
     assert {job["name"]: job["conclusion"] for job in repository.jobs()} == dict.fromkeys(commands, "success")
-    assert all("undisturbed" in repository.log(job["id"]) for job in repository.jobs() if job["name"] != "flood")
+    assert all("undisturbed" in repository.said(job["id"]) for job in repository.jobs() if job["name"] != "flood")
     assert 0 < most <= BOUND
     assert late < 1.1 * early

@@ -85,7 +85,7 @@ def test_a_job_of_gitea_gets_no_other_with_its_own_credentials(site: Site, lay_g
     repository = site.repository("rig", "theft", json.dumps({"on": ["push"], "jobs": jobs}))
     until(lambda: len(repository.jobs()) == 2, 30, "both jobs")
     thief, victim = sorted(up_until_done(ground, repository, jobs=2), key=lambda job: str(job["name"]))
-    said = repository.log(thief["id"])
+    said = repository.said(thief["id"])
     assert "FetchTask got nothing" in said, said
     assert "FetchSingleTask is refused with 404" in said, "Gitea has no such call"
     assert (thief["conclusion"], victim["conclusion"]) == ("success", "success")

@@ -183,6 +183,6 @@ def test_killed_at_each_step_of_creating_a_machine(site: Site, lay_ground: Calla
         before |= names
     (done,) = up_until_done(ground, repository)
     assert done["conclusion"] == "success"
-    assert (done["run_attempt"], repository.log(done["id"]).count("ran on")) == (1, 1)
+    assert (done["run_attempt"], repository.said(done["id"]).count("ran on")) == (1, 1)
     assert {done["runner_name"]} == names, "the machine of the last kill lived, and did the job"
     assert records(site, ground) == []

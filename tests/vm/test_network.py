@@ -117,7 +117,7 @@ jobs:
     repository = site.repository("rig", "allowlist", steps)
     until(lambda: len(repository.jobs()) == 1, 30, "the job")
     (job,) = up_until_done(ground, repository)
-    log = repository.log(job["id"])
+    log = repository.said(job["id"])
     found = re.findall(r"\[(?:true|false)[^]]*\]", log)
     assert found, log
     assert dict(zip(CELLS, json.loads(found[-1]), strict=True)) == expected("allowlist")

@@ -86,7 +86,7 @@ def test_a_stock_image_becomes_one_that_jobs_run_on(
     assert (manifest.packages["extra"].version, manifest.suite) == ("2", stock.SUITE)
     repository = site.repository("rig", "stock", WORKFLOW)
     (job,) = up_until_done(ground, repository, 1)
-    said = repository.log(job["id"])
+    said = repository.said(job["id"])
     for wanted in ("root is ext2/ext3 on /dev/vda", "extra 2, cloud-init inactive", "nobody and no keys"):
         assert wanted in said, said
     assert job["conclusion"] == "success"

@@ -120,7 +120,7 @@ def test_no_unfinished_job_is_a_success(site: Site, lay_ground: Callable[..., Gr
     for name in names:
         jobs = {job["name"]: job for job in repositories[name].jobs()}
         after = jobs[f"after-{name}"]
-        finished = "went to its end" in repositories[name].log(jobs[name]["id"])
+        finished = "went to its end" in repositories[name].said(jobs[name]["id"])
         found[name] = (jobs[name]["conclusion"], finished, after["conclusion"], after.get("runner_name") or "")
     wrong = {
         name: seen
