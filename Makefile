@@ -36,7 +36,7 @@ audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[au
 side_by_side = tests/unit tests/model
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner
 
-.PHONY: demo test images soak bench faults unfinished model scale audit lint rig rig-stop rig-shell
+.PHONY: demo test images soak bench faults unfinished outage model scale audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -69,6 +69,10 @@ bench:
 # Every way for a machine or its runner to end in the middle of a job, in booted, cloned and parked machines: no verdict is a success.
 unfinished:
 	$(call in_rig,$(demo_image); rig/rig run -- env VMRUNNER_TEST_WHOLE=1 pytest -q tests/vm/test_unfinished.py)
+
+# The forge stopped for 90 s when a job ends, for 120 s in the middle of one, and for 10 s while a runner starts.
+outage:
+	$(call in_rig,$(demo_image); rig/rig run -- env VMRUNNER_TEST_WHOLE=1 pytest -q tests/vm/test_outage.py)
 
 # Random lives of a manager on fakes.
 model:

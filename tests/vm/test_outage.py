@@ -1,0 +1,144 @@
+"""The forge is stopped while a job ends, in the middle of one, and while a runner starts: nobody's verdict changes.
+
+In booted machines and in clones, under Gitea's own runner. `make outage` has the forge away for one and a half and for two minutes, the
+suite for less; half a minute is what the runner waits by its own defaults.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.forge.gitea import URL, Repository, Site, until
+from tests.ground import Ground
+from tests.vm.test_endings import machine_of, serving
+from tests.vm.test_jobs import LIFE
+
+pytestmark = pytest.mark.vm
+
+VERSION = f"{URL}/api/v1/version"
+# The first kind ends when the forge goes, the second goes on until it is back.
+ENDS = f"while curl -fsm 2 {VERSION} >/dev/null; do sleep 0.3; done"
+GOES_ON = f"{ENDS}; until curl -fsm 2 {VERSION} >/dev/null; do sleep 1; done; sleep 3"
+JOB = """\
+  {name}:
+    runs-on: [{label}]
+    steps:
+      - run: |
+          {command}
+          echo "over"
+"""
+POOL = '[pools.{label}]\nlabels = ["{label}"]\nimage = "test-gitea"\nmemory = "1GiB"\ndisk = "6GiB"\nstart = "{start}"\nmax = 2\n'
+AWAY = (90.0, 120.0) if os.environ.get("VMRUNNER_TEST_WHOLE") else (40.0, 40.0)
+"""Seconds that the forge is away when a job ends, and in the middle of one."""
+
+
+class Server:
+    """The rig's Gitea, as a process that can be stopped and started."""
+
+    def __init__(self) -> None:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                words = path.read_bytes().decode(errors="replace").split("\0")[:-1]
+                if words[-1:] == ["web"] and words[0].endswith("/gitea"):
+                    self._pid, self._words = int(path.parent.name), words
+                    return
+        raise AssertionError("there is no Gitea")
+
+    def stop(self) -> None:
+        """As a crash does it."""
+        os.kill(self._pid, signal.SIGKILL)
+
+    def start(self) -> None:
+        """Until it answers."""
+        with open("/var/log/gitea-again.log", "ab") as log:
+            process = subprocess.Popen(self._words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process.returncode = 0  # it outlives this test, and is nobody's child to wait for
+        self._pid = process.pid
+        until(_answers, 60, "Gitea answers again")
+
+
+def _answers() -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(VERSION, timeout=2).is_success
+    return False
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Whatever a test does, the ones after it have a forge."""
+    found = Server()
+    yield found
+    if not _answers():
+        found.start()
+
+
+def workflow(*jobs: tuple[str, str, str]) -> str:
+    """Jobs by name, label and command."""
+    return "on: [push]\njobs:\n" + "".join(JOB.format(name=name, label=label, command=command) for name, label, command in jobs)
+
+
+def verdicts(repository: Repository) -> dict[str, Any]:
+    """Of all its jobs, once they have one."""
+
+    def over() -> list[dict[str, Any]] | None:
+        jobs = repository.jobs()
+        return jobs if all(job["status"] == "completed" for job in jobs) else None
+
+    return {job["name"]: job["conclusion"] for job in until(over, LIFE, "every job over")}
+
+
+def pools(ground: Ground) -> None:
+    """One pool of booted machines, one of clones."""
+    text = ground.config.read_text()
+    more = POOL.format(label="booted", start="boot") + POOL.format(label="cloned", start="snapshot")
+    ground.config.write_text(text[: text.index("[pools.main]")] + more)
+    ground.run("snapshot", "create", "--pool", "cloned")
+
+
+@pytest.mark.parametrize(("command", "away"), [(ENDS, AWAY[0]), (GOES_ON, AWAY[1])], ids=["when-it-ends", "in-the-middle"])
+def test_a_forge_that_is_away(site: Site, lay_ground: Callable[..., Ground], server: Server, command: str, away: float) -> None:
+    ground = lay_ground()
+    pools(ground)
+    labels = ("booted", "cloned")
+    repository = site.repository("rig", "outage", workflow(*((label, label, command) for label in labels)))
+    with serving(ground):
+        for label in labels:
+            machine_of(ground, repository, label)
+        time.sleep(2)
+        server.stop()
+        time.sleep(away)
+        server.start()
+        assert verdicts(repository) == dict.fromkeys(labels, "success")
+        until(lambda: not ground.leftovers(), LIFE, "nothing left", every=1)
+
+
+def test_a_forge_that_is_away_while_runners_start(site: Site, lay_ground: Callable[..., Ground], server: Server) -> None:
+    ground = lay_ground()
+    pools(ground)
+    for label in ("booted", "cloned"):
+        repository = site.repository("rig", f"start-{label}", workflow((label, label, "true")))
+        until(lambda repository=repository: repository.jobs(), 30, "the job")
+        ground.run("up")  # the machine has its runner's credentials, and has not called yet
+        server.stop()
+        time.sleep(10)
+        server.start()
+        machines = [machine["name"] for pool in ground.status()["pools"] for machine in pool["machines"]]
+
+        def over(repository: Repository = repository) -> bool:
+            ground.run("up")
+            return repository.jobs()[0]["status"] == "completed" and not ground.leftovers()
+
+        until(over, LIFE, f"the job in a {label} machine is over", every=1)
+        (job,) = repository.jobs()
+        assert (job["conclusion"], job["run_attempt"]) == ("success", 1)
+        assert [job["runner_name"]] == machines, "the very machine that started while the forge was away"
