@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vmrunner.binding import Binding, Bindings
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
-from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind
+from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
 from vmrunner.hypervisor import SNAPSHOT_PREFIX, File, Output, Residue, Say, Snapshot, Volume, image_stem
 from vmrunner.image.store import DISK, MANIFEST, Golden
 from vmrunner.model import NO_LIMITS, Capacity, EventKind, GuestEvent, Limits, Machine, MachineId, Metadata, Shape
@@ -300,6 +300,9 @@ class FakeForge:
     logs: dict[int, list[str]] = field(default_factory=dict)
     verdicts: dict[int, list[str]] = field(default_factory=dict)  # every final report of a job
     url: str = "https://forge.example"
+    asked: Sequence[Sought] = ()  # whose ended jobs were asked for the last time
+    questions: int = 0  # how often that was
+    forgets: bool = False  # which jobs its runners had
     last_id: int = 0
     doom: Doom = field(default_factory=Doom)
 
@@ -357,15 +360,29 @@ class FakeForge:
         """A runner takes a job."""
         assert self.known[number].state is JobState.WAITING
         key = self.known[number].key if self.binds_jobs else f"{number}.1"  # Gitea counts the attempt when it begins
-        self.known[number] = replace(self.known[number], state=JobState.RUNNING, runner_name=name, key=key, task_id=1000 + number)
-        if runner := self.by_name(name):
+        now = datetime.fromtimestamp(int(self.clock.now), UTC)  # a forge's times are whole seconds
+        runner = self.by_name(name)
+        self.known[number] = replace(
+            self.known[number],
+            state=JobState.RUNNING,
+            runner_name=name,
+            runner_id=runner.record.id if runner else 0,
+            key=key,
+            task_id=1000 + number,
+            attempt=1,
+            sha=f"{number:040x}",
+            url=f"{self.url}/jobs/{number}",
+            started_at=now,
+        )
+        if runner:
             runner.job = number
             runner.record = replace(runner.record, online=True, busy=self.binds_jobs)
 
     def finish(self, number: int, verdict: str = "success") -> None:
         """The job is done; its ephemeral runner's record goes."""
         runner = self.known[number].runner_name
-        self.known[number] = replace(self.known[number], state=JobState.DONE, conclusion=verdict)
+        now = datetime.fromtimestamp(int(self.clock.now), UTC)
+        self.known[number] = replace(self.known[number], state=JobState.DONE, conclusion=verdict, finished_at=now)
         self.verdicts.setdefault(number, []).append(verdict)
         self.runners_ = {key: known for key, known in self.runners_.items() if known.record.name != runner or not runner}
 
@@ -383,6 +400,12 @@ class FakeForge:
             if job.state is not JobState.DONE
             and (scope.kind is ScopeKind.INSTANCE or scope.name in (job.repository, job.repository.partition("/")[0]))
         ]
+
+    def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
+        self.step("ended_jobs")
+        had = {job.runner_id: job for job in self.known.values() if job.runner_id}
+        self.asked, self.questions = sought, self.questions + 1
+        return {each.runner_id: None if self.forgets else had.get(each.runner_id) for each in sought}
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         self.step("runners")

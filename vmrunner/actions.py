@@ -36,7 +36,7 @@ class Finish:
     """Destroy what is left of a machine, settle its job and its runner at the forge, and write its line of history.
 
     `job` is what the forge shows on it: it will be failed. With `if_idle` the machine must be without a job: that is checked once more
-    after its runner was told to take none.
+    after its runner was told to take none. With `had_none` its runner never had one: it has its record, which would have gone with it.
     """
 
     machine: MachineId
@@ -46,6 +46,7 @@ class Finish:
     job: Job | None = None
     has_record: bool = False
     if_idle: bool = False
+    had_none: bool = False
 
 
 @dataclass(frozen=True)

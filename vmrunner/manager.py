@@ -28,10 +28,10 @@ from vmrunner.errors import (
     MachineError,
     VmrunnerError,
 )
-from vmrunner.forge import Forge, Job, JobState, Scope
+from vmrunner.forge import Forge, Job, JobState, Scope, Sought
 from vmrunner.forge.addresses import ForgeAddresses
 from vmrunner.forge.connect import connect
-from vmrunner.history import History
+from vmrunner.history import History, Ran, Record
 from vmrunner.hypervisor import File, Hypervisor
 from vmrunner.hypervisor.connection import THREADS_MAY_SHARE
 from vmrunner.hypervisor.host import open_host
@@ -41,7 +41,7 @@ from vmrunner.label import without_docker
 from vmrunner.log import Log
 from vmrunner.machine import Maker
 from vmrunner.model import Ending, Machine, MachineId
-from vmrunner.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue, retry_at
+from vmrunner.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue, View, retry_at
 from vmrunner.plan import plan
 from vmrunner.policy import Reach
 from vmrunner.rollback import Rollback
@@ -50,6 +50,7 @@ from vmrunner.snapshots import Shelf
 _TAIL = 12  # lines of a failed machine's console to show
 _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` bites after 300
 _WORKERS = 4  # machines that are made or destroyed at the same time
+_ASKED_AT_ONCE = 100  # machines that are gone whose jobs a pass asks for
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 10.0, 900.0  # seconds
 _HELD_FOR, _HELD_LONGEST = 60.0, 900.0  # seconds that a job waits which the forge held back from its runner
 Warn = Callable[[str], None]
@@ -270,6 +271,7 @@ class Manager:
         self._remember_forge(problems)
         outcome.failures += [ForgeError(problem, hint) for problem, hint in problems.items()]
         self._act(survey.plan.actions, outcome)
+        self._ask_for_jobs(survey.observed, outcome)
         self.history.prune(self._clock())
         return outcome, survey
 
@@ -387,7 +389,8 @@ class Manager:
         outcome.gone.add(machine)
         if action.seen and action.seen.dropped:
             self.history.count("dropped_packets_total", _pool(action.seen), by=action.seen.dropped)
-        record = self.history.ended(machine, action.seen, action.ending, reason, self._clock())
+        may_have_run = binding and binding.is_minted and not (action.had_none or action.if_idle)
+        record = self.history.ended(machine, action.seen, action.ending, reason, self._clock(), binding if may_have_run else None)
         if binding:
             self._fail_job(action, binding, reason)
             if action.has_record:
@@ -419,9 +422,53 @@ class Manager:
                 self._log.error("job could not be failed", machine=action.machine, job=job.title, reason=error.sentence, hint=error.hint)
                 continue
             if ended:
-                self.history.had(action.machine, job)
+                self.history.had(binding, job, self._clock())
                 self._log.warning("job failed at the forge", machine=action.machine, job=job.title, reason=reason)
                 return
+
+    def _ask_for_jobs(self, observed: Observed, outcome: Outcome) -> None:
+        """Which jobs ran on the machines that are gone, and how they ended: asked of the forge last of all in a pass, for all together.
+
+        What it does not tell now a later pass asks for; nothing waits for the answer.
+        """
+        view, records = View(observed), dict[str, list[Record]]()
+        for record in self.history.to_ask(self._clock(), _ASKED_AT_ONCE):
+            records.setdefault(record.scope, []).append(record)
+        for text, mine in records.items():
+            scope = Scope.parse(text)
+            if scope in observed.queues and not view.answers(scope):
+                continue  # the forge was just found not to answer
+            sought = [Sought(record.runner_id, self._labels(record.pool), record.hints) for record in mine]
+            try:
+                found = self.forge.ended_jobs(scope, sought)
+            except (ForgeDenied, ForgeNotFound) as error:
+                if isinstance(error, ForgeTokenUnknown):
+                    outcome.failures.append(error)
+                    continue
+                found = dict.fromkeys(record.runner_id for record in mine)  # it may be set right, but not for long asked
+                outcome.failures.append(error)
+            except ForgeError as error:
+                self.history.count("forge_errors_total", label=type(error).__name__)
+                outcome.failures.append(error)
+                continue
+            for record in mine:
+                if record.runner_id in found:
+                    self._tell(self.history.answered(record.machine, found[record.runner_id], self._clock()))
+
+    def _labels(self, pool: str) -> tuple[str, ...]:
+        section = self.settings.pools.get(pool)
+        return section.label_names if section else ()
+
+    def _tell(self, record: Record | None) -> None:
+        """A line in the log once it is known what ran on a machine, or that this is not to be known."""
+        if record is None:
+            return
+        about = {"machine": record.machine, "pool": record.pool}
+        if record.ran == Ran.UNKNOWN:
+            self._log.info("the forge does not tell which job ran on a machine", **about, made_for=record.made_for)
+            return
+        took = f"{record.job_seconds:.0f} s" if record.job_seconds is not None else ""
+        self._log.info("job ended", **about, job=record.title, verdict=record.verdict, took=took, sha=record.sha)
 
     def _jobs_on(self, binding: Binding) -> list[Job]:
         """The job that the forge shows on a binding's runner now.

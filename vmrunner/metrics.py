@@ -16,13 +16,14 @@ from vmrunner.history import BUCKETS, History
 from vmrunner.manager import Survey
 
 _HISTOGRAMS = {
-    "queue_to_start_seconds": "From the job's queueing until the forge was seen to have it on a machine",
+    "queue_to_start_seconds": "From the job's queueing until the forge had it on a machine",
     "boot_seconds": "From the machine's creation until its guest was up",
-    "job_seconds": "From the job's start on the machine until its runner's exit",
+    "job_seconds": "From the job's start to its end, as the forge tells them; of the job that ran on the pool's machine",
     "teardown_seconds": "From the runner's exit until the machine was destroyed",
 }
 _COUNTERS = {
     "machines": ("ending", "Machines that are no more, by their ending"),
+    "jobs": ("verdict", "Jobs that ran on machines of the pool, by the forge's verdict"),
     "forge_errors": ("kind", "Requests that the forge did not answer as it should"),
     "dropped_packets": ("kind", "Packets of machines that are no more which their pool's network, or its bounds, did not let through"),
     "image_rollbacks": ("image", "Versions of images that were rolled back because their first machines failed"),

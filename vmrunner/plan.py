@@ -151,7 +151,8 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
         ending, reason = Ending.EARLY, machine.trouble or said
     else:
         ending, reason = Ending.DONE, ""
-    return Finish(machine.id, ending, reason, seen, job, has_record=record is not None)
+    had_none = record is not None and job is None and not record.busy
+    return Finish(machine.id, ending, reason, seen, job, has_record=record is not None, had_none=had_none)
 
 
 def _last_words(exit_text: str | None) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
-from vmrunner.history import History
+from vmrunner.history import History, Ran, Record
 from vmrunner.model import Ending
 
 
@@ -28,16 +28,24 @@ def history(
     found = History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days).all()
     ended = [record for record in found if record.ending and (not failed or Ending(record.ending).is_failure)][-limit:]
     if as_json:
-        print(json.dumps([asdict(record) for record in ended], indent=1))
+        print(json.dumps([asdict(record) | {"job_seconds": record.job_seconds} for record in ended], indent=1))
         return
-    table = Table("machine", "pool", "ended", "job", "boot", "job took", "ending", box=None, pad_edge=False)
+    table = Table("machine", "pool", "ended", "job", "verdict", "job took", "commit", "boot", "ending", box=None, pad_edge=False)
     for record in ended:
-        job = f"{record.repository}: {record.job}".removeprefix(": ")
         ending = f"{record.ending}: {record.reason}" if record.reason else record.ending
-        boot, took = _took(record.created, record.up or record.ready or record.runner), _took(record.running, record.exit)
-        table.add_row(record.machine, record.pool, f"{age(record.destroyed, time.time())} ago", job, boot, took, ending)
+        boot = _took(record.created, record.up or record.ready or record.runner)
+        took = "-" if record.job_seconds is None else f"{record.job_seconds:.0f} s"
+        when = f"{age(record.destroyed, time.time())} ago"
+        table.add_row(record.machine, record.pool, when, _job(record), record.verdict or "-", took, record.sha[:10] or "-", boot, ending)
     if table.rows:
         out.print(table)
+
+
+def _job(record: Record) -> str:
+    """What ran on it, and what it was made for where that is another job."""
+    title = record.title or {Ran.ASKED: "(the forge is asked)", Ran.UNKNOWN: "(not known)"}.get(Ran(record.ran), "-")
+    made_for = record.made_for_title
+    return title if made_for in ("", record.title) else f"{title} (made for {made_for})"
 
 
 def _took(began: float, ended: float) -> str:

@@ -73,9 +73,13 @@ class Job:
     handle: str = ""
     repository: str = ""  # owner/name, where the forge tells
     task_id: int = 0  # of the attempt that runs, where the forge tells
-    runner_name: str = ""  # who runs it, where the forge tells
+    runner_name: str = ""  # who runs it, or ran it, where the forge tells
+    runner_id: int = 0  # the same one's record
     conclusion: str = ""  # success, failure, cancelled, skipped; only when DONE
+    attempt: int = 0  # how often it has been begun, this time included; 0 where the forge doesn't tell
+    sha: str = ""  # the commit that it is about
     url: str = ""
+    run_url: str = ""
     queued_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -105,6 +109,18 @@ class RunnerRecord:
 
 
 @dataclass(frozen=True)
+class Sought:
+    """A runner that is no more, and whose job is asked for.
+
+    `hints` are jobs that it may have had, by their repository and key: the one that it was made for, or one that was seen on it.
+    """
+
+    runner_id: int
+    labels: tuple[str, ...] = ()  # that it had; empty where that is not known any more
+    hints: tuple[Job, ...] = ()
+
+
+@dataclass(frozen=True)
 class Credentials:
     """What enters a machine: worth exactly one job. The token is never shown by repr()."""
 
@@ -128,6 +144,14 @@ class Forge(Protocol):
 
         One look, so that a job which a runner takes meanwhile is in it once. Running ones have `runner_name` on Gitea; on Forgejo
         they are known by their `key`.
+        """
+
+    def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
+        """The jobs that ephemeral runners of this scope had, by the runner's id; None for one of which the forge shows none (yet).
+
+        Those that are missing in the answer were not looked for to the end, as the forge is slow: ask again. A job that is not DONE
+        belongs to the runner, too, and has no verdict yet. All are looked for together: what is asked depends on the jobs that may be
+        theirs, not on how many jobs there are.
         """
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from vmrunner.errors import ForgeError, ForgeNotFound
-from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, presentable, rpc
+from vmrunner.errors import ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown
+from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought, presentable, rpc
 from vmrunner.forge.http import Http, Word, actions_path, parse
 
+_MOST_SEEN = 5_000  # jobs that were listed, to be found once they are over
+_VERDICTS = frozenset({"success", "failure", "cancelled", "skipped"})
 _ASK_AGAIN = 60.0  # seconds until a repository that the forge did not name is asked for again
 
 
 class _Job(BaseModel):
     id: int
+    attempt: int = 0
     name: str = ""
     handle: Annotated[str, Field(pattern=r"^[!-~]{0,500}$")]
     repo_id: int
@@ -34,7 +40,16 @@ class _Job(BaseModel):
             handle=self.handle,
             repository=presentable(repository),
             task_id=self.task_id,
+            attempt=self.attempt,
         )
+
+
+class _Task(BaseModel):
+    id: int
+    head_sha: str = ""
+    url: str = ""
+    status: str
+    run_started_at: datetime | None = None
 
 
 class _Repository(BaseModel):
@@ -56,6 +71,7 @@ class _Registered(BaseModel):
 
 
 _JOBS, _REPOSITORY = TypeAdapter(list[_Job] | None), TypeAdapter(_Repository)
+_TASKS = TypeAdapter(list[_Task])
 _RUNNERS, _REGISTERED = TypeAdapter(list[_Runner]), TypeAdapter(_Registered)
 
 
@@ -91,6 +107,18 @@ class _Repositories:
         return self._names.get(repository, f"repository {repository}")
 
 
+def _with_task(job: Job, task: _Task) -> Job:
+    began, is_over = task.run_started_at, task.status in _VERDICTS
+    return replace(
+        job,
+        state=JobState.DONE if is_over else JobState.RUNNING,
+        conclusion=task.status if is_over else "",
+        sha=presentable(task.head_sha),
+        run_url=presentable(task.url, 2000),
+        started_at=began if began and began.tzinfo and 1971 < began.year < 9000 else None,
+    )
+
+
 class Forgejo:
     """See Forge. A machine is bound to one attempt of one job by the job's handle."""
 
@@ -99,6 +127,8 @@ class Forgejo:
 
     def __init__(self, http: Http, clock: Callable[[], float] = time.monotonic) -> None:
         self._http = http
+        self._seen: OrderedDict[str, Job] = OrderedDict()  # by handle, as it was listed last
+        self._open: dict[Scope, dict[str, JobState]] = {}  # by handle, as each scope's latest list has them
         self._repositories = _Repositories(http, clock)
         self.url = http.url
 
@@ -117,7 +147,54 @@ class Forgejo:
         # A job without a handle can't be bound; an empty one would let a runner take any job.
         records = [record for record in parse(_JOBS, answer, doing) or [] if record.handle]
         names = self._repositories.names({record.repo_id for record in records})
-        return sorted((record.job(names[record.repo_id]) for record in records), key=lambda job: job.id)
+        jobs = sorted((record.job(names[record.repo_id]) for record in records), key=lambda job: job.id)
+        self._open[scope] = {job.handle: job.state for job in jobs}
+        for job in jobs:
+            self._seen[job.handle] = job
+            self._seen.move_to_end(job.handle)
+        while len(self._seen) > _MOST_SEEN:
+            self._seen.popitem(last=False)
+        return jobs
+
+    def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
+        """See Forge. A runner's job is the one whose handle it was made for.
+
+        Forgejo shows no job that is over, but its task, in a list that knows neither job nor handle: a verdict, commit and start are
+        found only where the job was once seen running, which tells the task's id. Of an end nothing is told.
+        """
+        found: dict[int, Job | None] = {each.runner_id: self._had(each) for each in sought}
+        wanted: dict[str, set[int]] = {}
+        for job in found.values():
+            if job and job.task_id and "/" in job.repository:
+                wanted.setdefault(job.repository, set()).add(job.task_id)
+        tasks = {(repository, task.id): task for repository, ids in wanted.items() for task in self._tasks(repository, ids)}
+        return {
+            runner: _with_task(job, tasks[job.repository, job.task_id]) if job and (job.repository, job.task_id) in tasks else job
+            for runner, job in found.items()
+        }
+
+    def _had(self, sought: Sought) -> Job | None:
+        hint = next(iter(sought.hints), None)
+        states = {states[hint.key] for states in self._open.values() if hint.key in states} if hint else set()
+        if hint is None or JobState.WAITING in states:
+            return None
+        seen = self._seen.get(hint.key, hint)
+        return replace(seen, state=JobState.RUNNING if states else JobState.DONE, task_id=seen.task_id or hint.task_id)
+
+    def _tasks(self, repository: str, ids: Collection[int]) -> list[_Task]:
+        """A repository's tasks with these ids; the newest come first."""
+        found: list[_Task] = []
+        where = Scope(ScopeKind.REPOSITORY, repository)
+        try:
+            for page in self._http.each_page(f"{actions_path(where)}/tasks", "listing tasks", _TASKS, scope=where, inside="workflow_runs"):
+                found += [task for task in page if task.id in ids]
+                if len(found) == len(ids) or (page and page[-1].id < min(ids)):
+                    break
+        except ForgeTokenUnknown:
+            raise  # a new token mends it
+        except (ForgeDenied, ForgeNotFound):
+            pass  # without `read:repository`, or its repository is gone: there is no verdict to be had
+        return found
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         """See Forge."""

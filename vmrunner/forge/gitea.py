@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import islice
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeNotFound
-from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, presentable, rpc
-from vmrunner.forge.http import Http, actions_path, parse
+from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought, presentable, rpc
+from vmrunner.forge.http import PAGE, Http, actions_path, parse
+from vmrunner.forge.trace import Place, Trace, by_run
 
+_LONGEST = 5.0  # seconds that looking for ended jobs may take; what is left is looked for the next time
+_MOST_ASKED = 100  # jobs that are asked for at once, beside two for each runner: where others' runners are busy many may be ours
+_NEWEST_RUNS = 10  # that are looked through for jobs which no list has shown
 _ATTEMPTS = 5  # at registering; each that fails says that another runner's token has come meanwhile
 # Gitea's "waiting" is not ready for a runner: `needs` or a concurrency group holds it back.
 _STATES = {
@@ -31,6 +37,8 @@ class _Job(BaseModel):
     id: int
     url: str
     html_url: str = ""
+    run_id: int = 0
+    head_sha: str = ""
     name: str
     labels: list[str] | None = None
     run_attempt: int = 0
@@ -43,13 +51,12 @@ class _Job(BaseModel):
     completed_at: datetime | None = None
     steps: list[_Step] | None = None
 
+    @property
+    def repository(self) -> str:
+        """The job itself does not name it; its address …/repos/OWNER/NAME/actions/jobs/ID does."""
+        return _repository(self.url)
+
     def job(self) -> Job:
-        # The job itself does not name its repository; its address …/repos/OWNER/NAME/actions/jobs/ID does.
-        parts = urlsplit(self.url).path.split("/")
-        owner_name = parts[parts.index("repos") + 1 : parts.index("repos") + 3] if "repos" in parts else []
-        steps = self.steps or []
-        starts = [at for step in steps if (at := _time(step.started_at))]
-        ends = [at for step in steps if (at := _time(step.completed_at))]
         return Job(
             id=self.id,
             name=presentable(self.name),
@@ -57,14 +64,23 @@ class _Job(BaseModel):
             state=_STATES.get(self.status, JobState.DONE),
             # A rerun keeps the id. While queued the attempt is one behind, so the key is only good to compare waiting jobs.
             key=f"{self.id}.{self.run_attempt}",
-            repository=presentable("/".join(owner_name)),
+            repository=presentable(self.repository),
             runner_name=presentable(self.runner_name),
+            runner_id=self.runner_id,
             conclusion=presentable(self.conclusion),
+            attempt=self.run_attempt,
+            sha=presentable(self.head_sha),
             url=presentable(self.html_url, 2000),
+            run_url=presentable(self.html_url, 2000).rpartition("/jobs/")[0],
             queued_at=_time(self.created_at),
-            started_at=min(starts, default=_time(self.started_at)),
-            finished_at=max(ends, default=_time(self.completed_at)),
+            # As the job's page shows it: when the forge handed it out, and the end that its runner gave. Its steps' times are all the
+            # guest's own.
+            started_at=_time(self.started_at),
+            finished_at=_time(self.completed_at),
         )
+
+    def place(self) -> Place:
+        return Place(self.repository, self.id, self.run_id, tuple(self.labels or ()), self.runner_id)
 
     def ending(self) -> list[rpc.Result]:
         """What its steps shall show when its machine died: the first one that is not over failed. Gitea doesn't tell their results."""
@@ -81,6 +97,11 @@ class _Task(BaseModel):
     name: str
     status: str
     created_at: datetime | None = None
+
+
+class _Run(BaseModel):
+    id: int
+    url: str
 
 
 class _Label(BaseModel):
@@ -102,6 +123,7 @@ class _Token(BaseModel):
 
 
 _JOBS, _JOB, _TASKS = TypeAdapter(list[_Job]), TypeAdapter(_Job), TypeAdapter(list[_Task])
+_RUNS = TypeAdapter(list[_Run])
 _RUNNERS, _TOKEN = TypeAdapter(list[_Runner]), TypeAdapter(_Token)
 
 
@@ -110,14 +132,20 @@ def _time(at: datetime | None) -> datetime | None:
     return at if at and at.tzinfo and 1971 < at.year < 9000 else None
 
 
+def _repository(url: str) -> str:
+    parts = urlsplit(url).path.split("/")
+    return "/".join(parts[parts.index("repos") + 1 : parts.index("repos") + 3]) if "repos" in parts else ""
+
+
 class Gitea:
     """See Forge. Gitea hands a job to any runner that covers its labels, so a machine can't be bound to one job."""
 
     kind = "gitea"
     binds_jobs = False
 
-    def __init__(self, http: Http) -> None:
-        self._http = http
+    def __init__(self, http: Http, clock: Callable[[], float] = time.monotonic) -> None:
+        self._http, self._clock = http, clock
+        self._trace = Trace()
         self.url = http.url
 
     def close(self) -> None:
@@ -128,7 +156,18 @@ class Gitea:
         """See Forge."""
         wanted = ["queued", "in_progress", "waiting"]
         found = self._http.pages(f"{actions_path(scope)}/jobs", "listing jobs", _JOBS, scope=scope, inside="jobs", status=wanted)
-        return sorted({record.id: record.job() for record in found}.values(), key=lambda job: job.id)
+        jobs = {record.id: (record.place(), record.job()) for record in found}
+        self._trace.listed(scope, ((place, job.state) for place, job in jobs.values()))
+        return sorted((job for _, job in jobs.values()), key=lambda job: job.id)
+
+    def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
+        """See Forge. Needs `read:repository` besides what the scope needs.
+
+        Gitea's list of jobs has no order (its query has none, seen in 1.26), so its end can't be read first; and a job that is begun
+        again keeps its id and its age. So jobs are asked for by their ids, or by their runs: those that a runner was made for, and
+        those that were open and are not any more. Last come the newest runs, for jobs that came and went between two lists.
+        """
+        return _Search(self, scope, sought).run()
 
     def job(self, repository: str, job_id: int) -> Job:
         """One job as it is now, also when it is done. Raises ForgeNotFound."""
@@ -203,3 +242,85 @@ class Gitea:
             queued, oldest = _time(job.created_at), _time(page[-1].created_at) if page else None
             if queued and oldest and oldest < queued:
                 return
+
+
+class _Search:
+    """Jobs of runners that are no more, for some seconds at most."""
+
+    def __init__(self, gitea: Gitea, scope: Scope, sought: Sequence[Sought]) -> None:
+        self._gitea, self._scope, self._sought = gitea, scope, {each.runner_id: each for each in sought}
+        self._http, self._trace = gitea._http, gitea._trace
+        self._until = gitea._clock() + _LONGEST
+        self._listed: set[int] = set()  # runs
+        self._found = {each: job for each in self._sought if (job := self._trace.of(each))}
+
+    def run(self) -> dict[int, Job | None]:
+        """See Forge.ended_jobs."""
+        for group in by_run(islice(self._places(), _MOST_ASKED + 2 * len(self._sought))):
+            if self._is_over():
+                break
+            self._look_at(group)
+        if not self._is_over():
+            self._look_at_newest_runs()
+        none: dict[int, Job | None] = {} if self._is_late() else dict.fromkeys(self._sought)
+        return none | self._found
+
+    def _is_late(self) -> bool:
+        return self._gitea._clock() > self._until
+
+    def _is_over(self) -> bool:
+        return len(self._found) == len(self._sought) or self._is_late()
+
+    def _places(self) -> Iterator[Place]:
+        left = {number: each for number, each in self._sought.items() if number not in self._found}
+        for each in left.values():
+            for hint in each.hints:
+                number = hint.key.partition(".")[0]
+                if hint.repository and number.isdecimal() and (place := self._trace.hinted(hint.repository, int(number))):
+                    yield place
+        yield from self._trace.vanished(self._scope, left.keys(), {each.labels for each in left.values()})
+
+    def _look_at(self, group: Sequence[Place]) -> None:
+        """At jobs of one run: each by itself, or the run's list where that is fewer requests."""
+        first = group[0]
+        if first.run in self._listed:
+            return
+        if first.run and len(group) > 1 + self._trace.runs()[first.run] // PAGE:
+            self._look_at_run(first.repository, first.run)
+            return
+        for place in group:
+            if self._is_over():
+                return
+            try:
+                self._saw(self._gitea._record(Scope(ScopeKind.REPOSITORY, place.repository), place.job))
+            except ForgeNotFound:
+                self._trace.forget(place.job)  # its repository, or its run, was deleted
+
+    def _look_at_run(self, repository: str, run: int) -> None:
+        self._listed.add(run)
+        where = Scope(ScopeKind.REPOSITORY, repository)
+        path = f"{actions_path(where)}/runs/{run}/jobs"
+        try:
+            for page in self._http.each_page(path, "listing a run's jobs", _JOBS, scope=where, inside="jobs"):
+                for record in page:
+                    self._saw(record)
+                if self._is_over():
+                    return
+        except ForgeNotFound:
+            return
+
+    def _look_at_newest_runs(self) -> None:
+        path = f"{actions_path(self._scope)}/runs"
+        newest = next(self._http.each_page(path, "listing runs", _RUNS, scope=self._scope, inside="workflow_runs"))
+        for run in newest[:_NEWEST_RUNS]:
+            if self._is_over():
+                return
+            if run.id not in self._listed:
+                self._look_at_run(_repository(run.url), run.id)
+
+    def _saw(self, record: _Job) -> None:
+        job = record.job()
+        if job.state is JobState.DONE:
+            self._trace.ended(job)
+        if record.runner_id in self._sought and job.state in {JobState.DONE, JobState.RUNNING}:
+            self._found[record.runner_id] = job

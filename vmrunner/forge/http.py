@@ -16,7 +16,8 @@ from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeNotFound,
 from vmrunner.forge import Scope, ScopeKind
 
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0)  # seconds
-_PAGE = 50  # records a request; both forges' default upper bound
+PAGE = 50
+"""Records a request; both forges' default upper bound."""
 _MOST_PAGES = 1000  # a forge that ignores `page` must not keep us for ever
 _LISTED = TypeAdapter(dict[str, Any])
 T = TypeVar("T")
@@ -112,7 +113,7 @@ class Http:
         """The same a page at a time, each asked for when it is wanted."""
         seen = 0
         for page in range(1, _MOST_PAGES + 1):
-            answer, headers = self.call("GET", path, doing, scope=scope, params={**params, "page": page, "limit": _PAGE})
+            answer, headers = self.call("GET", path, doing, scope=scope, params={**params, "page": page, "limit": PAGE})
             total = headers.get("X-Total-Count", "")
             if inside:
                 listed = parse(_LISTED, answer, doing)

@@ -1,0 +1,114 @@
+"""What Gitea's lists have shown of jobs: where to look for one that is over, which no list of Gitea's leads to."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from vmrunner.forge import Job, JobState, Scope, ScopeKind
+
+_MOST = 20_000  # jobs that are remembered; a busy forge has some thousands waiting
+_MOST_ENDED = 5_000
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job is to be asked for."""
+
+    repository: str  # owner/name
+    job: int
+    run: int = 0  # 0 where it is not known
+    labels: tuple[str, ...] = ()
+    runner_id: int = 0  # that was seen to have it
+
+
+class Trace:
+    """Jobs that were seen open, and those of which the end was seen. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: OrderedDict[int, Place] = OrderedDict()  # by the job's id; the last that was listed at the end
+        self._open: dict[Scope, dict[int, JobState]] = {}  # as each scope's latest list has it
+        self._by_runner: OrderedDict[int, Job] = OrderedDict()  # ended ones
+        self._over: OrderedDict[int, None] = OrderedDict()  # their ids
+
+    def listed(self, scope: Scope, jobs: Iterable[tuple[Place, JobState]]) -> None:
+        """A whole list of a scope's open jobs."""
+        with self._lock:
+            now = self._open[scope] = {}
+            for place, state in jobs:
+                now[place.job] = state
+                self._over.pop(place.job, None)  # it was begun again
+                _put(self._seen, place.job, place, _MOST)
+
+    def ended(self, job: Job) -> None:
+        """The forge says that this one is over."""
+        with self._lock:
+            self._seen.pop(job.id, None)
+            _put(self._over, job.id, None, _MOST_ENDED)
+            if job.runner_id:
+                _put(self._by_runner, job.runner_id, job, _MOST_ENDED)
+
+    def forget(self, job: int) -> None:
+        """The forge knows this one no more."""
+        with self._lock:
+            self._seen.pop(job, None)
+            _put(self._over, job, None, _MOST_ENDED)
+
+    def of(self, runner_id: int) -> Job | None:
+        """The job that this runner is known to have had."""
+        with self._lock:
+            return self._by_runner.get(runner_id)
+
+    def hinted(self, repository: str, job: int) -> Place | None:
+        """The place of a job that may be over; None where it still waited when it was listed last, or is known already."""
+        with self._lock:
+            waits = any(states.get(job) in {JobState.WAITING, JobState.BLOCKED} for states in self._open.values())
+            return None if waits or job in self._over else self._seen.get(job, Place(repository, job))
+
+    def vanished(self, scope: Scope, runners: Collection[int], labels: Collection[tuple[str, ...]]) -> list[Place]:
+        """Jobs that were open and are not any more, and that one of these runners of this scope may have had.
+
+        Those that it was seen to have come first, then those that were open until now. No labels are labels that are not known.
+        """
+        known = [set(each) for each in labels]
+        with self._lock:
+            still = {job for states in self._open.values() for job in states}
+            gone = [place for number, place in reversed(self._seen.items()) if number not in still]
+        fitting = [
+            place
+            for place in gone
+            if place.runner_id in runners
+            or (not place.runner_id and covers(scope, place.repository) and any(not each or set(place.labels) <= each for each in known))
+        ]
+        return sorted(fitting, key=lambda place: place.runner_id not in runners)
+
+    def runs(self) -> Counter[int]:
+        """How many jobs of each run are remembered: a run has so many at least."""
+        with self._lock:
+            return Counter(place.run for place in self._seen.values())
+
+
+def _put(into: OrderedDict[int, T], key: int, value: T, most: int) -> None:
+    into[key] = value
+    into.move_to_end(key)
+    if len(into) > most:
+        into.popitem(last=False)
+
+
+def covers(scope: Scope, repository: str) -> bool:
+    """Whether runners of this scope may have jobs of this repository; of a user's own the name is not known."""
+    whole = {ScopeKind.REPOSITORY: repository, ScopeKind.ORGANISATION: repository.partition("/")[0]}.get(scope.kind)
+    return whole is None or whole.lower() == scope.name.lower()
+
+
+def by_run(places: Iterable[Place]) -> Iterator[list[Place]]:
+    """The places by their runs, in the order of each run's first one; one without a known run stands alone."""
+    groups: dict[tuple[int, int], list[Place]] = {}
+    for place in dict.fromkeys(places):
+        groups.setdefault((place.run, 0 if place.run else place.job), []).append(place)
+    yield from groups.values()
