@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
@@ -23,6 +24,7 @@ import yaml
 
 from tests.forge import schema
 
+SHA = "0" * 40
 OWNER = "rig"
 """Whose tokens these are; `/user` means them."""
 ALL_SCOPES = frozenset({"write:admin", "write:organization", "write:user", "write:repository"})
@@ -77,6 +79,8 @@ class Job:
     task_id: int = 0
     runner: Runner | None = None
     result: str = ""
+    created: str = field(default_factory=lambda: _now())
+    began: str = ""
     log: list[str] = field(default_factory=list)
     log_ended: bool = False
     states: list[dict[str, Any]] = field(default_factory=list)
@@ -93,6 +97,24 @@ class Job:
             "runs_on": self.labels,
             "task_id": self.task_id,
             "status": "running" if self.task_id else "waiting",
+        }
+
+    def task(self, url: str) -> dict[str, Any]:
+        """As the list of tasks shows it: neither its job's id nor its handle, nor who ran it."""
+        return {
+            "id": self.task_id,
+            "name": self.name,
+            "head_branch": "main",
+            "head_sha": SHA,
+            "run_number": self.id,
+            "event": "push",
+            "display_title": "a commit",
+            "status": self.result.removeprefix("RESULT_").lower() or "running",
+            "workflow_id": "ci.yaml",
+            "url": f"{url}/{self.repository}/actions/runs/{self.id}",
+            "created_at": self.created,
+            "updated_at": _now(),
+            "run_started_at": self.began,
         }
 
     def payload(self) -> str:
@@ -175,10 +197,12 @@ class Double:
         """Status, body, the path as the API description writes it, and headers."""
         if path == "/version":
             return 200, {"version": "15.0.3+gitea-1.22.0"}, path, {}
-        found = re.fullmatch(r"/(repositories)/(\d+)|/(admin|user|orgs/([^/]+)|repos/([^/]+/[^/]+))/actions/runners(?:/(jobs|\d+))?", path)
-        if not found:
+        found = re.fullmatch(
+            r"/(repositories)/(\d+)|/(admin|user|orgs/([^/]+)|repos/([^/]+/[^/]+))/actions/(?:runners(?:/(jobs|\d+))?|(tasks))", path
+        )
+        if not found or (found[7] and not found[5]):
             raise Refused(404, message="404 page not found", url=self.url)
-        scope, rest = found[3] or found[1], found[6]
+        scope, rest = found[3] or found[1], found[6] or found[7]
         kind = scope.partition("/")[0]
         if token not in self.tokens:
             raise Refused(401, message="invalid username, password or token", url=self.url)
@@ -191,6 +215,8 @@ class Double:
             return *self._repository(int(found[2])), "/repositories/{id}", {}
         template = {"admin": "/admin", "user": "/user", "orgs": "/orgs/{org}", "repos": "/repos/{owner}/{repo}"}[kind] + "/actions/runners"
         template += {None: "", "jobs": "/jobs"}.get(rest, "/{runner_id}")
+        if rest == "tasks":
+            template = "/repos/{owner}/{repo}/actions/tasks"
         if kind == "repos" and found[5] in self.without_actions:
             return 404, {"message": "The target couldn't be found.", "url": self.url, "errors": []}, template, {}
         with self.lock:
@@ -208,6 +234,11 @@ class Double:
     ) -> tuple[int, Any, dict[str, str]]:
         missing = {"message": "The target couldn't be found.", "url": self.url, "errors": []}
         mine = [runner for runner in self.runners.values() if scope in ("admin", runner.scope)]
+        if rest == "tasks":
+            tasks = [job.task(self.url) for job in self.jobs.values() if job.task_id and scope == f"repos/{job.repository}"]
+            page, limit = int(query.get("page", 1)), min(50, int(query.get("limit", 50)))
+            newest = sorted(tasks, key=lambda task: -task["id"])[(page - 1) * limit : page * limit]
+            return 200, {"total_count": len(tasks), "workflow_runs": newest}, {"X-Total-Count": str(len(tasks))}
         if rest == "jobs":
             labels = [label for label in query.get("labels", "").split(",") if label]
             jobs = [job for job in self.jobs.values() if not job.result and _covers(scope, job.repository)]
@@ -263,8 +294,8 @@ class Double:
             free = not job.result and not job.task_id and set(job.labels) <= set(runner.labels) and _covers(runner.scope, job.repository)
             # Without a handle any job will do: that is what an empty one means, too.
             if free and handle in ("", job.handle):
-                job.task_id, job.runner = self.number(), runner
-                context = {"repository": job.repository, "sha": "0" * 40}
+                job.task_id, job.runner, job.began = self.number(), runner, _now()
+                context = {"repository": job.repository, "sha": SHA}
                 return {"task": {"id": str(job.task_id), "workflowPayload": job.payload(), "context": context}, "tasksVersion": "1"}
         return {"tasksVersion": "1"}
 
@@ -294,6 +325,11 @@ class Double:
         if runner.ephemeral:
             self.runners.pop(runner.id, None)
         return {"state": {"id": str(job.task_id), "result": job.result}}
+
+
+def _now() -> str:
+    """A time of the server, in whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _covers(scope: str, repository: str) -> bool:

@@ -38,6 +38,22 @@ JOB = _object(
     status=_STRING,
 )
 REGISTERED = _object(id=_INTEGER, uuid=_STRING, token={"type": "string", "pattern": "^[0-9a-f]{40}$"})
+TASK = _object(
+    id=_INTEGER,
+    name=_STRING,
+    head_branch=_STRING,
+    head_sha=_STRING,
+    run_number=_INTEGER,
+    event=_STRING,
+    display_title=_STRING,
+    status=_STRING,
+    workflow_id=_STRING,
+    url=_STRING,
+    created_at=_STRING,
+    updated_at=_STRING,
+    run_started_at=_STRING,
+)
+TASKS = _object(total_count=_INTEGER, workflow_runs={"type": "array", "items": TASK})
 # A repository has some seventy properties more; nobody here reads them.
 REPOSITORY = _object(id=_INTEGER, name=_STRING, full_name=_STRING)
 VERSION = _object(version=_STRING)
@@ -50,6 +66,8 @@ ANSWERS: dict[tuple[str, str, int], Any] = {
     ("get", "/version", 200): VERSION,
     ("get", "/repositories/{id}", 200): REPOSITORY,
     ("get", "/repositories/{id}", 404): NOT_FOUND,
+    ("get", "/repos/{owner}/{repo}/actions/tasks", 200): TASKS,
+    ("get", "/repos/{owner}/{repo}/actions/tasks", 404): NOT_FOUND,
 }
 """By method, path (as the API description writes it) and status; None where there is no body."""
 for _scope in SCOPES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from tests.forge.double import Double
 from tests.forge.gitea import ADMIN, Repository, Site, until
 from vmrunner.config import Secret
-from vmrunner.forge import Credentials, Forge, Job, JobState, Scope
+from vmrunner.forge import Credentials, Forge, Job, JobState, Scope, Sought
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.http import Http
 
@@ -191,6 +191,39 @@ def test_a_job_that_ends_meanwhile_is_not_failed(side: Side) -> None:
     runner.finish(task)
     assert not side.forge.fail_job(job, credentials, ["it died"])
     assert side.log(job) == ["one"]
+
+
+def test_what_is_told_of_a_job_after_its_end(side: Side) -> None:
+    job, credentials, runner, task = side.started("vm-told")
+    idle = side.forge.create_runner(INSTANCE, "vmr-behaviour-1234abcd", ["vm-other"])
+    sought = [Sought(credentials.id, ("vm-told",), (replace(job, task_id=0),)), Sought(idle.id, ("vm-other",))]
+    running_still = side.forge.ended_jobs(INSTANCE, sought[:1])[credentials.id]
+    assert running_still is not None
+    assert (running_still.key, running_still.state, running_still.conclusion) == (job.key, JobState.RUNNING, "")
+    runner.finish(task)
+    side.forge.jobs(INSTANCE)
+    found = side.forge.ended_jobs(INSTANCE, sought)
+    had = found[credentials.id]
+    assert had is not None
+    assert found[idle.id] is None, "it never had one"
+    assert (had.key, had.name, had.repository, had.state, had.conclusion) == (job.key, "job", REPOSITORY, JobState.DONE, "success")
+    assert (len(had.sha), had.attempt) == (40, 1)
+    assert had.run_url.startswith(f"{side.forge.url}/{REPOSITORY}/actions/runs/")
+    assert had.started_at is not None
+    assert abs(had.started_at.timestamp() - datetime.now(UTC).timestamp()) < 60
+    if side.forge.binds_jobs:
+        assert had.finished_at is None, "Forgejo does not tell it"
+    else:
+        assert had.finished_at is not None
+        assert had.finished_at >= had.started_at
+        assert had.url.startswith(had.run_url)
+
+
+def test_a_job_that_nobody_began_is_nobodys(side: Side) -> None:
+    side.queue(["vm-left"])
+    (job,) = until(lambda: waiting(side.forge, INSTANCE, ["vm-left"]), 20, "the job")
+    credentials = side.forge.create_runner(INSTANCE, NAME, ["vm-left"])
+    assert side.forge.ended_jobs(INSTANCE, [Sought(credentials.id, ("vm-left",), (job,))]) == {credentials.id: None}
 
 
 @pytest.mark.parametrize("lines", [["it died"], []], ids=["lines", "no lines"])
@@ -388,3 +421,21 @@ def test_gitea_tells_who_runs_a_job_and_where_it_is_from(site: Site, client: Cal
     assert taken.runner_name == NAME
     Runner(forge, credentials).finish(task)
     repository.delete()
+
+
+def test_forgejo_tells_no_verdict_of_a_job_that_was_never_seen_running(double: Double, client: Callable[..., Forge]) -> None:
+    """Its list of tasks knows neither jobs nor handles: which task is the job's shows only while it runs."""
+    forge = client(double.url, double.token)
+    double.add_job("job")
+    (job,) = forge.jobs(INSTANCE)
+    credentials = forge.create_runner(INSTANCE, NAME, ["debian-12"])
+    runner = Runner(forge, credentials)
+    runner.finish(runner.take(["debian-12"]))
+    forge.jobs(INSTANCE)
+    had = forge.ended_jobs(INSTANCE, [Sought(credentials.id, ("debian-12",), (job,))])[credentials.id]
+    assert had is not None
+    assert (had.name, had.state, had.conclusion, had.sha, had.started_at) == ("job", JobState.DONE, "", "", None)
+    forge = client(double.url, double.grant("read:admin"))  # it may not read the repository
+    had = forge.ended_jobs(INSTANCE, [Sought(credentials.id, (), (replace(job, task_id=double.jobs[job.id].task_id),))])[credentials.id]
+    assert had is not None
+    assert (had.name, had.conclusion) == ("job", "")

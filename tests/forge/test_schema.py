@@ -53,6 +53,12 @@ def test_an_answer_of_the_double_is_one_that_forgejo_describes(description: dict
         fits(description, ours, answer["schema"], " ".join(map(str, key)))
 
 
-def test_runners_and_jobs_are_complete(description: dict[str, Any]) -> None:
-    for ours, name in ((schema.RUNNER, "ActionRunner"), (schema.JOB, "ActionRunJob"), (schema.REGISTERED, "RegisterRunnerResponse")):
+def test_runners_jobs_and_tasks_are_complete(description: dict[str, Any]) -> None:
+    complete = {
+        "ActionRunner": schema.RUNNER,
+        "ActionRunJob": schema.JOB,
+        "RegisterRunnerResponse": schema.REGISTERED,
+        "ActionTask": schema.TASK,
+    }
+    for name, ours in complete.items():
         assert set(ours["properties"]) == set(description["definitions"][name]["properties"])
