@@ -1,4 +1,7 @@
-"""`make soak JOBS=20`: jobs through real Gitea, two at a time, a third failing on purpose; every verdict and leftover is checked.
+"""`make soak JOBS=20`: jobs through real Gitea, in two pools of one machine each; every verdict, leftover and line of history is checked.
+
+The jobs are of five kinds, some fail on purpose, and each takes a second. Afterwards `vmrunner history` is held against the forge's own
+record: which job ran on which machine, of which commit, from when to when, and its verdict.
 
 `vmrunner serve` runs them, and is killed (-9) and started again every minute. `make soak ROTATIONS=10` goes on with jobs until their image
 has been renewed so often: verified, its snapshot made, promoted, old versions pruned, and no overlay ever without what it lies on.
@@ -16,10 +19,11 @@ import sys
 import threading
 import time
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.forge.gitea import Repository, Site, until
+from tests.forge.gitea import URL, Repository, Site, until
 from tests.goldens import linked
 from tests.ground import STORAGE, Ground, lay
 from tests.prepare import GITEA, IMAGES
@@ -32,15 +36,41 @@ from vmrunner.image.rotation import Stage
 
 ORIGIN = IMAGES / GITEA / "current"
 
-JOB = """\
-  {name}:
-    runs-on: [debian-12]
+SECOND = """\
+[pools.second]
+labels = ["debian-12", "second"]
+image = "{image}"
+max = 1
+memory = "1GiB"
+disk = "6GiB"
+start = "{start}"
+[images]
+keep = 1
+"""
+ONE = """\
+  job{number:03}:{more}
+    runs-on: {labels}
     steps:
       - run: |
           test ! -e /marker
           touch /marker
           echo "{name} ran"
       - run: {end}
+"""
+CELLS = """\
+  cells:
+    strategy:
+      fail-fast: false
+      matrix:
+        n: {numbers}
+        x: [y z]
+    runs-on: [debian-12, second]
+    steps:
+      - run: |
+          test ! -e /marker
+          touch /marker
+          echo "cells (${{{{ matrix.n }}}}, ${{{{ matrix.x }}}}) ran"
+      - run: exit $(( ${{{{ matrix.n }}}} % 2 * 3 ))
 """
 PER_PAIR = 150.0  # seconds that two jobs may take on a slow day
 PER_ROTATION = 300.0  # seconds that one may take beside jobs
@@ -110,12 +140,73 @@ def jobs_of(repositories: list[Repository]) -> list[dict[str, Any]]:
 
 
 def batch(site: Site, first: int, count: int) -> tuple[Repository, dict[str, str]]:
-    """A repository with so many jobs, all queued, and the verdicts that they should have."""
-    wanted = {f"job{number:03}": "failure" if number % 3 == 0 else "success" for number in range(first, first + count)}
-    parts = [JOB.format(name=name, end="exit 3" if verdict == "failure" else "exit 0") for name, verdict in wanted.items()]
+    """A repository with so many jobs, all queued, and the verdicts that they should have. Of the five kinds two are for one pool alone."""
+    wanted: dict[str, str] = {}
+    parts, cells = [], list[int]()
+    for number in range(first, first + count):
+        name, more, labels, verdict = f"job{number:03}", "", "[debian-12]", "success"
+        match (number - first) % 5:
+            case 1:
+                labels, verdict = "[debian-12, main]", "failure"
+            case 2:
+                cells.append(number)
+                wanted[f"cells ({number}, y z)"] = "failure" if number % 2 else "success"
+                continue
+            case 3:
+                more = f"\n    needs: job{first:03}"
+            case 4:
+                name = f"№ {number}: odd (a, b)"
+                more = f'\n    name: "{name}"'
+        wanted[name] = verdict
+        end = "exit 3" if verdict == "failure" else "exit 0"
+        parts.append(ONE.format(number=number, name=name, more=more, labels=labels, end=end))
+    if cells:
+        parts.append(CELLS.format(numbers=cells))
     repository = site.repository("rig", f"soak-{first}", "on: [push]\njobs:\n" + "".join(parts))
     until(lambda: len(repository.jobs()) == count, 60, "every job queued")
     return repository, wanted
+
+
+def history(ground: Ground) -> list[dict[str, Any]]:
+    """What vmrunner has written down, oldest first."""
+    rows: list[dict[str, Any]] = json.loads(ground.run("history", "--json", "--limit", "100000").stdout)
+    return rows
+
+
+def unlike(ground: Ground, jobs: list[dict[str, Any]]) -> list[str]:
+    """Where `vmrunner history` says something else than the forge: machines, jobs, commits, times and verdicts."""
+    ran = {job.get("runner_name", ""): job for job in jobs}
+    for _ in range(30):  # the last answers may not be there yet
+        rows = {row["machine"]: row for row in history(ground)}
+        if all(rows.get(name, {}).get("ran") == "yes" for name in ran):
+            break
+        ground.run("up")
+        time.sleep(1)
+    found = []
+    for name, job in ran.items():
+        theirs = {
+            "job": job["name"],
+            "repository": "/".join(job["html_url"].removeprefix(URL).split("/")[1:3]),
+            "url": job["html_url"],
+            "sha": job["head_sha"],
+            "attempt": job["run_attempt"],
+            "verdict": job["conclusion"],
+            "job_started": at(job["started_at"]),
+            "job_ended": at(job["completed_at"]),
+            "job_seconds": max(0.0, at(job["completed_at"]) - at(job["started_at"])),
+        }
+        ours = {key: rows.get(name, {}).get(key) for key in theirs}
+        if ours != theirs:
+            found.append(f"{name}: {ours}, the forge: {theirs}")
+    oldest = min(at(job["created_at"]) for job in jobs)
+    for name, row in rows.items():
+        if name not in ran and row["created"] >= oldest and (row["job"] or row["ran"] == "yes"):
+            found.append(f"{name}: {row['job']!r}, and the forge knows of none")
+    return found
+
+
+def at(time_of_forge: str) -> float:
+    return datetime.fromisoformat(time_of_forge).timestamp()
 
 
 def ground_for(folder: Path, token: str, start: str, rotations: int) -> Ground:
@@ -129,8 +220,8 @@ def ground_for(folder: Path, token: str, start: str, rotations: int) -> Ground:
         linked(images, ORIGIN, GITEA, "9000")
         with promotion.changing(images, print):
             promotion.switch(images, GITEA, "9000", Why.BUILT)
-    ground = lay(folder, "soak", "10.86.0.0/24", token=token, start=start)
-    ground.config.write_text(ground.config.read_text() + "[images]\nkeep = 1\n")
+    ground = lay(folder, "soak", "10.86.0.0/24", token=token, labels='debian-12", "main', start=start, most=1)
+    ground.config.write_text(ground.config.read_text() + SECOND.format(image=GITEA, start=start))
     return ground
 
 
@@ -145,7 +236,8 @@ def main() -> None:
     with closing(Site()) as site:
         ground = ground_for(Path("/tmp/vmrunner-soak"), site.token, options.start, options.rotations)
         ground.run("down", "--now")
-        ground.run("up", "main")  # "down" holds until then
+        for pool in ("main", "second"):
+            ground.run("up", pool)  # "down" holds until then
         if options.start == "snapshot":
             ground.run("snapshot", "create", "--pool", "main")
         repository, wanted = batch(site, 1, options.jobs)
@@ -182,13 +274,17 @@ def main() -> None:
             job["name"]
             for repository in repositories
             for job in repository.jobs()
-            if repository.log(job["id"]).count(f"{job['name']} ran") != 1
+            if [line.partition(" ")[2] for line in repository.log(job["id"]).splitlines()].count(f"{job['name']} ran") != 1
         ]
         shared = len(jobs) - len({job["runner_name"] for job in jobs})
         records = [record["name"] for record in site.runners() if record["name"].startswith("vmr-soak-")]
         left = ground.leftovers()
+        untrue = unlike(ground, jobs)
         for repository in repositories:
             repository.delete()
+    mine = {job["runner_name"] for job in jobs}
+    swapped = sum(row["machine"] in mine and row["made_for"] not in ("", row["job"]) for row in history(ground))
+    print("\n".join(untrue), file=sys.stderr)
     print(
         f"wrong verdicts: {wrong}; not run exactly once: {twice}; left on the host: {left}; left at the forge: {records}; "
         f"overlays without their base: {sorted(rotations.missing)}; {rotations.trouble}",
@@ -199,6 +295,9 @@ def main() -> None:
         "verdicts_right": len(jobs) - len(wrong),
         "ran_once": len(jobs) - len(twice),
         "machines_shared": shared,
+        "history_right": len(jobs) - len(untrue),
+        "not_the_job_made_for": swapped,
+        "longest_job": max(at(job["completed_at"]) - at(job["started_at"]) for job in jobs),
         "leftovers": len(left) + len(records),
         "machines_at_once": most,
         "manager_kills": kills,
@@ -206,7 +305,7 @@ def main() -> None:
         "seconds_per_job": round(seconds / len(wanted), 1),
     }
     if options.rotations:
-        versions = {row["image"] for row in json.loads(ground.run("history", "--json", "--limit", str(len(wanted) + 50)).stdout)}
+        versions = {row["image"] for row in history(ground)[-len(wanted) - 50 :]}
         kept = store.versions(ground.folder / "state" / "images", GITEA)
         figures |= {
             "rotations": rotations.done,
@@ -216,7 +315,7 @@ def main() -> None:
             "overlays_without_base": len(rotations.missing),
         }
     print(json.dumps(figures))
-    bad = wrong or twice or shared or left or records or rotations.missing or rotations.done != options.rotations
+    bad = untrue or wrong or twice or shared or left or records or rotations.missing or rotations.done != options.rotations
     if bad or most > (3 if options.rotations else 2):  # one that is verified, or saved
         print((ground.folder / "serve.log").read_text()[-20000:], file=sys.stderr)
         sys.exit(1)
