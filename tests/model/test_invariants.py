@@ -52,7 +52,7 @@ HYPERVISOR_CALLS = [
     "delete",
     "prepare",
 ]
-FORGE_CALLS = ["create_runner", "delete_runner", "jobs", "runners", "disable_runner", "fail_job"]
+FORGE_CALLS = ["create_runner", "delete_runner", "jobs", "ended_jobs", "runners", "disable_runner", "fail_job"]
 FAULTS = ["forge up", "forge up", "forge down", *HYPERVISOR_CALLS, *FORGE_CALLS]
 
 
@@ -227,11 +227,21 @@ class Life(RuleBasedStateMachine):
             if all(
                 any(said in reasons.get(job.id, "") for said in ("no pool", "no single pool", "is drained")) for job in open_jobs
             ) and not (self.unexplained()):
+                self.check_record()
                 return
         waiting = [(job.id, job.state, reasons.get(job.id)) for job in open_jobs]
         survey = world.manager.survey()
         seen = f"{survey.observed.machines}; {list(world.forge.runners_.values())}; {survey.plan.actions}; log: {world.log.lines[-25:]}"
         raise AssertionError(f"jobs: {waiting}; unexplained: {self.unexplained()}; {seen}")
+
+    def check_record(self) -> None:
+        """Each job that ran on one of our machines is in that machine's line of history, and no other line has a job."""
+        world = self.world
+        world.up()  # for what was refused until now
+        ran = {job.runner_name: (job.name, job.conclusion, job.sha) for job in world.forge.known.values() if job.runner_name}
+        alive = {str(machine) for machine in world.hypervisor.domains}
+        told = {row.machine: (row.job, row.verdict, row.sha) for row in world.history.all() if row.job and row.machine not in alive}
+        assert told == {machine: job for machine, job in ran.items() if machine not in alive}
 
     def unexplained(self) -> list[str]:
         """What exists beside idle machines that are wanted."""

@@ -123,6 +123,25 @@ def test_counters_are_by_ending_and_outlive_the_process(world: World) -> None:
     assert not any(name.startswith("vmrunner_pool") for name, _ in samples), "there was no pass yet"
 
 
+def test_jobs_count_by_their_verdict_in_the_pool_of_the_machine_that_ran_them(tmp_path: Path) -> None:
+    world = World(tmp_path, pools={"p": POOL | {"max": 1}, "q": POOL | {"max": 1}})
+    for number in (1, 2):
+        world.forge.queue(number)
+    world.up()
+    for machine in reversed(world.machines()):
+        world.boot(machine)
+        number = world.forge.fetch(str(machine))
+        world.clock.now += 40.0
+        world.forge.finish(number, "failure" if world.hypervisor.domains[machine].pool == "q" else "success")
+        world.hypervisor.power_off(machine)
+    world.up()
+    samples = exposed(Figures(world.history))
+    assert sample(samples, "jobs_total", pool="p", verdict="success") == 1
+    assert sample(samples, "jobs_total", pool="q", verdict="failure") == 1
+    assert sample(samples, "job_seconds_sum", pool="p") == sample(samples, "job_seconds_sum", pool="q") == 40
+    assert sample(samples, "queue_to_start_seconds_count", pool="p") == 1, "also of those that no pass saw running"
+
+
 def test_histograms_are_cumulative(tmp_path: Path) -> None:
     history = History(tmp_path / "history.sqlite", pytest.fail)
     waits = [0.25, 0.5, 4.0, 5.0, 20_000.0]

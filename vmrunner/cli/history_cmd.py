@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import asdict
 from typing import Annotated
 
@@ -23,9 +24,10 @@ def history(
     as_json: JsonOption = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Show finished machines, oldest first: their job, the times of their phases, how they ended and why."""
+    """Show finished machines, oldest first: the job that ran on each, its verdict, the times of their phases, how they ended and why."""
     settings = config.load(config_path)
-    found = History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days).all()
+    with closing(History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days)) as kept:
+        found = kept.all()
     ended = [record for record in found if record.ending and (not failed or Ending(record.ending).is_failure)][-limit:]
     if as_json:
         print(json.dumps([asdict(record) | {"job_seconds": record.job_seconds} for record in ended], indent=1))
