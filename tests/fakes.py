@@ -403,9 +403,20 @@ class FakeForge:
 
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
         self.step("ended_jobs")
-        had = {job.runner_id: job for job in self.known.values() if job.runner_id}
         self.asked, self.questions = sought, self.questions + 1
-        return {each.runner_id: None if self.forgets else had.get(each.runner_id) for each in sought}
+        return {each.runner_id: None if self.forgets else self._had(each) for each in sought}
+
+    def _had(self, sought: Sought) -> Job | None:
+        """Gitea knows a job's runner; Forgejo does not tell it, but binds it to the job by its key."""
+        keys = {hint.key for hint in sought.hints}
+        return next(
+            (
+                job
+                for job in self.known.values()
+                if job.runner_id and (job.key in keys if self.binds_jobs else job.runner_id == sought.runner_id)
+            ),
+            None,
+        )
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         self.step("runners")

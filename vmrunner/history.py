@@ -269,23 +269,33 @@ class History:
             self._write(_asked(_with(found, job), binding, at))
 
     def ended(
-        self, machine: MachineId, seen: Machine | None, ending: Ending, reason: str, at: float, binding: Binding | None = None
+        self,
+        machine: MachineId,
+        seen: Machine | None,
+        ending: Ending,
+        reason: str,
+        at: float,
+        binding: Binding | None = None,
+        ran: Ran = Ran.NO,
     ) -> Record | None:
         """A machine was destroyed at `at`; its last reports complete its row, which is returned. One without a row never started.
 
-        With its `binding` a job may have run on it: the forge is to be asked which, see `to_ask`.
+        Where `ran` is ASKED the forge is to be asked which job its binding's runner had, see `to_ask`.
         """
         found = self.find(machine)
-        if found is None and binding:
+        if found is None and binding and seen and seen.events:
             # The manager was killed before it wrote down the start, and the machine went on.
-            metadata = seen.metadata if seen else None
+            metadata = seen.metadata
             image, created = (metadata.image, metadata.created_at) if metadata else ("", at)
             found = Record(str(machine), binding.pool, image, made_for_key=binding.job_key, created=created)
         if found is None or found.ending:
             return found
         up, seed, ready, runner, last = (event.at if seen and (event := seen.event(kind)) else 0.0 for kind in _PHASES)
         record = replace(found, up=up, seed=seed, ready=ready, runner=runner, exit=last, destroyed=at, ending=ending.value, reason=reason)
-        record = _asked(record, binding, at) if binding else replace(record, ran=Ran.YES.value if record.job else Ran.NO.value)
+        if binding and ran is Ran.ASKED:
+            record = _asked(record, binding, at)
+        else:
+            record = replace(record, ran=Ran.YES.value if record.job else ran.value)
         self._write(record, newest=True)
         self.count("machines_total", record.pool, ending.value)
         for name, began, ended in (("boot_seconds", *record.boot), ("teardown_seconds", record.exit, record.destroyed)):

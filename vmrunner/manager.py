@@ -40,7 +40,7 @@ from vmrunner.image.store import Golden
 from vmrunner.label import without_docker
 from vmrunner.log import Log
 from vmrunner.machine import Maker
-from vmrunner.model import Ending, Machine, MachineId
+from vmrunner.model import Ending, EventKind, Machine, MachineId
 from vmrunner.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue, View, retry_at
 from vmrunner.plan import plan
 from vmrunner.policy import Reach
@@ -389,8 +389,9 @@ class Manager:
         outcome.gone.add(machine)
         if action.seen and action.seen.dropped:
             self.history.count("dropped_packets_total", _pool(action.seen), by=action.seen.dropped)
-        may_have_run = binding and binding.is_minted and not (action.had_none or action.if_idle)
-        record = self.history.ended(machine, action.seen, action.ending, reason, self._clock(), binding if may_have_run else None)
+        record = self.history.ended(
+            machine, action.seen, action.ending, reason, self._clock(), binding, self._may_have_run(action, binding)
+        )
         if binding:
             self._fail_job(action, binding, reason)
             if action.has_record:
@@ -404,6 +405,19 @@ class Manager:
             tail = console.splitlines()[-_TAIL:]
             hint = "Its console ended with:\n" + "\n".join(f"  {line}" for line in tail) if tail else "Its console is empty."
             raise MachineError(f"The machine {machine} was destroyed: {reason}.", hint)
+
+    def _may_have_run(self, action: Finish, binding: Binding | None) -> Ran:
+        """Whether the forge is to be asked for a job of this machine."""
+        if binding is None or not binding.is_minted or action.had_none or action.if_idle:
+            return Ran.NO
+        if not self.forge.binds_jobs:
+            return Ran.ASKED
+        # Forgejo is asked by the job, not by the runner. Where we deleted the record another machine is made for that job; then it must
+        # have been seen on this one.
+        seen = action.seen
+        was_seen = action.job is not None or bool(seen and seen.metadata and seen.metadata.running_at)
+        began = seen is not None and seen.event(EventKind.RUNNER) is not None
+        return Ran.ASKED if was_seen or (began and not action.has_record) else Ran.UNKNOWN
 
     def _fail_job(self, action: Finish, binding: Binding, reason: str) -> None:
         """End the job that ran on a machine which is gone, if there is one, with a line in its log that says why."""

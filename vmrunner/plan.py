@@ -34,7 +34,8 @@ def plan(manager: str, pools: Sequence[Desired], limits: Limits, observed: Obser
         if action is not None:
             actions.append(action)
         if machine.alive and not isinstance(action, Finish):
-            kept.append(machine)
+            # As it will be: one whose job was just seen to be over is not idle.
+            kept.append(replace(machine, metadata=action.metadata) if isinstance(action, Note) else machine)
             actions += _seeds(machine)
     known = {machine.id for machine in observed.machines}
     for binding in observed.bindings:
@@ -61,8 +62,10 @@ def _sacrifice(machine: Machine, view: View, free_mib: int) -> Finish:
     metadata = machine.metadata
     if metadata is None or not metadata.is_bound:
         return Finish(machine.id, Ending.NO_ROOM, reason, machine)
-    has_record = metadata.runner_id in view.records or not view.answers(Scope.parse(metadata.scope))
-    return Finish(machine.id, Ending.NO_ROOM, reason, machine, view.job_on(machine.id, metadata.job_key), has_record=has_record)
+    record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
+    has_record = record is not None or not view.answers(Scope.parse(metadata.scope))
+    had_none = record is not None and job is None and not record.busy
+    return Finish(machine.id, Ending.NO_ROOM, reason, machine, job, has_record=has_record, had_none=had_none)
 
 
 def _without_failed(pools: Sequence[Desired], actions: Sequence[Action], observed: Observed, view: View, now: float) -> list[Desired]:
@@ -193,7 +196,9 @@ def _judge_bound(machine: Machine, metadata: Metadata, pool: Desired | None, vie
 
     def finish(ending: Ending, reason: str, *, if_idle: bool = False) -> Finish:
         # Where the forge was not asked it may well have a record, and a job.
-        return Finish(machine.id, ending, reason, machine, job, has_record=record is not None or not is_known, if_idle=if_idle)
+        had_none = record is not None and job is None and not record.busy
+        has_record = record is not None or not is_known
+        return Finish(machine.id, ending, reason, machine, job, has_record=has_record, if_idle=if_idle, had_none=had_none)
 
     if machine.trouble:
         return finish(Ending.DIED if metadata.running_at else Ending.EARLY, machine.trouble)

@@ -14,7 +14,7 @@ import pytest
 from vmrunner.binding import Binding
 from vmrunner.errors import ConfigError
 from vmrunner.forge import Credentials, Job, JobState, Scope
-from vmrunner.history import Failures, History, Record
+from vmrunner.history import Failures, History, Ran, Record
 from vmrunner.model import Ending, EventKind, GuestEvent, Machine, MachineId, Metadata
 
 ID = MachineId("m", "0" * 8)
@@ -181,7 +181,7 @@ def test_a_file_from_before_is_brought_up_to_date_and_loses_nothing(tmp_path: Pa
     with closing(History(path, no_warning)) as history:
         lives = MachineId("m", "00000004")
         binding = Binding(lives, "p", Scope.parse("instance"), "7.0", Credentials(3, "", ""))
-        history.ended(lives, None, Ending.DONE, "", 30.0, binding)
+        history.ended(lives, None, Ending.DONE, "", 30.0, binding, Ran.ASKED)
         (asked,) = history.to_ask(30.0, 10)
         assert (asked.scope, asked.runner_id, [(hint.key, hint.repository) for hint in asked.hints]) == ("instance", 3, [("7.0", "o/r")])
 
@@ -207,7 +207,7 @@ def test_an_answer_that_comes_late_does_not_make_its_machine_the_latest(tmp_path
     """Failures count since the last machine that worked, by the order of the endings."""
     with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
         history.started(METADATA, 12.0, JOB)
-        history.ended(ID, None, Ending.DONE, "", 19.0, Binding(ID, "p", Scope.parse("instance"), "5.0", Credentials(3, "", "")))
+        history.ended(ID, None, Ending.DONE, "", 19.0, Binding(ID, "p", Scope.parse("instance"), "5.0", Credentials(3, "", "")), Ran.ASKED)
         ended(history, 2, Ending.BOOT_TIMEOUT, 20.0)
         done = replace(JOB, state=JobState.DONE, conclusion="success")
         said = history.answered(str(ID), done, 21.0)
