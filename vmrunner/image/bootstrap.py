@@ -12,19 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmrunner.errors import ImageError
-from vmrunner.image import packages, stock, store, workshop
+from vmrunner.image import apt, packages, stock, store, workshop
+from vmrunner.image.apt import sources
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.packages import Package
+from vmrunner.image.paths import place, within
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe
 from vmrunner.image.stock import TAR, Run
-from vmrunner.image.tree import within
 
-_ARCHIVE = "https://snapshot.debian.org/archive"
 _FRESH = 86400.0  # seconds that what a mirror had is taken for what it has
 _KEPT = 7 * 86400.0  # seconds after its last use
 _MOST = 4  # of them are kept
-_EXCLUDED = ("man", "doc", "locale")  # of /usr/share
+_EXCLUDED = ("man/*/*", "doc/*", "locale/*")  # of /usr/share; a job's own packages bring theirs
+_INCLUDED = ("locale/locale.alias",)  # without which no locale can be made
+_LEFT = (
+    "/etc/apt/apt.conf.d/99mmdebstrap",
+    "/etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+    "/etc/apt/sources.list.d/0000sources.list",
+    "/etc/resolv.conf",
+)
+"""What mmdebstrap leaves: this host's apt settings and resolver, and how dpkg was made quick and its packages small."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,7 @@ def bootstrap(
             os.utime(note)
         return tree, known.packages
     if recipe.stock:
-        stock.unpack(recipe, listed, tree, work, downloads, log, run)
+        stock.unpack(recipe, tree, work, downloads, log, run)
     else:
         _mmdebstrap(recipe, listed, tree, work, log)
     found = _packages(tree, log, is_bootstrapped=recipe.stock is None)
@@ -85,16 +93,25 @@ def bootstrap(
 
 
 def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, log: Log) -> None:
-    log.step(f"bootstrapping {recipe.suite} with {len(recipe.packages)} packages")
+    log.step(f"bootstrapping {recipe.suite} with {len(recipe.all_packages)} packages")
     (work / "sources.list").write_text(listed, encoding="utf-8")
     settings = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*"))]
-    excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in _EXCLUDED]
+    excluded = [f"--dpkgopt=path-exclude=/usr/share/{each}" for each in _EXCLUDED]
+    excluded += [f"--dpkgopt=path-include=/usr/share/{each}" for each in _INCLUDED]
+    folders = " ".join(f'"$1"{folder}' for folder in apt.MAN_FOLDERS)
     options = ["--mode=root", "--variant=minbase", "--format=directory", "--dpkgopt=force-unsafe-io", *excluded, *settings]
+    options.append(f"--setup-hook=umask 022; mkdir -p {folders}")
     if recipe.keyring:
         options.append(f"--keyring={recipe.keyring}")
     # apt's lists stay until the packages' digests have been read in them.
-    options += [f"--include={','.join(recipe.packages)}", "--skip=cleanup/apt/lists"]
+    options += [f"--include={','.join(recipe.all_packages)}", "--skip=cleanup/apt/lists"]
     log.apart("The bootstrap", "mmdebstrap", *options, recipe.suite, tree, work / "sources.list", hear=_Progress(log))
+    for path in _LEFT:
+        folder, _, name = path.rpartition("/")
+        left = within(tree, folder) / name
+        if not left.is_symlink():  # a package's own, as resolved's
+            left.unlink(missing_ok=True)
+    place(tree, "/etc/hostname", b"localhost\n", 0o644)  # it is that of this host
 
 
 def stale(images: Path) -> list[Path]:
@@ -120,29 +137,10 @@ class _Progress:
             self._log.step(found[1])
 
 
-def sources(recipe: Recipe) -> str:
-    """The recipe's snapshot or mirror, or the mirrors that this host's apt uses, with the recipe's suite, for apt."""
-    suite, components = recipe.suite, " ".join(recipe.components)
-    if recipe.snapshot:
-        # What was signed to be valid for a week has expired there. The signature itself is checked as ever.
-        archive, option = (recipe.mirror or _ARCHIVE).rstrip("/"), "[check-valid-until=no]"
-        parts = (("debian", suite), ("debian", f"{suite}-updates"), ("debian-security", f"{suite}-security"))
-        return "".join(f"deb {option} {archive}/{folder}/{recipe.snapshot} {each} {components}\n" for folder, each in parts)
-    if recipe.mirror:
-        return "".join(f"deb {recipe.mirror} {each} {components}\n" for each in (suite, *recipe.updates))
-    lists = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.*"))]
-    text = "\n".join(path.read_text(errors="replace") for path in lists if path.is_file())
-    uris = re.findall(r"https?://\S+", re.sub(r"(?m)^\s*#.*$", "", text))
-    main = next((uri for uri in uris if uri.rstrip("/").endswith("/debian")), "http://deb.debian.org/debian")
-    security = next((uri for uri in uris if "debian-security" in uri), "http://deb.debian.org/debian-security")
-    parts = ((main, suite), (main, f"{suite}-updates"), (security, f"{suite}-security"))
-    return "".join(f"deb {archive} {each} {components}\n" for archive, each in parts)
-
-
 def _key(recipe: Recipe, listed: str) -> str:
     """What a tree depends on, as a word."""
     keyring = hashlib.sha256(recipe.keys()).hexdigest() if recipe.keyring else ""
-    all_of_it: list[object] = ["1", os.uname().machine, listed, recipe.suite, keyring, _EXCLUDED, sorted(set(recipe.packages))]
+    all_of_it: list[object] = ["2", os.uname().machine, listed, recipe.suite, keyring, _EXCLUDED, sorted(set(recipe.all_packages))]
     if recipe.stock:  # also what it should be: a layer is not taken for an image that would be refused
         all_of_it += [recipe.stock.digest(), recipe.stock.sha256, recipe.stock.sha512]
     return hashlib.sha256(json.dumps(all_of_it).encode()).hexdigest()[:24]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
-import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from vmrunner import __version__
 from vmrunner.errors import ImageError
-from vmrunner.image import containers, lock, workshop
+from vmrunner.image import containers, kernel, lock, workshop
 from vmrunner.image.bootstrap import bootstrap
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.packages import Package
@@ -21,7 +19,7 @@ from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe
 from vmrunner.image.stock import Run
 from vmrunner.image.store import DISK, LOCK, MANIFEST, Golden, Input, Manifest, digest
-from vmrunner.image.tree import furnish, within
+from vmrunner.image.tree import furnish
 
 _PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "unshare": "util-linux"}
 Say = Callable[[str], None]
@@ -55,7 +53,7 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
             inputs, runner, further = furnish(recipe, tree, downloads, log)
             archives = containers.lay(recipe.containers, tree, downloads, log)
             inputs |= {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}
-            kernel = _take_kernel(tree, out)
+            booted = kernel.take(tree, out, recipe.kernel)
             log.step(f"writing a disk of {recipe.size} MiB")
             _write_disk(tree, out / DISK, work, recipe, log)
             files = {path.name: digest(path) for path in sorted(out.iterdir())}
@@ -70,7 +68,7 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
                 suite=recipe.suite,
                 inputs=inputs,
                 lock=digest(out / LOCK) if recipe.lock else "",
-                kernel=kernel,
+                kernel=booted,
                 kernel_arguments=recipe.kernel_arguments,
                 runner=runner,
                 runners=further,
@@ -95,26 +93,6 @@ def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Packag
             f"A `snapshot` in the recipe gives old ones; `vmrunner image build {recipe.name} --ignore-lock`, "
             f"then `vmrunner image lock {recipe.name}` take the new ones.",
         )
-
-
-def _take_kernel(tree: Path, out: Path) -> str:
-    """Copy kernel and initrd out for a direct boot; returns the kernel's version."""
-    kernels = sorted(within(tree, "/boot").glob("vmlinuz-*"), key=_by_number)
-    if not kernels:
-        raise ImageError("The image has no kernel.", "Add a linux-image package to the recipe.")
-    version = kernels[-1].name.removeprefix("vmlinuz-")
-    for name, taken in ((f"/boot/vmlinuz-{version}", "vmlinuz"), (f"/boot/initrd.img-{version}", "initrd")):
-        if not (path := within(tree, name)).is_file():
-            raise ImageError(f"The image has the kernel {version}, and no {name}.", "Add the package initramfs-tools to the recipe.")
-        shutil.copyfile(path, out / taken)
-    for path in out.iterdir():
-        path.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
-    return version
-
-
-def _by_number(path: Path) -> list[tuple[int, str]]:
-    """So that 6.1.0-10 comes after 6.1.0-9: a stock image may have both."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def _write_disk(tree: Path, disk: Path, work: Path, recipe: Recipe, log: Log) -> None:

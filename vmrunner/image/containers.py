@@ -12,9 +12,9 @@ from pathlib import Path
 from vmrunner.errors import ImageError
 from vmrunner.image import store
 from vmrunner.image.downloads import Downloads
+from vmrunner.image.paths import within
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import ContainerSource
-from vmrunner.image.tree import within
 
 FOLDER = "usr/lib/vmrunner/containers"
 """In the tree: N.tar, an archive, and N.name beside it, what jobs call it. The hook before-ready.d/docker reads them."""

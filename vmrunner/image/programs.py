@@ -67,7 +67,14 @@ class Log:
         environment = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
         lines: list[str] = []
         with subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace"
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            umask=0o022,
+            text=True,
+            errors="replace",
         ) as running:
             try:
                 assert running.stdout  # noqa: S101 — a pipe was asked for

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -38,8 +40,11 @@ _YOUNGER = {
     "checks",
     "listens",
     "stock",
+    "kernel",
+    "jobs_mirror",
 }
 """The keys that were added since the first images were built."""
+_KERNEL = re.compile(r"linux-image-(?!extra-|.*-(dbg|template)$).+")
 _RELATIVE = "Its path is relative to the recipe."
 _APPENDED, _MERGED = {"packages", "scripts", "containers"}, {"files", "users", "environment", "runners", "checks"}
 """What an inheriting recipe adds to; every other key it replaces."""
@@ -157,6 +162,11 @@ class ContainerSource(_Section):
         return _digest(self.archive)
 
 
+def has_password(url: str) -> bool:
+    """Whether whoever reads the URL can use somebody's account with it."""
+    return "@" in urlsplit(url).netloc
+
+
 def _digest(path: Path) -> str:
     try:
         return store.digest(path)
@@ -174,10 +184,14 @@ class Recipe(_Section):
     components: tuple[Word, ...] = ("main",)
     keyring: Path | None = None  # what signs the mirror; unset: apt's own keys
     mirror: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    jobs_mirror: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = (
+        None  # unset: `mirror`, else Debian's own; never the building host's
+    )
     snapshot: Annotated[str, Field(pattern=r"^\d{8}T\d{6}Z$")] | None = None
     lock: Path | None = None
     size: Mebibytes
     packages: tuple[Word, ...]
+    kernel: Word | None = None  # the package of the one that is booted; unset: the newest that the packages bring
     kernel_arguments: Annotated[str, Field(pattern=r"^[ -~]+$")]
     scripts: tuple[Script, ...] = ()
     users: dict[UserName, User] = {}
@@ -189,6 +203,26 @@ class Recipe(_Section):
     checks: dict[Title, Annotated[str, Field(min_length=1)]] = {}  # shell commands that exit with 0 in a machine of the image
     listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()  # ports that may be open in one
     containers: tuple[ContainerSource, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_kernel(self) -> Self:
+        other = next((each for each in self.packages if _KERNEL.fullmatch(each) and each != self.kernel), None)
+        if self.kernel and other:
+            raise ValueError(f"it has {other} beside the kernel {self.kernel}, and one is booted: name it with `kernel` alone")
+        return self
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Self:
+        if has_password(self.jobs_mirror or ""):
+            raise ValueError("every job can read the password in jobs_mirror")
+        if has_password(self.mirror or "") and not self.jobs_mirror:
+            raise ValueError("every job could read the password in mirror: say with jobs_mirror what jobs use")
+        return self
+
+    @property
+    def all_packages(self) -> tuple[str, ...]:
+        """The kernel's as well."""
+        return (*self.packages, self.kernel) if self.kernel and self.kernel not in self.packages else self.packages
 
     def digest(self) -> str:
         """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""

@@ -20,12 +20,12 @@ from vmrunner import oneshot
 from vmrunner.config import HostConfig
 from vmrunner.errors import HypervisorError, ImageError, MachineError
 from vmrunner.hypervisor import Hypervisor, Output, image_stem
-from vmrunner.image import store
+from vmrunner.image import apt, store
 from vmrunner.image.downloads import Downloads
+from vmrunner.image.paths import place
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe, StockSource
 from vmrunner.image.store import DISK, MANIFEST, Golden, Manifest
-from vmrunner.image.tree import place
 from vmrunner.model import Shape
 from vmrunner.policy import Reach
 
@@ -72,12 +72,16 @@ rm -f /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /var/lib/systemd/credenti
 if [ ! -L /var/lib/dbus/machine-id ]; then rm -f /var/lib/dbus/machine-id; fi
 : >/etc/machine-id
 rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
+# What a small image leaves out of its packages jobs would miss in what they install: a package's own settings stay.
+for file in /etc/dpkg/dpkg.cfg.d/*; do
+  if [ -f "$file" ] && ! dpkg-query -S "$file" >/dev/null 2>&1; then rm -f "$file"; fi
+done
 """
 _SUITE = '. /etc/os-release; echo "${VERSION_CODENAME:-unknown}"'
 # As a bootstrap does it: nothing starts, a configuration file that the image has changed stays.
 _DPKG = ("--force-unsafe-io", "--force-confdef", "--force-confold")
 _APT = ("apt-get", "-qy", "-o", "APT::Update::Error-Mode=any", "-o", "Dpkg::Use-Pty=0", *(f"-oDpkg::Options::={each}" for each in _DPKG))
-_NO_DAEMONS, _SETTINGS = "/usr/sbin/policy-rc.d", "/etc/apt/apt.conf.d/99vmrunner-build"
+_NO_DAEMONS = "/usr/sbin/policy-rc.d"
 
 
 def boot(
@@ -111,19 +115,19 @@ def boot(
             hypervisor.drop_volumes(sorted(names, key=lambda name: not name.endswith(MANIFEST)))  # with it, it would count as whole
 
 
-def unpack(recipe: Recipe, listed: str, tree: Path, work: Path, downloads: Downloads, log: Log, run: Run | None) -> None:
-    """Fill `tree` with the recipe's stock image and its packages; apt's lists are still in it. `listed` are the sources for apt."""
+def unpack(recipe: Recipe, tree: Path, work: Path, downloads: Downloads, log: Log, run: Run | None) -> None:
+    """Fill `tree` with the recipe's stock image and its packages; apt's lists are still in it."""
     assert recipe.stock  # noqa: S101 — the caller has looked
     tar = work / "stock.tar"
     _hand_over(_golden(recipe, recipe.stock, work, downloads, log), tar, log, run)
     tree.mkdir(mode=0o755)
     log.run("Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
     tar.unlink()
-    log.inside("Cleaning the stock image", tree, "sh", "-c", _CLEAN)
+    log.inside("Cleaning the stock image", tree, "sh", "-c", _CLEAN + apt.MAKE_MAN_FOLDERS)
     suite = log.inside("Looking at the stock image", tree, "sh", "-c", _SUITE, said=False).strip()
     if suite != recipe.suite:
         raise ImageError(f"The stock image is {suite!r}, and the recipe's suite {recipe.suite!r}.", "Name the image's own suite.")
-    _install(recipe, listed, tree, log)
+    _install(recipe, tree, log)
 
 
 def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, log: Log) -> Golden:
@@ -210,25 +214,17 @@ def _hand_over(golden: Golden, tar: Path, log: Log, run: Run | None) -> None:
     log.step(f"unpacking its {receiver.size >> 20} MiB of files")
 
 
-def _install(recipe: Recipe, listed: str, tree: Path, log: Log) -> None:
+def _install(recipe: Recipe, tree: Path, log: Log) -> None:
     """Bring the packages to what the archive has, and add the recipe's. The recipe's sources replace the image's own."""
-    settings = b"".join(path.read_bytes() + b"\n" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*")))
-    added = {_NO_DAEMONS: (b"#!/bin/sh\nexit 101\n", 0o755), _SETTINGS: (settings, 0o644)}
-    if content := recipe.keys():
-        suffix = "asc" if content.startswith(b"-----BEGIN") else "gpg"
-        added[f"/etc/apt/trusted.gpg.d/vmrunner-build.{suffix}"] = (content, 0o644)
-    for path, (text, mode) in added.items():
-        place(tree, path, text, mode)
-    place(tree, "/etc/apt/sources.list", listed.encode(), 0o644)
-    place(tree, "/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes(), 0o644)
+    place(tree, _NO_DAEMONS, b"#!/bin/sh\nexit 101\n", 0o755)
     try:
-        log.step("asking the archive what is new")
-        log.inside("Asking the archive", tree, *_APT, "update")
-        log.step(f"upgrading, and installing {len(recipe.packages)} packages")
-        log.inside("Upgrading the packages", tree, *_APT, "full-upgrade")
-        if recipe.packages:
-            log.inside("Installing the packages", tree, *_APT, "--no-install-recommends", "install", *recipe.packages)
-        log.inside("Removing what was fetched", tree, "apt-get", "clean")
+        with apt.lent(recipe, tree):
+            log.step("asking the archive what is new")
+            log.inside("Asking the archive", tree, *_APT, "update")
+            log.step(f"upgrading, and installing {len(recipe.all_packages)} packages")
+            log.inside("Upgrading the packages", tree, *_APT, "full-upgrade")
+            if recipe.all_packages:
+                log.inside("Installing the packages", tree, *_APT, "--no-install-recommends", "install", *recipe.all_packages)
+            log.inside("Removing what was fetched", tree, "apt-get", "clean")
     finally:
-        for path in added:
-            (tree / path[1:]).unlink(missing_ok=True)
+        (tree / _NO_DAEMONS[1:]).unlink(missing_ok=True)

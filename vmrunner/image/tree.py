@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmrunner.errors import ImageError
+from vmrunner.image import apt
 from vmrunner.image.downloads import Downloads
+from vmrunner.image.paths import place, within
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import Recipe, RunnerSource
 from vmrunner.image.store import Input, Runner
@@ -18,6 +20,8 @@ _RUNNER_PATH = "/usr/local/bin/{kind}"
 _SCRIPT = "/.vmrunner-script"
 _READER = "/etc/systemd/system/vmrunner-guest.service"
 ENVIRONMENT = "/etc/vmrunner/environment"  # what a job's script and `exec` read
+JOB_USER = "runner"
+_JOB_UID = 1001  # as on hosted runners, unless the recipe has given it to somebody
 _LOGINS = "/etc/environment"  # what PAM reads for everyone who logs in, by ssh or su
 _LONGEST = 1000  # characters of a line of that
 
@@ -26,12 +30,10 @@ def furnish(recipe: Recipe, tree: Path, downloads: Downloads, log: Log) -> tuple
     """Everything of the recipe beside its packages; returns the files and runners that it put in."""
     if _READER in recipe.files:  # first: a script may want it otherwise
         _lone_reader(tree, log)
-    if recipe.scripts:  # they may fetch something
-        place(tree, "/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes(), 0o644)
-    for script in recipe.scripts:
-        log.step(f"running the script {script.name}")
-        _run_script(script.content(), script.name, tree, log)
+    _run_scripts(recipe, tree, log)
     _add_users(recipe, tree, log)
+    if (recipe.runner or recipe.runners) and JOB_USER not in recipe.users:
+        _add_job_user(tree, log)
     runner = _install_runner(recipe.runner, _RUNNER_PATH.format(kind=recipe.runner.kind), tree, downloads) if recipe.runner else None
     further = {name: _install_runner(each, further_runner(name, each.kind), tree, downloads) for name, each in recipe.runners.items()}
     return _add_files(recipe, tree, runner, log), runner, further
@@ -44,6 +46,21 @@ def _lone_reader(tree: Path, log: Log) -> None:
         for unit in ("ssh.service", "ssh.socket"):
             if any((tree / folder / unit).exists() for folder in ("usr/lib/systemd/system", "lib/systemd/system")):
                 log.inside(f"Disabling {unit}", tree, "systemctl", "disable", unit)
+
+
+def _run_scripts(recipe: Recipe, tree: Path, log: Log) -> None:
+    """They may fetch something."""
+    if not recipe.scripts:
+        apt.lay(recipe, tree)
+        return
+    with apt.lent(recipe, tree):
+        for script in recipe.scripts:
+            log.step(f"running the script {script.name}")
+            _run_script(script.content(), script.name, tree, log)
+    lists = within(tree, "/var/lib/apt/lists")
+    for path in lists.iterdir() if apt.is_elsewhere(recipe) and lists.is_dir() else ():
+        if path.is_file():
+            path.unlink()
 
 
 def _run_script(content: bytes, name: str, tree: Path, log: Log) -> None:
@@ -66,7 +83,36 @@ def _add_users(recipe: Recipe, tree: Path, log: Log) -> None:
         if user.sudo:
             if not (tree / "etc/sudoers.d").is_dir():
                 raise ImageError(f"The user {name} can't have sudo: the image has none.", "Add the package sudo to the recipe.")
-            place(tree, f"/etc/sudoers.d/{name}", f"{name} ALL=(ALL:ALL) NOPASSWD: ALL\n".encode(), 0o440)
+            _allow_all(name, tree)
+
+
+def _add_job_user(tree: Path, log: Log) -> None:
+    """Whom a pool's `job_user = "runner"` means: as on hosted runners, with sudo and Docker where the image has them."""
+    if not _has(tree, "passwd", JOB_USER):
+        taken = any(line.split(":")[2:3] == [str(_JOB_UID)] for line in _lines(tree, "passwd"))
+        options = ["--create-home", "--home-dir", f"/home/{JOB_USER}", "--user-group", "--shell", "/bin/bash"]
+        options += [] if taken else ["--uid", str(_JOB_UID)]
+        log.inside(f"Adding the user {JOB_USER}", tree, "useradd", *options, "--", JOB_USER)
+        # Debian 13's default is 0700; containers of a job's run as others.
+        log.inside(f"Opening the home of {JOB_USER}", tree, "chmod", "755", f"/home/{JOB_USER}")
+    if _has(tree, "group", "docker"):
+        log.inside(f"Adding {JOB_USER} to the group docker", tree, "usermod", "--append", "--groups", "docker", JOB_USER)
+    if (tree / "etc/sudoers.d").is_dir() and not (tree / "etc/sudoers.d" / JOB_USER).exists():
+        _allow_all(JOB_USER, tree)
+
+
+def _has(tree: Path, database: str, name: str) -> bool:
+    return any(line.split(":")[0] == name for line in _lines(tree, database))
+
+
+def _lines(tree: Path, database: str) -> list[str]:
+    """Of /etc/passwd or /etc/group."""
+    file = within(tree, f"/etc/{database}")
+    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+
+
+def _allow_all(user: str, tree: Path) -> None:
+    place(tree, f"/etc/sudoers.d/{user}", f"{user} ALL=(ALL:ALL) NOPASSWD: ALL\n".encode(), 0o440)
 
 
 def _install_runner(source: RunnerSource, path: str, tree: Path, downloads: Downloads) -> Runner:
@@ -80,24 +126,6 @@ def _install_runner(source: RunnerSource, path: str, tree: Path, downloads: Down
         raise ImageError(f"The runner has the sha256 {found}, the recipe wants {source.sha256}.", "Check where it comes from.")
     place(tree, path, content, 0o755)
     return Runner(kind=source.kind, path=path, sha256=found, version=source.version or "")
-
-
-def within(tree: Path, path: str) -> Path:
-    """Where a path of the image is on this host. Raises ImageError where it leads out of the tree, as an absolute symlink in it does."""
-    target = tree / path.lstrip("/")
-    if not target.resolve().is_relative_to(tree.resolve()):
-        raise ImageError(f"The path {path} leads out of the image.", "It, or a folder on the way, is a symlink to an absolute path.")
-    return target
-
-
-def place(tree: Path, path: str, content: bytes, mode: int) -> None:
-    """Write a file into the tree, in the place of what is there. Raises ImageError where its folder leads out of it."""
-    folder, _, name = path.rpartition("/")
-    target = within(tree, folder) / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    target.write_bytes(content)
-    target.chmod(mode)
 
 
 def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> dict[str, Input]:
