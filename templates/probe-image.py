@@ -7,6 +7,8 @@ with comes from the image's manifest and the host: see vmrunner/image/verify.py.
 import http.server
 import json
 import os
+import pwd
+import re
 import shutil
 import socket
 import struct
@@ -30,6 +32,21 @@ WORDS = (b"PRIVATE KEY-----", b"_authToken=", b'"auths"')
 PLACES = ("/etc", "/root", "/home", "/opt", "/srv", "/usr/local", "/var/lib")
 TEXTS = ("/var/lib/dpkg", "/var/lib/apt", "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers")  # packages' own, and big ones
 RESOLVED = {5353, 5355}  # mDNS and LLMNR: systemd-resolved's own, which the machines' network lets nobody reach
+JOB_USER = "runner"
+ROOT = "/"  # where it looks for what a build left
+# What a host's apt is told, and no job's is to be: a proxy's address may hold a password, and old or unsigned lists are taken silently.
+RISKY = {
+    "a proxy": r"\bproxy\b[^;]*://",
+    "a check that is off": r"\b(check-valid-until|check-date|verify-peer|verify-host)\b[\s\"]*(false|no|0)\b",
+    "certificates": r"\b(ca-?info|ca-?path|ssl-?cert|ssl-?key)\b",
+    "unsigned packages": r"\b(allow-?unauthenticated|allow-?insecure-?repositories)\b[\s\"]*(true|yes|1)\b",
+}
+LEFT_OUT = re.compile(r"(?m)^\s*(path-exclude|force-)\S*")  # by dpkg
+PASSWORD = re.compile(r"://[^\s/@]+@")  # or a token
+LOGIN = re.compile(r"(?m)^\s*machine\s+\S+.*\bpassword\s", re.DOTALL)  # of an auth.conf
+MAN_FOLDERS = [f"usr/share/man/man{section}" for section in range(1, 9)]
+NO_NODE = "no node, so that actions written in JavaScript do not run, and hashFiles() is always empty"
+TOOLS = ("git", "sudo", "curl", "jq", "ps", "unzip", "zip", "xz", "gpg", "rsync", "ssh", "python3", "cc", "make")
 BIGGEST = 256 << 10  # bytes of a file that is looked into
 
 Said = "tuple[bool, str]"
@@ -198,6 +215,83 @@ def secrets(_: "dict[str, object]") -> Said:
     return not found, ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "") if found else "none"
 
 
+def fragments(*places: str) -> "dict[str, str]":
+    """The text of each file in these folders, by its path."""
+    found = {}
+    for place in places:
+        top = os.path.join(ROOT, place)
+        paths = [top] if os.path.isfile(top) else [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+        for path in sorted(paths):
+            with suppress(OSError), open(path, errors="replace") as file:
+                found["/" + os.path.relpath(path, ROOT)] = file.read(BIGGEST)
+    return found
+
+
+def spoken(text: str) -> str:
+    """Without its comments."""
+    return re.sub(r"(?m)(^\s*#|(^|\s)//).*$", "", re.sub(r"(?s)/\*.*?\*/", "", text))
+
+
+def is_packaged(path: str) -> bool:
+    """Whether a package has brought it."""
+    return run("dpkg-query", "-S", path).returncode == 0
+
+
+def settings(asked: "dict[str, object]") -> Said:
+    """Nothing is left of how, and on which host, the image was built; what the recipe's own `files` say is the recipe's."""
+    given, found = set(asked["files"]), []  # type: ignore[call-overload]  # as JSON has it
+    for path, text in fragments("etc/apt/apt.conf", "etc/apt/apt.conf.d", "etc/dpkg/dpkg.cfg", "etc/dpkg/dpkg.cfg.d").items():
+        if "/etc/apt/" in path:
+            words = [what for what, pattern in RISKY.items() if re.search(pattern, spoken(text), re.IGNORECASE)]
+        else:
+            words = sorted({match[1] for match in LEFT_OUT.finditer(text)})
+        if words and path not in given and not is_packaged(path):
+            found.append(f"{path} ({', '.join(words)})")
+    for path, text in fragments("etc/apt", "etc/environment").items():
+        if PASSWORD.search(text) or LOGIN.search(text):
+            found.append(f"{path} (a password)")
+    own = {name for text in fragments("etc/vmrunner/environment").values() for name in re.findall(r"(?m)^export (\w+)=", text)}
+    if "/etc/environment" not in given:
+        for text in fragments("etc/environment").values():
+            names = re.findall(r"(?im)^\s*(?:export\s+)?(\w+_proxy)=", text)
+            found += [f"/etc/environment ({name})" for name in names if name not in own]
+    missing = [f"/{folder}" for folder in MAN_FOLDERS if not os.path.isdir(os.path.join(ROOT, folder))]
+    if missing:
+        found.append(f"no {', '.join(missing)}, which update-alternatives needs")
+    return not found, "; ".join(found[:5]) or "nothing is left of the build"
+
+
+def tools(asked: "dict[str, object]") -> "tuple[bool, str, bool]":
+    """What most actions and workflows take for granted; a note where an image that runs jobs has no Node."""
+    missing = [name for name in TOOLS if not shutil.which(name)]
+    if run("python3", "-c", "import ensurepip, venv").returncode:
+        missing.append("python3-venv")
+    has_node = bool(shutil.which("node"))
+    lacks = ([] if has_node else [NO_NODE]) + ([f"not there: {', '.join(missing)}"] if missing else [])
+    if not lacks:
+        return True, f"node {run('node', '--version').stdout.strip()}, and the usual ones", False
+    return True, "; ".join(lacks), bool(asked["runners"]) and not has_node
+
+
+def job_user(asked: "dict[str, object]") -> "tuple[bool, str, bool]":
+    """Jobs of a pool with `job_user = "runner"` run as this one."""
+    if not asked["runners"]:
+        return True, "no runner, so no user of its jobs", False
+    try:
+        found = pwd.getpwnam(JOB_USER)
+    except KeyError:
+        return True, f"no user {JOB_USER}: a pool can't have it as its job_user", True
+    if not os.path.isdir(found.pw_dir):
+        return False, f"{JOB_USER} has no {found.pw_dir}", False
+    if os.stat(found.pw_dir).st_uid != found.pw_uid:
+        return False, f"{found.pw_dir} is not {JOB_USER}'s", False
+    if shutil.which("sudo"):
+        done = run("runuser", "-u", JOB_USER, "--", "sudo", "-n", "true")
+        if done.returncode:
+            return False, f"sudo as {JOB_USER}: {last(done)}", False
+    return True, f"{JOB_USER}, {found.pw_uid}, " + ("sudo without a password" if shutil.which("sudo") else "no sudo in the image"), False
+
+
 def host_keys(_: "dict[str, object]") -> Said:
     """Each machine makes its own, or has none."""
     with suppress(FileNotFoundError):
@@ -271,16 +365,21 @@ def main() -> None:
         "listening ports": ports,
         "systemd units": units,
         "git clone": git,
+        "build settings": settings,
+        "tools": tools,
+        "job user": job_user,
         **{f"recipe: {name}": partial(recipes, command) for name, command in asked["checks"].items()},
     }
     for name, look in looks.items():
+        noted = False
         try:
-            passed, measured = look(asked)
+            passed, measured, *more = look(asked)
+            noted = bool(more and more[0])
         except subprocess.TimeoutExpired as error:
             passed, measured = False, f"it did not end within {error.timeout:.0f} s"
         except Exception as error:  # whatever is wrong in there is the answer
             passed, measured = False, f"{type(error).__name__}: {error}"
-        print(json.dumps({"check": name, "passed": passed, "measured": measured}), flush=True)
+        print(json.dumps({"check": name, "passed": passed, "measured": measured, "noted": noted}), flush=True)
 
 
 if __name__ == "__main__":

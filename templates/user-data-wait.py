@@ -83,7 +83,13 @@ def identify(meta: dict[str, str]) -> None:
     name = meta["local-hostname"]
     libc.sethostname(name.encode(), len(name))
     Path("/etc/hostname").write_text(f"{name}\n")
-    Path("/etc/hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost\n")
+    hosts, ours = Path("/etc/hosts"), " # vmrunner"
+    # What the image has in there stays; only our own lines of the machine that this is a clone of go.
+    kept = [line for line in hosts.read_bytes().splitlines() if not line.endswith(ours.encode())] if hosts.exists() else []
+    names = {(words[0], word) for line in kept if (words := line.partition(b"#")[0].split()) for word in words[1:]}
+    wanted = [("127.0.0.1", "localhost"), ("127.0.1.1", name), ("::1", "localhost")]
+    own = [f"{address} {each}{ours}".encode() for address, each in wanted if (address.encode(), each.encode()) not in names]
+    hosts.write_bytes(b"".join(line + b"\n" for line in own + kept))
     machine_id = Path("/etc/machine-id")
     machine_id.chmod(0o644)
     machine_id.write_text(meta["vmrunner-machine-id"] + "\n")

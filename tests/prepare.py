@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests import containers
 from vmrunner.errors import ImageError
-from vmrunner.image import bootstrap, build, downloads, programs, promotion, recipe, stock, store, tree
+from vmrunner.image import apt, bootstrap, build, downloads, kernel, paths, programs, promotion, recipe, stock, store, tree
 from vmrunner.image import containers as laying
 from vmrunner.image.promotion import Why
 from vmrunner.resources import folder
@@ -24,7 +24,9 @@ RECIPES = Path(__file__).parent / "images"
 GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 
 
-SHAPING = [Path(str(module.__file__)) for module in (bootstrap, build, downloads, laying, programs, recipe, stock, tree)]
+SHAPING = [
+    Path(str(module.__file__)) for module in (apt, bootstrap, build, downloads, kernel, laying, paths, programs, recipe, stock, tree)
+]
 BUILDER = "".join(store.digest(path) for path in [*SHAPING, *sorted((folder("images") / "guest").iterdir())])
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.archive import Site, served
 from vmrunner.errors import ImageError
-from vmrunner.image import bootstrap, build, downloads, recipe, store, tree, workshop
+from vmrunner.image import bootstrap, build, downloads, kernel, recipe, store, tree, workshop
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import RunnerSource
@@ -131,19 +131,19 @@ def test_a_kernel_needs_its_initrd_and_neither_is_a_file_of_this_host(tmp_path: 
     boot.mkdir(parents=True)
     out.mkdir()
     with pytest.raises(ImageError, match="The image has no kernel"):
-        build._take_kernel(tmp_path / "tree", out)
+        kernel.take(tmp_path / "tree", out, None)
     for version in ("6.1.0-9-amd64", "6.1.0-10-amd64"):
         (boot / f"vmlinuz-{version}").write_text(version)
     (boot / "initrd.img-6.1.0-9-amd64").touch()
     with pytest.raises(ImageError, match=r"has the kernel 6\.1\.0-10-amd64, and no /boot/initrd\.img-6\.1\.0-10-amd64"):
-        build._take_kernel(tmp_path / "tree", out)
+        kernel.take(tmp_path / "tree", out, None)
     (tmp_path / "secret").write_text("of this host")
     (boot / "initrd.img-6.1.0-10-amd64").symlink_to(tmp_path / "secret")
     with pytest.raises(ImageError, match="leads out of the image"):
-        build._take_kernel(tmp_path / "tree", out)
+        kernel.take(tmp_path / "tree", out, None)
     (boot / "initrd.img-6.1.0-10-amd64").unlink()
     (boot / "initrd.img-6.1.0-10-amd64").symlink_to("initrd.img-6.1.0-9-amd64")
-    assert build._take_kernel(tmp_path / "tree", out) == "6.1.0-10-amd64"
+    assert kernel.take(tmp_path / "tree", out, None) == "6.1.0-10-amd64"
     assert (out / "vmlinuz").read_text() == "6.1.0-10-amd64"
 
 

@@ -145,7 +145,7 @@ def test_what_is_left_of_its_first_boot_and_of_its_loader(tmp_path: Path) -> Non
     log = Log(tmp_path / "log", lambda _: None)
     wanted = lay(tmp_path, 'path = "disk.qcow2"')
     with pytest.raises(ImageError, match="The stock image is 'noble', and the recipe's suite 'bookworm'"):
-        stock.unpack(wanted, "", work / "tree", work, Downloads(tmp_path, log), log, run)
+        stock.unpack(wanted, work / "tree", work, Downloads(tmp_path, log), log, run)
     tree = work / "tree"
     assert sorted(path.name for path in (tree / "boot").rglob("*")) == ["grub", "vmlinuz-1"]
     assert list((tree / "etc/ssh").iterdir()) == []

@@ -223,7 +223,8 @@ def verify_(
     else:
         table = Table("check", "result", Column("measured", overflow="fold"), box=None, pad_edge=False)
         for check in found.checks:
-            table.add_row(check.name, "good" if check.passed else "BAD", Text(check.measured), style="" if check.passed else "red")
+            result, style = ("BAD", "red") if not check.passed else ("note", "yellow") if check.noted else ("good", "")
+            table.add_row(check.name, result, Text(check.measured), style=style)
         out.print(table)
     if not found.is_good:
         raise ImageError(f"The image {golden.name} {golden.version} is not good: {found.said}.", "It can't be promoted without --force.")

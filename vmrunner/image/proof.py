@@ -21,6 +21,7 @@ class Check(BaseModel):
     name: str
     passed: bool
     measured: str = ""
+    noted: bool = False  # good, and yet something that whoever uses the image has to know
 
 
 class Proof(BaseModel):
@@ -40,6 +41,11 @@ class Proof(BaseModel):
     def failed(self) -> tuple[Check, ...]:
         """The checks that did not pass."""
         return tuple(check for check in self.checks if not check.passed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of it although it is good."""
+        return tuple(f"{check.name}: {check.measured}" for check in self.checks if check.passed and check.noted)
 
     @property
     def is_good(self) -> bool:

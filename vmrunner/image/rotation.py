@@ -48,6 +48,8 @@ class Stage:
                 f"The image {golden.name} {golden.version} is not good, and was not promoted: {proof.said}.",
                 f"`vmrunner image verify {golden.name}/{golden.version}` shows all that was looked at.",
             )
+        for note in proof.notes:
+            self.say(f"{golden.name} {golden.version}: {note}")
         self.make_snapshots(golden)
         promotion.promote(self.settings.images_dir, golden.name, golden.version, self.say, why=Why.BUILT)
 

@@ -22,7 +22,7 @@ from vmrunner.seed import RUNNERS
 
 OURS = (
     *("seed", "root grows", "free space", "runner", "dns", "forge", "secrets", "ssh host keys", "machine-id", "listening ports"),
-    *("systemd units", "git clone"),
+    *("systemd units", "git clone", "build settings", "tools", "job user"),
 )
 """What the probe looks at in each image, beside the recipe's own checks."""
 _SKEW = 5.0  # seconds
@@ -116,6 +116,7 @@ def _asked(settings: HostConfig, golden: Golden, shape: Shape, machine: MachineI
         "has_git": "git" in manifest.packages,
         "listens": list(manifest.listens),
         "checks": manifest.checks,
+        "files": sorted(manifest.inputs or ()),
     }
 
 
@@ -180,6 +181,7 @@ class _Listener:
                 self.boot_seconds = max(0.1, time.monotonic() - self._began)
             else:
                 name = _clip(said["check"])
-                self.answers.setdefault(name, Check(name=name, passed=said["passed"] is True, measured=_clip(said["measured"])))
+                passed, noted = said["passed"] is True, said.get("noted") is True
+                self.answers.setdefault(name, Check(name=name, passed=passed, measured=_clip(said["measured"]), noted=noted))
         except (ValueError, TypeError, KeyError):
             return  # not the probe's
