@@ -21,11 +21,14 @@ from tests.archive import Package, Site, base, publish, served
 from tests.interrupted import fill_at_sizes, kill_at_random, left
 from tests.unit.test_image_cmd import CONFIG
 from vmrunner.errors import ImageError
-from vmrunner.image import build, promotion, recipe, store
+from vmrunner.image import apt, build, promotion, recipe, store
 
 KERNEL = "6.8.0-31-generic"
 ESSENTIAL = {"Essential": "yes", "Priority": "required"}
 INITRD = "#!/bin/sh\necho an initrd >/boot/initrd.img-$1\n"
+FULL_KERNEL = "6.8.0-9-generic"
+PAGE, PAGES_FILE = "/usr/share/man/man7/psql.7", "/usr/lib/psql/psql.7"
+PASSWORD = "hunter2"
 UNIT = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
 MINE = """
 extends = "ubuntu-24.04"
@@ -51,9 +54,9 @@ class Mirror:
 @pytest.fixture(scope="module")
 def archive() -> Iterator[Path]:
     """A folder with the archive in `site`, the key of its owner, and that of somebody else."""
-    named = {"apt", "linux-image-virtual", "initramfs-tools", "systemd-resolved"}
+    named = {"apt", "initramfs-tools", "systemd-resolved"}
     main = [
-        base(),
+        base("update-alternatives"),
         Package("libc6", "2.39-0ubuntu8", ESSENTIAL),
         Package("dpkg", "1.22.6ubuntu6", ESSENTIAL),
         Package("apt", "2.7.14build2"),
@@ -69,6 +72,27 @@ def archive() -> Iterator[Path]:
             {"Depends": "initramfs-tools"},
             files={f"boot/vmlinuz-{KERNEL}": b"a kernel"},
             scripts={"postinst": f"update-initramfs {KERNEL}"},
+        ),
+        # Older than the other, with all drivers; and what can't be installed where its man page's folder is missing.
+        Package("linux-image-generic", "6.8.0-9.9", {"Depends": f"linux-image-{FULL_KERNEL}"}),
+        Package(
+            f"linux-image-{FULL_KERNEL}",
+            "6.8.0-9.9",
+            {"Depends": "initramfs-tools"},
+            files={f"boot/vmlinuz-{FULL_KERNEL}": b"a full kernel"},
+            scripts={"postinst": f"update-initramfs {FULL_KERNEL}"},
+        ),
+        Package(
+            "psql",
+            files={
+                "usr/lib/psql/psql": b"#!/bin/sh\n",
+                "usr/lib/psql/psql.7": b"a page",
+                "usr/share/man/man1/psql.1": b"a page",
+                "usr/share/doc/psql/README": b"words",
+            },
+            scripts={
+                "postinst": f"update-alternatives --install /usr/bin/psql psql /usr/lib/psql/psql 50 --slave {PAGE} psql.7 {PAGES_FILE}"
+            },
         ),
     ]
     # Not below pytest's own folder, which apt's user may not enter.
@@ -109,6 +133,15 @@ def files_of(golden: store.Golden, work: Path, *paths: str) -> list[str]:
     return read
 
 
+def listed(golden: store.Golden, work: Path, *folders: str) -> list[set[str]]:
+    """The names in these folders of the image's disk."""
+    raw = work / "raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / store.DISK, raw], check=True)
+    read = [subprocess.run(["debugfs", "-R", f"ls -p {each}", raw], capture_output=True, text=True, check=True).stdout for each in folders]
+    raw.unlink()
+    return [{line.split("/")[5] for line in text.splitlines() if line.startswith("/")} - {".", ".."} for text in read]
+
+
 def test_ubuntu_with_a_mirror_and_a_keyring(mirror: Mirror, tmp_path: Path) -> None:
     wanted = mirror.recipe()
     golden = build.build(wanted, tmp_path / "images", quiet)
@@ -118,15 +151,57 @@ def test_ubuntu_with_a_mirror_and_a_keyring(mirror: Mirror, tmp_path: Path) -> N
     assert (golden.directory / "vmlinuz").read_text() == "a kernel"
     assert (golden.directory / "initrd").read_text() == "an initrd\n"
     versions = {name: each.version for name, each in manifest.packages.items()}
-    assert set(wanted.packages) | {f"linux-image-{KERNEL}", "base-files", "libc6", "dpkg"} == set(versions)
+    assert set(wanted.all_packages) | {f"linux-image-{KERNEL}", "base-files", "libc6", "dpkg"} == set(versions)
     assert (versions["libc6"], versions["git"]) == ("2.39-0ubuntu8.3", "1:2.43.0-1ubuntu7.1"), "of noble-security"
     assert (versions["curl"], versions["jq"]) == ("8.5.0-2ubuntu10.4", "1.7.1"), "of noble-updates, and of universe"
     for name, each in manifest.packages.items():
         deb = mirror.folder / "site/ubuntu/pool" / f"{name}_{each.version}.deb"
         assert each.sha256 == hashlib.sha256(deb.read_bytes()).hexdigest(), name
-    sources, fstab = files_of(golden, tmp_path, "/etc/apt/sources.list.d/0000sources.list", "/etc/fstab")
-    assert sources.splitlines() == [f"deb {url} {suite} main universe" for suite in ("noble", "noble-updates", "noble-security")]
+    (keys,) = listed(golden, tmp_path, "/etc/apt/keyrings")
+    sources, fstab = files_of(golden, tmp_path, "/etc/apt/sources.list.d/debian.sources", "/etc/fstab")
+    assert sources.splitlines()[1:] == [
+        "Types: deb",
+        f"URIs: {url}",
+        "Suites: noble noble-updates noble-security",
+        "Components: main universe",
+        "Signed-By: /etc/apt/keyrings/vmrunner-archive.gpg",
+    ]
+    assert keys == {"vmrunner-archive.gpg"}
     assert fstab.startswith("/dev/vda / ext4 ")
+
+
+def test_a_recipe_chooses_its_kernel_and_nothing_of_this_host_is_left(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that has a proxy with a password; its scripts reach what they fetch by it, and its jobs know nothing of it."""
+    (tmp_path / "host").mkdir()
+    proxy = f'Acquire::http::Proxy "http://ci:{PASSWORD}@127.0.0.1:9";\nAcquire::http::Proxy::127.0.0.1 "DIRECT";\n'
+    (tmp_path / "host/99proxy").write_text(proxy)
+    monkeypatch.setattr(apt, "HOST_SETTINGS", tmp_path / "host")
+    look = "read -r line </etc/apt/apt.conf.d/99vmrunner-build\ncase $line in *ci:*) ;; *) exit 1 ;; esac\n[ -s /etc/resolv.conf ]"
+    more = {
+        "kernel": "linux-image-generic",
+        "scripts": (recipe.Script(name="looks", text=look),),
+        "jobs_mirror": "http://jobs.example/ubuntu",
+    }
+    wanted = mirror.recipe().model_copy(update=more)
+    wanted = wanted.model_copy(update={"packages": (*wanted.packages, "psql")})
+    golden = build.build(wanted, tmp_path / "images", quiet)
+    assert (golden.manifest.kernel, (golden.directory / "vmlinuz").read_text()) == (FULL_KERNEL, "a full kernel")
+    raw = tmp_path / "raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / store.DISK, raw], check=True)
+    assert PASSWORD.encode() not in raw.read_bytes(), "nor in a block that no file has any more"
+    raw.unlink()
+    folders = listed(
+        golden, tmp_path, "/etc/apt/apt.conf.d", "/etc/dpkg/dpkg.cfg.d", "/usr/share/man", "/usr/share/man/man1", "/usr/share/doc"
+    )
+    assert folders == [set(), set(), {f"man{section}" for section in range(1, 9)}, set(), set()]
+    sources, name, page, alternative = files_of(
+        golden, tmp_path, "/etc/apt/sources.list.d/debian.sources", "/etc/hostname", PAGES_FILE, "/var/lib/dpkg/alternatives/psql"
+    )
+    assert "URIs: http://jobs.example/ubuntu\n" in sources
+    assert mirror.site.url not in sources
+    assert (name, page, PAGE in alternative) == ("localhost\n", "a page", True)
 
 
 def test_an_archive_that_another_key_signed(mirror: Mirror, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.archive import Site, served
 from vmrunner.errors import ImageError
-from vmrunner.image import bootstrap, build, downloads, kernel, recipe, store, tree, workshop
+from vmrunner.image import bootstrap, build, downloads, recipe, store, tree, workshop
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 from vmrunner.image.recipe import RunnerSource
@@ -124,27 +124,6 @@ def test_a_folder_of_a_killed_build_that_had_our_id_is_in_nobodys_way(tmp_path: 
     with workshop.opened(tmp_path) as work:
         assert list(work.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_kernel_needs_its_initrd_and_neither_is_a_file_of_this_host(tmp_path: Path) -> None:
-    boot, out = tmp_path / "tree/boot", tmp_path / "out"
-    boot.mkdir(parents=True)
-    out.mkdir()
-    with pytest.raises(ImageError, match="The image has no kernel"):
-        kernel.take(tmp_path / "tree", out, None)
-    for version in ("6.1.0-9-amd64", "6.1.0-10-amd64"):
-        (boot / f"vmlinuz-{version}").write_text(version)
-    (boot / "initrd.img-6.1.0-9-amd64").touch()
-    with pytest.raises(ImageError, match=r"has the kernel 6\.1\.0-10-amd64, and no /boot/initrd\.img-6\.1\.0-10-amd64"):
-        kernel.take(tmp_path / "tree", out, None)
-    (tmp_path / "secret").write_text("of this host")
-    (boot / "initrd.img-6.1.0-10-amd64").symlink_to(tmp_path / "secret")
-    with pytest.raises(ImageError, match="leads out of the image"):
-        kernel.take(tmp_path / "tree", out, None)
-    (boot / "initrd.img-6.1.0-10-amd64").unlink()
-    (boot / "initrd.img-6.1.0-10-amd64").symlink_to("initrd.img-6.1.0-9-amd64")
-    assert kernel.take(tmp_path / "tree", out, None) == "6.1.0-10-amd64"
-    assert (out / "vmlinuz").read_text() == "6.1.0-10-amd64"
 
 
 def test_kept_packages_that_another_build_replaces_meanwhile_stay_what_they_were(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from vmrunner.errors import ImageError
-from vmrunner.image import containers, recipe, tree
+from vmrunner.image import containers, paths, recipe, tree
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.programs import Log
 
@@ -119,3 +120,64 @@ def test_a_script_may_turn_on_what_a_stock_image_brings(tmp_path: Path, monkeypa
     assert ran[:2] == ["Disabling ssh.service", "The script ssh"]
     assert ran.count("Disabling ssh.service") == 1
     assert (tmp_path / "tree/etc/cloud/cloud-init.disabled").is_file()
+
+
+ACCOUNTS = {"etc/passwd": "root:x:0:0:root:/root:/bin/bash\n", "etc/group": "root:x:0:\n"}
+
+
+@pytest.mark.parametrize(
+    ("more", "commands", "has_sudo"),
+    [
+        ({}, ["useradd --uid 1001", "chmod"], False),
+        ({"etc/sudoers.d/README": "", "etc/group": "docker:x:999:\n"}, ["useradd --uid 1001", "chmod", "usermod docker"], True),
+        ({"etc/passwd": "ci:x:1001:1001::/home/ci:/bin/sh\n"}, ["useradd", "chmod"], False),
+        ({"etc/passwd": "runner:x:1000:1000::/home/runner:/bin/sh\n", "etc/group": "docker:x:999:\n"}, ["usermod docker"], False),
+    ],
+)
+def test_an_image_with_a_runner_has_the_user_of_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, str], commands: list[str], has_sudo: bool
+) -> None:
+    ran: list[str] = []
+
+    def inside(_log: Log, _what: str, _tree: Path, *command: str, **_: object) -> str:
+        if command[0] in ("useradd", "usermod", "chmod"):
+            ran.append(" ".join([command[0], *(each for each in ("--uid", "1001", "docker") if each in command)]))
+        return ""
+
+    monkeypatch.setattr(Log, "inside", inside)
+    (tmp_path / "runner").write_text("#!/bin/sh\n")
+    for path, text in (ACCOUNTS | more).items():
+        (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / path).write_text(text)
+    log = Log(tmp_path / "log", lambda _: None)
+    source = recipe.RunnerSource(kind="gitea-runner", path=tmp_path / "runner")
+    wanted = recipe.load("debian-12").model_copy(update={"runner": source})
+    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), log)
+    sudoers = tmp_path / "tree/etc/sudoers.d/runner"
+    assert (ran, sudoers.exists()) == (commands, has_sudo)
+    if has_sudo:
+        assert (sudoers.read_text(), sudoers.stat().st_mode & 0o777) == ("runner ALL=(ALL:ALL) NOPASSWD: ALL\n", 0o440)
+
+
+def test_the_recipes_own_user_of_that_name_is_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Log, "inside", lambda _log, _what, _tree, *command, **_: ran.append(command) or "")
+    (tmp_path / "runner").write_text("#!/bin/sh\n")
+    (tmp_path / "tree/etc/sudoers.d").mkdir(parents=True)
+    log = Log(tmp_path / "log", lambda _: None)
+    source = recipe.RunnerSource(kind="gitea-runner", path=tmp_path / "runner")
+    wanted = recipe.load("debian-12").model_copy(update={"runner": source, "users": {"runner": recipe.User(uid=2000)}})
+    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), log)
+    assert [command[0] for command in ran].count("useradd") == 1
+    assert list((tmp_path / "tree/etc/sudoers.d").iterdir()) == []
+
+
+def test_folders_are_open_whatever_umask_a_build_has(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        paths.place(tmp_path, "/usr/lib/a/b", b"", 0o644)
+        said = Log(tmp_path / "log", lambda _: None).run("Looking", "sh", "-c", "umask")
+    finally:
+        os.umask(before)
+    assert [(tmp_path / each).stat().st_mode & 0o777 for each in ("usr", "usr/lib", "usr/lib/a")] == [0o755] * 3
+    assert said.strip() == "0022"

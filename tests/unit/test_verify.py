@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -266,6 +268,105 @@ def test_what_a_secret_is(probe: ModuleType, tmp_path: Path, name: str, content:
 def test_the_probe_looks_at_all_that_is_asked_for(probe: ModuleType) -> None:
     text = (folder("templates") / "probe-image.py").read_text()
     assert all(f'"{name}": ' in text for name in verify.OURS)
+
+
+CHECKED = [f"usr/share/man/man{section}" for section in range(1, 9)]
+
+
+@pytest.fixture
+def root(probe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Path]:
+    """A function that makes an image with these files the one that is looked at."""
+    monkeypatch.setattr(probe, "ROOT", str(tmp_path / "root"))
+    monkeypatch.setattr(probe, "is_packaged", lambda path: "packaged" in path)
+
+    def lay(files: dict[str, str]) -> Path:
+        for folder_ in CHECKED:
+            (tmp_path / "root" / folder_).mkdir(parents=True)
+        for path, text in files.items():
+            (tmp_path / "root" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "root" / path).write_text(text)
+        return tmp_path / "root"
+
+    return lay
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        ("etc/apt/apt.conf.d/99mmdebstrap", 'Acquire::http::Proxy "http://proxy.lan:3128";', "/etc/apt/apt.conf.d/99mmdebstrap (a proxy)"),
+        ("etc/apt/apt.conf", 'acquire { http { proxy "http://proxy.lan"; }; };', "/etc/apt/apt.conf (a proxy)"),
+        ("etc/apt/apt.conf.d/99host", 'Acquire::Check-Valid-Until "false";', "/etc/apt/apt.conf.d/99host (a check that is off)"),
+        ("etc/apt/apt.conf.d/99host", 'Acquire::https::CAInfo "/etc/lan.pem";', "/etc/apt/apt.conf.d/99host (certificates)"),
+        ("etc/apt/apt.conf.d/99host", 'APT::Get::AllowUnauthenticated "true";', "/etc/apt/apt.conf.d/99host (unsigned packages)"),
+        ("etc/apt/apt.conf.d/99host", '// Proxy "http://a"\n# CaInfo x\n/* Check-Date\n"no" */\nAcquire::Retries "3";', ""),
+        ("etc/apt/apt.conf.d/99proxy", 'Acquire::http::Proxy "DIRECT";', ""),
+        ("etc/apt/apt.conf.d/50packaged", 'Acquire::Check-Date "no";', ""),
+        ("etc/apt/apt.conf.d/of-recipe", 'Acquire::http::Proxy "http://proxy.lan";', ""),
+        ("etc/apt/apt.conf.d/of-recipe", 'Acquire::http::Proxy "http://a:b@proxy.lan";', "/etc/apt/apt.conf.d/of-recipe (a password)"),
+        ("etc/apt/apt.conf.d/99old", '# Acquire::http::Proxy "http://a:b@proxy.lan";', "/etc/apt/apt.conf.d/99old (a password)"),
+        ("etc/apt/sources.list", "deb http://token@mirror.lan/debian bookworm main", "/etc/apt/sources.list (a password)"),
+        ("etc/apt/auth.conf.d/lan.conf", "machine m.lan\nlogin a\npassword b\n", "/etc/apt/auth.conf.d/lan.conf (a password)"),
+        ("etc/apt/sources.list.d/debian.sources", "URIs: http://deb.debian.org/debian\n", ""),
+        ("etc/dpkg/dpkg.cfg.d/99mmdebstrap", "force-unsafe-io\npath-exclude=/usr/share/man/*", "99mmdebstrap (force-, path-exclude)"),
+        ("etc/dpkg/dpkg.cfg.d/mine", "# path-exclude=/a\nno-debsig\n", ""),
+        ("etc/dpkg/dpkg.cfg.d/of-recipe", "path-exclude=/a\n", ""),
+        (
+            "etc/environment",
+            'http_proxy="http://proxy.lan"\nHTTPS_PROXY=x\n',
+            "/etc/environment (http_proxy); /etc/environment (HTTPS_PROXY)",
+        ),
+        ("etc/environment", 'own_proxy="http://proxy.lan"\nLANG=C\n', ""),
+        ("etc/environment", "OWN=http://a:b@c/\n", "/etc/environment (a password)"),
+    ],
+)
+def test_what_a_build_leaves_is_found(probe: ModuleType, root: Callable[[dict[str, str]], Path], path: str, text: str, said: str) -> None:
+    root({"etc/vmrunner/environment": "export own_proxy=http://proxy.lan\n", path: text})
+    passed, measured = probe.settings({"files": ["/etc/apt/apt.conf.d/of-recipe", "/etc/dpkg/dpkg.cfg.d/of-recipe"]})
+    assert (passed, said in measured) == (not said, True), measured
+
+
+def test_a_folder_of_man_pages_that_is_not_there(probe: ModuleType, root: Callable[[dict[str, str]], Path]) -> None:
+    (root({}) / CHECKED[6]).rmdir()
+    assert probe.settings({"files": []}) == (False, "no /usr/share/man/man7, which update-alternatives needs")
+
+
+def test_an_image_without_node_is_good_and_noted(
+    probe: ModuleType,
+    settings: HostConfig,
+    machine: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(probe.shutil, "which", lambda name: None if name in ("node", "jq") else f"/usr/bin/{name}")
+    passed, measured, noted = probe.tools({"runners": [{"path": "/r"}]})
+    assert (passed, noted) == (True, True)
+    assert measured.startswith("no node, so that actions written in JavaScript do not run, and hashFiles() is always empty; not there: jq")
+    assert probe.tools({"runners": []})[2] is False, "it runs no jobs of a forge"
+
+    lines = [{"now": time.time()}, *({"check": name, "passed": True, "measured": "fine"} for name in verify.OURS if name != "tools")]
+    said = [*lines, {"check": "tools", "passed": True, "measured": measured, "noted": True}]
+    machine("".join(json.dumps(each) + "\n" for each in said).encode())
+    golden = publish(settings.images_dir, "1", promote=False, verified=None)
+    found = verified(settings, golden)
+    assert (found.is_good, found.said, found.notes) == (True, "", (f"tools: {measured}",))
+    Stage(FakeHypervisor(), settings, VERSIONS, slow=False, say=print).go_live(golden)
+    assert f"web 1: tools: {measured}" in capsys.readouterr().out
+
+
+def test_the_user_of_jobs(probe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: dict[str, object] = {"runners": [{"path": "/r"}]}
+    found = SimpleNamespace(pw_dir=str(tmp_path / "home"), pw_uid=os.getuid())
+    monkeypatch.setattr(probe.shutil, "which", lambda _: None)
+    assert probe.job_user({"runners": []}) == (True, "no runner, so no user of its jobs", False)
+    monkeypatch.setattr(probe, "JOB_USER", "vmrunner-nobody")
+    assert probe.job_user(jobs) == (True, "no user vmrunner-nobody: a pool can't have it as its job_user", True)
+    monkeypatch.setattr(probe.pwd, "getpwnam", lambda _: found)
+    assert probe.job_user(jobs)[:2] == (False, f"vmrunner-nobody has no {tmp_path}/home")
+    (tmp_path / "home").mkdir()
+    assert probe.job_user(jobs)[0] is True
+    monkeypatch.setattr(probe.shutil, "which", lambda _: "/usr/bin/sudo")
+    monkeypatch.setattr(probe, "run", lambda *_: subprocess.CompletedProcess((), 1, "", "sudo: a password is required"))
+    assert probe.job_user(jobs)[:2] == (False, "sudo as vmrunner-nobody: exit 1: sudo: a password is required")
 
 
 def test_a_program_for_another_processor(probe: ModuleType, tmp_path: Path) -> None:

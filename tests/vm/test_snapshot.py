@@ -22,6 +22,7 @@ from tests.vm.test_jobs import LIFE, ONCE, records
 pytestmark = pytest.mark.vm
 
 CLONES = 3
+RECIPES_HOST = "192.0.2.7 registry.example # the recipe's"  # line of /etc/hosts
 IDENTITY = """
 hostname
 cat /etc/machine-id /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /sys/class/net/eth0/address
@@ -35,6 +36,8 @@ ls /run/systemd/netif/leases 2>/dev/null | sed 's/^/lease /'
 journalctl -q --no-pager 2>/dev/null | grep -v "$(hostname)" | sed 's/^/journal /' | head -3
 df --output=size -BG / | tail -1
 getent hosts forge.example | cut -d' ' -f2-
+wc -l </etc/hosts
+grep -v vmrunner /etc/hosts
 """
 
 
@@ -59,7 +62,7 @@ def test_a_clone_is_its_own_machine_and_the_snapshot_stays_as_it_is(lay_ground: 
         assert "cloned" in done.stderr
         lines = done.stdout.splitlines()
         identities.append(lines[:8])
-        assert [line.strip() for line in lines[8:]] == ["20G", "forge.example"], "and nothing is inherited"
+        assert [line.strip() for line in lines[8:]] == ["20G", "forge.example", "4", RECIPES_HOST], "and nothing is inherited"
     for each in zip(*[identity[:7] for identity in identities], strict=True):
         assert len(set(each)) == CLONES, each
     assert identities[0][0].startswith(f"vmr-{ground.manager}-")

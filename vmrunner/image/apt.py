@@ -22,10 +22,11 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _SETTINGS = "/etc/apt/apt.conf.d/99vmrunner-build"
 _OWN_KEYRING = "/etc/apt/keyrings/vmrunner-archive"
 _LINE = re.compile(r"deb\s+(?:\[(?P<options>[^\]]*)\]\s*)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)")
-MAN_FOLDERS = tuple(f"/usr/share/man/man{section}" for section in range(1, 9))
+HOST_SETTINGS = Path("/etc/apt/apt.conf.d")
+MAN_FOLDERS = tuple(f"usr/share/man/man{section}" for section in range(1, 9))
 """What packages with alternatives (Java, PostgreSQL's client) want to be there: update-alternatives makes no folder."""
-MAKE_MAN_FOLDERS = f"(umask 022; mkdir -p {' '.join(MAN_FOLDERS)})\n"
-"""For a shell in the tree."""
+MAKE_MAN_FOLDERS = f"umask 022 && mkdir -p {' '.join(MAN_FOLDERS)}"
+"""For a shell in the tree's root."""
 _HEAD = "# As the image's recipe says.\n"
 
 
@@ -72,6 +73,11 @@ def of_host(suite: str, etc: Path = Path("/etc")) -> Mirrors:
     return Mirrors(next(iter(mains), known.main), next(iter(fixes), known.security))
 
 
+def host_settings() -> list[Path]:
+    """What this host's apt is told of proxies, certificates and the like: a build needs it, and no image has it."""
+    return sorted(HOST_SETTINGS.glob("99*"))
+
+
 def lay(recipe: Recipe, tree: Path) -> None:
     """Put the sources into the tree that jobs have: the recipe's, or Debian's own; never this host's."""
     place(tree, _file(tree), _text(recipe, tree, building=False).encode(), 0o644)
@@ -84,7 +90,7 @@ def lent(recipe: Recipe, tree: Path) -> Iterator[None]:
     Afterwards it has the sources of jobs, with whatever else was written into their file meanwhile.
     """
     file, began = _file(tree), _text(recipe, tree, building=True)
-    settings = b"".join(path.read_bytes() + b"\n" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*")))
+    settings = b"".join(path.read_bytes() + b"\n" for path in host_settings())
     place(tree, file, began.encode(), 0o644)
     place(tree, _SETTINGS, settings, 0o644)
     place(tree, "/etc/resolv.conf", Path("/etc/resolv.conf").read_bytes(), 0o644)

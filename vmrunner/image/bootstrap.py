@@ -95,12 +95,11 @@ def bootstrap(
 def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, log: Log) -> None:
     log.step(f"bootstrapping {recipe.suite} with {len(recipe.all_packages)} packages")
     (work / "sources.list").write_text(listed, encoding="utf-8")
-    settings = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*"))]
+    settings = [f"--aptopt={path}" for path in apt.host_settings()]
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{each}" for each in _EXCLUDED]
     excluded += [f"--dpkgopt=path-include=/usr/share/{each}" for each in _INCLUDED]
-    folders = " ".join(f'"$1"{folder}' for folder in apt.MAN_FOLDERS)
     options = ["--mode=root", "--variant=minbase", "--format=directory", "--dpkgopt=force-unsafe-io", *excluded, *settings]
-    options.append(f"--setup-hook=umask 022; mkdir -p {folders}")
+    options.append(f'--setup-hook=cd "$1" && {apt.MAKE_MAN_FOLDERS}')
     if recipe.keyring:
         options.append(f"--keyring={recipe.keyring}")
     # apt's lists stay until the packages' digests have been read in them.

@@ -123,7 +123,7 @@ def unpack(recipe: Recipe, tree: Path, work: Path, downloads: Downloads, log: Lo
     tree.mkdir(mode=0o755)
     log.run("Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
     tar.unlink()
-    log.inside("Cleaning the stock image", tree, "sh", "-c", _CLEAN + apt.MAKE_MAN_FOLDERS)
+    log.inside("Cleaning the stock image", tree, "sh", "-c", f"{_CLEAN}cd /\n{apt.MAKE_MAN_FOLDERS}")
     suite = log.inside("Looking at the stock image", tree, "sh", "-c", _SUITE, said=False).strip()
     if suite != recipe.suite:
         raise ImageError(f"The stock image is {suite!r}, and the recipe's suite {recipe.suite!r}.", "Name the image's own suite.")
