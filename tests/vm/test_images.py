@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.archive import Package
 from tests.broken import panics
 from tests.forge.gitea import Site, until
 from tests.goldens import linked
@@ -15,6 +17,7 @@ from tests.ground import Ground
 from tests.prepare import FORGEJO, GITEA, IMAGES, RECIPES
 from tests.vm.test_failing import image_with
 from tests.vm.test_jobs import ONCE, records
+from tests.vm.test_snapshot import RECIPES_HOST
 from vmrunner.errors import ImageError, MachineError
 from vmrunner.image import promotion, verify
 from vmrunner.image.promotion import Why
@@ -82,6 +85,32 @@ def test_what_is_in_an_image(lay_ground: Callable[..., Ground]) -> None:
     ):
         done = ground.run("image", *command, check=False)
         assert (done.returncode, said in done.stderr) == (ImageError.exit_code, True), done.stderr
+
+
+INSTALL = """set -e
+base64 -d >/tmp/tool.deb <<'END'
+{deb}
+END
+dpkg --install /tmp/tool.deb
+cd /usr/share
+cat man/man1/tool.1 man/de/man1/tool.1 man/man7/tool.7 doc/tool/README locale/de/LC_MESSAGES/tool.mo
+ls -A /etc/dpkg/dpkg.cfg.d
+grep -v vmrunner /etc/hosts
+"""
+
+
+def test_a_job_installs_what_has_man_pages_and_alternatives(lay_ground: Callable[..., Ground], tmp_path: Path) -> None:
+    """As postgresql-client and default-jre-headless do it, whose folders for man pages the image has to have."""
+    pages = ("man/man1/tool.1", "man/de/man1/tool.1", "doc/tool/README", "locale/de/LC_MESSAGES/tool.mo")
+    files: dict[str, bytes | Path] = {f"usr/share/{path}": f"{path}\n".encode() for path in pages}
+    files |= {"usr/lib/tool/tool": b"#!/bin/sh\n", "usr/lib/tool/tool.7": b"man/man7/tool.7\n"}
+    slave = "--slave /usr/share/man/man7/tool.7 tool.7 /usr/lib/tool/tool.7"
+    script = f"update-alternatives --install /usr/bin/tool tool /usr/lib/tool/tool 50 {slave}"
+    Package("tool", files=files, scripts={"postinst": script}).build(tmp_path / "tool.deb")
+    encoded = base64.b64encode((tmp_path / "tool.deb").read_bytes()).decode()
+    done = lay_ground().run("exec", "--image", GITEA, "--boot", "--", "sh", "-c", INSTALL.format(deb=encoded))
+    lines = [*pages[:2], "man/man7/tool.7", *pages[2:], RECIPES_HOST]
+    assert done.stdout.splitlines()[-len(lines) :] == lines
 
 
 def test_a_version_that_panics_is_refused_and_when_forced_rolled_back(site: Site, lay_ground: Callable[..., Ground]) -> None:
