@@ -157,7 +157,12 @@ def test_refresh(run: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_verify_prints_what_was_measured(run: Run, images: Path) -> None:
     code, out, _ = run("verify", "web", "--json")
     found = json.loads(out)
-    assert (code, found["good"], found["version"], found["checks"][2]) == (0, True, "1", {"name": "seed", "passed": True, "measured": "so"})
+    assert (code, found["good"], found["version"], found["checks"][2]) == (
+        0,
+        True,
+        "1",
+        {"name": "seed", "passed": True, "measured": "so", "noted": False},
+    )
     code, out, err = run("verify", "web/1", good=False)
     assert (code, "BAD" in out, "The image web 1 is not good: seed: so;" in err) == (ImageError.exit_code, True, True)
     assert run("verify", "web", "--files-only", libvirt=False)[0] == 0

@@ -134,9 +134,11 @@ def whats(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if what in {"The bootstrap", "Unpacking the bootstrapped packages"}:
             tree = Path(command[-2] if what == "The bootstrap" else command[command.index("--directory") + 1])
             lists = tree / "var/lib/apt/lists"
-            for folder in (lists / "partial", tree / "boot", tree / "etc"):
+            for folder in (lists / "partial", tree / "boot", tree / "etc", tree / "var/lib/dpkg/info"):
                 folder.mkdir(parents=True)
             (tree / "boot" / "vmlinuz-6.1").write_text("a kernel")
+            (tree / "var/lib/dpkg/status").write_text("Package: linux-image-cloud-amd64\nStatus: install ok installed\n")
+            (tree / "var/lib/dpkg/info/linux-image-cloud-amd64.list").write_text("/boot/vmlinuz-6.1\n")
             (tree / "boot" / "initrd.img-6.1").write_text("an initrd")
             stanzas = (
                 f"Package: {name}\nVersion: {each.version}\nArchitecture: amd64\nSHA256: {each.sha256}\n" for name, each in PACKAGES.items()
