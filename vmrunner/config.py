@@ -104,6 +104,13 @@ def _destination_of(url: str) -> Destination:
     return Destination.parse(f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}")
 
 
+def _listen(value: object) -> str:
+    found = re.fullmatch(r"\S+:(\d{1,5})", value) if isinstance(value, str) else None
+    if not found or int(found[1]) > 65535:
+        raise ValueError('an address to listen at is written like "192.0.2.5:8484"')
+    return found[0]
+
+
 Mebibytes = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 Site = Annotated[str, BeforeValidator(_site)]
@@ -269,11 +276,25 @@ class CapacityConfig(Section):
         return min(self.disk_guard, self.disk_floor)
 
 
+class WebhookConfig(Section):
+    """Where `vmrunner serve` hears from the forge that a job waits."""
+
+    listen: Annotated[str, BeforeValidator(_listen)]
+    secret_file: Path
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
 class ServeConfig(Section):
     """`vmrunner serve`."""
 
     poll: Duration = timedelta(milliseconds=500)
     on_stop: Literal["leave", "drain"] = "leave"
+    webhook: WebhookConfig | None = None
 
 
 class ImagesConfig(Section):
@@ -428,17 +449,28 @@ def forge_token(config: ForgeConfig, warn: Callable[[str], None]) -> Secret:
     hint = f"Put the token into {DEFAULT_TOKEN}, mode 0600, or name another file as forge.token_file."
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
     path = config.token_file or (Path(credentials) / "forge-token" if credentials else DEFAULT_TOKEN)
+    # systemd's copy is guarded by an ACL, which shows as a readable group.
+    return _secret("token", path, hint, warn if config.token_file or not credentials else lambda _: None)
+
+
+def webhook_secret(config: WebhookConfig, warn: Callable[[str], None]) -> Secret:
+    """What the forge signs its webhook with. `warn` as for `forge_token`."""
+    hint = "Put what the webhook has as its secret at the forge into serve.webhook.secret_file, mode 0600."
+    return _secret("secret", config.secret_file, hint, warn)
+
+
+def _secret(what: str, path: Path, hint: str, warn: Callable[[str], None]) -> Secret:
+    """The one word in a file."""
     try:
         value = path.read_text(encoding="ascii").strip()
         mode = path.stat().st_mode
     except FileNotFoundError:
-        raise ConfigError(f"The token file {path} does not exist.", hint) from None
+        raise ConfigError(f"The {what} file {path} does not exist.", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not plain text"
-        raise ConfigError(f"The token file {path} can't be read: {reason}.", hint) from None
+        raise ConfigError(f"The {what} file {path} can't be read: {reason}.", hint) from None
     if not value or any(c.isspace() or not c.isprintable() for c in value):
-        raise ConfigError(f"The token file {path} does not hold one token.", hint)
-    # systemd's copy is guarded by an ACL, which shows as a readable group.
-    if (config.token_file or not credentials) and mode & (stat.S_IROTH | stat.S_IRGRP):
-        warn(f"The token file {path} can be read by others; run `chmod 600 {path}`.")
+        raise ConfigError(f"The {what} file {path} does not hold one {what}.", hint)
+    if mode & (stat.S_IROTH | stat.S_IRGRP):
+        warn(f"The {what} file {path} can be read by others; run `chmod 600 {path}`.")
     return Secret(value)

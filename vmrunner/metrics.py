@@ -112,13 +112,14 @@ class Figures(Collector):
         yield GaugeMetricFamily("vmrunner_last_pass_timestamp_seconds", "When the last pass ended", value=self._last_pass)
 
 
-def serve(figures: Figures, section: MetricsConfig) -> None:
+def serve(figures: Figures, section: MetricsConfig, *others: Collector) -> None:
     """Answer /metrics in a thread of its own, if the configuration says where. Raises ConfigError."""
     if section.listen is None:
         return
     host, _, port = section.listen.rpartition(":")
     registry = CollectorRegistry()
-    registry.register(figures)
+    for each in (figures, *others):
+        registry.register(each)
     try:
         start_http_server(int(port), host.strip("[]"), registry)
     except (OSError, OverflowError) as error:

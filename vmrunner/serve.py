@@ -1,4 +1,4 @@
-"""`vmrunner serve`: the same pass as `up`, again and again, woken by the hypervisor's events, guests' reports and new jobs at the forge."""
+"""`vmrunner serve`: the same pass as `up`, again and again, woken by the hypervisor's events, guests' reports, new jobs and the webhook."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from vmrunner.model import EventKind, Machine, MachineId
 from vmrunner.observed import Drain
 
 _TICK = 0.2  # seconds between two looks at the guests that are expected to report something
+_SHORTEST = 0.01  # seconds that it waits, at least
 _LONGEST = 5.0  # seconds between two passes, whatever happens: deadlines are kept to this
 _MAKER_REST = 60.0  # seconds between the beginnings of two processes that make snapshots
 _SLOWEST_POLL = 60.0  # seconds between two polls of a forge that does not answer
@@ -159,6 +160,10 @@ class Server:
         """Read the configuration again; see `stop`."""
         self._reload = True
 
+    def wake(self) -> None:
+        """Have a pass now, or as soon as this one is over. For other threads."""
+        self._wake.set()
+
     def _again(self) -> None:
         """Read the configuration again; a wrong one changes nothing."""
         self._reload = False
@@ -221,7 +226,8 @@ class Server:
         if survey and any(isinstance(action, Start | Bind | Finish) for action in survey.plan.actions):
             until = self._clock() + 1.0  # so that new machines are among the watched, and a place that became free is used
         while self._clock() < until and not self._stop and not self._reload:
-            if self._wait(self._wake, _TICK):
+            # A poll is not late by the rest of a tick. A short rest there is all the same: it may be due by what others spent.
+            if self._wait(self._wake, min(_TICK, max(_SHORTEST, self._poll.again_at() - self._clock()))):
                 return
             self._notify("WATCHDOG=1")
             if self._reported(watched) or self._poll.changed():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vmrunner import config, lock, metrics
+from contextlib import ExitStack
+
+from vmrunner import config, lock, metrics, webhook
 from vmrunner.cli.app import ConfigOption, LogOption, app, warn
 from vmrunner.cli.snapshot_cmd import make_in_background
 from vmrunner.hypervisor import events
@@ -18,10 +20,15 @@ def serve(log_format: LogOption = "text", config_path: ConfigOption = config.DEF
     SIGTERM leaves running machines alone (the next start adopts them), or waits for their jobs: see serve.on_stop.
     """
     log, settings = open_log(log_format), config.load(config_path)
-    with lock.exclusive(settings.runtime_dir, f"{settings.manager}.serve", wait=0, say=log.info):
+    with ExitStack() as stack:
+        stack.enter_context(lock.exclusive(settings.runtime_dir, f"{settings.manager}.serve", wait=0, say=log.info))
         events.start()
         server = Server(
             lambda: open_manager(config.load(config_path), log, warn), log, make_snapshot=lambda pool: make_in_background(pool, config_path)
         )
-        metrics.serve(server.figures, settings.metrics)
+        listeners = []
+        if section := settings.serve.webhook:
+            secret = config.webhook_secret(section, warn)
+            listeners.append(stack.enter_context(webhook.Listener(section, secret, server.wake, log, webhook.heard_file(settings))))
+        metrics.serve(server.figures, settings.metrics, *listeners)
         server.run()
