@@ -279,14 +279,14 @@ class CapacityConfig(Section):
 class WebhookConfig(Section):
     """Where `vmrunner serve` hears from the forge that a job waits."""
 
-    listen: Annotated[str, BeforeValidator(_listen)]
-    secret_file: Path
+    listen: Annotated[str, BeforeValidator(_listen)] | None = None
+    secret_file: Path | None = None
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port."""
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+    @model_validator(mode="after")
+    def _both_or_none(self) -> WebhookConfig:
+        if (self.listen is None) != (self.secret_file is None):
+            raise ValueError("listen and secret_file go together: a webhook that is not signed could be anyone's")
+        return self
 
 
 class ServeConfig(Section):
@@ -294,7 +294,7 @@ class ServeConfig(Section):
 
     poll: Duration = timedelta(milliseconds=500)
     on_stop: Literal["leave", "drain"] = "leave"
-    webhook: WebhookConfig | None = None
+    webhook: WebhookConfig = WebhookConfig()
 
 
 class ImagesConfig(Section):
@@ -453,10 +453,9 @@ def forge_token(config: ForgeConfig, warn: Callable[[str], None]) -> Secret:
     return _secret("token", path, hint, warn if config.token_file or not credentials else lambda _: None)
 
 
-def webhook_secret(config: WebhookConfig, warn: Callable[[str], None]) -> Secret:
-    """What the forge signs its webhook with. `warn` as for `forge_token`."""
-    hint = "Put what the webhook has as its secret at the forge into serve.webhook.secret_file, mode 0600."
-    return _secret("secret", config.secret_file, hint, warn)
+def webhook_secret(path: Path, warn: Callable[[str], None]) -> Secret:
+    """What the forge signs its webhook with, from serve.webhook.secret_file. `warn` as for `forge_token`."""
+    return _secret("secret", path, f"Put what the webhook has as its secret at the forge into {path}, mode 0600.", warn)
 
 
 def _secret(what: str, path: Path, hint: str, warn: Callable[[str], None]) -> Secret:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from vmrunner.config import Config, PoolConfig, forge_token
+from vmrunner.config import Config, PoolConfig, forge_token, webhook_secret
 from vmrunner.errors import ForgeError, ImageError, NotPermitted, VmrunnerError
 from vmrunner.forge import Forge, RunnerRecord, Scope, ScopeKind
 from vmrunner.forge.connect import connect
@@ -25,6 +25,7 @@ from vmrunner.image import promotion, proof, store
 from vmrunner.label import without_docker
 from vmrunner.model import MachineId
 from vmrunner.snapshots import Shelf
+from vmrunner.webhook import heard_file
 
 _SKEW = 5.0  # seconds; the forge tells its time in whole ones
 _LEAST = {"gitea": (1, 26), "forgejo": (15, 0)}
@@ -105,6 +106,7 @@ def examine(settings: Config, open_host: Callable[[], LibvirtHost]) -> Iterator[
         else:
             yield good("leftovers", f"{len(machines)} machines, no files without one")
     yield from _forge(settings, names)
+    yield from _webhook(settings)
 
 
 def _folders(settings: Config) -> Iterator[Finding]:
@@ -378,3 +380,34 @@ def _too_wide(settings: Config, http: Http) -> Iterator[Finding]:
             f"The token may do more than vmrunner needs: it has the scopes {', '.join(more)}.",
             "Make one with only the scopes that the README names; whoever reads its file has them all.",
         )
+
+
+def _webhook(settings: Config) -> Iterator[Finding]:
+    """Whether what is configured is heard. Nothing is wrong without it: jobs wait for the poll."""
+    section = settings.serve.webhook
+    if section.secret_file is None:
+        return
+    if settings.forge.kind != "gitea":
+        yield warning(
+            "webhook",
+            "Forgejo has no webhook for jobs that wait, so nothing will be heard.",
+            "Take listen and secret_file out of [serve.webhook].",
+        )
+        return
+    readable: list[str] = []
+    try:
+        webhook_secret(section.secret_file, readable.append)
+    except VmrunnerError as why:
+        yield failed("webhook", why)
+        return
+    yield from (warning("webhook", sentence, "") for sentence in readable)
+    try:
+        at = datetime.fromtimestamp(heard_file(settings).stat().st_mtime).astimezone()
+    except OSError:
+        yield warning(
+            "webhook",
+            f"The forge's webhook was never heard at {section.listen}: jobs wait for the poll.",
+            "When `vmrunner serve` runs, press Test Delivery on the webhook's page at the forge: it shows what went wrong.",
+        )
+    else:
+        yield good("webhook", f"heard last at {at:%Y-%m-%d %H:%M:%S %z}")

@@ -70,8 +70,12 @@ class Installation:
     @property
     def read(self) -> tuple[tuple[str, Path], ...]:
         """The files that the user has to read, each with its key in the configuration."""
-        forge = self.settings.forge
-        named = (("forge.token_file", forge.token_file), ("forge.ca_file", forge.ca_file))
+        forge, webhook = self.settings.forge, self.settings.serve.webhook
+        named = (
+            ("forge.token_file", forge.token_file),
+            ("forge.ca_file", forge.ca_file),
+            ("serve.webhook.secret_file", webhook.secret_file),
+        )
         return tuple((key, path) for key, path in named if path)
 
     @property

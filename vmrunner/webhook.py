@@ -25,7 +25,7 @@ from typing import Self
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vmrunner.config import Config, Secret, WebhookConfig
+from vmrunner.config import Config, Secret
 from vmrunner.log import Log
 
 PATH = "/webhook"
@@ -174,14 +174,14 @@ class Listener(Collector):
 
     def __init__(
         self,
-        section: WebhookConfig,
+        listen: str,
         secret: Secret,
         wake: Callable[[], object],
         log: Log,
         heard: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._section, self._secret, self._wake, self._log, self._heard, self._clock = section, secret, wake, log, heard, clock
+        self._address, self._secret, self._wake, self._log, self._heard, self._clock = listen, secret, wake, log, heard, clock
         self._verdicts: Counter[Verdict] = Counter()
         self._last_heard = 0.0
         self._seen: deque[str] = deque(maxlen=_REMEMBERED)
@@ -224,7 +224,7 @@ class Listener(Collector):
         async with asyncio.TaskGroup() as group:
             with await self._bound() as listening:
                 self.port = listening.getsockname()[1]
-                self._log.info("hears the forge's webhook", listen=self._section.listen, path=PATH)
+                self._log.info("hears the forge's webhook", listen=self._address, path=PATH)
                 while True:
                     try:
                         connection, peer = await self._loop.sock_accept(listening)
@@ -241,14 +241,14 @@ class Listener(Collector):
 
     async def _bound(self) -> socket.socket:
         """The socket. An address that this host has not yet, or that is taken, is tried again: there is the poll meanwhile."""
-        host, port = self._section.address
-        told = False
+        host, _, port = self._address.rpartition(":")
+        host, told = host.strip("[]"), False
         while True:
             try:
-                listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=64)
+                listening = socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=64)
             except OSError as error:
                 if not told:
-                    self._log.warning("can't listen for the forge's webhook; tried again", listen=self._section.listen, reason=str(error))
+                    self._log.warning("can't listen for the forge's webhook; tried again", listen=self._address, reason=str(error))
                 told = True
                 await asyncio.sleep(_BIND_AGAIN)
             else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vmrunner.config import Config, example, forge_token, load
+from vmrunner.config import Config, example, forge_token, load, webhook_secret
 from vmrunner.errors import ConfigError
 from vmrunner.forge import ScopeKind
 from vmrunner.policy import Destination
@@ -24,7 +24,7 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
     shown = load(write(tmp_path, example()))
     lines = [line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in example().splitlines()]
     without_default = ("runner", "token_file", "ca_file", "listen", "textfile", "schedule", "allow", "disk_bandwidth", "disk_iops", "ipv6")
-    without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config")
+    without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config", "secret_file")
     spelled_out = load(write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default))))
     assert spelled_out == shown
     assert load(write(tmp_path, "\n".join(lines))) != shown, "and the keys without a default load, too"
@@ -91,6 +91,16 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
         (("[forge]", '[network]\nipv6 = "ff02::/64"\n[forge]'), "is a unique local one"),
         (("[forge]", '[network]\nipv6 = "fd87::/112"\n[libvirt]\nsubnet = "10.0.0.0/12"\n[forge]'), "as many addresses as libvirt.subnet"),
         (('image = "debian-12"', 'image = "a"\nallow = ["[2001:db8::7]:443"]'), "pools.p names an IPv6 address"),
+        (("[forge]", '[serve.webhook]\nlisten = "192.0.2.5:8484"\n[forge]'), "serve.webhook: listen and secret_file go together"),
+        (("[forge]", '[serve.webhook]\nsecret_file = "/s"\n[forge]'), "serve.webhook: listen and secret_file go together"),
+        (
+            ("[forge]", '[serve.webhook]\nlisten = "192.0.2.5"\nsecret_file = "/s"\n[forge]'),
+            "serve.webhook.listen: an address to listen at",
+        ),
+        (
+            ("[forge]", '[serve.webhook]\nlisten = "[::]:70000"\nsecret_file = "/s"\n[forge]'),
+            "serve.webhook.listen: an address to listen at",
+        ),
     ],
 )
 def test_faults_name_the_key(tmp_path: Path, change: tuple[str, str], says: str) -> None:
@@ -122,6 +132,24 @@ def test_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not warnings, "systemd guards its copy by an ACL, which shows as a readable group"
     forge_token(forge.model_copy(update={"token_file": token}), warnings.append)
     assert "chmod 600" in warnings[0]
+
+
+def test_the_webhooks_secret(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    path = tmp_path / "secret"
+    with pytest.raises(ConfigError, match=r"The secret file .* does not exist") as raised:
+        webhook_secret(path, warnings.append)
+    assert str(path) in raised.value.hint
+    for content in (b"", b"two words\n", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match="The secret file"):
+            webhook_secret(path, warnings.append)
+    path.write_text("s3cret\n")
+    path.chmod(0o600)
+    assert (webhook_secret(path, warnings.append).value, warnings) == ("s3cret", [])
+    path.chmod(0o640)
+    webhook_secret(path, warnings.append)
+    assert "The secret file" in warnings[0]
 
 
 def test_several_scopes_and_a_schedule(tmp_path: Path) -> None:

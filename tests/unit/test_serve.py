@@ -210,6 +210,29 @@ def test_a_new_job_wakes_it(world: World) -> None:
     assert len(world.machines()) == 1
 
 
+def test_the_webhook_wakes_it(tmp_path: Path) -> None:
+    world = World(tmp_path, serve={"poll": "1h"})
+    serving = Serving(world)
+    serving.at(2.0, lambda: (world.forge.queue(1), serving.server.wake()))
+    serving.at(2.1, serving.server.stop)
+    serving.run(3)
+    assert serving.passes_within(2.0, 2.0)
+    assert len(world.machines()) == 1
+
+
+def test_wakes_that_come_together_are_one_pass(tmp_path: Path) -> None:
+    serving = Serving(World(tmp_path))
+    serving.at(2.0, lambda: [serving.server.wake() for _ in range(100)])
+    serving.run(4.9)
+    assert len(serving.passes_within(2.0, 4.9)) == 1
+
+
+def test_it_polls_as_often_as_it_is_told(tmp_path: Path) -> None:
+    serving = Serving(World(tmp_path, serve={"poll": "250ms"}))
+    serving.run(60)
+    assert 220 <= len(serving.polls) <= 240
+
+
 def test_a_job_that_nothing_can_be_done_about_wakes_it_once(world: World) -> None:
     serving = Serving(world)
     serving.at(1.5, lambda: world.forge.queue(1, ["riscv"]))

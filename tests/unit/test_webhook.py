@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 
 from tests.fakes import Clock, FakeLog
 from tests.forge.gitea import until
-from vmrunner import webhook
-from vmrunner.config import Secret, WebhookConfig
+from vmrunner import doctor, webhook
+from vmrunner.config import Config, Secret
+from vmrunner.doctor import Level
 from vmrunner.webhook import Head, Listener, Verdict, judge, signature
 
 SECRET = Secret("s3cret-of-the-webhook")
@@ -32,8 +34,7 @@ class Ear:
     def __init__(self, folder: Path, listen: str = "127.0.0.1:0") -> None:
         self.wakes: list[float] = []
         self.log, self.clock, self.heard = FakeLog(), Clock(), folder / "m.webhook"
-        section = WebhookConfig(listen=listen, secret_file=folder / "secret")
-        self.listener = Listener(section, SECRET, lambda: self.wakes.append(time.monotonic()), self.log, self.heard, self.clock)
+        self.listener = Listener(listen, SECRET, lambda: self.wakes.append(time.monotonic()), self.log, self.heard, self.clock)
 
     @property
     def port(self) -> int:
@@ -318,3 +319,30 @@ def test_heard_is_wherever_it_can_be_written(tmp_path: Path) -> None:
     ear.listener._heard = tmp_path / "no" / "folder"
     with ear.listener:
         assert ear.post(QUEUED, SIGNED) == 204
+
+
+# ---- what doctor says of it ------------------------------------------------------------------------------------------------------------
+
+
+def test_doctor(tmp_path: Path) -> None:
+    def told(kind: str = "gitea", webhook: dict[str, Any] | None = None) -> list[tuple[Level, str]]:
+        table = {"listen": "192.0.2.5:8484", "secret_file": str(secret)} if webhook is None else webhook
+        forge = {"kind": kind, "url": "https://forge.example"}
+        pools = {"p": {"labels": ["a"], "image": "a"}}
+        settings = {"manager": "m", "runtime_dir": str(tmp_path), "forge": forge, "pools": pools, "serve": {"webhook": table}}
+        return [(each.level, each.said) for each in doctor._webhook(Config.model_validate(settings))]
+
+    secret = tmp_path / "secret"
+    assert told(webhook={}) == []
+    assert told() == [(Level.ERROR, f"The secret file {secret} does not exist.")]
+    secret.write_text("s3cret")
+    secret.chmod(0o644)
+    (readable, never) = told()
+    assert (readable[0], "chmod 600" in readable[1]) == (Level.WARNING, True)
+    assert never == (Level.WARNING, "The forge's webhook was never heard at 192.0.2.5:8484: jobs wait for the poll.")
+    secret.chmod(0o600)
+    (tmp_path / "m.webhook").touch()
+    os.utime(tmp_path / "m.webhook", (1_767_225_600, 1_767_225_600))
+    ((level, said),) = told()
+    assert (level, said.startswith("heard last at 202")) == (Level.GOOD, True)
+    assert told("forgejo") == [(Level.WARNING, "Forgejo has no webhook for jobs that wait, so nothing will be heard.")]

@@ -27,8 +27,8 @@ def serve(log_format: LogOption = "text", config_path: ConfigOption = config.DEF
             lambda: open_manager(config.load(config_path), log, warn), log, make_snapshot=lambda pool: make_in_background(pool, config_path)
         )
         listeners = []
-        if section := settings.serve.webhook:
-            secret = config.webhook_secret(section, warn)
-            listeners.append(stack.enter_context(webhook.Listener(section, secret, server.wake, log, webhook.heard_file(settings))))
+        if (listen := settings.serve.webhook.listen) and (secret_file := settings.serve.webhook.secret_file):
+            secret = config.webhook_secret(secret_file, warn)
+            listeners.append(stack.enter_context(webhook.Listener(listen, secret, server.wake, log, webhook.heard_file(settings))))
         metrics.serve(server.figures, settings.metrics, *listeners)
         server.run()
