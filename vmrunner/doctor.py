@@ -407,7 +407,7 @@ def _webhook(settings: Config) -> Iterator[Finding]:
         yield warning(
             "webhook",
             f"The forge's webhook was never heard at {section.listen}: jobs wait for the poll.",
-            "When `vmrunner serve` runs, press Test Delivery on the webhook's page at the forge: it shows what went wrong.",
+            "Start a workflow while `vmrunner serve` runs; the webhook's page at the forge lists what became of the delivery.",
         )
     else:
         yield good("webhook", f"heard last at {at:%Y-%m-%d %H:%M:%S %z}")

@@ -227,7 +227,7 @@ class Listener(Collector):
                 self._log.info("hears the forge's webhook", listen=self._address, path=PATH)
                 while True:
                     try:
-                        connection, peer = await self._loop.sock_accept(listening)
+                        connection, peer = await self._accept(listening)
                     except OSError:  # no file descriptor is left, or it has gone already
                         await asyncio.sleep(_PAUSE)
                         continue
@@ -254,6 +254,18 @@ class Listener(Collector):
             else:
                 listening.setblocking(False)
                 return listening
+
+    async def _accept(self, listening: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
+        # Not the loop's own sock_accept: when that is cancelled, it may lose a connection that it has accepted already.
+        ready = asyncio.Event()
+        self._loop.add_reader(listening, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            self._loop.remove_reader(listening)
+        connection, peer = listening.accept()
+        connection.setblocking(False)
+        return connection, peer
 
     async def _attend(self, connection: socket.socket, peer: str) -> None:
         """One connection, and one request in it."""
