@@ -56,9 +56,11 @@ def heard(listener: Listener, verdict: Verdict) -> bool:
     [("/admin/hooks", {"is_system_webhook": "true"}), (f"/orgs/{ORGANISATION}/hooks", {})],
     ids=["system", "organisation"],
 )
-@pytest.mark.parametrize("secret", [SECRET, Secret("another")], ids=["right", "wrong"])
+@pytest.mark.parametrize(
+    "wrong", [{}, {"secret": "another"}, {"secret": ""}, {"content_type": "form"}], ids=["right", "secret", "none", "form"]
+)
 def test_a_job_that_is_queued_wakes_serve(
-    world: World, site: Site, repository: Repository, tmp_path: Path, hooks: str, system: dict[str, str], secret: Secret
+    world: World, site: Site, repository: Repository, tmp_path: Path, hooks: str, system: dict[str, str], wrong: dict[str, str]
 ) -> None:
     server = Server(lambda: world.manager, world.log, make_snapshot=lambda _: pytest.fail("it is booted"), notify=lambda _: None)
     listener = Listener("127.0.0.1:0", SECRET, server.wake, world.log, tmp_path / "m.webhook")
@@ -68,14 +70,14 @@ def test_a_job_that_is_queued_wakes_serve(
         stack.callback(serving.join)
         stack.callback(server.stop)
         until(lambda: listener.port and any(line == "serving" for line, _ in world.log.lines), 20, "it serves")
-        settings = {"url": f"http://127.0.0.1:{listener.port}/webhook", "content_type": "json", "secret": secret.value, **system}
+        settings = {"url": f"http://127.0.0.1:{listener.port}/webhook", "content_type": "json", "secret": SECRET.value, **system, **wrong}
         hook = site.call("POST", hooks, {"type": "gitea", "active": True, "events": ["workflow_job"], "config": settings})
         stack.callback(site.call, "DELETE", f"{hooks}/{hook['id']}")
         repository.dispatch()
-        if secret is SECRET:
+        if not wrong:
             until(world.machines, 20, "the machine")
         else:
             until(lambda: heard(listener, Verdict.FORGED), 20, "the delivery")
             until(repository.jobs, 20, "the job")
             assert world.machines() == [], "the next poll would find it"
-    assert heard(listener, Verdict.WOKE) == (secret is SECRET)
+    assert heard(listener, Verdict.WOKE) == (not wrong)
