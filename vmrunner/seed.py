@@ -29,7 +29,7 @@ from vmrunner.runner_config import PATIENCE, runner_config
 
 SIZE = 1 << 20
 """Bytes of every seed: a guest that waits for another one on the same disk has seen the disk's size already."""
-_JOB_SOURCE, _CONFIG = "user-data-job.py", "config.yaml"
+_GUEST, _CONFIG = "user-data.py", "config.yaml"
 _CA_BUNDLE = "/usr/local/share/vmrunner/ca-bundle.pem"
 _CA_VARIABLES = ("SSL_CERT_FILE", "GIT_SSL_CAINFO", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS")
 """For what looks at no system's store, and for containers, which have one of their own: OpenSSL and Go, git, curl, Python, pip, Node.js."""
@@ -175,7 +175,7 @@ def job_script(job: Job) -> str:
     }
     # Two lines that a machine which waits reads: it has the code already, and only takes what it is told, if it is the same code.
     head = f"#!/usr/bin/python3\nJOB = {json.dumps(told)!r}\nCODE = {_code()!r}\n"
-    return f"{head}{source(_JOB_SOURCE)}\n\nrun_job(json.loads(JOB))\n"
+    return f"{head}{source(_GUEST)}\n\nrun_job(json.loads(JOB))\n"
 
 
 def _direct(job: Job) -> tuple[str, ...]:
@@ -183,7 +183,7 @@ def _direct(job: Job) -> tuple[str, ...]:
 
 
 def rehearsal_script(kind: str, machine: MachineId, user: str, runner: str = "") -> str:
-    """The user-data of a rehearsal: what user-data-wait.py's `rehearse` is told. The parameters are those of a Job."""
+    """The user-data of a rehearsal: what user-data.py's `rehearse` is told. The parameters are those of a Job."""
     return json.dumps(_rehearsal(kind, machine, user, runner) | {"hooks": True})
 
 
@@ -204,7 +204,7 @@ def _rehearsal(kind: str, machine: MachineId, user: str, runner: str = "") -> di
 
 def _code() -> str:
     """Which code a job's script is."""
-    return hashlib.sha256(source(_JOB_SOURCE).encode()).hexdigest()[:16]
+    return hashlib.sha256(source(_GUEST).encode()).hexdigest()[:16]
 
 
 @cache  # every pass asks for the key of every pool's snapshot
@@ -212,7 +212,7 @@ def wait_script() -> str:
     """The user-data of a machine that waits for another seed, and does what that one's user-data says."""
     rehearsal = json.dumps(_rehearsal("gitea", MachineId("rehearsal", "00000000"), "root") | {"hooks": False})
     head = f"#!/usr/bin/python3\nCODE = {_code()!r}\nREHEARSAL = {rehearsal!r}\n"
-    return f"{head}{source(_JOB_SOURCE)}\n\n{source('user-data-wait.py')}"
+    return f"{head}{source(_GUEST)}\n\nwait(CODE, REHEARSAL)\n"
 
 
 def exec_script(command: Sequence[str], timeout: timedelta, end: str = "", *, boothook: bool = False) -> str:

@@ -28,7 +28,7 @@ def booted(hosts: Path) -> None:
 
 def cloned(hosts: Path) -> None:
     """By the function of the script that waits in clones."""
-    tree = ast.parse((folder("templates") / "user-data-wait.py").read_text())
+    tree = ast.parse((folder("templates") / "user-data.py").read_text())
     (function,) = [each for each in tree.body if isinstance(each, ast.FunctionDef) and each.name == "identify"]
 
     class Elsewhere(type(hosts)):  # type: ignore[misc]  # all that is written is beside our file

@@ -32,20 +32,13 @@ class Ended(Exception):
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
     """The code of a machine that waits, with this folder as its root."""
-    text = (
-        source("user-data-job.py")
-        + "\n\n"
-        + source("user-data-wait.py")
-        .removesuffix("main()\n")
-        .replace('LINK = next(name for name in sorted(os.listdir("/sys/class/net")) if name != "lo")', 'LINK = "eth0"')
-    )
     module: Any = types.ModuleType("guest")
-    exec(compile(text, "guest", "exec"), module.__dict__)  # noqa: S102 — a module that is no file of ours as it is
+    exec(compile(source("user-data.py"), "guest", "exec"), module.__dict__)  # noqa: S102 — a module that is no file of ours as it is
     for name in ("EVENTS", "IMAGE", "ENVIRONMENT", "BEFORE_READY", "BEFORE_JOB", "IS_READY", "WORK", "JOB_FOLDER", "REHEARSAL_HOOKS"):
         setattr(module, name, tmp_path / name.lower())
     module.SYSTEM_CERTIFICATES, module.FORGE_CERTIFICATE = tmp_path / "system.crt", tmp_path / "own/forge.crt"
     module.CONSOLE = str(tmp_path / "console")
-    module.AGAIN, module.CODE = 0.0, "c0de"
+    module.AGAIN = 0.0
     program = tmp_path / "gitea-runner"
     program.write_text(RUNNER.format(said=tmp_path / "said", codes=tmp_path / "codes"))
     program.chmod(0o755)
@@ -241,9 +234,9 @@ def test_one_that_waits_and_dies_is_replaced(guest: Guest) -> None:
 
 def test_what_is_told_is_read_from_the_same_code_alone(guest: Guest) -> None:
     script = "#!/usr/bin/python3\nJOB = '{\"a\": 1}'\nCODE = 'c0de'\nrest"
-    assert guest.job_in(script) == {"a": 1}
-    assert guest.job_in(script.replace("c0de", "other")) is None
-    assert guest.job_in("#!/bin/sh\necho\n") is None
+    assert guest.job_in(script, "c0de") == {"a": 1}
+    assert guest.job_in(script, "other") is None
+    assert guest.job_in("#!/bin/sh\necho\n", "c0de") is None
 
 
 def test_protocol_buffers(guest: Guest) -> None:

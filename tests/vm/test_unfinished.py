@@ -59,8 +59,8 @@ FROM_INSIDE = {
     "memory-of-runner": f"echo 1000 >/proc/{RUNNER}/oom_score_adj; tail /dev/zero",
 }
 """What a step can do."""
-WORKS_ON = {"term-runner", "int-runner"}
-"""With these the runner waits for its job, which may go on to its end: then, and only then, it is a success."""
+WORKS_ON = {"term-runner", "int-runner", "term-group", "int-group"}
+"""With these the runner waits for its job, which goes on to its end: then, and only then, it is a success. Steps have groups of their own."""
 
 
 def domain_of(machine: str) -> Any:

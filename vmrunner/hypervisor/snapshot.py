@@ -66,7 +66,7 @@ class Snapshots:
 
     def key(self, golden: Golden, shape: Shape) -> str:
         """What a snapshot must fit, as a digest."""
-        templates = [source(name) for name in ("domain.xml.j2", "user-data-job.py", "user-data-wait.py")]
+        templates = [source(name) for name in ("domain.xml.j2", "user-data.py")]
         image = [golden.name, golden.version, golden.manifest.files]
         what = [_LAYOUT, *self._host, image, shape.vcpus, shape.memory_mib, shape.disk_gib, templates]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,22 +1,55 @@
-"""Written by vmrunner for a machine that waits: it holds no credentials and has no network. It follows user-data-job.py, whose names it has.
+"""What runs in a machine: it waits for a seed where it has none yet, and starts the forge's runner for one job. Written by vmrunner.
 
-It sleeps until its seed is another one. Until then the machine may be paused, or saved and cloned any number of times: what
-every clone must have for itself is in the new seed, and is set here before anything else of that seed happens.
+In front of it stand a few lines that the host has written: CODE, which names this very code, and JOB or REHEARSAL, which say what to do.
+Behind it stands a call of `run_job` or `wait`. cloud-init, or our image's seed reader, runs that as it is.
+
+A machine that waits holds no credentials and has no network. It sleeps until its seed is another one. Until then it may be paused, or saved
+and cloned any number of times: what every clone must have for itself is in the new seed, and is set here before anything else of that
+seed happens. It has the code that starts a job in itself, so that nothing has to begin when the job comes.
 """
 
 import ast
+import ctypes
 import fcntl
+import json
 import mmap
+import os
+import pwd
 import re
+import resource
+import select
+import shlex
+import shutil
+import signal
 import socket
 import struct
-import shutil
+import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-DISK = os.path.realpath("/dev/disk/by-id/virtio-vmrunner-seed")
+EVENTS = Path("/dev/virtio-ports/org.vmrunner.events")
+CONSOLE = "/dev/console"
+WORK = Path("/job")
+JOB_FOLDER = Path("/var/lib/vmrunner-job")  # on the disk: /run is a small tmpfs that nothing may be executed on
+IMAGE = Path("/etc/vmrunner/image")
+ENVIRONMENT = Path("/etc/vmrunner/environment")  # of the recipe
+BEFORE_READY, BEFORE_JOB = Path("/usr/lib/vmrunner/before-ready.d"), Path("/usr/lib/vmrunner/before-job.d")
+IS_READY = Path("/run/vmrunner-ready")
+SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+FORGE_CERTIFICATE = Path("/usr/local/share/ca-certificates/vmrunner-forge.crt")
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+OPEN_FILES = 1024, 524288  # as systemd gives them to a login; our own unit has more
+AGAIN = 1.0  # seconds until a runner that the forge refused at its start tries again
+REFUSED = 1  # the exit code of a runner that the forge did not answer, or not take, at its start; after a job it is 0, failed or not
+LONGEST = 2**31 - 1  # milliseconds that poll(2) waits
+CONFIG, REGISTRATION = "config.yaml", ".runner"
+POWER_OFF = 0x4321FEDC  # of reboot(2)
+libc = ctypes.CDLL(None, use_errno=True)
+DISK = Path("/dev/disk/by-id/virtio-vmrunner-seed")
 SECTOR, SIZE = 2048, 1 << 20
 DESCRIPTOR = 16 * SECTOR  # of an ISO 9660 image: the primary volume descriptor, with the image's own name
 ROOT = DESCRIPTOR + 156  # its directory record of the root
@@ -29,7 +62,7 @@ SCRIPT = Path("/run/vmrunner-job-script")
 PROC = Path("/run/vmrunner-proc")
 REHEARSAL_HOOKS = Path("/usr/lib/vmrunner/rehearsal.d")  # of the image
 REHEARSED_JOB = b"on: push\njobs:\n  rehearsal:\n    runs-on: rehearsal\n    steps:\n      - run: date\n"
-LINK = next(name for name in sorted(os.listdir("/sys/class/net")) if name != "lo")
+LINKS = Path("/sys/class/net")
 # All that can be made ready beforehand is: after the snapshot every instruction is new to QEMU, and takes ten times as long.
 NAME = re.compile(rb"NM(.)\x01\x00", re.DOTALL)  # a Rock Ridge name, and with it its length plus five
 META = re.compile(r"(?m)^([\w-]+): *(.*)$")
@@ -37,6 +70,246 @@ MAC, ADDRESS, GATEWAY, RESOLVER = map(
     re.compile, (r"macaddress: (\S+)", r"- (\S+/\d+)", r"via: (\S+)", r"nameservers:\s+addresses:\s+- (\S+)")
 )
 ADDRESS6, GATEWAY6 = re.compile(r'- "(\S+)/(\d+)"'), re.compile(r'via: "(\S+)"')  # none where machines have no IPv6
+
+
+def say(kind: str, text: object = "") -> None:
+    """A line for the host."""
+    EVENTS.write_text(f"{kind} {time.time():.6f} {text}\n")
+
+
+def power_off() -> None:
+    """At once: nothing in here is worth an orderly end, and a runner that were told to end might call its job a success."""
+    os.sync()
+    libc.reboot(POWER_OFF)
+    subprocess.run(["systemctl", "poweroff", "--force", "--force"], check=False)
+    signal.pause()
+
+
+def end(code: object) -> None:
+    """The last word. Nothing runs behind it."""
+    say("exit", code)
+    power_off()
+
+
+def image() -> dict[str, str]:
+    """What the image says of itself, such as where its runner is."""
+    return dict(line.split("=", 1) for line in IMAGE.read_text().splitlines()) if IMAGE.exists() else {}
+
+
+def environment(user: str) -> dict[str, str]:
+    """What a login of this user has, and what the recipe says. Nothing of systemd's own."""
+    who = pwd.getpwnam(user)
+    found = {"PATH": PATH, "LANG": os.environ.get("LANG", "C.UTF-8")}
+    found |= {"HOME": who.pw_dir, "USER": user, "LOGNAME": user, "SHELL": who.pw_shell}
+    for line in ENVIRONMENT.read_text().splitlines() if ENVIRONMENT.exists() else ():
+        name, _, value = line.removeprefix("export ").partition("=")
+        found[name] = "".join(shlex.split(value))
+    return found
+
+
+def limits() -> None:
+    """For a child: what a login has."""
+    soft, hard = OPEN_FILES
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, min(hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))
+
+
+def begin(command: list[str], user: str, around: dict[str, str], folder: Path, output: int) -> "subprocess.Popen[bytes]":
+    """A program as this user, as if they had logged in: in a session of its own, with a login's umask and bounds."""
+    who = pwd.getpwnam(user)
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=around,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        user=who.pw_uid,
+        group=who.pw_gid,
+        extra_groups=os.getgrouplist(user, who.pw_gid),
+        umask=0o022,
+        start_new_session=True,
+        preexec_fn=limits,
+    )
+
+
+class Waiting:
+    """A runner that was started before there was a job. What it reads first, its configuration and then its registration, are pipes that
+    nobody writes to yet. So what a program of its size does before that is done, and is in the snapshot that machines are cloned from.
+    """
+
+    def __init__(self, program: str, user: str) -> None:
+        self.user, self.command, self._folder = user, [program, "daemon", "--once", "--config", CONFIG], folder_of(user)
+        lay(self._folder, {}, user)
+        for name in (CONFIG, REGISTRATION):
+            (self._folder / name).unlink(missing_ok=True)
+            os.mkfifo(self._folder / name, 0o600)
+            own(self._folder / name, user)
+        with open(CONSOLE, "wb", buffering=0) as console:
+            self.process = begin(self.command, user, environment(user), self._folder, console.fileno())
+
+    def tell(self, name: str, content: str) -> bool:
+        """Let it read one of the two; false where it has gone."""
+        while self.process.poll() is None:
+            try:
+                pipe = os.open(self._folder / name, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:  # it does not read this one yet
+                time.sleep(0.002)
+                continue
+            os.set_blocking(pipe, True)
+            with suppress(BrokenPipeError), os.fdopen(pipe, "w") as into:
+                into.write(content)
+            return True
+        return False
+
+    def drop(self) -> None:
+        """It is not needed."""
+        for name in (CONFIG, REGISTRATION):
+            (self._folder / name).unlink(missing_ok=True)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def chosen(job: dict, waiting: list[Waiting]) -> "Waiting | None":
+    """The runner that waits and is as this job needs it, if there is one. It reads its configuration meanwhile; the others go."""
+    here = image()
+    command = [job["runner_path"] or here.get("RUNNER_PATH", ""), *job["arguments"]]
+    found = None
+    for each in waiting:
+        if (each.user, each.command) == (job["user"], command) and not job["environment"] and each.tell(CONFIG, job["files"][CONFIG]):
+            found = each
+    return found
+
+
+def folder_of(user: str) -> Path:
+    """Where this user's runner has its files, and is begun."""
+    return JOB_FOLDER / user
+
+
+def own(path: Path, user: str) -> None:
+    """Make it this user's."""
+    who = pwd.getpwnam(user)
+    os.chown(path, who.pw_uid, who.pw_gid)
+
+
+def lay(folder: Path, files: dict[str, str], user: str) -> None:
+    """The job's own folder, and files for the runner alone."""
+    JOB_FOLDER.mkdir(mode=0o755, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(mode=0o700)
+        own(folder, user)
+    for name, content in files.items():
+        path = folder / name
+        path.touch(mode=0o600)
+        path.write_text(content)
+        own(path, user)
+
+
+def trust(job: dict) -> None:
+    """The forge's own certificate authority, for all that asks the system, OpenSSL, Node.js, Python or Docker."""
+    FORGE_CERTIFICATE.parent.mkdir(parents=True, exist_ok=True)
+    FORGE_CERTIFICATE.write_text(job["ca"] + "\n")
+    subprocess.run(["update-ca-certificates"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    bundle = Path(job["ca_bundle"])
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    known = SYSTEM_CERTIFICATES.read_text() if SYSTEM_CERTIFICATES.exists() else ""
+    bundle.write_text(known if job["ca"] in known else f"{known}\n{job['ca']}\n")
+    # Docker may have read the system's before; this it reads whenever it asks such a registry.
+    if Path("/etc/docker").is_dir():
+        folder = Path("/etc/docker/certs.d") / job["forge_site"]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "ca.crt").write_text(job["ca"] + "\n")
+
+
+def run_hooks(folder: Path, words: list[str], around: dict[str, str], what: str) -> None:
+    """What an image has to be run at such a moment; one that fails ends the machine."""
+    for hook in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if os.access(hook, os.X_OK):
+            with open(CONSOLE, "wb") as console:
+                if subprocess.run(
+                    [hook, *words], env=around, stdin=subprocess.DEVNULL, stdout=console, stderr=console, check=False
+                ).returncode:
+                    end(f"{hook}, which {what}, failed")
+
+
+def run_job(job: dict, runner: "Waiting | None" = None, others: "list[Waiting] | None" = None) -> None:
+    """From here to the end of the machine. `runner` has read its configuration; `others` are not needed."""
+    began = time.monotonic()
+    os.umask(0o022)
+    # Told to end, by the host or from inside, a machine ends at once: no runner of it gets the time to report a success.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: power_off())
+    prepare(job)
+    has_begun = runner is not None and runner.tell(REGISTRATION, job["files"][REGISTRATION])
+    process = runner.process if has_begun else start(job)
+    say("runner")
+    for other in others or ():
+        other.drop()
+    while (code := exit_code(process, job["seconds"] - (time.monotonic() - began))) == REFUSED:
+        # The forge was away when its runner started: it is asked again, as long as the host waits for that.
+        if time.monotonic() - began > job["pickup_seconds"]:
+            break
+        time.sleep(AGAIN)
+        process = start(job)
+    end(code)
+
+
+def prepare(job: dict) -> None:
+    """The machine, for this job."""
+    here = image()
+    if not job["runner_path"] and here.get("RUNNER_KIND") != job["runner_kind"]:
+        end(f"the image carries {here.get('RUNNER_KIND', 'no runner')}, the forge needs {job['runner_kind']}")
+    if job["forge_address"]:
+        with open("/etc/hosts", "a") as hosts:
+            hosts.write(f"{job['forge_address']} {job['forge_host']}\n")
+    try:
+        pwd.getpwnam(job["user"])
+    except KeyError:
+        end(f"the image has no user {job['user']}, which its pool's job_user asks for")
+    if job["ca"]:
+        trust(job)
+    if not IS_READY.exists():  # the machine was booted for this very job
+        run_hooks(BEFORE_READY, ["boots"], environment(job["user"]), "comes before a machine is ready")
+    if job["settings"]:
+        around = environment(job["user"]) | job["environment"] | job["settings"]
+        run_hooks(BEFORE_JOB, [], around, "sets up the pool's registry mirror and proxy")
+    make_work()
+
+
+def make_work() -> None:
+    """Where jobs have their workspaces: anybody's, as the users of a job are its own affair."""
+    if not WORK.exists():
+        WORK.mkdir()
+        WORK.chmod(0o1777)
+
+
+def start(job: dict) -> "subprocess.Popen[bytes]":
+    """The runner, with its files."""
+    command, user = [job["runner_path"] or image()["RUNNER_PATH"], *job["arguments"]], job["user"]
+    folder = folder_of(user)
+    for name in job["files"]:
+        (folder / name).unlink(missing_ok=True)  # may be a pipe
+    lay(folder, job["files"], user)
+    with open(CONSOLE, "wb", buffering=0) as console:
+        try:
+            return begin(command, user, environment(user) | job["environment"], folder, console.fileno())
+        except OSError as error:
+            end(f"{command[0]} does not start: {error.strerror}")
+            raise
+
+
+def exit_code(process: "subprocess.Popen[bytes]", seconds: float) -> int:
+    """As a shell tells it. After so many seconds the machine goes: the host, which has an earlier deadline, must be gone."""
+    handle, poll = os.pidfd_open(process.pid), select.poll()
+    poll.register(handle, select.POLLIN)
+    if not poll.poll(min(max(0.0, seconds) * 1000, LONGEST)):
+        power_off()
+    os.close(handle)
+    code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+# ---- waiting ----
 
 
 def mount(source: Path, target: Path, kind: str, flags: int) -> None:
@@ -105,12 +378,12 @@ def internet(address: str) -> bytes:
     return struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
 
 
-def connect(config: str) -> None:
+def connect(config: str, link: str) -> None:
     """The address that network-config names, on the one network interface."""
     mac, address, gateway, resolver = (pattern.search(config)[1] for pattern in (MAC, ADDRESS, GATEWAY, RESOLVER))
     # By hand: under software emulation a program as small as `ip` takes as long to begin as all the rest of this.
     here, length = address.split("/")
-    name, mask = LINK.encode(), socket.inet_ntoa(struct.pack("!I", 2**32 - 2 ** (32 - int(length))))
+    name, mask = link.encode(), socket.inet_ntoa(struct.pack("!I", 2**32 - 2 ** (32 - int(length))))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kernel:
         fcntl.ioctl(kernel, SIOCSIFHWADDR, struct.pack("16sH14s", name, ARPHRD_ETHER, bytes.fromhex(mac.replace(":", ""))))
         fcntl.ioctl(kernel, SIOCSIFADDR, struct.pack("16s16s", name, internet(here)))
@@ -119,17 +392,17 @@ def connect(config: str) -> None:
         route = struct.pack("@L16s16s16sH", 0, everywhere, internet(gateway), everywhere, RTF_UP | RTF_GATEWAY)
         fcntl.ioctl(kernel, SIOCADDRT, route.ljust(120, b"\0"))
     if found := ADDRESS6.search(config):
-        connect6(found[1], int(found[2]), GATEWAY6.search(config)[1])
+        connect6(found[1], int(found[2]), GATEWAY6.search(config)[1], link)
     file = Path("/etc/resolv.conf")
     file.unlink(missing_ok=True)
     file.write_text(f"nameserver {resolver}\n")
 
 
-def connect6(address: str, length: int, gateway: str) -> None:
+def connect6(address: str, length: int, gateway: str, link: str) -> None:
     """This address, which nobody else is asked for, and none of the kernel's own making."""
     for key, value in (("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")):
-        (IPV6 / LINK / key).write_text(value)
-    number, everywhere = socket.if_nametoindex(LINK), bytes(16)
+        (IPV6 / link / key).write_text(value)
+    number, everywhere = socket.if_nametoindex(link), bytes(16)
     here, there = (socket.inet_pton(socket.AF_INET6, each) for each in (address, gateway))
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as kernel:
         fcntl.ioctl(kernel, SIOCSIFADDR, struct.pack("16sIi", here, length, number))  # a struct in6_ifreq
@@ -137,13 +410,13 @@ def connect6(address: str, length: int, gateway: str) -> None:
         fcntl.ioctl(kernel, SIOCADDRT, route)  # a struct in6_rtmsg
 
 
-def warm_up(told: int) -> None:
+def warm_up(told: int, link: str) -> None:
     """What the image wants to be up is, what every job reads first comes into memory, what nobody needs goes from the journal, and the
     network interface is up but mute. Hooks know `told` as a file: what they leave running can wait for its end, which comes in a clone.
     """
-    (IPV6 / LINK / "disable_ipv6").write_text("1")
+    (IPV6 / link / "disable_ipv6").write_text("1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kernel:
-        fcntl.ioctl(kernel, SIOCSIFFLAGS, struct.pack("16sH", LINK.encode(), IFF_UP))
+        fcntl.ioctl(kernel, SIOCSIFFLAGS, struct.pack("16sH", link.encode(), IFF_UP))
     for program in (image().get("RUNNER_PATH", ""), "/bin/sh", "/bin/bash", "/usr/bin/git", "/usr/sbin/ip"):
         if os.path.isfile(program):
             Path(program).read_bytes()
@@ -172,10 +445,10 @@ def runners() -> list[Waiting]:
     return [Waiting(here["RUNNER_PATH"], user) for user in ("root", "runner") if user in users]
 
 
-def job_in(script: str) -> dict | None:
+def job_in(script: str, code: str) -> dict | None:
     """What a seed's script would do, where this program can do it itself: the script is the same code."""
     lines = script.split("\n", 3)
-    if len(lines) < 4 or lines[2] != f"CODE = {CODE!r}" or not lines[1].startswith("JOB = "):
+    if len(lines) < 4 or lines[2] != f"CODE = {code!r}" or not lines[1].startswith("JOB = "):
         return None
     found: dict = json.loads(ast.literal_eval(lines[1].removeprefix("JOB = ")))
     return found
@@ -302,13 +575,14 @@ def apart(job: dict) -> int:
     return child
 
 
-def main() -> None:
-    """Wait for the seed that has the job."""
+def wait(code: str, rehearsal_told: str) -> None:
+    """Until there is the seed that has the job."""
     told, teller = os.pipe()
-    warm_up(told)
+    link = next(name for name in sorted(os.listdir(LINKS)) if name != "lo")
+    warm_up(told, link)
     make_work()
     if waiting := runners():
-        rehearse(json.loads(REHEARSAL))
+        rehearse(json.loads(rehearsal_told))
     rehearsal = 0
     own_page, page, seed = mmap.mmap(-1, SECTOR), mmap.mmap(-1, SECTOR), mmap.mmap(-1, SIZE)
     read(own_page, DESCRIPTOR)
@@ -333,11 +607,11 @@ def main() -> None:
         time.sleep(0.02)
     if rehearsal:
         os.killpg(rehearsal, signal.SIGTERM)
-    job = job_in(files["user-data"])
+    job = job_in(files["user-data"], code)
     runner = chosen(job, waiting) if job else None  # it has something to do beside what follows
     identify(meta)
     say("seed")
-    connect(files["network-config"])
+    connect(files["network-config"], link)
     if job:
         run_job(job, runner, [each for each in waiting if each is not runner])
     for each in waiting:
@@ -347,6 +621,3 @@ def main() -> None:
     interpreter = files["user-data"].partition("\n")[0].removeprefix("#!").split()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     os.execv(interpreter[0], [*interpreter, str(SCRIPT)])  # noqa: S606 — it is what the seed says
-
-
-main()
