@@ -418,6 +418,9 @@ class FakeForge:
             None,
         )
 
+    def waiting(self, scope: Scope) -> int | None:
+        return None if self.binds_jobs else sum(job.state is JobState.WAITING for job in self.jobs(scope))
+
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         self.step("runners")
         return [runner.record for runner in self.runners_.values() if scope.kind is ScopeKind.INSTANCE or scope == runner.scope]

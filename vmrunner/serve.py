@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import sdnotify
 
 from vmrunner.actions import Bind, Finish, Start
 from vmrunner.errors import ForgeError, HypervisorError, MachineError, VmrunnerError
-from vmrunner.forge import Scope
+from vmrunner.forge import Job, JobState
 from vmrunner.hypervisor import File
 from vmrunner.log import Log
 from vmrunner.manager import Manager, Survey
@@ -26,6 +26,7 @@ _TICK = 0.2  # seconds between two looks at the guests that are expected to repo
 _SHORTEST = 0.01  # seconds that it waits, at least
 _LONGEST = 5.0  # seconds between two passes, whatever happens: deadlines are kept to this
 _MAKER_REST = 60.0  # seconds between the beginnings of two processes that make snapshots
+_SHORTEST_COUNT = 0.1  # seconds between two counts of the jobs
 _SLOWEST_POLL = 60.0  # seconds between two polls of a forge that does not answer
 
 
@@ -37,31 +38,36 @@ class Background(Protocol):
 
 
 class Poll:
-    """Asks the forge for its jobs, at most every `every` seconds, and less often while it is slow or down."""
+    """Asks the forge for its jobs, at most every `every` seconds, and less often while it is slow or down.
+
+    Where the forge tells their mere number for less, it is asked for that in between: a job that comes changes it.
+    """
 
     def __init__(self, manager: Manager, log: Log, clock: Callable[[], float]) -> None:
         self._manager, self._log, self._clock = manager, log, clock
         self._every = manager.settings.serve.poll.total_seconds()
         self._wait = self._every
         self._next = 0.0
+        self._next_count = 0.0
         self._took = 0.0  # the last poll that was answered, in seconds
         self._known: frozenset[tuple[str, str, str]] | None = None
+        self._listed = self._counted = 0  # jobs that wait, by the last list and by the last count
         self._down = False
+        self._scopes = list(dict.fromkeys(scope for section in manager.settings.pools.values() for scope in section.scope))
 
     def saw(self, survey: Survey) -> None:
         """A pass has just asked: the next poll is compared with what it saw."""
         queues = survey.observed.queues.values()
-        self._known = frozenset((job.key, job.state.value, job.runner_name) for queue in queues for job in queue.jobs)
+        self._known = self._learn(job for queue in queues for job in queue.jobs)
         self._answered(all(not queue.problem for queue in queues))
 
     def changed(self) -> bool:
         """Whether it is time to ask and something is new. A forge that does not answer is nothing new."""
-        if self._clock() < self._next:
-            return False
         began = self._clock()
-        scopes: dict[Scope, None] = {scope: None for section in self._manager.settings.pools.values() for scope in section.scope}
+        if began < self._next:
+            return began >= self._next_count and self._has_more()
         try:
-            jobs = frozenset((job.key, job.state.value, job.runner_name) for scope in scopes for job in self._manager.forge.jobs(scope))
+            jobs = self._learn(job for scope in self._scopes for job in self._manager.forge.jobs(scope))
         except ForgeError as error:
             if not self._down:
                 self._log.warning("forge does not answer", reason=error.sentence)
@@ -71,6 +77,30 @@ class Poll:
         self._answered(True)
         return was_down or jobs != self._known
 
+    def _learn(self, jobs: Iterable[Job]) -> frozenset[tuple[str, str, str]]:
+        """What of them would be news if it were different."""
+        listed = list(jobs)
+        self._listed = sum(job.state is JobState.WAITING for job in listed)
+        return frozenset((job.key, job.state.value, job.runner_name) for job in listed)
+
+    def _has_more(self) -> bool:
+        """Whether more jobs wait than were listed. Only the list is believed: a number that never agrees with it is news once."""
+        began, before = self._clock(), self._counted
+        self._next_count = self._next
+        try:
+            counts = [self._manager.forge.waiting(scope) for scope in self._scopes]
+        except ForgeError:
+            return False  # the next list says why
+        known = [count for count in counts if count is not None]
+        if len(known) == len(counts):
+            now = self._clock()
+            self._counted, self._next_count = sum(known), now + self._rest(now - began)
+        return self._counted > self._listed and self._counted != before
+
+    def _rest(self, took: float) -> float:
+        """Between a count and the next one, or a list."""
+        return max(_SHORTEST_COUNT, self._every / 4, took * 10)
+
     def _answered(self, fine: bool) -> None:
         if fine and self._down:
             self._log.info("forge answers again")
@@ -78,6 +108,7 @@ class Poll:
         # A forge that takes long to answer is not asked all the time: ten times as long, at most.
         self._wait = max(self._every, min(self._took * 10, _SLOWEST_POLL)) if fine else min(max(self._wait, 0.5) * 2, _SLOWEST_POLL)
         self._next = self._clock() + self._wait
+        self._next_count = self._clock() + self._rest(0.0) if fine else self._next
 
     @property
     def is_down(self) -> bool:
@@ -86,7 +117,7 @@ class Poll:
 
     def again_at(self) -> float:
         """When the forge is asked next, by the given clock."""
-        return self._next
+        return min(self._next, self._next_count)
 
 
 class Server:

@@ -126,6 +126,8 @@ def test_waiting_jobs_are_those_that_all_labels_cover_oldest_first(side: Side) -
     assert labels_of(side.forge, "vm-x") == []
     (job,) = waiting(side.forge, INSTANCE, ["vm-c"])
     assert (job.state, job.name, bool(job.key), bool(job.handle)) == (JobState.WAITING, "job", True, side.forge.binds_jobs)
+    counted = [side.forge.waiting(scope) for scope in SCOPES]
+    assert counted == ([None] * 4 if side.forge.binds_jobs else [3, 3, 0, 3])
     for scope in (SCOPES[1], SCOPES[3]):
         assert [found.key for found in waiting(side.forge, scope, ["vm-c"])] == [job.key]
     assert waiting(side.forge, SCOPES[2], ["vm-c"]) == [], "the user has no part in the organisation's repository"

@@ -18,7 +18,7 @@ import pytest
 
 from tests.fakes import FakeLog
 from tests.world import POOL, World
-from vmrunner.errors import Busy, ConfigError, HypervisorError
+from vmrunner.errors import Busy, ConfigError, ForgeUnreachable, HypervisorError
 from vmrunner.forge import JobState
 from vmrunner.manager import Manager
 from vmrunner.model import EventKind
@@ -50,16 +50,26 @@ class Serving:
         self.passes: list[float] = []
         self.made: list[Making] = []
         self.polls: list[float] = []  # lists of jobs that the forge was asked for, outside of passes
-        self._in_pass = False
+        self._in_pass = self._counting = False
         self._spied(world.manager)
-        real = world.forge.jobs
+        self.counts: list[float] = []  # numbers of jobs that it was asked for
+        real, really_waiting = world.forge.jobs, world.forge.waiting
 
         def jobs(*arguments: Any) -> Any:
-            if not self._in_pass:
+            if not self._in_pass and not self._counting:
                 self.polls.append(self.now)
             return real(*arguments)
 
+        def waiting(*arguments: Any) -> Any:
+            self.counts.append(self.now)
+            self._counting = True
+            try:
+                return really_waiting(*arguments)
+            finally:
+                self._counting = False
+
         world.forge.jobs = jobs  # type: ignore[method-assign]
+        world.forge.waiting = waiting  # type: ignore[method-assign]
         openings = iter([lambda: world.manager, *later])
         self.server = Server(
             lambda: self._spied(next(openings)()),
@@ -208,6 +218,81 @@ def test_a_new_job_wakes_it(world: World) -> None:
     serving.run(3)
     assert serving.passes_within(1.5, 2.7)
     assert len(world.machines()) == 1
+
+
+def test_a_job_is_seen_by_the_number_of_those_that_wait(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    serving = Serving(world)
+    serving.at(1.51, lambda: world.forge.queue(1))
+    serving.at(1.8, serving.server.stop)
+    serving.run(3)
+    assert serving.passes_within(1.5, 1.7)
+    assert len(world.machines()) == 1
+    before = [at for at in serving.counts if at < 1.5]
+    assert 8 <= len(before) <= 11
+    assert min(b - a for a, b in pairwise(serving.counts)) >= 0.1
+
+
+def test_where_only_the_list_tells_nothing_else_is_asked(tmp_path: Path) -> None:
+    world = World(tmp_path, binds_jobs=True)
+    serving = Serving(world)
+    serving.at(1.01, lambda: world.forge.queue(1))
+    serving.run(2)
+    assert serving.passes_within(1.01, 1.6)
+    assert len(serving.counts) <= len(serving.polls) + len(serving.passes)
+
+
+def test_jobs_that_begin_to_run_are_no_news_by_their_number(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for number in range(1, 6):
+        world.forge.queue(number, ["riscv"])
+    serving = Serving(world, lambda: world.manager)
+    serving.at(1.51, lambda: world.forge.take(1, "somebody-else"))
+    serving.at(1.6, serving.server.stop)
+    serving.run(3)
+    assert not serving.passes_within(1.5, 1.7)
+
+
+@pytest.mark.parametrize("off", [1, -1, 1000])
+def test_a_number_that_never_agrees_with_the_list_is_news_once(tmp_path: Path, off: int) -> None:
+    world = World(tmp_path)
+    real = world.forge.waiting
+    world.forge.waiting = lambda scope: real(scope) + off  # type: ignore[method-assign, operator]
+    serving = Serving(world)
+    serving.at(30.0, lambda: world.forge.queue(1, ["riscv"]))
+    serving.run(60)
+    assert len(serving.passes) <= 16
+    assert serving.passes_within(30.0, 30.7)
+
+
+def test_a_number_that_can_not_be_had_is_the_lists_business(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    serving = Serving(world)
+
+    def refuse(_: Any) -> Any:
+        serving.counts.append(serving.now)
+        raise ForgeUnreachable("The forge answered counting with 500.", "")
+
+    world.forge.waiting = refuse  # type: ignore[method-assign]
+    serving.at(1.6, lambda: world.forge.queue(1))
+    serving.run(10)
+    assert serving.passes_within(1.6, 2.3)
+    assert not any("500" in line or "answer" in line for line, _ in world.log.lines)
+    assert len(serving.counts) <= 2 * len(serving.polls)
+
+
+def test_numbers_that_take_long_are_asked_for_less_often(tmp_path: Path) -> None:
+    world = World(tmp_path, serve={"poll": "10s"})
+    serving = Serving(world)
+
+    def slowly(_: Any) -> int:
+        serving.counts.append(serving.now)
+        world.clock.now += 0.4
+        return 0
+
+    world.forge.waiting = slowly  # type: ignore[method-assign]
+    serving.run(60)
+    assert len(serving.counts) <= 16
 
 
 def test_the_webhook_wakes_it(tmp_path: Path) -> None:

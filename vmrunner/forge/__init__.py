@@ -154,6 +154,9 @@ class Forge(Protocol):
         theirs, not on how many jobs there are.
         """
 
+    def waiting(self, scope: Scope) -> int | None:
+        """How many jobs wait for a runner, where that is told for much less than `jobs`; None where it isn't."""
+
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         """All runner records that the scope shows (every page)."""
 

@@ -196,6 +196,10 @@ class Forgejo:
             pass  # without `read:repository`, or its repository is gone: there is no verdict to be had
         return found
 
+    def waiting(self, scope: Scope) -> int | None:
+        """See Forge. There is only the list."""
+        return None
+
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         """See Forge."""
         found = self._http.pages(f"{actions_path(scope)}/runners", "listing runners", _RUNNERS, scope=scope)

@@ -122,9 +122,15 @@ class _Token(BaseModel):
     token: str
 
 
+class _Count(BaseModel):
+    total_count: int
+
+
 _JOBS, _JOB, _TASKS = TypeAdapter(list[_Job]), TypeAdapter(_Job), TypeAdapter(list[_Task])
 _RUNS = TypeAdapter(list[_Run])
 _RUNNERS, _TOKEN = TypeAdapter(list[_Runner]), TypeAdapter(_Token)
+
+_RUNNERS, _TOKEN, _COUNT = TypeAdapter(list[_Runner]), TypeAdapter(_Token), TypeAdapter(_Count)
 
 
 def _time(at: datetime | None) -> datetime | None:
@@ -168,6 +174,13 @@ class Gitea:
         those that were open and are not any more. Last come the newest runs, for jobs that came and went between two lists.
         """
         return _Search(self, scope, sought).run()
+
+    def waiting(self, scope: Scope) -> int | None:
+        """See Forge. The list takes Gitea about 0.7 ms for each job in it."""
+        doing = "counting jobs"
+        path, asked = f"{actions_path(scope)}/jobs", {"status": "queued", "limit": 1}
+        answer, _ = self._http.call("GET", path, doing, scope=scope, params=asked)
+        return parse(_COUNT, answer, doing).total_count
 
     def job(self, repository: str, job_id: int) -> Job:
         """One job as it is now, also when it is done. Raises ForgeNotFound."""
