@@ -85,7 +85,7 @@ def test_a_parked_clone_rehearses_rests_and_takes_a_job(tmp_path: Path) -> None:
     world.up()
     (machine,) = world.machines()
     seed = world.hypervisor.files[machine, File.SEED]
-    assert b"vmrunner-rehearsal" in seed
+    assert b"vmrunner-rehearsal: true" in seed
     assert machine not in world.hypervisor.paused
     assert world.step(machine) == "rehearsed"
     world.up()
@@ -93,7 +93,7 @@ def test_a_parked_clone_rehearses_rests_and_takes_a_job(tmp_path: Path) -> None:
     assert not world.forge.by_name(str(machine)), "it is registered nowhere"
     world.forge.queue(1)
     world.up()
-    assert b"vmrunner-rehearsal" not in world.hypervisor.files[machine, File.SEED]
+    assert b"vmrunner-rehearsal: true" not in world.hypervisor.files[machine, File.SEED]
     assert [world.step(machine) for _ in range(4)] == ["bound", "took a job", "finished", "powered off"]
 
 

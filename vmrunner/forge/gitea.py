@@ -128,8 +128,6 @@ class _Count(BaseModel):
 
 _JOBS, _JOB, _TASKS = TypeAdapter(list[_Job]), TypeAdapter(_Job), TypeAdapter(list[_Task])
 _RUNS = TypeAdapter(list[_Run])
-_RUNNERS, _TOKEN = TypeAdapter(list[_Runner]), TypeAdapter(_Token)
-
 _RUNNERS, _TOKEN, _COUNT = TypeAdapter(list[_Runner]), TypeAdapter(_Token), TypeAdapter(_Count)
 
 
