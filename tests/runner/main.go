@@ -1,9 +1,6 @@
-// Takes the place of forgejo-runner and gitea-runner in the test images: the real RPC in JSON, `run:` steps only.
+// Stands in for forgejo-runner, which no registry of packages has: the real RPC in JSON, `run:` steps only.
 //
-// A job whose label has a place like docker://IMAGE has its steps in a container of that image, which the machine's Docker runs.
-//
-//	forgejo-runner one-job --url U --uuid X --token-url file:PATH --label NAME:PLACE --handle H [--wait]
-//	gitea-runner daemon --once          (with a .runner file in the current folder)
+//	forgejo-runner one-job --config FILE --url U --uuid X --token-url file:PATH --label NAME:PLACE --handle H [--wait]
 //
 // Exit codes are forgejo-runner's: 0 a task ran, passed or failed; 1 start-up error; 2 no task.
 package main
@@ -86,14 +83,10 @@ func (r *rpc) patiently(method string, body any) object {
 	}
 }
 
-// fetch polls for a task: this very job on Forgejo, any fitting one on Gitea.
-func (r *rpc) fetch(handle string, single, wait bool) object {
+// fetch polls for this very job.
+func (r *rpc) fetch(handle string, wait bool) object {
 	for {
-		method, body := "FetchTask", object{"tasksVersion": "0"}
-		if single {
-			method, body = "FetchSingleTask", object{"handle": handle}
-		}
-		if task, ok := r.patiently(method, body)["task"].(object); ok && task != nil {
+		if task, ok := r.patiently("FetchSingleTask", object{"handle": handle})["task"].(object); ok && task != nil {
 			return task
 		}
 		if !wait {
@@ -127,9 +120,8 @@ type step struct {
 type workflow struct {
 	Env  map[string]any `yaml:"env"`
 	Jobs map[string]struct {
-		Env    map[string]any `yaml:"env"`
-		RunsOn any            `yaml:"runs-on"`
-		Steps  []step         `yaml:"steps"`
+		Env   map[string]any `yaml:"env"`
+		Steps []step         `yaml:"steps"`
 	} `yaml:"jobs"`
 }
 
@@ -141,7 +133,7 @@ func verdict(passed bool) string {
 }
 
 // run runs the one job of the payload and reports each step.
-func run(r *rpc, task object, places labels) {
+func run(r *rpc, task object) {
 	payload, err := base64.StdEncoding.DecodeString(task["workflowPayload"].(string))
 	if err != nil {
 		fail("the payload: %v", err)
@@ -182,10 +174,6 @@ func run(r *rpc, task object, places labels) {
 		}()
 	}
 	for _, job := range flow.Jobs {
-		image, inside := strings.CutPrefix(places.place(job.RunsOn), "docker://")
-		if inside {
-			passed = contain(image, log)
-		}
 		for number, step := range job.Steps {
 			state := object{"id": strconv.Itoa(number), "startedAt": now(), "logIndex": strconv.Itoa(log.index)}
 			steps = append(steps, state)
@@ -205,7 +193,7 @@ func run(r *rpc, task object, places labels) {
 				}
 			}
 			first := log.index
-			passed = execute(shell(script, mine, inside), log)
+			passed = execute(script, mine, log)
 			state["result"], state["stoppedAt"], state["logLength"] = verdict(passed), now(), strconv.Itoa(log.index-first)
 		}
 	}
@@ -214,35 +202,9 @@ func run(r *rpc, task object, places labels) {
 	beside.Wait()
 }
 
-// The job's container, and its folder there. Whatever the image starts by itself, here it waits for steps.
-const container, workspace = "job", "/workspace"
-
-// contain starts it, with Docker's words in the log.
-func contain(image string, log *taskLog) bool {
-	if err := os.MkdirAll(workspace, 0o755); err != nil {
-		fail("the workspace: %v", err)
-	}
-	options := []string{"run", "--detach", "--name", container, "--volume", workspace + ":" + workspace, "--workdir", workspace}
-	return execute(exec.Command("docker", append(options, "--entrypoint", "tail", image, "-f", "/dev/null")...), log)
-}
-
-// shell is the command of one step: in the machine, or in the job's container.
-func shell(script string, environment []string, inside bool) *exec.Cmd {
-	if !inside {
-		work := exec.Command("bash", "-e", "-c", script)
-		work.Env = environment
-		return work
-	}
-	words := []string{"exec"}
-	for _, each := range environment {
-		if !strings.HasPrefix(each, "PATH=") && !strings.HasPrefix(each, "HOME=") { // the container has its own
-			words = append(words, "--env", each)
-		}
-	}
-	return exec.Command("docker", append(words, container, "sh", "-e", "-c", script)...)
-}
-
-func execute(work *exec.Cmd, log *taskLog) bool {
+func execute(script string, environment []string, log *taskLog) bool {
+	work := exec.Command("bash", "-e", "-c", script)
+	work.Env = environment
 	read, write, err := os.Pipe()
 	if err != nil {
 		fail("a pipe: %v", err)
@@ -278,75 +240,43 @@ func (l labels) Set(text string) error {
 	return nil
 }
 
-// place is where the first of a job's labels says.
-func (l labels) place(runsOn any) string {
-	switch found := runsOn.(type) {
-	case string:
-		return l[found]
-	case []any:
-		if len(found) > 0 {
-			return l[fmt.Sprint(found[0])]
-		}
-	}
-	return ""
-}
-
 func main() {
-	if len(os.Args) < 2 {
-		fail("one-job or daemon?")
+	if len(os.Args) < 2 || os.Args[1] != "one-job" {
+		fail("one-job?")
 	}
 	r := &rpc{client: &http.Client{Timeout: 30 * time.Second}}
 	places := labels{}
-	handle, single, wait := "", true, true
-	switch flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError); os.Args[1] {
-	case "one-job":
-		flags.StringVar(&r.url, "url", "", "")
-		flags.StringVar(&r.uuid, "uuid", "", "")
-		tokenURL := flags.String("token-url", "", "")
-		flags.StringVar(&handle, "handle", "", "")
-		flags.BoolVar(&wait, "wait", false, "")
-		flags.Var(places, "label", "")
-		_ = flags.Parse(os.Args[2:])
-		if handle == "" {
-			fail("an empty handle would take any job")
-		}
-		raw, err := os.ReadFile(strings.TrimPrefix(*tokenURL, "file:"))
-		if err != nil {
-			fail("the token: %v", err)
-		}
-		r.token = string(raw) // as it is: a newline would break the header, as it does for the real one
-	case "daemon":
-		once := flags.Bool("once", false, "")
-		_ = flags.Parse(os.Args[2:])
-		raw, err := os.ReadFile(".runner")
-		var known struct {
-			Address, UUID, Token string
-			Labels               []string
-			Ephemeral            bool
-		}
-		if err == nil {
-			err = json.Unmarshal(raw, &known)
-		}
-		if err != nil || !*once || !known.Ephemeral {
-			fail("daemon needs --once and an ephemeral .runner (%v)", err)
-		}
-		r.url, r.uuid, r.token, single = known.Address, known.UUID, known.Token, false
-		for _, label := range known.Labels {
-			if err := places.Set(label); err != nil {
-				fail("%v", err)
-			}
-		}
-	default:
-		fail("one-job or daemon, not %s", os.Args[1])
+	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
+	flags.StringVar(&r.url, "url", "", "")
+	flags.StringVar(&r.uuid, "uuid", "", "")
+	config := flags.String("config", "", "")
+	tokenURL := flags.String("token-url", "", "")
+	handle := flags.String("handle", "", "")
+	wait := flags.Bool("wait", false, "")
+	flags.Var(places, "label", "")
+	_ = flags.Parse(os.Args[2:])
+	if *handle == "" {
+		fail("an empty handle would take any job")
 	}
+	var settings object
+	if raw, err := os.ReadFile(*config); err != nil {
+		fail("the configuration: %v", err)
+	} else if err := yaml.Unmarshal(raw, &settings); err != nil {
+		fail("the configuration: %v", err)
+	}
+	raw, err := os.ReadFile(strings.TrimPrefix(*tokenURL, "file:"))
+	if err != nil {
+		fail("the token: %v", err)
+	}
+	r.token = string(raw) // as it is: a newline would break the header, as it does for the real one
 	names := []string{}
 	for name := range places {
 		names = append(names, name)
 	}
 	r.patiently("Declare", object{"version": "v0.0.0-test", "labels": names})
-	task := r.fetch(handle, single, wait)
+	task := r.fetch(*handle, *wait)
 	if task == nil {
 		os.Exit(2)
 	}
-	run(r, task, places)
+	run(r, task)
 }
