@@ -130,13 +130,22 @@ class Job:
         handle = ["--handle", self.handle] if self.handle else []
         return [*known, "--token-url", f"file:{_JOB_FOLDER}/{self.user}/token", *labels, *handle, "--wait"]
 
+    @property
+    def proxies(self) -> dict[str, str]:
+        """What programs know of the pool's proxy: the runner, which fetches actions through it, and jobs, also in containers."""
+        if not self.proxy:
+            return {}
+        direct = ",".join(("localhost", "127.0.0.1", "::1", forge_host(self.url), *self.no_proxy))
+        found = {"http_proxy": self.proxy, "https_proxy": self.proxy, "no_proxy": direct}
+        return found | {name.upper(): value for name, value in found.items()}
+
     def files(self, **more: Any) -> dict[str, str]:
         """The runner's files by their names: its credentials, and its configuration, with `more` on top."""
         config = runner_config(
             self.kind,
             job_timeout=self.job_timeout,
             labels=self.labels,
-            environment=dict.fromkeys(_CA_VARIABLES, _CA_BUNDLE) if self.ca else {},
+            environment=self.proxies | (dict.fromkeys(_CA_VARIABLES, _CA_BUNDLE) if self.ca else {}),
             mounts=[_CA_BUNDLE] if self.ca else [],
             more=dict(self.runner_config) | more,
         )
@@ -156,14 +165,13 @@ class Job:
 
 def job_script(job: Job) -> str:
     """The user-data that starts the forge's runner for one job, and powers the machine off when that has ended."""
-    proxied = {"http_proxy": job.proxy, "https_proxy": job.proxy, "no_proxy": ",".join(_direct(job))} if job.proxy else {}
     told = {
         "user": job.user,
         "runner_kind": RUNNERS[job.kind],
         "runner_path": job.runner_path,
         "arguments": job.arguments,
         "files": job.files(),
-        "environment": proxied | {name.upper(): value for name, value in proxied.items()},
+        "environment": job.proxies,
         "settings": {"VMRUNNER_REGISTRY_MIRROR": job.registry_mirror} if job.registry_mirror or job.proxy else {},
         "ca": job.ca.strip(),
         "ca_bundle": _CA_BUNDLE,
@@ -176,10 +184,6 @@ def job_script(job: Job) -> str:
     # Two lines that a machine which waits reads: it has the code already, and only takes what it is told, if it is the same code.
     head = f"#!/usr/bin/python3\nJOB = {json.dumps(told)!r}\nCODE = {_code()!r}\n"
     return f"{head}{source(_GUEST)}\n\nrun_job(json.loads(JOB))\n"
-
-
-def _direct(job: Job) -> tuple[str, ...]:
-    return ("localhost", "127.0.0.1", "::1", forge_host(job.url), *job.no_proxy)
 
 
 def rehearsal_script(kind: str, machine: MachineId, user: str, runner: str = "") -> str:

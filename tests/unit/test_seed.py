@@ -172,6 +172,7 @@ def test_a_proxy_and_a_mirror_are_set_up_before_the_runner() -> None:
     assert found["settings"] == {"VMRUNNER_REGISTRY_MIRROR": "http://mirror.example:5000"}
     assert {found["environment"][name] for name in ("http_proxy", "HTTPS_PROXY")} == {"http://proxy.example:3128"}
     assert found["environment"]["no_proxy"] == "localhost,127.0.0.1,::1,forge.example,a.example"
+    assert json.loads(found["files"]["config.yaml"])["runner"]["envs"] == found["environment"], "for jobs in containers"
 
 
 def test_a_rehearsal_has_nothing_of_the_forge() -> None:

@@ -44,6 +44,7 @@ jobs:
           runuser -l ci -c 'podman run --rm --network none three /busybox echo "ran without"" root"'
   inside:
     runs-on: [boxed]
+    defaults: {{run: {{shell: sh}}}} # its image has no bash, which is the runner's default
     steps:
       - run: |
           echo "in $(pwd) with $(ls /)"
@@ -76,6 +77,6 @@ def test_jobs_build_containers_and_run_in_them(site: Site, lay_ground: Callable[
         "ran without root",
     ):
         assert said in built, built
-    for said in ("in /workspace with bin", f"through {PROXY}", '"version":"1.'):
+    for said in ("in /workspace/rig/", " with bin", f"through {PROXY}", '"version":"1.'):
         assert said in inside, inside
     assert {job["conclusion"] for job in jobs.values()} == {"success"}

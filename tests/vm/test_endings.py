@@ -123,7 +123,8 @@ ENDINGS = {
     ),
     "overdue": (LONG, "its job did not end within 15 s", "job-timeout", "failure"),
     "stays": (
-        "printf '#!/bin/sh\\nexec sleep 300\\n' >/forever; chmod +x /forever; mount --bind /forever /usr/bin/sync",
+        "kill -STOP $(systemctl show --property MainPID --value vmrunner-guest.service); "
+        "echo exit $(date +%s.%N) 0 >/dev/virtio-ports/org.vmrunner.events",
         "",
         "teardown-timeout",
         "success",

@@ -41,6 +41,7 @@ jobs:
           grep -e unauthorized -e denied -e "not found" said
   inside:
     runs-on: [boxed]
+    defaults: {{run: {{shell: sh}}}} # its image has no bash, which is the runner's default
     steps:
       - run: test "$(cat "$NODE_EXTRA_CA_CERTS" | tail -n 1)" = "-----END CERTIFICATE-----"
       - run: test "$SSL_CERT_FILE" = "$GIT_SSL_CAINFO"
@@ -53,7 +54,8 @@ def certificates(folder: Path) -> tuple[Path, Path]:
     authority, key, leaf = (folder / name for name in ("ca.pem", "ca.key", "forge.pem"))
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     run = ["openssl", "req", "-x509", *curve]
-    subprocess.run([*run, "-subj", "/CN=Tests", "-keyout", key, "-out", authority], check=True, capture_output=True)
+    usage = ["-addext", "keyUsage=critical,keyCertSign"]
+    subprocess.run([*run, *usage, "-subj", "/CN=Tests", "-keyout", key, "-out", authority], check=True, capture_output=True)
     signed = ["-CA", authority, "-CAkey", key, "-addext", f"subjectAltName=DNS:{HOST}", "-addext", "basicConstraints=CA:FALSE"]
     subprocess.run([*run, *signed, "-subj", f"/CN={HOST}", "-keyout", folder / "forge.key", "-out", leaf], check=True, capture_output=True)
     leaf.write_text(leaf.read_text() + (folder / "forge.key").read_text())
@@ -93,7 +95,10 @@ def encrypted(leaf: Path) -> Iterator[None]:
                     threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
-        yield
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # else it stays open as long as the thread waits at it
 
 
 @pytest.mark.parametrize("start", ["boot", "snapshot"])
