@@ -274,7 +274,7 @@ def main() -> None:
             job["name"]
             for repository in repositories
             for job in repository.jobs()
-            if [line.partition(" ")[2] for line in repository.log(job["id"]).splitlines()].count(f"{job['name']} ran") != 1
+            if repository.said(job["id"]).splitlines().count(f"{job['name']} ran") != 1
         ]
         shared = len(jobs) - len({job["runner_name"] for job in jobs})
         records = [record["name"] for record in site.runners() if record["name"].startswith("vmr-soak-")]
