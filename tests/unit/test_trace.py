@@ -56,12 +56,20 @@ def test_places_are_looked_at_by_their_runs() -> None:
     assert [[each.job for each in group] for group in by_run(places)] == [[1, 3], [2], [4], [5]]
 
 
+def test_a_run_is_as_large_as_it_was() -> None:
+    trace = Trace()
+    trace.listed(INSTANCE, [(place(number, run=4), JobState.WAITING) for number in range(5)])
+    trace.listed(INSTANCE, [(place(4, run=4), JobState.WAITING)])
+    assert trace.size(4) == 5
+
+
 def test_it_does_not_grow_for_ever() -> None:
     trace = Trace()
     for first in range(0, 60_000, 5_000):
         trace.listed(INSTANCE, [(place(number, run=number), JobState.WAITING) for number in range(first, first + 5_000)])
         for number in range(first, first + 5_000, 10):
             trace.ended(Job(number, "j", (), JobState.DONE, "", runner_id=number + 1))
-    assert len(trace.runs()) <= 20_000
+    assert len(vanished(trace)) <= 20_000
+    assert (trace.size(1), trace.size(59_999)) == (0, 1)
     assert trace.of(1) is None
     assert trace.of(59_991) is not None

@@ -292,11 +292,13 @@ class _Search:
         yield from self._trace.vanished(self._scope, left.keys(), {each.labels for each in left.values()})
 
     def _look_at(self, group: Sequence[Place]) -> None:
-        """At jobs of one run: each by itself, or the run's list where that is fewer requests."""
+        """At jobs of one run: each by itself, or the run's list where that is less work for the forge."""
         first = group[0]
         if first.run in self._listed:
             return
-        if first.run and len(group) > 1 + self._trace.runs()[first.run] // PAGE:
+        # A full page takes Gitea as long as two jobs by their ids: 40 ms (measured with 1.26 beside other work).
+        pages = 1 + self._trace.size(first.run) // PAGE
+        if first.run and len(group) > 2 * pages:
             self._look_at_run(first.repository, first.run)
             return
         for place in group:

@@ -35,15 +35,20 @@ class Trace:
         self._open: dict[Scope, dict[int, JobState]] = {}  # as each scope's latest list has it
         self._by_runner: OrderedDict[int, Job] = OrderedDict()  # ended ones
         self._over: OrderedDict[int, None] = OrderedDict()  # their ids
+        self._sizes: OrderedDict[int, int] = OrderedDict()  # of runs: the most jobs that were open at once
 
     def listed(self, scope: Scope, jobs: Iterable[tuple[Place, JobState]]) -> None:
         """A whole list of a scope's open jobs."""
         with self._lock:
             now = self._open[scope] = {}
+            runs: Counter[int] = Counter()
             for place, state in jobs:
                 now[place.job] = state
+                runs[place.run] += 1
                 self._over.pop(place.job, None)  # it was begun again
                 _put(self._seen, place.job, place, _MOST)
+            for run, size in runs.items():
+                _put(self._sizes, run, max(size, self._sizes.get(run, 0)), _MOST_ENDED)
 
     def ended(self, job: Job) -> None:
         """The forge says that this one is over."""
@@ -87,10 +92,10 @@ class Trace:
         ]
         return sorted(fitting, key=lambda place: place.runner_id not in runners)
 
-    def runs(self) -> Counter[int]:
-        """How many jobs of each run are remembered: a run has so many at least."""
+    def size(self, run: int) -> int:
+        """How many jobs a run has, at least."""
         with self._lock:
-            return Counter(place.run for place in self._seen.values())
+            return self._sizes.get(run, 0)
 
 
 def _put(into: OrderedDict[int, T], key: int, value: T, most: int) -> None:
