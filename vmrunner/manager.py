@@ -41,7 +41,7 @@ from vmrunner.label import without_docker
 from vmrunner.log import Log
 from vmrunner.machine import Maker
 from vmrunner.model import Ending, EventKind, Machine, MachineId
-from vmrunner.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue, View, retry_at
+from vmrunner.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue, retry_at
 from vmrunner.plan import plan
 from vmrunner.policy import Reach
 from vmrunner.rollback import Rollback
@@ -445,12 +445,13 @@ class Manager:
 
         What it does not tell now a later pass asks for; nothing waits for the answer.
         """
-        view, records = View(observed), dict[str, list[Record]]()
+        records: dict[str, list[Record]] = {}
         for record in self.history.to_ask(self._clock(), _ASKED_AT_ONCE):
             records.setdefault(record.scope, []).append(record)
         for text, mine in records.items():
             scope = Scope.parse(text)
-            if scope in observed.queues and not view.answers(scope):
+            queue = observed.queues.get(scope) or observed.queues.get(INSTANCE)
+            if queue and queue.problem:
                 continue  # the forge was just found not to answer
             sought = [Sought(record.runner_id, self._labels(record.pool), record.hints) for record in mine]
             try:
