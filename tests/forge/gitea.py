@@ -101,6 +101,22 @@ class Repository:
         content = base64.b64encode(workflow.encode()).decode()
         self.site.call("POST", f"/repos/{self.name}/contents/.gitea/workflows/{file}", {"content": content, "message": file})
 
+    def commit(self, files: dict[str, str | bytes]) -> None:
+        """Add these files in one commit, which is one push event."""
+        operations = [
+            {
+                "operation": "create",
+                "path": path,
+                "content": base64.b64encode(content if isinstance(content, bytes) else content.encode()).decode(),
+            }
+            for path, content in files.items()
+        ]
+        self.site.call("POST", f"/repos/{self.name}/contents", {"files": operations, "message": "files", "new_branch": "main"})
+
+    def rerun(self, job: dict[str, Any], *, failed: bool = False) -> None:
+        """The run of a job once more, or its failed jobs."""
+        self.site.call("POST", f"/repos/{self.name}/actions/runs/{job['run_id']}/{'rerun-failed-jobs' if failed else 'rerun'}")
+
     def dispatch(self, file: str = "ci.yaml") -> None:
         """Start a workflow that has `workflow_dispatch`."""
         self.site.call("POST", f"/repos/{self.name}/actions/workflows/{file}/dispatches", {"ref": "main"})

@@ -1,0 +1,78 @@
+"""The workflows, each with what has to come of it: one file of `workflows/` for each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent / "workflows"
+LABEL = "LABEL"
+"""Stands for a side's label in a workflow, as `FORGE` does for the URL of the forge."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What has to come of one job, on every side."""
+
+    job: str
+    verdict: str
+    log: tuple[str, ...] = ()  # regular expressions, each of which a whole line of the normalized log has to match, in this order
+    never: tuple[str, ...] = ()  # that no line of it may match, even in part
+
+    def faults(self, verdict: str, log: list[str]) -> list[str]:
+        """What is not as it should be."""
+        found = [] if verdict == self.verdict else [f"is {verdict}, not {self.verdict}"]
+        lines = iter(log)
+        for pattern in self.log:
+            if not any(re.fullmatch(pattern, line) for line in lines):
+                found.append(f"has no line {pattern!r} where it should be")
+                break
+        return found + [f"has a line like {pattern!r}" for pattern in self.never if any(re.search(pattern, line) for line in log)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One workflow."""
+
+    name: str
+    about: str
+    topic: str
+    workflow: str
+    wanted: tuple[Wanted, ...]
+    sample: bool = False  # part of the suite
+    sides: tuple[str, ...] = ()  # all unless some are named
+    event: str = "workflow_dispatch"
+    acts: tuple[str, ...] = ("until done",)  # what users do: see play.py
+    files: dict[str, str] = field(default_factory=dict)  # beside the workflow
+    runner: str = ""  # what the runner does differently from what people know, in the words of docs/jobs.md
+
+    @classmethod
+    def load(cls, path: Path) -> Case:
+        """Of a file; raises TypeError or KeyError where that is not a case."""
+        raw: dict[str, Any] = yaml.safe_load(path.read_text())
+        wanted = tuple(
+            Wanted(job, each["verdict"], tuple(each.get("log", ())), tuple(each.get("never", ()))) for job, each in raw.pop("expect").items()
+        )
+        return cls(
+            name=path.stem,
+            wanted=wanted,
+            sides=tuple(raw.pop("sides", ())),
+            acts=tuple(raw.pop("acts", ("until done",))),
+            **raw,
+        )
+
+    def text(self, runs_on: str, container: str, forge: str) -> str:
+        """The workflow for a side: jobs under this label and, where one is named, in this container image."""
+        more = rf"\n\g<indent>container: {container}" if container else ""
+        labelled = re.sub(rf"^(?P<indent> +)runs-on: {LABEL}$", rf"\g<indent>runs-on: {runs_on}{more}", self.workflow, flags=re.MULTILINE)
+        return labelled.replace("FORGE", forge)
+
+
+def load_all(only: str = "") -> list[Case]:
+    """Every case whose name or topic has `only` in it, by name."""
+    found = [Case.load(path) for path in sorted(FOLDER.glob("*.yaml"))]
+    return [case for case in found if only in case.name or only in case.topic]

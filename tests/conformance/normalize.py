@@ -1,0 +1,30 @@
+"""Logs without what differs from run to run: times, names of machines, numbers that the forge gives out."""
+
+from __future__ import annotations
+
+import re
+
+_STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\S+Z ?", re.MULTILINE)
+_SAME = [
+    (re.compile(pattern), to)
+    for pattern, to in (
+        (r"^\S+\(version:v?[^)]+\) received task \d+ of job", "RUNNER received task N of job"),
+        (r"[^\s=:'\"]*/[0-9a-f]{16}(?=/(hostexecutor|tmp|act)\b)", "ACT"),
+        (r"\bvmr-[a-z0-9-]+-[0-9a-f]{8}\b", "MACHINE"),
+        (r"\bconf-[a-z]+(?=/)", "OWNER"),
+        (r"\b[0-9a-f]{40}\b", "SHA"),
+        (r"\bGITEA-ACTIONS-TASK-\d+_[A-Za-z0-9_.-]+", "CONTAINER"),
+    )
+]
+
+
+def lines(log: str) -> list[str]:
+    """Of a log as the forge has it."""
+    return [line(each) for each in _STAMP.sub("", log).split("\n")] if log else []
+
+
+def line(text: str) -> str:
+    """One line of it."""
+    for pattern, to in _SAME:
+        text = pattern.sub(to, text)
+    return text.rstrip("\r")

@@ -1,0 +1,105 @@
+"""Where the cases run: a plain Debian tree, three kinds of machines of it, and containers in machines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conformance import plain
+from tests.forge.gitea import Site
+from tests.ground import Ground, lay
+from tests.prepare import IMAGES
+from vmrunner.image import store
+
+JOBS, CONTAINERS = "test-jobs", "test-jobs-docker"
+JOB_IMAGE = "tests/job:1"
+MANAGER, SUBNET = "conf", "10.78.0.0/24"
+CONFIG = """\
+runner:
+  timeout: 3h
+  shutdown_timeout: 3h
+  fetch_timeout: 60s
+cache:
+  enabled: false
+"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to run jobs."""
+
+    name: str  # also its label, and the end of the name of its repositories' owner
+    image: str = JOBS
+    start: str = ""  # of machines; empty: without one
+    warm: int = 0
+    most: int = 3
+    place: str = "host"  # of its label
+    container: str = ""  # that each job asks for
+
+    @property
+    def owner(self) -> str:
+        return f"conf-{self.name}"
+
+    @property
+    def section(self) -> str:
+        """Of the configuration."""
+        return (
+            f'[pools.{self.name}]\nlabels = ["{self.name}:{self.place}"]\nimage = "{self.image}"\nmemory = "1GiB"\ndisk = "10GiB"\n'
+            f'max = {self.most}\nstart = "{self.start}"\nwarm = {self.warm}\nboot_timeout = "10m"\npickup_timeout = "5m"\n'
+        )
+
+
+PLAIN = Side("plain", most=4)
+SIDES = (
+    PLAIN,
+    Side("parked", start="snapshot", warm=2, most=4),
+    Side("cloned", start="snapshot"),
+    Side("booted", start="boot"),
+    Side("label", image=CONTAINERS, start="snapshot", place=f"docker://{JOB_IMAGE}", most=2),
+    Side("container", image=CONTAINERS, start="snapshot", container=JOB_IMAGE, most=2),
+)
+
+
+@contextmanager
+def runners(site: Site, side: Side, folder: Path) -> Iterator[None]:
+    """Runners at work for this side's jobs."""
+    with _plain(site, side, folder) if side == PLAIN else _machines(site, side, folder):
+        yield
+
+
+@contextmanager
+def _plain(site: Site, side: Side, folder: Path) -> Iterator[None]:
+    with (
+        plain.tree(store.find(IMAGES, side.image), folder / "plain") as root,
+        plain.Runners(site, root, folder / "plain", side.name, CONFIG, side.most),
+    ):
+        yield
+
+
+@contextmanager
+def _machines(site: Site, side: Side, folder: Path) -> Iterator[None]:
+    ground = ground_of(site, folder, side)
+    ground.run("down", "--all", "--now")
+    ground.run("up", side.name)  # "down" holds until then
+    if side.start == "snapshot":
+        ground.run("snapshot", "create", "--pool", side.name, timeout=900)
+    with (ground.folder / "serve.log").open("ab") as log:
+        served = subprocess.Popen(ground.command("serve"), stdout=log, stderr=log, env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)})
+    try:
+        yield
+    finally:
+        served.terminate()
+        served.wait(60)
+        ground.run("down", "--all", "--now")
+
+
+def ground_of(site: Site, folder: Path, side: Side) -> Ground:
+    """A manager with this side's pool alone."""
+    ground = lay(folder / side.name, MANAGER, SUBNET, token=site.token)
+    head, _, _ = ground.config.read_text().partition("[pools.main]")
+    ground.config.write_text(head + side.section)
+    return ground
