@@ -11,16 +11,23 @@ _SAME = [
         (r"^\S+\(version:v?[^)]+\) received task \d+ of job", "RUNNER received task N of job"),
         (r"[^\s=:'\"]*/[0-9a-f]{16}(?=/(hostexecutor|tmp|act)\b)", "ACT"),
         (r"\bvmr-[a-z0-9-]+-[0-9a-f]{8}\b", "MACHINE"),
-        (r"\bconf-[a-z]+(?=/)", "OWNER"),
+        (r"\bconf-[a-z]+\b", "OWNER"),
+        (r"^env ImageOS=\S+$", "env ImageOS=LABEL"),
+        (r"^env GITHUB_RUN_ID=\d+$", "env GITHUB_RUN_ID=N"),
         (r"\b[0-9a-f]{40}\b", "SHA"),
         (r"\bGITEA-ACTIONS-TASK-\d+_[A-Za-z0-9_.-]+", "CONTAINER"),
     )
 ]
 
 
+_NOISE = re.compile(r"'runs-on' key not defined in /\S*")
+"""The runner says it of each job that is needed, in any order."""
+
+
 def lines(log: str) -> list[str]:
     """Of a log as the forge has it."""
-    return [line(each) for each in _STAMP.sub("", log).split("\n")] if log else []
+    listed = [line(each) for each in _STAMP.sub("", log).rstrip("\n").split("\n")]
+    return [each for each in listed if not _NOISE.fullmatch(each)]
 
 
 def line(text: str) -> str:

@@ -88,7 +88,7 @@ class Play:
         found = []
         for job in self.jobs:
             number = runs[job["run_id"]]
-            log = normalize.lines(self.repository.log(job["id"]).removesuffix("\n"))
+            log = normalize.lines(self.repository.log(job["id"]))
             found.append(Ended(job["name"] + (f" (run {number})" if number > 1 else ""), job.get("conclusion", job["status"]), log))
         return found
 
