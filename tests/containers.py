@@ -1,4 +1,7 @@
-"""A container image of the tests' own: Debian's static busybox, as an archive that Docker loads. There is no registry to pull one from."""
+"""Container images of the tests' own, as archives that Docker loads: Debian's static busybox, and a small Debian that jobs can run in.
+
+There is no registry to pull one from.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,63 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+from vmrunner.image import bootstrap, recipe, store
 
 NAME = "tests/base:1"
 ARCHIVE = Path(__file__).parent / "images" / "base.tar"
 """Where the recipe test-docker looks for it."""
+JOB_NAME = "tests/job:1"
+JOB_ARCHIVE = ARCHIVE.with_name("job.tar")
+"""Where the recipe test-jobs-docker looks for it."""
+JOB_PACKAGES = ("bash", "ca-certificates", "curl", "git", "nodejs", "perl-base", "procps", "python3-minimal")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAMS = ("cat", "echo", "id", "ls", "nslookup", "sh", "sleep", "tail", "test", "wget")
 
 
 def prepare(cache: Path) -> None:
     """Make the archive if the cache has none, and lay it into the checkout. Needs the network of the host."""
+    _lay(cache, ARCHIVE, lambda: archive(_layer(_busybox()), NAME))
+
+
+def prepare_job(folder: Path) -> None:
+    """The same for the Debian that jobs run in, in this folder of the cache."""
+    key = hashlib.sha256(" ".join(JOB_PACKAGES).encode()).hexdigest()[:16]
+    _lay(folder / f"job-{key}.tar", JOB_ARCHIVE, lambda: archive(_debian(), JOB_NAME, path=_PATH, command="/bin/bash"))
+
+
+def _lay(cache: Path, place: Path, make: Callable[[], bytes]) -> None:
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         part = cache.with_suffix(".part")
-        part.write_bytes(archive(_layer(_busybox()), NAME))
+        part.write_bytes(make())
         part.replace(cache)
-    if not ARCHIVE.exists() or ARCHIVE.read_bytes() != cache.read_bytes():
-        shutil.copyfile(cache, ARCHIVE)
+    if not place.exists() or store.digest(place) != store.digest(cache):
+        shutil.copyfile(cache, place)
 
 
-def archive(layer: bytes, name: str) -> bytes:
+def _debian() -> bytes:
+    """Debian 12's tree, as a tar."""
+    wanted = recipe.load("debian-12")
+    with tempfile.TemporaryDirectory() as work:
+        sources, tree = Path(work, "sources.list"), Path(work, "tree.tar")
+        sources.write_text(bootstrap.sources(wanted))
+        settings = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*"))]
+        excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "locale", "man")]
+        options = ["--quiet", "--mode=root", "--variant=minbase", *excluded, *settings, f"--include={','.join(JOB_PACKAGES)}"]
+        subprocess.run(["mmdebstrap", *options, wanted.suite, tree, sources], check=True, stdin=subprocess.DEVNULL)
+        return tree.read_bytes()
+
+
+def archive(layer: bytes, name: str, path: str = "/bin", command: str = "/bin/sh") -> bytes:
     """A docker-archive with this one layer."""
     config = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]},
+            "config": {"Env": [f"PATH={path}"], "Cmd": [command]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
             "history": [{"created_by": "the tests"}],
         }

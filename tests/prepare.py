@@ -22,6 +22,8 @@ from vmrunner.resources import folder
 IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
 RECIPES = Path(__file__).parent / "images"
 GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
+JOBS, JOBS_DOCKER = "test-jobs", "test-jobs-docker"
+"""For `make conformance`: only built where they are named."""
 
 
 SHAPING = [
@@ -47,8 +49,10 @@ def say(sentence: str) -> None:
 
 def main(names: Sequence[str]) -> None:
     """Build what is missing of these; older versions go."""
-    if DOCKER in names:
+    if DOCKER in names or JOBS_DOCKER in names:
         containers.prepare(IMAGES.parent / "containers" / "base.tar")
+    if JOBS_DOCKER in names:
+        containers.prepare_job(IMAGES.parent / "containers")
     for name in names:
         wanted = recipe.load(name, RECIPES)
         if usable(IMAGES, name, wanted.digest()):

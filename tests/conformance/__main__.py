@@ -37,7 +37,7 @@ def run(site: Site, side: Side, chosen: Iterable[Case], folder: Path) -> tuple[d
     plays = {}
     for case in chosen:
         if not case.sides or side.name in case.sides:
-            plays[case.name] = Play.begin(site, side.owner, case, case.text(side.name, side.container, forge))
+            plays[case.name] = Play.begin(site, side.owner, case, case.contents(side.name, side.container, forge))
     say(f"{side.name}: {len(plays)} cases pushed in {time.monotonic() - began:.0f} s")
     try:
         with sides.runners(site, side, folder):

@@ -48,7 +48,10 @@ class Case:
     event: str = "workflow_dispatch"
     acts: tuple[str, ...] = ("until done",)  # what users do: see play.py
     files: dict[str, str] = field(default_factory=dict)  # beside the workflow
-    runner: str = ""  # what the runner does differently from what people know, in the words of docs/jobs.md
+    secrets: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    unlike: str = ""  # what people know, in the words of docs/jobs.md
+    whose: str = ""  # behaviour that is: a program and its version
 
     @classmethod
     def load(cls, path: Path) -> Case:
@@ -65,11 +68,12 @@ class Case:
             **raw,
         )
 
-    def text(self, runs_on: str, container: str, forge: str) -> str:
-        """The workflow for a side: jobs under this label and, where one is named, in this container image."""
+    def contents(self, runs_on: str, container: str, forge: str) -> dict[str, str]:
+        """The repository's files for a side: jobs under this label and, where one is named, in this container image."""
         more = rf"\n\g<indent>container: {container}" if container else ""
-        labelled = re.sub(rf"^(?P<indent> +)runs-on: {LABEL}$", rf"\g<indent>runs-on: {runs_on}{more}", self.workflow, flags=re.MULTILINE)
-        return labelled.replace("FORGE", forge)
+        label, to = re.compile(rf"^(?P<indent> +)runs-on: {LABEL}$", re.MULTILINE), rf"\g<indent>runs-on: {runs_on}{more}"
+        files = {".gitea/workflows/ci.yaml": self.workflow, **self.files}
+        return {path: label.sub(to, text).replace("FORGE", forge) for path, text in files.items()}
 
 
 def load_all(only: str = "") -> list[Case]:

@@ -27,13 +27,16 @@ class Play:
     asked: float = 0.0  # for a log, last
 
     @classmethod
-    def begin(cls, site: Site, owner: str, case: Case, workflow: str) -> Play:
+    def begin(cls, site: Site, owner: str, case: Case, files: dict[str, str]) -> Play:
         """A fresh repository, with everything in it by one push."""
         site.call("DELETE", f"/repos/{owner}/{case.name}", fine=(404,))
         site.call("POST", f"/orgs/{owner}/repos", {"name": case.name, "auto_init": False, "default_branch": "main"})
         repository = Repository(site, f"{owner}/{case.name}")
-        files: dict[str, str | bytes] = {path: content.replace("FORGE", site.url) for path, content in case.files.items()}
-        repository.commit({".gitea/workflows/ci.yaml": workflow, **files})
+        for name, secret in case.secrets.items():
+            site.call("PUT", f"/repos/{repository.name}/actions/secrets/{name}", {"data": secret})
+        for name, value in case.variables.items():
+            site.call("POST", f"/repos/{repository.name}/actions/variables/{name}", {"value": value})
+        repository.commit(dict(files))
         if case.event == "workflow_dispatch":
             repository.dispatch()
         return cls(site, case, repository, list(case.acts))

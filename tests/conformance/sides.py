@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conformance import plain
+from tests.containers import JOB_NAME
 from tests.forge.gitea import Site
 from tests.ground import Ground, lay
-from tests.prepare import IMAGES
+from tests.prepare import IMAGES, JOBS, JOBS_DOCKER
 from vmrunner.image import store
 
-JOBS, CONTAINERS = "test-jobs", "test-jobs-docker"
-JOB_IMAGE = "tests/job:1"
 MANAGER, SUBNET = "conf", "10.78.0.0/24"
 CONFIG = """\
 runner:
@@ -59,8 +58,8 @@ SIDES = (
     Side("parked", start="snapshot", warm=2, most=4),
     Side("cloned", start="snapshot"),
     Side("booted", start="boot"),
-    Side("label", image=CONTAINERS, start="snapshot", place=f"docker://{JOB_IMAGE}", most=2),
-    Side("container", image=CONTAINERS, start="snapshot", container=JOB_IMAGE, most=2),
+    Side("label", image=JOBS_DOCKER, start="snapshot", place=f"docker://{JOB_NAME}", most=2),
+    Side("container", image=JOBS_DOCKER, start="snapshot", container=JOB_NAME, most=2),
 )
 
 
