@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 FOLDER = Path(__file__).parent / "workflows"
 LABEL = "LABEL"
-"""Stands for a side's label in a workflow, as `FORGE` does for the URL of the forge."""
+"""Stands for a side's label in a workflow, as `FORGE` does for the URL of the forge, and `CRON` for a time that comes soon."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Case:
     event: str = "workflow_dispatch"
     acts: tuple[str, ...] = ("until done",)  # what users do: see play.py
     files: dict[str, str] = field(default_factory=dict)  # beside the workflow
+    submodules: dict[str, str] = field(default_factory=dict)  # path and address of each
+    private: bool = False  # the repository
     secrets: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     unlike: str = ""  # what people know, in the words of docs/jobs.md
@@ -73,7 +76,8 @@ class Case:
         more = rf"\n\g<indent>container: {container}" if container else ""
         label, to = re.compile(rf"^(?P<indent> +)runs-on: {LABEL}$", re.MULTILINE), rf"\g<indent>runs-on: {runs_on}{more}"
         files = {".gitea/workflows/ci.yaml": self.workflow, **self.files}
-        return {path: label.sub(to, text).replace("FORGE", forge) for path, text in files.items()}
+        soon = (datetime.now(UTC) + timedelta(minutes=2)).strftime("%-M %-H * * *")
+        return {path: label.sub(to, text).replace("FORGE", forge).replace("CRON", soon) for path, text in files.items()}
 
 
 def load_all(only: str = "") -> list[Case]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,13 +33,15 @@ class Play:
     def begin(cls, site: Site, owner: str, case: Case, files: dict[str, str]) -> Play:
         """A fresh repository, with everything in it by one push."""
         site.call("DELETE", f"/repos/{owner}/{case.name}", fine=(404,))
-        site.call("POST", f"/orgs/{owner}/repos", {"name": case.name, "auto_init": False, "default_branch": "main"})
+        site.call("POST", f"/orgs/{owner}/repos", {"name": case.name, "private": case.private, "default_branch": "main"})
         repository = Repository(site, f"{owner}/{case.name}")
         for name, secret in case.secrets.items():
             site.call("PUT", f"/repos/{repository.name}/actions/secrets/{name}", {"data": secret})
         for name, value in case.variables.items():
             site.call("POST", f"/repos/{repository.name}/actions/variables/{name}", {"value": value})
         repository.commit(dict(files))
+        if case.submodules:
+            _add_submodules(site, repository, case.submodules)
         if case.event == "workflow_dispatch":
             repository.dispatch()
         return cls(site, case, repository, list(case.acts))
@@ -105,6 +110,22 @@ class Play:
             if job in by_name:
                 found += [f"{job}: {fault}" for fault in want.faults(by_name[job].verdict, by_name[job].log)]
         return found
+
+
+def _add_submodules(site: Site, repository: Repository, submodules: dict[str, str]) -> None:
+    """By git: the forge's calls know none."""
+    with tempfile.TemporaryDirectory() as folder:
+        who = {"GIT_AUTHOR_NAME": "x", "GIT_AUTHOR_EMAIL": "x@forge.example", "GIT_COMMITTER_NAME": "x", "GIT_COMMITTER_EMAIL": "x@forge.example"}
+
+        def git(*arguments: str) -> None:
+            header = f"http.extraHeader=Authorization: token {site.token}"
+            subprocess.run(["git", "-C", folder, "-c", header, *arguments], check=True, capture_output=True, env=os.environ | who)
+
+        git("clone", "--quiet", f"{site.url}/{repository.name}", ".")
+        for path, address in submodules.items():
+            git("submodule", "add", address.replace("FORGE", site.url), path)
+        git("commit", "--quiet", "--message", "files")
+        git("push", "--quiet", "origin", "HEAD:main")
 
 
 def in_repository(job: dict[str, Any]) -> str:
