@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 from collections import defaultdict
@@ -22,6 +21,7 @@ from tests.conformance.sides import PLAIN, SIDES, Side
 from tests.forge.gitea import Site
 
 FOLDER = Path("/tmp/vmrunner-conformance")
+SEEN = FOLDER / "seen"
 STALLED = 420.0  # seconds in which nothing of a side goes on
 
 
@@ -81,13 +81,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="Cases with this in their name or topic.")
     parser.add_argument("--side", action="append", default=[], choices=[side.name for side in SIDES], help="Default: all.")
-    parser.add_argument("--keep", action="store_true", help="Write what was seen into files.")
+    parser.add_argument("--keep", action="store_true", help=f"Write what was seen into files of {SEEN}.")
+    parser.add_argument("--seen", action="append", default=[], choices=[side.name for side in SIDES], help="Sides as they were last kept.")
     options = parser.parse_args()
     began = time.monotonic()
     chosen = cases.load_all(options.only)
     wanted = [side for side in SIDES if not options.side or side.name in options.side]
-    shutil.rmtree(FOLDER / "seen", ignore_errors=True)
-    seen: dict[str, dict[str, list[Ended]]] = {}
+    seen = {name: _kept(name, {case.name for case in chosen}) for name in options.seen}
     faults: list[str] = []
     with closing(Site()) as site:
         mirror.publish(site)
@@ -130,11 +130,16 @@ def differ(seen: dict[str, dict[str, list[Ended]]]) -> tuple[list[str], list[str
 
 
 def _keep(side: Side, seen: dict[str, list[Ended]]) -> None:
-    folder = FOLDER / "seen" / side.name
-    folder.mkdir(parents=True)
+    folder = SEEN / side.name
+    folder.mkdir(parents=True, exist_ok=True)
     for case, jobs in seen.items():
         (folder / f"{case}.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1))
         (folder / f"{case}.txt").write_text("\n".join(f"== {job.job}: {job.verdict}\n" + "\n".join(job.log[:400]) for job in jobs) + "\n")
+
+
+def _kept(side: str, chosen: set[str]) -> dict[str, list[Ended]]:
+    files = [path for path in (SEEN / side).glob("*.json") if path.stem in chosen]
+    return {path.stem: [Ended(**job) for job in json.loads(path.read_text())] for path in files}
 
 
 if __name__ == "__main__":

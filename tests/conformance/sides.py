@@ -52,7 +52,7 @@ class Side:
         )
 
 
-PLAIN = Side("plain", most=4)
+PLAIN = Side("plain", most=8)
 SIDES = (
     PLAIN,
     Side("parked", start="snapshot", warm=2, most=4),
