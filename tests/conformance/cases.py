@@ -77,7 +77,7 @@ class Case:
         label, to = re.compile(rf"^(?P<indent> +)runs-on: {LABEL}$", re.MULTILINE), rf"\g<indent>runs-on: {runs_on}{more}"
         files = {".gitea/workflows/ci.yaml": self.workflow, **self.files}
         soon = (datetime.now(UTC) + timedelta(minutes=2)).strftime("%-M %-H * * *")
-        return {path: label.sub(to, text).replace("FORGE", forge).replace("CRON", soon) for path, text in files.items()}
+        return {path: label.sub(to, text).replace(LABEL, runs_on).replace("FORGE", forge).replace("CRON", soon) for path, text in files.items()}
 
 
 def load_all(only: str = "") -> list[Case]:

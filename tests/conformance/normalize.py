@@ -15,7 +15,7 @@ _SAME = [
         (r"^env ImageOS=\S+$", "env ImageOS=LABEL"),
         (r"^env GITHUB_RUN_ID=\d+$", "env GITHUB_RUN_ID=N"),
         (r"\b[0-9a-f]{40}\b", "SHA"),
-        (r"\bGITEA-ACTIONS-TASK-\d+_[A-Za-z0-9_.-]+", "CONTAINER"),
+        (r"\bGITEA-ACTIONS-TASK-\d+[A-Za-z0-9_.-]+", "CONTAINER"),
     )
 ]
 

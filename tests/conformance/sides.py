@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from tests.conformance import plain
@@ -15,17 +16,10 @@ from tests.forge.gitea import Site
 from tests.ground import Ground, lay
 from tests.prepare import IMAGES, JOBS, JOBS_DOCKER
 from vmrunner.image import store
+from vmrunner.label import Label
+from vmrunner.runner_config import runner_config
 
 MANAGER, SUBNET = "conf", "10.78.0.0/24"
-CONFIG = """\
-runner:
-  timeout: 3h
-  shutdown_timeout: 3h
-  fetch_timeout: 60s
-cache:
-  enabled: false
-"""
-
 
 @dataclass(frozen=True)
 class Side:
@@ -72,9 +66,11 @@ def runners(site: Site, side: Side, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _plain(site: Site, side: Side, folder: Path) -> Iterator[None]:
+    # As it is in the seed of a machine.
+    config = runner_config("gitea", job_timeout=timedelta(hours=3), labels=[Label.parse(f"{side.name}:host")], environment={}, more={})
     with (
         plain.tree(store.find(IMAGES, side.image), folder / "plain") as root,
-        plain.Runners(site, root, folder / "plain", side.name, CONFIG, side.most),
+        plain.Runners(site, root, folder / "plain", side.name, config, side.most),
     ):
         yield
 

@@ -40,14 +40,14 @@ function ids() {
 const v4 = {
   async upload(content) {
     const made = await twirp("CreateArtifact", { name: INPUT_NAME, version: 4 });
-    await ask("PUT", `${made.signed_upload_url}&comp=block`, content);
+    await ask("PUT", `${made.signedUploadUrl}&comp=block`, content);
     await twirp("FinalizeArtifact", { name: INPUT_NAME, size: String(content.length), hash: `sha256:${sha256(content)}` });
   },
   async download() {
     const all = await twirp("ListArtifacts", {});
     if (!all.artifacts.some((each) => each.name === INPUT_NAME)) throw new Error("not listed");
-    const { signed_url } = await twirp("GetSignedArtifactURL", { name: INPUT_NAME });
-    return Buffer.from(await (await ask("GET", signed_url)).arrayBuffer());
+    const { signedUrl } = await twirp("GetSignedArtifactURL", { name: INPUT_NAME });
+    return Buffer.from(await (await ask("GET", signedUrl)).arrayBuffer());
   },
 };
 
