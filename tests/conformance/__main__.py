@@ -79,13 +79,13 @@ def _jobs(site: Site, owner: str) -> list[dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="Cases with this in their name or topic.")
+    parser.add_argument("--only", action="append", default=[], help="Cases with this in their name or topic.")
     parser.add_argument("--side", action="append", default=[], choices=[side.name for side in SIDES], help="Default: all.")
     parser.add_argument("--keep", action="store_true", help=f"Write what was seen into files of {SEEN}.")
     parser.add_argument("--seen", action="append", default=[], choices=[side.name for side in SIDES], help="Sides as they were last kept.")
     options = parser.parse_args()
     began = time.monotonic()
-    chosen = cases.load_all(options.only)
+    chosen = cases.load_all(*options.only)
     wanted = [side for side in SIDES if not options.side or side.name in options.side]
     seen = {name: _kept(name, {case.name for case in chosen}) for name in options.seen}
     faults: list[str] = []

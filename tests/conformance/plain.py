@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ def tree(golden: Golden, folder: Path) -> Iterator[Path]:
     """An image's files, read only."""
     raw, mounted = folder / "tree.raw", folder / "tree"
     mounted.mkdir(parents=True, exist_ok=True)
+    if mounted.is_mount():  # by a run that was killed
+        subprocess.run(["umount", "--lazy", mounted], check=True)
+    raw.unlink(missing_ok=True)
     subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / DISK, raw], check=True)
     subprocess.run(["mount", "-o", "loop,ro", raw, mounted], check=True)
     try:
@@ -76,8 +80,10 @@ class Runners:
         with (self._folder / f"{slot}.log").open("ab") as log:
             process = subprocess.Popen(unshared, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             self._processes[slot] = process
-            if process.wait() and self._stopping.wait(1):
-                return
+            process.wait()
+        if process.returncode and not self._stopping.wait(1):
+            last = (self._folder / f"{slot}.log").read_text(errors="replace").strip().rpartition("\n")[2]
+            print(f"a runner of the plain tree ended with {process.returncode}: {last}", file=sys.stderr, flush=True)
 
     def _register(self, name: str) -> dict[str, Any]:
         """Its file, as the runner reads it."""

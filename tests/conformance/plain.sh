@@ -22,8 +22,6 @@ mkdir -p "$root/var/lib/runner"
 cp "$runner" "$root/usr/local/bin/gitea-runner"
 cp "$@" "$root/var/lib/runner/"
 cd "$root"
-# As a login has it on Debian.
-ulimit -Hn 524288
-ulimit -Sn 1024
+ulimit -Sn 1024 # as a login has it; the hard limit is this host's
 exec chroot . /usr/bin/env -i --chdir=/var/lib/runner HOME=/root USER=root LOGNAME=root SHELL=/bin/bash LANG=C.UTF-8 \
   PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin gitea-runner daemon --once --config config.yaml
