@@ -9,6 +9,7 @@ PYTEST_ARGS ?=
 EXAMPLES ?= 10000
 FAULTS ?=
 BENCH ?=
+CONFORMANCE ?=
 IMAGES ?=
 
 # $(call in_rig,COMMANDS): with the rig running, and stopped afterwards if it was started here.
@@ -22,6 +23,7 @@ endef
 test_image = rig/rig run --outside -- python -m tests.prepare
 # The demo needs only one of them, the suite a stock cloud image as well.
 demo_image = rig/rig run --outside -- python -m tests.prepare test-gitea
+conformance_images = rig/rig run --outside -- python -m tests.prepare test-jobs test-jobs-docker
 stock_image = rig/rig run --outside -- python -m tests.stock
 # What vmrunner is measured against. virt-lightning asks for a newer libvirt binding than Debian's, but works with that one, without a compiler.
 bench_packages = virtinst genisoimage openssh-client
@@ -36,7 +38,7 @@ audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[au
 side_by_side = tests/unit tests/model
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner
 
-.PHONY: demo test images soak bench faults unfinished outage model scale audit lint rig rig-stop rig-shell
+.PHONY: demo test images soak bench faults unfinished outage conformance model scale audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -73,6 +75,10 @@ unfinished:
 # The forge stopped for 90 s when a job ends, for 120 s in the middle of one, and for 10 s while a runner starts.
 outage:
 	$(call in_rig,$(demo_image); rig/rig run -- env VMRUNNER_TEST_WHOLE=1 pytest -q tests/vm/test_outage.py)
+
+# Small workflows in machines and, side by side, in a plain Debian tree; CONFORMANCE="--side booted --only shells" for a part.
+conformance:
+	$(call in_rig,$(conformance_images); rig/rig run -- python -m tests.conformance $(CONFORMANCE))
 
 # Random lives of a manager on fakes.
 model:

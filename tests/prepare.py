@@ -23,7 +23,7 @@ IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.enviro
 RECIPES = Path(__file__).parent / "images"
 GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 JOBS, JOBS_DOCKER = "test-jobs", "test-jobs-docker"
-"""For `make conformance`: only built where they are named."""
+"""For `make conformance`; the second one is only built where it is named."""
 
 
 SHAPING = [
@@ -65,4 +65,4 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or (GITEA, FORGEJO, CLOUD_INIT, DOCKER))
+    main(sys.argv[1:] or (GITEA, FORGEJO, CLOUD_INIT, DOCKER, JOBS))

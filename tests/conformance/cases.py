@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,37 @@ import yaml
 FOLDER = Path(__file__).parent / "workflows"
 LABEL = "LABEL"
 """Stands for a side's label in a workflow, as `FORGE` does for the URL of the forge, and `CRON` for a time that comes soon."""
+
+
+class Topic(StrEnum):
+    """What a case is about."""
+
+    ACTIONS = "actions"
+    ARTIFACTS = "artifacts"
+    BACKGROUND_CHILDREN = "background children"
+    CACHE = "cache"
+    CANCEL = "cancel"
+    CHECKOUT = "checkout"
+    COMMAND_FILES = "command files"
+    CONCURRENCY = "concurrency"
+    CONDITIONS = "conditions"
+    ENVIRONMENT = "environment"
+    EXIT_CODES = "exit codes"
+    FILES = "files"
+    MASKS = "masks"
+    MATRIX = "matrix"
+    NEEDS = "needs"
+    NETWORK = "network"
+    OUTPUT = "output"
+    PERMISSIONS = "permissions"
+    PIPES = "pipes"
+    REUSABLE_WORKFLOWS = "reusable workflows"
+    RUNS = "runs"
+    SCHEDULES = "schedules"
+    SERVICES = "services"
+    SHELLS = "shells"
+    SIGNALS = "signals"
+    TIMEOUTS = "timeouts"
 
 
 @dataclass(frozen=True)
@@ -41,7 +73,7 @@ class Case:
 
     name: str
     about: str
-    topic: str
+    topic: Topic
     workflow: str
     wanted: tuple[Wanted, ...]
     sample: bool = False  # part of the suite
@@ -58,13 +90,15 @@ class Case:
 
     @classmethod
     def load(cls, path: Path) -> Case:
-        """Of a file; raises TypeError or KeyError where that is not a case."""
+        """Of a file; raises TypeError, ValueError or KeyError where that is not a case."""
         raw: dict[str, Any] = yaml.safe_load(path.read_text())
         wanted = tuple(
-            Wanted(job, each["verdict"], tuple(each.get("log", ())), tuple(each.get("never", ()))) for job, each in raw.pop("expect").items()
+            Wanted(job, each["verdict"], tuple(each.get("log", ())), tuple(each.get("never", ())))
+            for job, each in raw.pop("expect").items()
         )
         return cls(
             name=path.stem,
+            topic=Topic(raw.pop("topic")),
             wanted=wanted,
             sides=tuple(raw.pop("sides", ())),
             acts=tuple(raw.pop("acts", ("until done",))),
@@ -77,7 +111,9 @@ class Case:
         label, to = re.compile(rf"^(?P<indent> +)runs-on: {LABEL}$", re.MULTILINE), rf"\g<indent>runs-on: {runs_on}{more}"
         files = {".gitea/workflows/ci.yaml": self.workflow, **self.files}
         soon = (datetime.now(UTC) + timedelta(minutes=2)).strftime("%-M %-H * * *")
-        return {path: label.sub(to, text).replace(LABEL, runs_on).replace("FORGE", forge).replace("CRON", soon) for path, text in files.items()}
+        return {
+            path: label.sub(to, text).replace(LABEL, runs_on).replace("FORGE", forge).replace("CRON", soon) for path, text in files.items()
+        }
 
 
 def load_all(*only: str) -> list[Case]:

@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+_LONG = 20_000  # lines; to align more takes minutes
 KNOWN = Path(__file__).parent / "known.toml"
 
 
@@ -77,11 +78,11 @@ def _changed(before: list[str], after: list[str]) -> list[str]:
     """Lines that were taken or added; of very long logs only whether they are equal."""
     if before == after:
         return []
-    if max(len(before), len(after)) > 20_000:
-        first = next((number for number, (one, two) in enumerate(zip(before, after, strict=False)) if one != two), min(len(before), len(after)))
-        return [f"-{len(before)} lines, the first that differs is {first}: {before[first : first + 1]}"] + [
-            f"+{len(after)} lines, the first that differs is {first}: {after[first : first + 1]}"
-        ]
+    if max(len(before), len(after)) > _LONG:
+        shorter = min(len(before), len(after))
+        first = next((number for number, (one, two) in enumerate(zip(before, after, strict=False)) if one != two), shorter)
+        told = ((sign, len(lines), lines[first : first + 1]) for sign, lines in (("-", before), ("+", after)))
+        return [f"{sign}{count} lines, the first that differs is {first}: {line}" for sign, count, line in told]
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
     changed = []
     for tag, one, two, three, four in matcher.get_opcodes():

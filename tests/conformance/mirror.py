@@ -17,7 +17,9 @@ def publish(site: Site) -> None:
         site.call("DELETE", f"/repos/{OWNER}/{folder.name}", fine=(404,))
         site.call("POST", f"/orgs/{OWNER}/repos", {"name": folder.name, "auto_init": False, "default_branch": "main"})
         files: dict[str, str | bytes] = {
-            str(path.relative_to(folder)): path.read_text().replace("FORGE", site.url) for path in sorted(folder.rglob("*")) if path.is_file()
+            str(path.relative_to(folder)): path.read_text().replace("FORGE", site.url)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
         }
         Repository(site, f"{OWNER}/{folder.name}").commit(files)
         site.call("POST", f"/repos/{OWNER}/{folder.name}/tags", {"tag_name": "v1"})

@@ -115,7 +115,8 @@ class Play:
 def _add_submodules(site: Site, repository: Repository, submodules: dict[str, str]) -> None:
     """By git: the forge's calls know none."""
     with tempfile.TemporaryDirectory() as folder:
-        who = {"GIT_AUTHOR_NAME": "x", "GIT_AUTHOR_EMAIL": "x@forge.example", "GIT_COMMITTER_NAME": "x", "GIT_COMMITTER_EMAIL": "x@forge.example"}
+        name, mail = ("AUTHOR_NAME", "COMMITTER_NAME"), ("AUTHOR_EMAIL", "COMMITTER_EMAIL")
+        who = {f"GIT_{key}": "x" for key in name} | {f"GIT_{key}": "x@forge.example" for key in mail}
 
         def git(*arguments: str) -> None:
             header = f"http.extraHeader=Authorization: token {site.token}"

@@ -21,6 +21,7 @@ from vmrunner.runner_config import runner_config
 
 MANAGER, SUBNET = "conf", "10.78.0.0/24"
 
+
 @dataclass(frozen=True)
 class Side:
     """One way to run jobs."""
