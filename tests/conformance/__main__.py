@@ -80,13 +80,13 @@ def _jobs(site: Site, owner: str) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", default=[], help="Cases with this in their name or topic.")
-    parser.add_argument("--side", action="append", default=[], choices=[side.name for side in SIDES], help="Default: all.")
+    parser.add_argument("--side", action="append", default=[], choices=[side.name for side in SIDES], help="Default: all, unless --seen says otherwise.")
     parser.add_argument("--keep", action="store_true", help=f"Write what was seen into files of {SEEN}.")
     parser.add_argument("--seen", action="append", default=[], choices=[side.name for side in SIDES], help="Sides as they were last kept.")
     options = parser.parse_args()
     began = time.monotonic()
     chosen = cases.load_all(*options.only)
-    wanted = [side for side in SIDES if not options.side or side.name in options.side]
+    wanted = [side for side in SIDES if side.name in options.side or not (options.side or options.seen)]
     seen = {name: _kept(name, {case.name for case in chosen}) for name in options.seen}
     faults: list[str] = []
     with closing(Site()) as site:

@@ -68,10 +68,13 @@ def differences(case: str, side: str, plain: list[Ended], other: list[Ended]) ->
         if job not in here or job not in there:
             found.append(Difference(case, job, side, ("-" if job in here else "+") + "the job"))
             continue
-        before = [f"verdict {here[job].verdict}", *here[job].log]
-        after = [f"verdict {there[job].verdict}", *there[job].log]
-        found += [Difference(case, job, side, line) for line in _changed(before, after)]
+        found += [Difference(case, job, side, line) for line in _changed(_lines(here[job]), _lines(there[job]))]
     return found
+
+
+def _lines(ended: Ended) -> list[str]:
+    """What is compared. Of a cancelled job the forge has what came in time: it takes no line after the cancel."""
+    return [f"verdict {ended.verdict}", *(ended.log if ended.verdict != "cancelled" else ())]
 
 
 def _changed(before: list[str], after: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
-mount -t tmpfs -o mode=755 tmpfs "$root/run"
+mount -t tmpfs -o mode=755,nosuid,nodev,noexec tmpfs "$root/run" # as systemd does it on every Debian
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 hostname plain
 echo plain >"$root/etc/hostname"
