@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import groupby
 
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\S+Z ?", re.MULTILINE)
 _SAME = [
@@ -23,11 +24,15 @@ _SAME = [
 _NOISE = re.compile(r"'runs-on' key not defined in /\S*")
 """The runner says it of each job that is needed, in any order."""
 
+_OUTPUT = "::set-output:: "  # a step's outputs, also those of its file, are told in any order
+
 
 def lines(log: str) -> list[str]:
     """Of a log as the forge has it."""
     listed = [line(each) for each in _STAMP.sub("", log).rstrip("\n").split("\n")]
-    return [each for each in listed if not _NOISE.fullmatch(each)]
+    kept = (each for each in listed if not _NOISE.fullmatch(each))
+    together = groupby(kept, key=lambda each: each.startswith(_OUTPUT))
+    return [each for is_output, some in together for each in (sorted(some) if is_output else some)]
 
 
 def line(text: str) -> str:
