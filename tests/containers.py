@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vmrunner.image import bootstrap, recipe, store
+from vmrunner.image import apt, recipe, store
 
 NAME = "tests/base:1"
 ARCHIVE = Path(__file__).parent / "images" / "base.tar"
@@ -54,8 +54,8 @@ def _debian() -> bytes:
     wanted = recipe.load("debian-12")
     with tempfile.TemporaryDirectory() as work:
         sources, tree = Path(work, "sources.list"), Path(work, "tree.tar")
-        sources.write_text(bootstrap.sources(wanted))
-        settings = [f"--aptopt={path}" for path in sorted(Path("/etc/apt/apt.conf.d").glob("99*"))]
+        sources.write_text(apt.sources(wanted))
+        settings = [f"--aptopt={path}" for path in apt.host_settings()]
         excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "locale", "man")]
         options = ["--quiet", "--mode=root", "--variant=minbase", *excluded, *settings, f"--include={','.join(JOB_PACKAGES)}"]
         subprocess.run(["mmdebstrap", *options, wanted.suite, tree, sources], check=True, stdin=subprocess.DEVNULL)
