@@ -37,7 +37,7 @@ class Figures(Collector):
     def __init__(self, history: History) -> None:
         self._history = history
         self._survey: Survey | None = None
-        self._last_pass = 0.0
+        self.last_pass = 0.0
 
     def follow(self, history: History) -> None:
         """Read another history from now on: the configuration was reloaded."""
@@ -45,7 +45,7 @@ class Figures(Collector):
 
     def saw(self, survey: Survey, at: float) -> None:
         """The latest pass, and when it was (unix seconds)."""
-        self._survey, self._last_pass = survey, at
+        self._survey, self.last_pass = survey, at
 
     def collect(self) -> Iterable[Metric]:
         """See prometheus_client."""
@@ -103,13 +103,13 @@ class Figures(Collector):
         age = GaugeMetricFamily("vmrunner_image_age_seconds", "Since the version that new machines use was built", labels=["image"])
         built = {desired.image.partition("/")[0]: desired.image_built for desired in survey.pools if desired.image_built}
         for image, at in sorted(built.items()):
-            age.add_metric([image], max(0.0, self._last_pass - at))
+            age.add_metric([image], max(0.0, self.last_pass - at))
         yield age
         forge_up = GaugeMetricFamily("vmrunner_forge_up", "Whether the forge answered for this scope", labels=["scope"])
         for scope, queue in survey.observed.queues.items():
             forge_up.add_metric([str(scope)], 0 if queue.problem else 1)
         yield forge_up
-        yield GaugeMetricFamily("vmrunner_last_pass_timestamp_seconds", "When the last pass ended", value=self._last_pass)
+        yield GaugeMetricFamily("vmrunner_last_pass_timestamp_seconds", "When the last pass ended", value=self.last_pass)
 
 
 def serve(figures: Figures, section: MetricsConfig, *others: Collector) -> None:

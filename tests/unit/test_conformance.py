@@ -48,13 +48,13 @@ def test_docs_name_no_case_that_is_not_there() -> None:
     assert set(re.findall(r"\| `([a-z0-9-]+)` \|$", DOCS, re.MULTILINE)) == {case.name for case in ALL if case.unlike}
 
 
-@pytest.mark.parametrize("known", compare.known(), ids=lambda known: known.id)
-def test_what_is_known_has_its_reason_in_the_docs(known: Known) -> None:
-    assert set(known.sides) <= {side.name for side in SIDES if side != PLAIN}
-    assert set(known.cases) <= {case.name for case in ALL}
-    (row,) = [line for line in DOCS.splitlines() if line.startswith(f"| `{known.id}` |")]
-    assert known.reason in row
-    assert known.whose in row
+def test_what_is_known_has_its_reason_in_the_docs() -> None:
+    for known in compare.known():
+        assert set(known.sides) <= {side.name for side in SIDES if side != PLAIN}
+        assert set(known.cases) <= {case.name for case in ALL}
+        (row,) = [line for line in DOCS.splitlines() if line.startswith(f"| `{known.id}` |")]
+        assert known.reason in row
+        assert known.whose in row
 
 
 def test_docs_list_no_difference_that_is_not_known() -> None:
