@@ -48,7 +48,7 @@ _CONTAINER: dict[str, Kind] = {
     "container.force_pull": _F,
     "container.force_rebuild": _F,
 }
-_CACHE: dict[str, Kind] = {"cache.enabled": _F, "cache.dir": _T, "cache.host": _T, "cache.port": _N, "cache.external_server": _T}
+_CACHE: dict[str, Kind] = {"cache.enabled": _F, "cache.dir": _T, "cache.host": _T, "cache.port": _N}
 _RUNNER: dict[str, Kind] = {
     "log.level": _T,
     "runner.envs": _M,
@@ -100,6 +100,7 @@ _OURS = {
     "runner.labels": "the pool's labels rule",
     **dict.fromkeys(("runner.timeout", "runner.shutdown_timeout"), "the pool's job_timeout rules"),
     **dict.fromkeys(("cache.external_secret", "cache.secret"), "it is a secret, and every job can read this file"),
+    "cache.external_server": "it takes a secret, and every job could read that",
 }
 KNOWN_FROM = {"gitea": (1, 0, 8), "forgejo": (12, 8)}
 """The oldest runner of which it is known that it has all of these keys."""

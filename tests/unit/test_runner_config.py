@@ -40,6 +40,7 @@ def test_every_key_takes_what_it_is_for(forge: str, key: str) -> None:
     [
         ({"runner": {"shutdown_timeout": "0s"}}, "runner.shutdown_timeout can't be set here: the pool's job_timeout rules"),
         ({"runner": {"labels": ["a"]}}, "runner.labels can't be set here: the pool's labels rule"),
+        ({"cache": {"external_server": "http://c"}}, "cache.external_server can't be set here: it takes a secret"),
         ({"cache": {"external_secret": "x"}}, "cache.external_secret can't be set here: it is a secret, and every job can read this file"),
         (
             {"runner": {"fetch_interal": "1s"}},
