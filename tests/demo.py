@@ -137,7 +137,7 @@ def main() -> None:
         tables.append(timeline(job, record))
         out.print(tables[-1])
         out.print(f"the forge's verdict: {job['name']} is {job['status']}, {job['conclusion']}", style="bold", markup=False)
-        for line in repository.log(job["id"]).splitlines()[:4]:
+        for line in repository.said(job["id"]).splitlines()[2:6]:  # the first two are the runner's own
             out.print(f"  log | {line}", markup=False)
     history.close()
     if options.pictures:
