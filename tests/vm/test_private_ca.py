@@ -34,7 +34,8 @@ jobs:
       - run: curl -fsS {SITE}/api/v1/version
       - run: git ls-remote {SITE}/rig/private-ca.git HEAD
       - run: python3 -c 'import urllib.request as r; print(r.urlopen("{SITE}/api/v1/version").status)'
-      - run: node -e 'fetch("{SITE}/api/v1/version").then(it => process.exit(it.ok ? 0 : 1))'
+      - run: |
+          node -e 'fetch("{SITE}/api/v1/version").then(it => process.exit(it.ok ? 0 : 1))'
       - run: |
           docker pull {HOST}:{PORT}/rig/none:1 2>&1 | tee said || true
           ! grep -e x509 -e certificate said
