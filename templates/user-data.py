@@ -11,6 +11,7 @@ seed happens. It has the code that starts a job in itself, so that nothing has t
 import ast
 import ctypes
 import fcntl
+import io
 import json
 import mmap
 import os
@@ -75,6 +76,11 @@ ADDRESS6, GATEWAY6 = re.compile(r'- "(\S+)/(\d+)"'), re.compile(r'via: "(\S+)"')
 def say(kind: str, text: object = "") -> None:
     """A line for the host."""
     EVENTS.write_text(f"{kind} {time.time():.6f} {text}\n")
+
+
+def console() -> "io.FileIO":
+    """Where the host reads along. Not as our controlling terminal: a login prompt that begins there later would hang us up (SIGHUP)."""
+    return io.FileIO(os.open(CONSOLE, os.O_WRONLY | os.O_NOCTTY), "w")
 
 
 def power_off() -> None:
@@ -144,8 +150,8 @@ class Waiting:
             (self._folder / name).unlink(missing_ok=True)
             os.mkfifo(self._folder / name, 0o600)
             own(self._folder / name, user)
-        with open(CONSOLE, "wb", buffering=0) as console:
-            self.process = begin(self.command, user, environment(user), self._folder, console.fileno())
+        with console() as output:
+            self.process = begin(self.command, user, environment(user), self._folder, output.fileno())
 
     def tell(self, name: str, content: str) -> bool:
         """Let it read one of the two; false where it has gone."""
@@ -224,12 +230,12 @@ def trust(job: dict) -> None:
 def run_hooks(folder: Path, words: list[str], around: dict[str, str], what: str) -> None:
     """What an image has to be run at such a moment; one that fails ends the machine."""
     for hook in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if os.access(hook, os.X_OK):
-            with open(CONSOLE, "wb") as console:
-                if subprocess.run(
-                    [hook, *words], env=around, stdin=subprocess.DEVNULL, stdout=console, stderr=console, check=False
-                ).returncode:
-                    end(f"{hook}, which {what}, failed")
+        if not os.access(hook, os.X_OK):
+            continue
+        with console() as output:
+            done = subprocess.run([hook, *words], env=around, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)
+        if done.returncode:
+            end(f"{hook}, which {what}, failed")
 
 
 def run_job(job: dict, runner: "Waiting | None" = None, others: "list[Waiting] | None" = None) -> None:
@@ -237,7 +243,7 @@ def run_job(job: dict, runner: "Waiting | None" = None, others: "list[Waiting] |
     began = time.monotonic()
     os.umask(0o022)
     # Told to end, by the host or from inside, a machine ends at once: no runner of it gets the time to report a success.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: power_off())
     prepare(job)
     has_begun = runner is not None and runner.tell(REGISTRATION, job["files"][REGISTRATION])
@@ -290,9 +296,9 @@ def start(job: dict) -> "subprocess.Popen[bytes]":
     for name in job["files"]:
         (folder / name).unlink(missing_ok=True)  # may be a pipe
     lay(folder, job["files"], user)
-    with open(CONSOLE, "wb", buffering=0) as console:
+    with console() as output:
         try:
-            return begin(command, user, environment(user) | job["environment"], folder, console.fileno())
+            return begin(command, user, environment(user) | job["environment"], folder, output.fileno())
         except OSError as error:
             end(f"{command[0]} does not start: {error.strerror}")
             raise

@@ -37,7 +37,8 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
     for name in ("EVENTS", "IMAGE", "ENVIRONMENT", "BEFORE_READY", "BEFORE_JOB", "IS_READY", "WORK", "JOB_FOLDER", "REHEARSAL_HOOKS"):
         setattr(module, name, tmp_path / name.lower())
     module.SYSTEM_CERTIFICATES, module.FORGE_CERTIFICATE = tmp_path / "system.crt", tmp_path / "own/forge.crt"
-    module.CONSOLE = str(tmp_path / "console")
+    module.CONSOLE = tmp_path / "console"
+    module.CONSOLE.touch()
     module.AGAIN = 0.0
     program = tmp_path / "gitea-runner"
     program.write_text(RUNNER.format(said=tmp_path / "said", codes=tmp_path / "codes"))
@@ -173,6 +174,18 @@ def test_a_runner_that_does_not_end(guest: Guest) -> None:
     program = guest.WORK.parent / "gitea-runner"
     program.write_text("#!/bin/sh\nexec sleep 30\n")
     assert run(guest, job(guest, seconds=0.2)) == ["runner"], "the machine goes without a word"
+
+
+def test_the_console_is_nobodys_terminal(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session's first terminal is its controlling one, and a login prompt that begins there hangs up whoever has it."""
+    flags = []
+    monkeypatch.setattr(
+        guest, "os", types.SimpleNamespace(**vars(os) | {"open": lambda path, how: flags.append(how) or os.open(path, how)})
+    )
+    with guest.console() as output:
+        output.write(b"x")
+    assert flags[0] & os.O_NOCTTY
+    assert "open(CONSOLE" not in source("user-data.py").replace("os.open(CONSOLE", "")
 
 
 def test_a_private_authority(guest: Guest) -> None:
