@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import cases, mirror
-from tests.conformance.__main__ import differ, run
+from tests.conformance.rounds import differ, run
 from tests.conformance.sides import PLAIN, SIDES
 from tests.forge.gitea import Site
 
