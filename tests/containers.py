@@ -23,7 +23,7 @@ ARCHIVE = Path(__file__).parent / "images" / "base.tar"
 JOB_NAME = "tests/job:1"
 JOB_ARCHIVE = ARCHIVE.with_name("job.tar")
 """Where the recipe test-jobs-docker looks for it."""
-JOB_PACKAGES = ("bash", "ca-certificates", "curl", "git", "nodejs", "perl-base", "procps", "python3-minimal")
+JOB_PACKAGES = ("bash", "ca-certificates", "curl", "git", "nodejs", "perl-base", "procps", "python3")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAMS = ("cat", "echo", "id", "ls", "nslookup", "sh", "sleep", "tail", "test", "wget")
 
