@@ -6,15 +6,16 @@ One owner-only file for each machine in the runtime folder, which is a tmpfs: a 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vmrunner import files
 from vmrunner.errors import ConfigError
 from vmrunner.forge import Credentials, Scope
 from vmrunner.model import MachineId
 
-_SUFFIX, _PART = ".binding", ".part"
+_SUFFIX = ".binding"
+_HALVES = (f"{files.PART}*", "*.part")  # what is being written; the second is an older vmrunner's
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,8 @@ class Bindings:
             "reason": binding.reason,
         }
         path = self._path(binding.machine)
-        part = path.with_suffix(_PART)
         try:
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-                json.dump(plain, file)
-            part.replace(path)
+            files.write_whole(path, json.dumps(plain), 0o600)
         except OSError as error:
             raise ConfigError(f"The file {path} can't be written: {error.strerror}.", "Check runtime_dir: its owner, its space.") from None
 
@@ -91,8 +89,9 @@ class Bindings:
 
     def sweep(self) -> None:
         """Delete what a killed process had not written to its end: it may hold a token. Call it under the manager's lock."""
-        for part in self._folder.glob(f"*{_PART}"):
-            part.unlink(missing_ok=True)
+        for pattern in _HALVES:
+            for part in self._folder.glob(pattern):
+                part.unlink(missing_ok=True)
 
     def drop(self, machine: MachineId) -> None:
         """Forget one; one that is gone is fine."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 
-from vmrunner import config, lock, ownership
+from vmrunner import config, files, lock, ownership
 from vmrunner.actions import Action, Bind, DeleteRunner, DropSeed, Finish, Note, Pause, Plan, Start
 from vmrunner.addresses import Addresses
 from vmrunner.binding import Binding, Bindings
@@ -262,6 +262,8 @@ class Manager:
         self.hypervisor.guard()
         ownership.sweep(self.hypervisor, self.settings.runtime_dir)
         self._bindings.sweep()
+        for folder in (self.settings.state_dir, self.settings.runtime_dir):
+            files.sweep(folder)
         outcome = Outcome()
         outcome.failures += self._rollback.roll_back()
         survey = self.survey(drain)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from vmrunner import lock, seed
+from vmrunner import files, lock, seed
 from vmrunner.config import HostConfig
 from vmrunner.errors import SnapshotError
 from vmrunner.hypervisor import Hypervisor, Say, Snapshot
@@ -59,10 +58,8 @@ class Shelf:
             return _Memory({}, {})
 
     def _write(self, memory: _Memory) -> None:
-        part = self._path.with_suffix(f".part{os.getpid()}")
         with suppress(OSError):
-            part.write_text(json.dumps(asdict(memory)), encoding="utf-8")
-            part.replace(self._path)
+            files.write_whole(self._path, json.dumps(asdict(memory)))
 
     def again_at(self, failure: Failure) -> float:
         """When it is tried again, in unix seconds."""

@@ -146,6 +146,7 @@ def test_a_torn_last_line_costs_nothing_but_itself(images: Path) -> None:
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
+from vmrunner import files
 from vmrunner.image import promotion, store
 
 images, step, how = Path(sys.argv[1]), 0, sys.argv[2]
@@ -153,7 +154,7 @@ images, step, how = Path(sys.argv[1]), 0, sys.argv[2]
 def die(left):
     def trace(frame, event, _):
         global step
-        if frame.f_code.co_filename not in (promotion.__file__, store.__file__):
+        if frame.f_code.co_filename not in (promotion.__file__, store.__file__, files.__file__):
             return None
         if event == "line":
             step += 1

@@ -16,6 +16,7 @@ import vmrunner
 from vmrunner import config, systemd
 from vmrunner.cli.app import ConfigOption, out, systemd_app, warn
 from vmrunner.errors import ConfigError
+from vmrunner.files import replacing
 from vmrunner.systemd import Installation, Way
 
 _READ, _ENTER_AND_WRITE = 4, 3  # bits of a mode
@@ -74,16 +75,15 @@ def _write(files: dict[Path, str]) -> None:
     path = Path()
     try:
         with ExitStack() as stack:
-            parts = {path: path.with_name(f".{path.name}.part") for path in files}
-            for path, part in parts.items():
+            for path, content in files.items():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                stack.callback(part.unlink, missing_ok=True)
-                part.write_text(files[path], encoding="utf-8")
+                part = stack.enter_context(replacing(path))
+                part.write_text(content, encoding="utf-8")
                 part.chmod(0o644)  # whatever root's umask: systemd complains of units that not everyone can read
-            for path, part in parts.items():
-                part.replace(path)
     except OSError as error:
-        raise ConfigError(f"{path} can't be written: {error.strerror}.", "Run it as root, or only look with --dry-run.") from None
+        raise ConfigError(
+            f"{error.filename2 or path} can't be written: {error.strerror}.", "Run it as root, or only look with --dry-run."
+        ) from None
 
 
 def _steps(wanted: Installation, way: Way, directory: Path, *, is_update: bool) -> list[str]:

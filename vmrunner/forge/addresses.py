@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from contextlib import suppress
@@ -11,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from vmrunner import files
 from vmrunner.policy import ForgeAddress
 
 _EVERY = 60.0  # seconds between two questions
@@ -67,6 +67,4 @@ class ForgeAddresses:
 
     def _remember(self, seen: dict[str, float], now: float) -> None:
         with suppress(OSError):  # then it is asked for again
-            part = self._path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps({"host": self.host, "seen": seen, "asked_at": now}), encoding="ascii")
-            part.replace(self._path)
+            files.write_whole(self._path, json.dumps({"host": self.host, "seen": seen, "asked_at": now}))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -18,6 +17,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vmrunner import files
 from vmrunner.addresses import gateway, paired
 from vmrunner.errors import HypervisorError, NotPermitted
 from vmrunner.forge.addresses import ForgeAddresses
@@ -133,9 +133,7 @@ class Firewall:
 
     def _remember(self, listed: _Listed) -> None:
         with suppress(OSError):  # the next pass loads them once more
-            part = self._state.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps(self._made(listed)), encoding="ascii")
-            part.replace(self._state)
+            files.write_whole(self._state, json.dumps(self._made(listed)))
 
     def _carried_over(self, listed: _Listed | None) -> str:
         """What the sets hold now, for the transaction that makes them anew."""

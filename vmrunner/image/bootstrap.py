@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image import apt, packages, stock, store, workshop
 from vmrunner.image.apt import sources
@@ -121,7 +122,7 @@ def stale(images: Path) -> list[Path]:
     used = {path.stem: at for path, at in notes.items() if (layer := Layer.read(path)) and layer.is_fresh}
     last = sorted(used, key=lambda name: used[name], reverse=True)[:_MOST]
     kept = {name for name in last if time.time() - used[name] < _KEPT}
-    return sorted([*workshop.abandoned(folder, workshop.PART), *(path for path in whole if path.stem not in kept)])
+    return sorted([*files.abandoned(folder), *(path for path in whole if path.stem not in kept)])
 
 
 class _Progress:
@@ -174,20 +175,14 @@ def _hold(tar: Path, sha256: str, work: Path) -> Path | None:
 def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log, *, lasts: bool) -> None:
     """Keep the tree for the next build. Without room for it that one bootstraps again."""
     tar.parent.mkdir(exist_ok=True)
-    part = tar.with_name(f"{workshop.PART}{os.getpid()}")
     try:
-        log.run("Keeping the bootstrapped packages", "tar", "--create", "--sparse", *TAR, "--directory", tree, "--file", part, ".")
-        layer = Layer(store.digest(part), time.time(), found, lasts)
-        note.unlink(missing_ok=True)
-        part.replace(tar)
-        (written := part.with_suffix(".json")).write_text(layer.text(), encoding="utf-8")
-        written.replace(note)
+        with files.replacing(tar) as part:
+            log.run("Keeping the bootstrapped packages", "tar", "--create", "--sparse", *TAR, "--directory", tree, "--file", part, ".")
+            layer = Layer(store.digest(part), time.time(), found, lasts)
+            note.unlink(missing_ok=True)
+        files.write_whole(note, layer.text())
     except (OSError, ImageError):
         log.step("there is no room to keep the bootstrapped packages for the next build")
-    finally:
-        for half in (part, part.with_suffix(".json")):
-            with suppress(OSError):
-                half.unlink()
     with suppress(OSError):
         for path in stale(tar.parent.parent):
             path.unlink(missing_ok=True)

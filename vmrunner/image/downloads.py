@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image import store, workshop
 from vmrunner.image.programs import Log
@@ -40,14 +41,10 @@ class Downloads:
             return kept
         self.log.step(f"fetching {url}")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_name(f"{workshop.PART}{os.getpid()}")
-        try:
+        with files.replacing(kept) as part:
             found = _fetch(what, url, part, algorithm)
             if found != digest:
                 raise ImageError(f"{what} has the {algorithm} {found}, the recipe wants {digest}.", "Check where it comes from.")
-            part.replace(kept)
-        finally:
-            part.unlink(missing_ok=True)
         for path in stale(self.images):
             with suppress(OSError):
                 path.unlink()
@@ -58,7 +55,7 @@ def stale(images: Path) -> list[Path]:
     """What no build has taken for a month, and what killed ones began."""
     folder = images / FOLDER
     old = [path for path, at in workshop.used(folder.glob("[!.]*")).items() if time.time() - at > _KEPT]
-    return [*workshop.abandoned(folder, workshop.PART), *sorted(old)]
+    return [*files.abandoned(folder), *sorted(old)]
 
 
 def _fetch(what: str, url: str, target: Path, algorithm: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
+from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image.packages import Package, some
 
@@ -53,15 +52,10 @@ def write(path: Path, name: str, packages: Mapping[str, Package]) -> None:
             "A stock image brought it, and no archive of the recipe has this version; or an older vmrunner built the image: "
             f"then `vmrunner image build {name} --force --ignore-lock` builds it again.",
         )
-    part = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        part.write_text(text(packages), encoding="utf-8")
-        part.replace(path)
+        files.write_whole(path, text(packages))
     except OSError as error:
         raise ImageError(f"The lock {path} can't be written: {error.strerror}.", "Its path is relative to the recipe.") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def differences(wanted: Mapping[str, Package], found: Mapping[str, Package]) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image import lock
 from vmrunner.image.packages import Package
@@ -193,19 +193,9 @@ def _plain(directory: Path) -> dict[str, Any]:
 
 def replace(path: Path, text: str) -> None:
     """Write a file of a version: whoever is killed at it, or without room, leaves the old one. Raises OSError."""
-    for half in path.parent.glob(f".{path.name}.*"):
-        if not Path("/proc", half.suffix[1:]).exists():  # it was killed
-            half.unlink(missing_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(file.fileno(), 0o644)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    files.sweep(path.parent)
+    files.sweep(path.parent, f".{path.name}.")  # as an older vmrunner named them
+    files.write_whole(path, text, 0o644, durable=True)
 
 
 def verify(golden: Golden) -> None:

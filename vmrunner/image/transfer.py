@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import lzma
-import os
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from pydantic import ValidationError
 
+from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image import store, workshop
 from vmrunner.image.proof import RECORD
@@ -35,18 +35,13 @@ def export(golden: Golden, target: Path) -> int:
     """
     store.verify(golden)
     locked = [LOCK] if golden.manifest.lock else []
-    part = target.with_name(f".{target.name}-{os.getpid()}")
     try:
-        with tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as archive:
+        with files.replacing(target) as part, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as archive:
             for name in (MANIFEST, *locked, *sorted(golden.manifest.files)):
                 archive.add(golden.directory / name, name, filter=_anonymous)
-        part.replace(target)
         return target.stat().st_size
     except OSError as error:
         raise ImageError(f"{target} can't be written: {error.strerror}.", "Name a file in a folder that exists and has room.") from None
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def fetch(source: Path, images: Path, say: Say) -> Golden:

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from vmrunner import files
 from vmrunner.image import promotion, store
 from vmrunner.image.store import Golden, Manifest
 
 CACHE = ".cache"
 """In the store: what builds take from builds before them."""
-PART = ".part-"
-"""What files in there begin with while they are written; the process's id follows."""
 _PREFIX = ".building-"
 _LOG = ".log"
 _LOGS, _LOG_KEPT = 20, 30 * 86400.0  # of all images; seconds
@@ -26,7 +25,7 @@ Say = Callable[[str], object]
 def opened(images: Path) -> Iterator[Path]:
     """A hidden folder beside the images; it goes afterwards, and those of processes that died go first."""
     images.mkdir(parents=True, exist_ok=True)
-    for old in abandoned(images, _PREFIX):
+    for old in files.abandoned(images, _PREFIX):
         shutil.rmtree(old, ignore_errors=True)
     work = images / f"{_PREFIX}{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)  # of one that was killed, and had our id
@@ -48,13 +47,7 @@ def log(images: Path, name: str) -> Path:
 
 def stale(images: Path) -> list[Path]:
     """The folders of builds that were killed, and logs of builds that are long over."""
-    return [*abandoned(images, _PREFIX), *_old_logs(images, _LOGS)]
-
-
-def abandoned(folder: Path, prefix: str) -> list[Path]:
-    """What processes that have died left in a folder: named with this prefix, their id, and maybe a suffix."""
-    found = ((path, path.name.removeprefix(prefix).partition(".")[0]) for path in sorted(folder.glob(f"{prefix}*")))
-    return [path for path, pid in found if pid.isdigit() and not Path(f"/proc/{pid}").exists()]
+    return [*files.abandoned(images, _PREFIX), *_old_logs(images, _LOGS)]
 
 
 def used(paths: Iterable[Path]) -> dict[Path, float]:
