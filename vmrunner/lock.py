@@ -31,7 +31,9 @@ def held(path: Path, other: str, hint: str, *, wait: float, say: Callable[[str],
             folder = path.parent.stat()
             os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
     except OSError as error:
-        raise ConfigError(f"The lock {path} can't be opened: {error.strerror}.", "Run as root, or set runtime_dir.") from None
+        raise ConfigError(
+            f"The lock {path} can't be opened: {error.strerror}.", "Run as root, or name another folder in the configuration."
+        ) from None
     with file:
         deadline, told = time.monotonic() + wait, False
         while True:
