@@ -52,6 +52,21 @@ def test_everything_that_can_differ(tmp_path: Path) -> None:
     }
 
 
+def test_further_runners_and_container_images_differ(tmp_path: Path) -> None:
+    path = "/usr/lib/vmrunner/containers/00.tar"
+    inputs = {path: {"mode": "0644", "sha256": "a"}}
+    one = publish(tmp_path, version="1", inputs=inputs, runners={"a": RUNNER, "b": RUNNER}, containers={path: "debian:12"})
+    other = {"b": RUNNER | {"sha256": "e" * 64}, "c": RUNNER}
+    two = publish(tmp_path, version="2", inputs=inputs, runners=other, containers={path: "debian:13"})
+    found, runner = diff.between(one, two), f"forgejo-runner {'f' * 64}"
+    assert found.runners == {"a": Change(runner, ""), "b": Change(runner, f"forgejo-runner {'e' * 64}"), "c": Change("", runner)}
+    assert found.files == {path: Change("debian:12 a", "debian:13 a")}
+    assert not found.is_empty
+    assert diff.content(one.manifest) != diff.content(one.manifest.model_copy(update={"runners": {}}))
+    old = publish(tmp_path, version="3", inputs=inputs, runners=other)
+    assert diff.between(two, old).is_empty, "it noted no names"
+
+
 def test_an_image_of_an_older_vmrunner(tmp_path: Path) -> None:
     old = publish(tmp_path, version="1", packages={"curl": "8.1"}, inputs=None)
     new = publish(tmp_path, version="2", packages={"curl": PACKAGES["curl"]}, inputs={"/a": {"mode": "0644", "sha256": "a"}})

@@ -31,6 +31,31 @@ def test_it_is_valid_and_names_everything(tmp_path: Path) -> None:
     assert parts["gitea-runner"]["hashes"] == [{"alg": "SHA-256", "content": "f" * 64}]
 
 
+def test_further_runners_and_container_images_are_in_it(tmp_path: Path) -> None:
+    further = {"old": RUNNER | {"path": "/usr/lib/vmrunner/runners/old", "sha256": "e" * 64}}
+    archives = {f"/usr/lib/vmrunner/containers/{n:02}.tar": {"mode": "0644", "sha256": f"{n}" * 64} for n in range(2)}
+    inputs = archives | {"/etc/motd": {"mode": "0644", "sha256": "d" * 64}}
+    named = {path: f"debian:{12 + n}" for n, path in enumerate(archives)}
+    text = sbom.text(publish(tmp_path, packages={}, runner=RUNNER, runners=further, inputs=inputs, containers=named))
+    assert make_schemabased_validator(OutputFormat.JSON, sbom.VERSION).validate_str(text) is None
+    told = {
+        (each["type"], each["name"], each["properties"][0]["value"], each["hashes"][0]["content"])
+        for each in json.loads(text)["components"]
+    }
+    assert told == {
+        ("application", "gitea-runner", RUNNER["path"], "f" * 64),
+        ("application", "gitea-runner", "/usr/lib/vmrunner/runners/old", "e" * 64),
+        *(("container", named[path], path, file["sha256"]) for path, file in archives.items()),
+    }
+    unnamed = json.loads(sbom.text(publish(tmp_path, version="2", packages={}, inputs=inputs)))
+    assert {each["name"] for each in unnamed["components"]} == archives.keys(), "an older vmrunner noted no names"
+
+
+def test_the_packages_are_of_the_images_distribution(tmp_path: Path) -> None:
+    told = json.loads(sbom.text(publish(tmp_path, distribution="ubuntu", suite="noble")))
+    assert {each["purl"].rpartition("@")[0] for each in told["components"]} == {f"pkg:deb/ubuntu/{name}" for name in PACKAGES}
+
+
 def test_an_image_of_an_older_vmrunner_has_versions_alone(tmp_path: Path) -> None:
     text = sbom.text(publish(tmp_path, packages={"curl": "8.1"}, suite="", inputs=None))
     assert make_schemabased_validator(OutputFormat.JSON, sbom.VERSION).validate_str(text) is None

@@ -283,7 +283,8 @@ def diff(
     table = Table(*columns, box=None, pad_edge=False)
     single = ("recipe_digest", "kernel", "kernel_arguments", "runner")
     named = {word.replace("_", " "): change for word in single if (change := getattr(found, word))}
-    for what, change in (named | found.packages | (found.files or {})).items():
+    further = {f"runner {name}": change for name, change in found.runners.items()}
+    for what, change in (named | further | found.packages | (found.files or {})).items():
         table.add_row(what, *(_DIGEST.sub(r"\1", text) or "-" for text in (change.first, change.second)))
     if table.rows:
         out.print(table)

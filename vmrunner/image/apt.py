@@ -108,6 +108,11 @@ def lent(recipe: Recipe, tree: Path) -> Iterator[None]:
                 place(tree, file, _of_jobs(recipe, text).encode(errors="surrogateescape"), 0o644)
 
 
+def distribution(tree: Path) -> str:
+    """Whose packages a tree consists of: its name as its own files have it."""
+    return _release(within(tree, "/usr/lib/os-release")).get("ID", "debian")
+
+
 def is_elsewhere(recipe: Recipe) -> bool:
     """Whether jobs take their packages from another place than the build: the build's lists of packages are of no use to them."""
     return _parts(recipe, building=True) != _parts(recipe, building=False)
@@ -151,7 +156,7 @@ def _keyring(recipe: Recipe, tree: Path) -> str:
     """Which of the tree's keyrings signs the archive; the recipe's is put there, unless a package of the tree has brought it."""
     content = recipe.keys()
     if not content:
-        own = f"{_KEYRINGS}/{_distribution(tree)}-archive-keyring.gpg"
+        own = f"{_KEYRINGS}/{distribution(tree)}-archive-keyring.gpg"
         return own if within(tree, own).exists() else ""
     if recipe.keyring and within(tree, packaged := f"{_KEYRINGS}/{recipe.keyring.name}").exists():
         return packaged
@@ -161,12 +166,7 @@ def _keyring(recipe: Recipe, tree: Path) -> str:
 
 
 def _file(tree: Path) -> str:
-    return f"/etc/apt/sources.list.d/{_distribution(tree)}.sources"
-
-
-def _distribution(tree: Path) -> str:
-    """Its name as its own files have it."""
-    return _release(within(tree, "/usr/lib/os-release")).get("ID", "debian")
+    return f"/etc/apt/sources.list.d/{distribution(tree)}.sources"
 
 
 def _codename(etc: Path) -> set[str]:

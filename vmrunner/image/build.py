@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vmrunner import __version__
 from vmrunner.errors import ImageError
-from vmrunner.image import containers, kernel, lock, workshop
+from vmrunner.image import apt, containers, kernel, lock, workshop
 from vmrunner.image.bootstrap import bootstrap
 from vmrunner.image.downloads import Downloads
 from vmrunner.image.packages import Package
@@ -65,6 +65,7 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
                 recipe_digest=recipe_digest,
                 files=files,
                 packages=found,
+                distribution=apt.distribution(tree),
                 suite=recipe.suite,
                 inputs=inputs,
                 lock=digest(out / LOCK) if recipe.lock else "",
@@ -72,6 +73,7 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
                 kernel_arguments=recipe.kernel_arguments,
                 runner=runner,
                 runners=further,
+                containers={path: source.name for path, source in zip(archives, recipe.containers, strict=True)},
                 checks=recipe.checks,
                 listens=recipe.listens,
                 built_at=datetime.now(UTC).isoformat(timespec="seconds"),

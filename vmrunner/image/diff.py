@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vmrunner.image.packages import Package
-from vmrunner.image.store import Golden, Input, Manifest
+from vmrunner.image.store import Golden, Manifest, Runner
 
 _ENOUGH = 12  # of a digest, to tell two apart
 
@@ -32,19 +32,25 @@ class Difference:
     kernel_arguments: Change | None
     runner: Change | None
     packages: dict[str, Change]
-    files: dict[str, Change] | None  # the recipes'; None: one of the images is of a vmrunner that did not note them
+    runners: dict[str, Change]  # the further ones
+    files: (
+        dict[str, Change] | None
+    )  # the recipes', and archives of container images; None: one of the images is of a vmrunner that did not note them
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is known to differ."""
         changes = (self.recipe_digest, self.kernel, self.kernel_arguments, self.runner)
-        return not any(changes) and not self.packages and not self.files
+        return not any(changes) and not self.packages and not self.runners and not self.files
 
 
 def content(manifest: Manifest) -> str:
     """A digest of all that `between` compares: two versions with the same one do not differ."""
     packages = {name: (package.version, package.sha256) for name, package in manifest.packages.items()}
-    what = [manifest.recipe_digest, manifest.kernel, manifest.kernel_arguments, _runner(manifest), packages, _files(manifest.inputs or {})]
+    files = _files(manifest, manifest.containers)
+    what: list[object] = [manifest.recipe_digest, manifest.kernel, manifest.kernel_arguments, _runner(manifest.runner), packages, files]
+    if manifest.runners:  # where there are none it is the digest that an older vmrunner wrote down
+        what.append(_runners(manifest))
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -52,15 +58,18 @@ def between(first: Golden, second: Golden) -> Difference:
     """Compare two images."""
     one, other = first.manifest, second.manifest
     known = one.inputs is not None and other.inputs is not None
+    both_named = one.containers is not None and other.containers is not None
+    files = [_files(each, each.containers if both_named else None) for each in (one, other)]
     return Difference(
         first=f"{first.name}/{first.version}",
         second=f"{second.name}/{second.version}",
         recipe_digest=_change(one.recipe_digest, other.recipe_digest),
         kernel=_change(one.kernel, other.kernel),
         kernel_arguments=_change(one.kernel_arguments, other.kernel_arguments),
-        runner=_change(_runner(one), _runner(other)),
+        runner=_change(_runner(one.runner), _runner(other.runner)),
         packages=_packages(one.packages, other.packages),
-        files=_changes(_files(one.inputs or {}), _files(other.inputs or {})) if known else None,
+        runners=_changes(_runners(one), _runners(other)),
+        files=_changes(*files) if known else None,
     )
 
 
@@ -88,9 +97,15 @@ def _package(package: Package, other: Package | None) -> str:
     return package.version
 
 
-def _runner(manifest: Manifest) -> str:
-    return f"{manifest.runner.kind} {manifest.runner.sha256}" if manifest.runner else ""
+def _runner(runner: Runner | None) -> str:
+    return f"{runner.kind} {runner.sha256}" if runner else ""
 
 
-def _files(inputs: Mapping[str, Input]) -> dict[str, str]:
-    return {path: f"{file.mode} {file.sha256}" for path, file in inputs.items()}
+def _runners(manifest: Manifest) -> dict[str, str]:
+    return {name: _runner(runner) for name, runner in manifest.runners.items()}
+
+
+def _files(manifest: Manifest, containers: Mapping[str, str] | None) -> dict[str, str]:
+    """The archives of container images with what jobs call them, as far as that is known."""
+    inputs, names = manifest.inputs or {}, containers or {}
+    return {path: f"{names.get(path, file.mode)} {file.sha256}" for path, file in inputs.items()}

@@ -6,8 +6,9 @@ from datetime import datetime
 from uuid import NAMESPACE_URL, uuid5
 
 from vmrunner.errors import ImageError
+from vmrunner.image.containers import FOLDER
 from vmrunner.image.packages import Package
-from vmrunner.image.store import Golden, Runner
+from vmrunner.image.store import Golden, Input, Manifest, Runner
 
 try:
     from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -39,18 +40,20 @@ def text(golden: Golden) -> str:
     bom = Bom(serial_number=uuid5(NAMESPACE_URL, f"vmrunner:{golden.name}/{golden.version}/{manifest.recipe_digest}"))
     bom.metadata.component = image
     bom.metadata.timestamp = datetime.fromisoformat(manifest.built_at)
-    parts = [_package(name, package, manifest.suite) for name, package in manifest.packages.items()]
+    parts = [_package(name, package, manifest) for name, package in manifest.packages.items()]
     if manifest.runner:
-        parts.append(_runner(manifest.runner))
+        parts.append(_runner(manifest.runner, manifest.runner.kind))
+    parts += [_runner(runner, f"runners/{name}") for name, runner in manifest.runners.items()]
+    parts += [_container(path, file, manifest) for path, file in (manifest.inputs or {}).items() if path.startswith(f"/{FOLDER}/")]
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(image, parts)
     return make_outputter(bom, OutputFormat.JSON, VERSION).output_as_string(indent=1)
 
 
-def _package(name: str, package: Package, suite: str) -> Component:
-    known = {key: value for key, value in (("arch", package.architecture), ("distro", suite)) if value}
-    purl = PackageURL("deb", "debian", name, package.version, known)
+def _package(name: str, package: Package, manifest: Manifest) -> Component:
+    known = {key: value for key, value in (("arch", package.architecture), ("distro", manifest.suite)) if value}
+    purl = PackageURL("deb", manifest.distribution, name, package.version, known)
     return Component(
         name=name,
         version=package.version,
@@ -61,10 +64,19 @@ def _package(name: str, package: Package, suite: str) -> Component:
     )
 
 
-def _runner(runner: Runner) -> Component:
-    properties = [Property(name="vmrunner:path", value=runner.path)]
+def _runner(runner: Runner, ref: str) -> Component:
     hashes = _hashes(runner.sha256)
-    return Component(name=runner.kind, type=ComponentType.APPLICATION, bom_ref=runner.kind, hashes=hashes, properties=properties)
+    return Component(name=runner.kind, type=ComponentType.APPLICATION, bom_ref=ref, hashes=hashes, properties=_at(runner.path))
+
+
+def _container(path: str, file: Input, manifest: Manifest) -> Component:
+    """An archive as a whole: what is in it vmrunner does not look at."""
+    name, hashes = (manifest.containers or {}).get(path, path), _hashes(file.sha256)
+    return Component(name=name, type=ComponentType.CONTAINER, bom_ref=path, hashes=hashes, properties=_at(path))
+
+
+def _at(path: str) -> list[Property]:
+    return [Property(name="vmrunner:path", value=path)]
 
 
 def _hashes(sha256: str) -> list[HashType]:

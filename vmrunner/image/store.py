@@ -65,13 +65,15 @@ class Manifest(BaseModel):
     recipe_digest: str  # sha256 over the resolved recipe and every file it names
     files: dict[str, str]  # file name -> sha256
     packages: dict[str, Package]  # by name
-    suite: str = ""  # of Debian
+    distribution: str = "debian"  # whose archive its packages are of, as the ID in its os-release
+    suite: str = ""  # of that distribution
     inputs: dict[str, Input] | None = None  # path in the guest -> the recipe's file; None: not noted
     lock: str = ""  # sha256 of the lock that it was built with, which lies beside it; empty: it was built without
     kernel: str = ""  # version
     kernel_arguments: str = ""  # empty: the disk has a boot loader of its own
     runner: Runner | None = None
     runners: dict[str, Runner] = {}  # further ones, by their names in the recipe
+    containers: dict[str, str] | None = None  # path of an archive in the guest, as in `inputs` -> what jobs call it; None: not noted
     checks: dict[str, str] = {}  # name -> a shell command that exits with 0 in a machine of the image
     listens: tuple[int, ...] = ()  # ports that may be open in a machine of the image
     built_at: str  # ISO 8601, UTC
