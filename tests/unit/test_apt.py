@@ -194,3 +194,10 @@ def test_the_keyring_of_the_recipe_is_there_for_jobs(tmp_path: Path) -> None:
     (tree / "usr/share/keyrings/key.asc").touch()  # a package of the image has brought it
     apt.lay(mine, tree)
     assert "Signed-By: /usr/share/keyrings/key.asc\n" in (tree / "etc/apt/sources.list.d/debian.sources").read_text()
+
+
+def test_a_tree_says_whose_packages_it_consists_of(tmp_path: Path) -> None:
+    assert apt.distribution(tmp_path) == "debian"
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/os-release").write_text('NAME="Ubuntu"\nID=ubuntu\nID_LIKE=debian\n')
+    assert apt.distribution(tmp_path) == "ubuntu"

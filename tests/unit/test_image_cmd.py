@@ -185,6 +185,16 @@ def test_prune_as_json(run: Run, images: Path) -> None:
     assert (code, json.loads(out)) == (0, {"versions": [["web", "1"]], "snapshots": [], "volumes": [], "leftovers": [], "removed": True})
 
 
+def test_prune_keeps_what_the_configuration_says(run: Run, images: Path, tmp_path: Path) -> None:
+    for version in "2345":
+        publish(images, version)
+    assert [version for _, version in json.loads(run("prune", "--dry-run", "--json")[1])["versions"]] == ["1", "2"]
+    config_path = tmp_path / "vmrunner.toml"
+    config_path.write_text(f"{config_path.read_text()}[images]\nkeep = 4\n")
+    assert [version for _, version in json.loads(run("prune", "--dry-run", "--json")[1])["versions"]] == ["1"]
+    assert [version for _, version in json.loads(run("prune", "--keep", "2", "--json")[1])["versions"]] == ["1", "2", "3"]
+
+
 def test_who_may_not_look_into_the_services_folder_is_told_so(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as name:  # not below pytest's own folder, which nobody else may enter
         folder = Path(name)

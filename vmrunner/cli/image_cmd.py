@@ -180,7 +180,10 @@ def rollback(name: NameArgument, config_path: ConfigOption = config.DEFAULT_PATH
 @image.command("prune")
 def prune(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One image; all of them without it.")] = None,
-    keep: Annotated[int, typer.Option("--keep", metavar="K", min=1, help="How many of an image's newest versions stay.")] = 3,
+    keep: Annotated[
+        int | None,
+        typer.Option("--keep", metavar="K", min=1, help="How many of an image's newest versions stay; else as `[images] keep` says."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
@@ -189,8 +192,8 @@ def prune(
     NAME, what builds have left: kept packages that are too old to be taken again, logs, folders of builds that were killed.
     """
     settings = config.load_host(config_path)
-    host = open_host(settings, warn)
-    waste = pruning.find(host, settings, name, keep) if dry_run else pruning.prune(host, settings, name, keep, say)
+    host, most = open_host(settings, warn), keep or settings.images.keep
+    waste = pruning.find(host, settings, name, most) if dry_run else pruning.prune(host, settings, name, most, say)
     if as_json:
         print(json.dumps(asdict(waste) | {"removed": not dry_run}, indent=1))
         return
