@@ -14,7 +14,7 @@ from vmrunner.forge import JobState
 from vmrunner.history import History
 from vmrunner.hypervisor import Snapshot
 from vmrunner.image import store
-from vmrunner.manager import Manager, Outcome
+from vmrunner.manager import Manager
 from vmrunner.model import EventKind, MachineId, Phase, may_follow
 
 MANIFEST = {
@@ -90,7 +90,7 @@ class World:
 
     def up(self) -> tuple[int, int, int, int]:
         """One pass: started or bound, destroyed, swept, failures."""
-        done: Outcome = self.manager.up()
+        done = self.manager.pass_once()[0]
         return done.started + done.bound, done.destroyed, done.swept, len(done.failures)
 
     def reasons(self) -> dict[int, str]:

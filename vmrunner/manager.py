@@ -252,13 +252,11 @@ class Manager:
 
     # ---- act ---------------------------------------------------------------------------------------------------------------------------
 
-    def up(self, drain: Mapping[str, Drain] | None = None) -> Outcome:
-        """One pass, and what it did. Call it with the lock held."""
-        outcome, _ = self.pass_once(drain)
-        return outcome
-
     def pass_once(self, drain: Mapping[str, Drain] | None = None) -> tuple[Outcome, Survey]:
-        """Start what is needed, finish what is done, sweep what nothing explains; what was done, and what it was decided from."""
+        """Start what is needed, finish what is done, sweep what nothing explains; what was done, and what it was decided from.
+
+        Call it with the lock held.
+        """
         self.hypervisor.guard()
         ownership.sweep(self.hypervisor, self.settings.runtime_dir)
         self._bindings.sweep()

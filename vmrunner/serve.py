@@ -110,11 +110,6 @@ class Poll:
         self._next = self._clock() + self._wait
         self._next_count = self._clock() + self._rest(0.0) if fine else self._next
 
-    @property
-    def is_down(self) -> bool:
-        """Whether the forge did not answer the last time."""
-        return self._down
-
     def again_at(self) -> float:
         """When the forge is asked next, by the given clock."""
         return min(self._next, self._next_count)

@@ -56,7 +56,7 @@ def main() -> None:
     history = History(settings.state_dir / "history.sqlite", print)
     manager = Manager(settings, hypervisor, forge, history, open_log("text"))  # type: ignore[arg-type]
     with manager.lock():
-        manager.up()
+        manager.pass_once()
 
 
 if __name__ == "__main__":
