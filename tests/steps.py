@@ -17,7 +17,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from string import digits
 from threading import Lock, Timer
 from typing import Any
 
@@ -264,11 +263,11 @@ def run(ground: Ground, fault: Fault | None, drained: bool) -> None:
         steps.wrap(bindings, "drop", lambda *_: "drop")
         _wrap_forge(forge, steps)
         _wrap_libvirt(steps)
-        steps.wrap(Path, "replace", lambda path, *_: f"rename {path.suffix.rstrip(digits)}")  # a file written beside its place
+        steps.wrap(Path, "replace", lambda _, target: f"rename {Path(target).suffix}")  # a file written beside its place
         history = History(settings.state_dir / "history.sqlite", notes.warning)
         manager = Manager(settings, host, forge, history, notes, bindings=bindings)
         with manager.lock():
-            outcome = manager.up(dict.fromkeys(settings.pools, Drain.IDLE) if drained else None)
+            outcome, _ = manager.pass_once(dict.fromkeys(settings.pools, Drain.IDLE) if drained else None)
         for failure in outcome.failures:
             notes.write(failure=failure.sentence, kind=type(failure).__name__)
     except VmrunnerError as error:
