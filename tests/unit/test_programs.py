@@ -130,7 +130,38 @@ def test_the_log_has_it_all_and_the_error_the_end(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="It failed: there is no room left") as caught:
         log.run("It", "sh", "-c", "echo 'write: No space left on device'; exit 1")
     assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == ("Free some space.", True)
-    assert (said, log.path.read_text().splitlines()[:4]) == (["counting"], ["== counting", "1", "2", "1"])
+    lines = [line for line in log.path.read_text().splitlines() if not line.startswith("$ ")]
+    assert (said, lines[:4]) == (["counting"], ["== counting", "1", "2", "1"])
+
+
+def test_each_command_stands_before_its_output_and_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "it's a folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    log = Log(tmp_path / "log", lambda _: None)
+    tell = """pwd; umask; echo "$LC_ALL $DEBIAN_FRONTEND $SYSTEMD_OFFLINE"
+        printf '%s|' "$0" "$@"; echo 'a\\b'; exit 3"""
+    words = ("sh", "-c", tell, "it's", "$HOME `id`", "two\nlines \\n", "ü", "")
+    for run in (log.run, log.apart):
+        with pytest.raises(ImageError, match="exit 3"):
+            run("It", *words)
+    monkeypatch.chdir(tmp_path)
+    _, first, second = log.path.read_text().split("$ (")
+    for part in (first, second):
+        line, _, output = f"({part}".partition("\n")
+        again = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env={"PATH": os.environ["PATH"]})
+        assert (again.stdout, again.returncode) == (output, 3)
+        assert output.startswith(f"{folder}\n0022\nC.UTF-8 noninteractive 1\n")
+    assert "unshare" in second
+
+
+def test_a_command_in_a_tree_can_be_run_again(tmp_path: Path) -> None:
+    tree, log = tmp_path / "tree", Log(tmp_path / "log", lambda _: None)
+    archive.base("cat").lay(tree)
+    log.inside("It", tree, "sh", "-ec", "cd / && echo *", said=False)
+    (line,) = log.path.read_text().splitlines()
+    again = subprocess.run(["bash", "-c", line.removeprefix("$ ")], capture_output=True, text=True, timeout=60)
+    assert (again.returncode, "proc" in again.stdout.split()) == (0, True)
 
 
 @pytest.mark.parametrize(

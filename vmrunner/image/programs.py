@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vmrunner.errors import ImageError
@@ -36,11 +37,15 @@ mount -t sysfs -o ro sysfs "$0/sys"
 mount -t tmpfs tmpfs "$0/run"
 exec chroot "$0" "$@"
 """
+_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}  # beside this process's own
+_UMASK = 0o022
 _LAST = 8  # lines of a program that failed to show
 
 
 class Log:
-    """What the programs of one build print, in a file; `say` is told each step as it begins, and hears how the longer ones come along."""
+    """What the programs of one build print, in a file, each after the line that runs it again. `say` is told each step as it begins, and
+    hears how the longer ones come along.
+    """
 
     def __init__(self, path: Path, say: Hear) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,15 +69,15 @@ class Log:
         `within` is a program that runs it. Raises ImageError where it fails: with the cause if it is a usual one, else with its last lines.
         """
         words = [*_WITH_US, *within, *_BEGIN, *(str(word) for word in command)]
-        environment = os.environ | {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
+        self._write(f"$ {_again([*within, *map(str, command)])}\n")
         lines: list[str] = []
         with subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=environment,
-            umask=0o022,
+            env=os.environ | _ENVIRONMENT,
+            umask=_UMASK,
             text=True,
             errors="replace",
         ) as running:
@@ -106,7 +111,20 @@ class Log:
 
     def _write(self, text: str) -> None:
         try:
-            with self.path.open("a", encoding="utf-8") as log:
+            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as log:
                 log.write(text)
         except OSError:
             pass  # a disk that is full is told by what the image needs of it
+
+
+def _again(command: Sequence[str]) -> str:
+    """A line for bash that runs the command as a build does, from wherever it is typed in; only that it does not end with the build."""
+    settings = [f"{name}={shlex.quote(value)}" for name, value in _ENVIRONMENT.items()]
+    return f"(cd {_quoted(os.getcwd())} && umask {_UMASK:03o} && {' '.join([*settings, *map(_quoted, command)])})"
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")  # the whole script stays on this line
+    return f"$'{escaped}'"
