@@ -137,6 +137,11 @@ class ForgeConfig(Section):
         return url.rstrip("/")
 
 
+def is_local(uri: str) -> bool:
+    """Whether libvirt at this URI is on this host."""
+    return "://" in uri and not uri.partition("://")[2].partition("/")[0]
+
+
 class LibvirtConfig(Section):
     """The libvirt host, and what on it is ours."""
 

@@ -5,23 +5,24 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from vmrunner.errors import Busy, ConfigError
+from vmrunner.log import Say
 
 _POLL = 0.2  # seconds
 
 
-def exclusive(runtime_dir: Path, manager: str, *, wait: float, say: Callable[[str], object]) -> AbstractContextManager[None]:
+def exclusive(runtime_dir: Path, manager: str, *, wait: float, say: Say) -> AbstractContextManager[None]:
     """The lock of a manager; see `held`."""
     other = f"Another vmrunner is at work as the manager {manager!r}"
     return held(runtime_dir / f"{manager}.lock", other, "Wait for it, or give this one another `manager` name.", wait=wait, say=say)
 
 
 @contextmanager
-def held(path: Path, other: str, hint: str, *, wait: float, say: Callable[[str], object]) -> Iterator[None]:
+def held(path: Path, other: str, hint: str, *, wait: float, say: Say) -> Iterator[None]:
     """Hold the lock; where another vmrunner has it, `say` so once and wait up to `wait` seconds. Raises Busy, with these words."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

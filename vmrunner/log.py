@@ -7,10 +7,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, Literal, Protocol, cast
 
 Format = Literal["text", "json"]
+Say = Callable[[str], object]
+"""Tells a person how something goes on, a line at a time."""
 _LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog's
 
 

@@ -46,7 +46,7 @@ class Maker:
         """
         self._check(golden)
         created_at, address = self.clock(), self.addresses.take(machine)
-        image = f"{golden.name}/{golden.version}"
+        image = golden.id
         with ExitStack() as revert:
             revert.callback(self.hypervisor.destroy, machine)
             binding = self._mint(machine, job, scopes, revert) if scopes else None

@@ -40,14 +40,13 @@ from vmrunner.image.store import Golden
 from vmrunner.label import without_docker
 from vmrunner.log import Log
 from vmrunner.machine import Maker
-from vmrunner.model import Ending, EventKind, Machine, MachineId
+from vmrunner.model import Ending, EventKind, Machine, MachineId, console_end
 from vmrunner.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue, retry_at
 from vmrunner.plan import plan
 from vmrunner.policy import Reach
 from vmrunner.rollback import Rollback
 from vmrunner.snapshots import Shelf
 
-_TAIL = 12  # lines of a failed machine's console to show
 _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` bites after 300
 _WORKERS = 4  # machines that are made or destroyed at the same time
 _ASKED_AT_ONCE = 100  # machines that are gone whose jobs a pass asks for
@@ -204,7 +203,7 @@ class Manager:
             warm=section.warm_at(datetime.fromtimestamp(self._clock()).astimezone()),
             register_idle=section.register_idle,
             priority=section.priority,
-            image=f"{golden.name}/{golden.version}" if golden else "",
+            image=golden.id if golden else "",
             image_built=datetime.fromisoformat(golden.manifest.built_at).timestamp() if golden else 0.0,
             image_note=self._image_note(section, golden),
             snapshot=said,
@@ -402,9 +401,7 @@ class Manager:
         pool = record.pool if record else _pool(action.seen)  # a domain that vanished took its metadata along
         tell("machine destroyed", machine=machine, pool=pool, ending=action.ending.value, reason=reason)
         if action.ending.is_failure and action.ending is not Ending.ABANDONED:
-            tail = console.splitlines()[-_TAIL:]
-            hint = "Its console ended with:\n" + "\n".join(f"  {line}" for line in tail) if tail else "Its console is empty."
-            raise MachineError(f"The machine {machine} was destroyed: {reason}.", hint)
+            raise MachineError(f"The machine {machine} was destroyed: {reason}.", console_end(console))
 
     def _may_have_run(self, action: Finish, binding: Binding | None) -> Ran:
         """Whether the forge is to be asked for a job of this machine."""

@@ -15,7 +15,8 @@ from vmrunner.config import HostConfig
 from vmrunner.errors import MachineError
 from vmrunner.hypervisor import File, Hypervisor, Output
 from vmrunner.image.store import Golden
-from vmrunner.model import EventKind, GuestEvent, Machine, MachineId, Metadata, Shape, parse_events
+from vmrunner.log import Say
+from vmrunner.model import EventKind, GuestEvent, Machine, MachineId, Metadata, Shape, console_end, parse_events
 from vmrunner.ownership import LOCK_WAIT, owning, sweep
 from vmrunner.policy import Reach
 
@@ -36,7 +37,7 @@ def run(
     snapshot: bool = True,
     network: str = Reach.INTERNET,
     write: Callable[[Output, bytes], None],
-    say: Callable[[str], None],
+    say: Say,
     started: Callable[[MachineId], None] = lambda _: None,
     boothook: bool = False,
     machine: MachineId | None = None,
@@ -58,7 +59,7 @@ def run(
             addresses = Addresses(settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6)
             address = addresses.take(machine)
         stack.callback(_destroy, hypervisor, machine, say)
-        metadata = Metadata(machine, "", f"{golden.name}/{golden.version}", time.time(), address=str(address), network=network)
+        metadata = Metadata(machine, "", golden.id, time.time(), address=str(address), network=network)
         end = secrets.token_hex(16)
         script = seed.exec_script(command, timeout, end, boothook=boothook)
         clone = snapshots.clone(hypervisor, snapshots.Shelf(settings.state_dir), golden, shape, metadata) if snapshot else None
@@ -82,7 +83,7 @@ def run(
         return int(ended.text)
 
 
-def _destroy(hypervisor: Hypervisor, machine: MachineId, say: Callable[[str], None]) -> None:
+def _destroy(hypervisor: Hypervisor, machine: MachineId, say: Say) -> None:
     hypervisor.destroy(machine)
     say(f"machine {machine}: destroyed")
 
@@ -132,5 +133,4 @@ def _wait(hypervisor: Hypervisor, machine: MachineId, reader: threading.Thread, 
 
 
 def _console(hypervisor: Hypervisor, machine: MachineId) -> str:
-    tail = hypervisor.read(machine, File.CONSOLE).decode("utf-8", "replace").splitlines()[-12:]
-    return "\n".join(["Its console ended with:", *(f"  {line}" for line in tail)]) if tail else "Its console is empty."
+    return console_end(hypervisor.read(machine, File.CONSOLE).decode("utf-8", "replace"))

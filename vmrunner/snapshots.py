@@ -13,8 +13,9 @@ from pathlib import Path
 from vmrunner import files, lock, seed
 from vmrunner.config import HostConfig
 from vmrunner.errors import SnapshotError
-from vmrunner.hypervisor import Hypervisor, Say, Snapshot
+from vmrunner.hypervisor import Hypervisor, Snapshot
 from vmrunner.image.store import Golden
+from vmrunner.log import Say
 from vmrunner.model import NO_LIMITS, Limits, MachineId, Metadata, Shape
 from vmrunner.observed import retry_at
 from vmrunner.ownership import LOCK_WAIT, owning

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from vmrunner.config import DEFAULT_PATH, Config
+from vmrunner.config import DEFAULT_PATH, Config, is_local
 from vmrunner.errors import ConfigError
 from vmrunner.render import text
 
@@ -104,7 +103,7 @@ class Installation:
             "user": self.user,
             "home": _word(self.settings.state_dir),
             "filters": self.settings.network.filter,
-            "local": not urlsplit(self.settings.libvirt.uri).netloc,  # else libvirt is reached over ssh, and no group here matters
+            "local": is_local(self.settings.libvirt.uri),  # else libvirt is reached over ssh, and no group here matters
         }
 
     def units(self, way: Way) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vmrunner.config import Config, example, forge_token, load, webhook_secret
+from vmrunner.config import Config, example, forge_token, is_local, load, webhook_secret
 from vmrunner.errors import ConfigError
 from vmrunner.forge import ScopeKind
 from vmrunner.policy import Destination
@@ -170,3 +170,17 @@ def test_a_mirror_and_a_proxy_are_reached_without_more_words(tmp_path: Path) -> 
     assert config.pools["p"].registry_mirror == "http://192.0.2.7:5000"
     (policy,) = [each for each in config.policies if each.name == "pool-p"]
     assert policy.allow == tuple(Destination.parse(each) for each in ("a.example:22", "192.0.2.7:5000", "proxy.example:443"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "local"),
+    [
+        ("qemu:///system", True),
+        ("qemu:///session?socket=/a/b", True),
+        ("qemu+ssh://root@192.0.2.7/system", False),
+        ("qemu", False),
+        ("", False),
+    ],
+)
+def test_whether_libvirt_is_on_this_host(uri: str, local: bool) -> None:
+    assert is_local(uri) is local

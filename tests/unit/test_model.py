@@ -1,6 +1,6 @@
 """The words: names that are ours, a transition table without dead ends, and guest reports that can't do harm."""
 
-from vmrunner.model import TRANSITIONS, EventKind, Machine, MachineId, Metadata, Phase, may_follow, parse_events
+from vmrunner.model import TRANSITIONS, EventKind, Machine, MachineId, Metadata, Phase, console_end, may_follow, parse_events
 
 
 def test_names_are_recognised_only_where_they_are_ours() -> None:
@@ -44,3 +44,9 @@ def test_phase_follows_what_is_seen() -> None:
     assert phase(warm, b"up 1\nseed 2\n") is Phase.STARTED
     assert phase(warm, b"up 1\nseed 2\nready 3\n") is Phase.READY
     assert Machine(machine, alive=False).phase is Phase.CLONED
+
+
+def test_what_a_console_said_last() -> None:
+    assert console_end("") == "Its console is empty."
+    told = console_end("\n".join(map(str, range(100)))).splitlines()
+    assert (told[:2], told[-1], len(told)) == (["Its console ended with:", "  88"], "  99", 13)

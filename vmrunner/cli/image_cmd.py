@@ -77,7 +77,7 @@ def build(
 
 
 def _by_hand(golden: store.Golden) -> str:
-    return f"`vmrunner image verify {golden.name}/{golden.version}` and `vmrunner image promote {golden.name} {golden.version}`"
+    return f"`vmrunner image verify {golden.id}` and `vmrunner image promote {golden.name} {golden.version}`"
 
 
 def _stage(settings: config.HostConfig) -> Stage:

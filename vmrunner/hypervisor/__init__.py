@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import Protocol
 
 from vmrunner.image.store import Golden
+from vmrunner.log import Say
 from vmrunner.model import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape
 
-Say = Callable[[str], object]
 SNAPSHOT_PREFIX, IMAGE_PREFIX = "snapshot-", "image-"
 """What the volumes of snapshots and of published images begin with."""
 

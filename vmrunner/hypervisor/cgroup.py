@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmrunner.config import is_local
+
 _ROOT = Path("/sys/fs/cgroup")
 _QEMU_MIB = 512  # beside the guest's memory: QEMU itself, its devices and their buffers
 _TRANSLATED_MIB = 1024  # QEMU's own bound for the code that it translates under software emulation
@@ -21,7 +23,7 @@ class Cgroups:
     @classmethod
     def of_host(cls, uri: str, root: Path = _ROOT) -> Cgroups:
         """Those of the host behind a libvirt URI; another host than this one is taken for one with everything."""
-        if uri.split("://", 1)[-1].partition("/")[0]:
+        if not is_local(uri):
             return cls(memory=True, cpu=True, unified=True)
         try:
             there = (root / "cgroup.controllers").read_text(encoding="ascii").split()

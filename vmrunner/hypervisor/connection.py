@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import libvirt
 
+from vmrunner.config import is_local
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
 
 THREADS_MAY_SHARE = libvirt.getVersion() >= 10_002_000
@@ -74,7 +75,7 @@ def has_kvm(connection: Any, uri: str) -> bool:
     with asking("listing what the host can do"):
         capabilities = ElementTree.fromstring(connection.getCapabilities())  # noqa: S314 — libvirt's own words
     offered = any(domain.get("type") == "kvm" for domain in capabilities.iter("domain"))
-    if not offered or "://" not in uri or uri.split("://", 1)[1].partition("/")[0]:
+    if not offered or not is_local(uri):
         return offered
     return bool(re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"), re.MULTILINE))
 

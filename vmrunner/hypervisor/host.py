@@ -11,10 +11,10 @@ from typing import Any
 
 import libvirt
 
-from vmrunner.config import HostConfig
+from vmrunner.config import HostConfig, is_local
 from vmrunner.errors import DiskFull, HypervisorError, NameClash, NotPermitted, SnapshotError
 from vmrunner.forge.addresses import ForgeAddresses
-from vmrunner.hypervisor import File, Output, Residue, Say, Snapshot, Volume
+from vmrunner.hypervisor import File, Output, Residue, Snapshot, Volume
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import asking, connect, dotted, has_kvm, translate
 from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, parse_metadata
@@ -23,6 +23,7 @@ from vmrunner.hypervisor.network import ensure_network, network_drift, network_n
 from vmrunner.hypervisor.snapshot import Snapshots
 from vmrunner.hypervisor.storage import Storage, image_volume
 from vmrunner.image.store import DISK, Golden
+from vmrunner.log import Say
 from vmrunner.model import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape, parse_events
 from vmrunner.seed import SIZE
 
@@ -356,7 +357,7 @@ class LibvirtHost:
     def make_snapshot(self, golden: Golden, shape: Shape, machine: MachineId, seed: bytes, timeout: float, say: Say) -> Snapshot:
         """See Hypervisor."""
         self.put(machine, File.SEED, seed)
-        metadata = Metadata(machine, "", f"{golden.name}/{golden.version}", time.time())
+        metadata = Metadata(machine, "", golden.id, time.time())
 
         def start(arguments: tuple[str, ...], disk: str) -> Any:
             return self._create(golden, shape, metadata, (image_volume(golden, DISK),), arguments, overlay=disk)
@@ -507,7 +508,7 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
     """The libvirt host that the configuration describes. Raises HypervisorError."""
     section, firewall = settings.libvirt, None
     if settings.network.filter:
-        if section.uri.split("://", 1)[-1].partition("/")[0]:
+        if not is_local(section.uri):
             raise HypervisorError(
                 f"The network of machines at {section.uri} can't be filtered from here: nftables is that host's own.",
                 "Run vmrunner there, or set `filter = false` in the table [network].",

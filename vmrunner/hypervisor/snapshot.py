@@ -25,10 +25,11 @@ import libvirt
 import libvirt_qemu
 
 from vmrunner.errors import SnapshotError
-from vmrunner.hypervisor import SNAPSHOT_PREFIX, File, Say, Snapshot
+from vmrunner.hypervisor import SNAPSHOT_PREFIX, File, Snapshot
 from vmrunner.hypervisor.connection import asking, dotted
 from vmrunner.hypervisor.storage import Storage, image_volume
 from vmrunner.image.store import Golden
+from vmrunner.log import Say
 from vmrunner.model import EventKind, MachineId, Shape, parse_events
 from vmrunner.render import source
 
@@ -145,7 +146,7 @@ class Snapshots:
         self._storage.copy(ram, _volume(key, "ram"))
         self._storage.copy(state, _volume(key, "state"))
         digests = {name: self._storage.digest(name) for name in (_volume(key, part) for part in _PARTS)}
-        image, taken = f"{golden.name}/{golden.version}", sum(map(self._storage.allocated, digests))
+        image, taken = golden.id, sum(map(self._storage.allocated, digests))
         made = Snapshot(key, image, shape, time.time(), dotted(self._qemu), dotted(self._libvirt), digests, -(-taken >> 20))
         self._storage.write(_volume(key, _MANIFEST), json.dumps(asdict(made)).encode())
         return made

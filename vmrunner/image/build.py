@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from vmrunner.image.recipe import Recipe
 from vmrunner.image.stock import Run
 from vmrunner.image.store import DISK, LOCK, MANIFEST, Golden, Input, Manifest, digest
 from vmrunner.image.tree import furnish
+from vmrunner.log import Say
 
 _PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "unshare": "util-linux"}
-Say = Callable[[str], None]
 
 
 def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh: bool = False, run: Run | None = None) -> Golden:

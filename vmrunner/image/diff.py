@@ -61,8 +61,8 @@ def between(first: Golden, second: Golden) -> Difference:
     both_named = one.containers is not None and other.containers is not None
     files = [_files(each, each.containers if both_named else None) for each in (one, other)]
     return Difference(
-        first=f"{first.name}/{first.version}",
-        second=f"{second.name}/{second.version}",
+        first=first.id,
+        second=second.id,
         recipe_digest=_change(one.recipe_digest, other.recipe_digest),
         kernel=_change(one.kernel, other.kernel),
         kernel_arguments=_change(one.kernel_arguments, other.kernel_arguments),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,10 +16,10 @@ from vmrunner import lock
 from vmrunner.errors import ImageError
 from vmrunner.image import diff, proof, store
 from vmrunner.image.store import CURRENT, Forced, Golden
+from vmrunner.log import Say
 
 HISTORY = "promotions.jsonl"
 _LOCK, _LOCK_WAIT = ".lock", 120.0  # seconds; whoever holds it reads or deletes some GiB
-Say = Callable[[str], object]
 
 
 class Why(StrEnum):

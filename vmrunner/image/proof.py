@@ -79,7 +79,7 @@ def write(golden: Golden, proof: Proof) -> None:
 
 def demand(golden: Golden) -> None:
     """Raises ImageError unless the version was verified and found good."""
-    proof, what = read(golden), f"{golden.name}/{golden.version}"
+    proof, what = read(golden), golden.id
     again = f"`vmrunner image verify {what}` boots a machine of it; `--force` promotes it as it is."
     if proof is None:
         raise ImageError(f"The image {golden.name} {golden.version} was not verified.", again)

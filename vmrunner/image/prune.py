@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ from vmrunner.hypervisor import IMAGE_PREFIX, SNAPSHOT_PREFIX, File, Hypervisor,
 from vmrunner.image import bootstrap, downloads, promotion, proof, store, workshop
 from vmrunner.image.promotion import Why
 from vmrunner.image.store import DISK, MANIFEST
+from vmrunner.log import Say
 from vmrunner.model import Machine
 
 GONE = ".gone-"
 """What the name of a folder on its way out begins with."""
 _SETTLES_WITHIN, _POLL = 30.0, 0.2  # seconds; `vmrunner exec` makes an overlay in less than one
-Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)

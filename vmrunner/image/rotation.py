@@ -11,13 +11,14 @@ from pathlib import Path
 from vmrunner import lock, snapshots
 from vmrunner.config import Config, HostConfig
 from vmrunner.errors import ImageError, SnapshotError
-from vmrunner.hypervisor import Hypervisor, Say
+from vmrunner.hypervisor import Hypervisor
 from vmrunner.image import diff, promotion, prune, store
 from vmrunner.image import verify as verifying
 from vmrunner.image.promotion import Why
 from vmrunner.image.proof import Proof
 from vmrunner.image.prune import GONE
 from vmrunner.image.store import Golden
+from vmrunner.log import Say
 from vmrunner.model import Shape
 
 _SNAPSHOT = 600.0  # seconds
@@ -46,7 +47,7 @@ class Stage:
         if not proof.is_good:
             raise ImageError(
                 f"The image {golden.name} {golden.version} is not good, and was not promoted: {proof.said}.",
-                f"`vmrunner image verify {golden.name}/{golden.version}` shows all that was looked at.",
+                f"`vmrunner image verify {golden.id}` shows all that was looked at.",
             )
         for note in proof.notes:
             self.say(f"{golden.name} {golden.version}: {note}")

@@ -34,10 +34,10 @@ def text(golden: Golden) -> str:
         name=golden.name,
         version=golden.version,
         type=ComponentType.OPERATING_SYSTEM,
-        bom_ref=f"{golden.name}/{golden.version}",
+        bom_ref=golden.id,
         properties=[Property(name=f"vmrunner:{name}", value=value) for name, value in notes.items()],
     )
-    bom = Bom(serial_number=uuid5(NAMESPACE_URL, f"vmrunner:{golden.name}/{golden.version}/{manifest.recipe_digest}"))
+    bom = Bom(serial_number=uuid5(NAMESPACE_URL, f"vmrunner:{golden.id}/{manifest.recipe_digest}"))
     bom.metadata.component = image
     bom.metadata.timestamp = datetime.fromisoformat(manifest.built_at)
     parts = [_package(name, package, manifest) for name, package in manifest.packages.items()]

@@ -96,6 +96,11 @@ class Golden:
     directory: Path
     manifest: Manifest
 
+    @property
+    def id(self) -> str:
+        """`name/version`, as people and machines' metadata name it."""
+        return f"{self.name}/{self.version}"
+
 
 def _load(directory: Path) -> Golden:
     try:

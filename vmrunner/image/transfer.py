@@ -20,7 +20,7 @@ from vmrunner.errors import ImageError
 from vmrunner.image import store, workshop
 from vmrunner.image.proof import RECORD
 from vmrunner.image.store import CURRENT, LOCK, MANIFEST, Golden, Manifest
-from vmrunner.image.workshop import Say
+from vmrunner.log import Say
 
 _CHUNK = 1 << 20  # bytes
 _LONGEST_MANIFEST = 16 << 20  # bytes

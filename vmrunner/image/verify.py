@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 
@@ -15,6 +15,7 @@ from vmrunner.hypervisor import Hypervisor, Output
 from vmrunner.image import proof, store
 from vmrunner.image.proof import Check, Proof
 from vmrunner.image.store import Golden
+from vmrunner.log import Say
 from vmrunner.model import MachineId, Shape
 from vmrunner.policy import Reach
 from vmrunner.render import source
@@ -31,7 +32,6 @@ _PROBE = timedelta(minutes=15)  # for all checks together
 _DEFAULT_SHAPE = Shape(2, 2048, 20)  # what `exec` has
 _NO_PYTHON = 127
 _PANIC = ("Kernel panic", "Rebooting in ")  # the first and the last that a kernel says then
-Say = Callable[[str], object]
 
 
 def shape_for(settings: HostConfig, name: str) -> Shape:

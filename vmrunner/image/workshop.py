@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vmrunner import files
 from vmrunner.image import promotion, store
 from vmrunner.image.store import Golden, Manifest
+from vmrunner.log import Say
 
 CACHE = ".cache"
 """In the store: what builds take from builds before them."""
 _PREFIX = ".building-"
 _LOG = ".log"
 _LOGS, _LOG_KEPT = 20, 30 * 86400.0  # of all images; seconds
-Say = Callable[[str], object]
 
 
 @contextmanager
