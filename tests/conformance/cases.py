@@ -108,6 +108,8 @@ class Case:
     def contents(self, runs_on: str, container: str, forge: str) -> dict[str, str]:
         """The repository's files for a side: jobs under this label and, where one is named, in this container image."""
         more = rf"\n\g<indent>container: {container}" if container else ""
+        if container and "defaults:" not in self.workflow:  # there it would be sh, which is a case of its own
+            more += r"\n\g<indent>defaults: {run: {shell: bash}}"
         label, to = re.compile(rf"^(?P<indent> +)runs-on: {LABEL}$", re.MULTILINE), rf"\g<indent>runs-on: {runs_on}{more}"
         files = {".gitea/workflows/ci.yaml": self.workflow, **self.files}
         soon = (datetime.now(UTC) + timedelta(minutes=2)).strftime("%-M %-H * * *")
