@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from contextlib import closing
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help=f"Write what was seen into files of {SEEN}.")
     parser.add_argument("--seen", action="append", default=[], choices=[side.name for side in SIDES], help="Sides as they were last kept.")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the manager and its machines go with us
     began = time.monotonic()
     chosen = cases.load_all(*options.only)
     wanted = [side for side in SIDES if side.name in options.side or not (options.side or options.seen)]
