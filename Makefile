@@ -36,7 +36,10 @@ image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
 # What keeps neither machines nor a forge busy runs two at a time.
 side_by_side = tests/unit tests/model
-lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner
+# Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
+shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest rig/rig tests/conformance/plain.sh
+lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner; \
+	rig/rig run -- shellcheck $(shell_scripts)
 
 .PHONY: demo test images soak bench faults unfinished outage conformance model scale audit lint rig rig-stop rig-shell
 
