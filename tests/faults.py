@@ -34,6 +34,7 @@ import libvirt
 from tests import quick, steps
 from tests.forge.gitea import Repository, Site, until
 from tests.ground import lay
+from tests.protobuf import fields
 from tests.steps import FAULT_HEADER, LIBVIRTD, Fault, Kind
 
 MANAGER, SUBNET = "faults", "10.85.0.0/24"
@@ -43,6 +44,7 @@ MEMORY = 1024  # MiB of a machine: what a snapshot's file may take
 LIFE = 90.0  # seconds that one wait in a life may take on a slow day
 SETTLED = 120.0  # seconds that mended things may take to end well, a second machine and a missed deadline included
 GRACE = 30.0  # seconds from a job's end to its machine's: what the manager gives a guest that works on, and more
+_JSON = "application/json"
 PASSES = 2  # after which nothing may be left
 ATTEMPT = """\
 on: [push]
@@ -119,7 +121,7 @@ class Proxy:
         fault = request.headers.get(FAULT_HEADER, "") if ours else ""
         if fault in {Kind.ERROR, Kind.DENY}:
             return self._send(request, int(fault), b'{"message": "a fault of the test"}')
-        status, answer = self._ask(request, body)
+        status, answer, kind = self._ask(request, body)
         if fault == Kind.HANG:
             time.sleep(2 * steps._PATIENCE)
             return None
@@ -127,26 +129,32 @@ class Proxy:
             status, answer = 200, answer[: len(answer) // 2] or b'{"mess'
         if fault == Kind.NULL:
             status, answer = 200, b"null"
-        if not ours and request.path.endswith("/UpdateTask") and json.loads(body)["state"].get("result"):
+        if not ours and request.path.endswith("/UpdateTask") and _is_the_end(body):
             stage.over.set()
             stage.curtain.wait(LIFE)
-        return self._send(request, status, answer)
+        return self._send(request, status, answer, kind)
 
-    def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+    def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, str]:
         with closing(HTTPConnection(*self._forge, timeout=30)) as connection:
             dropped = {"host", "connection", "accept-encoding", FAULT_HEADER.lower()}
             headers = {name: value for name, value in request.headers.items() if name.lower() not in dropped}
             connection.request(request.command, request.path, body or None, headers)
             answer = connection.getresponse()
-            return answer.status, answer.read()
+            return answer.status, answer.read(), answer.headers.get("Content-Type", _JSON)
 
-    def _send(self, request: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
+    def _send(self, request: BaseHTTPRequestHandler, status: int, body: bytes, kind: str = _JSON) -> None:
         request.send_response(status)
-        request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Type", kind)
         if status != 204:
             request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body)
+
+
+def _is_the_end(update: bytes) -> bool:
+    """Whether the runner says how its task ended: `state.result` of runner.v1.UpdateTaskRequest."""
+    state = next(value for number, value in fields(update) if number == 1)
+    return isinstance(state, bytes) and any(number == 2 for number, _ in fields(state))
 
 
 # ---- what a cell is --------------------------------------------------------------------------------------------------------------------
