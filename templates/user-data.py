@@ -164,6 +164,7 @@ class Waiting:
             os.set_blocking(pipe, True)
             with suppress(BrokenPipeError), os.fdopen(pipe, "w") as into:
                 into.write(content)
+            (self._folder / name).unlink()  # who looks there later would wait for ever
             return True
         return False
 

