@@ -178,7 +178,7 @@ class Waiting:
 
 
 def chosen(job: dict, waiting: list[Waiting]) -> "Waiting | None":
-    """The runner that waits and is as this job needs it, if there is one. It reads its configuration meanwhile; the others go."""
+    """The runner that waits and is as this job needs it, if there is one. It has been told its configuration, and reads it meanwhile."""
     here = image()
     command = [job["runner_path"] or here.get("RUNNER_PATH", ""), *job["arguments"]]
     found = None

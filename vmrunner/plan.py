@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vmrunner.actions import Action, DeleteRunner, DropSeed, Finish, Note, Pause, Plan
 from vmrunner.assign import assign
-from vmrunner.forge import JobState, RunnerRecord, Scope
+from vmrunner.forge import Job, JobState, RunnerRecord, Scope
 from vmrunner.model import Ending, EventKind, Machine, MachineId, Metadata
 from vmrunner.observed import Backoff, Desired, Drain, Limits, Observed, View
 
@@ -64,8 +64,12 @@ def _sacrifice(machine: Machine, view: View, free_mib: int) -> Finish:
         return Finish(machine.id, Ending.NO_ROOM, reason, machine)
     record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
     has_record = record is not None or not view.answers(Scope.parse(metadata.scope))
-    had_none = record is not None and job is None and not record.busy
-    return Finish(machine.id, Ending.NO_ROOM, reason, machine, job, has_record=has_record, had_none=had_none)
+    return Finish(machine.id, Ending.NO_ROOM, reason, machine, job, has_record=has_record, had_none=_had_none(record, job))
+
+
+def _had_none(record: RunnerRecord | None, job: Job | None) -> bool:
+    """Whether the forge shows the runner, and no job on it: then none ran on its machine."""
+    return record is not None and job is None and not record.busy
 
 
 def _without_failed(pools: Sequence[Desired], actions: Sequence[Action], observed: Observed, view: View, now: float) -> list[Desired]:
@@ -154,8 +158,7 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
         ending, reason = Ending.EARLY, machine.trouble or said
     else:
         ending, reason = Ending.DONE, ""
-    had_none = record is not None and job is None and not record.busy
-    return Finish(machine.id, ending, reason, seen, job, has_record=record is not None, had_none=had_none)
+    return Finish(machine.id, ending, reason, seen, job, has_record=record is not None, had_none=_had_none(record, job))
 
 
 def _last_words(exit_text: str | None) -> str:
@@ -196,9 +199,8 @@ def _judge_bound(machine: Machine, metadata: Metadata, pool: Desired | None, vie
 
     def finish(ending: Ending, reason: str, *, if_idle: bool = False) -> Finish:
         # Where the forge was not asked it may well have a record, and a job.
-        had_none = record is not None and job is None and not record.busy
         has_record = record is not None or not is_known
-        return Finish(machine.id, ending, reason, machine, job, has_record=has_record, if_idle=if_idle, had_none=had_none)
+        return Finish(machine.id, ending, reason, machine, job, has_record=has_record, if_idle=if_idle, had_none=_had_none(record, job))
 
     if machine.trouble:
         return finish(Ending.DIED if metadata.running_at else Ending.EARLY, machine.trouble)
