@@ -35,7 +35,8 @@ def test_each_machine_takes_its_own_job_and_a_cancelled_one_goes(lay_ground: Cal
 
         until(both_taken, LIFE, "both jobs are taken", every=1)
         with closing(sqlite3.connect(ground.folder / "state" / "history.sqlite")) as history:
-            made_for = dict(history.execute("SELECT machine, job_key FROM machines").fetchall())
+            # Which job ran is written down when the forge has said so; for which one the machine was made, at once.
+            made_for = dict(history.execute("SELECT machine, made_for_key FROM machines").fetchall())
         for job in (failing, endless):
             assert job.runner is not None
             assert made_for[job.runner.name] == job.handle
@@ -48,3 +49,10 @@ def test_each_machine_takes_its_own_job_and_a_cancelled_one_goes(lay_ground: Cal
         until(lambda: ground.run("up") and not ground.leftovers(), LIFE, "the cancelled job's machine is gone", every=1)
         assert double.runners == {}
         assert endless.result == third.result == "RESULT_CANCELLED"
+        with closing(sqlite3.connect(ground.folder / "state" / "history.sqlite")) as history:
+
+            def had() -> dict[str, str]:
+                ground.run("up")
+                return dict(history.execute("SELECT machine, job_key FROM machines").fetchall())
+
+            until(lambda: had()[failing.runner.name] == failing.handle, LIFE, "the job that ran is written down", every=1)
