@@ -34,12 +34,9 @@ def test_each_machine_takes_its_own_job_and_a_cancelled_one_goes(lay_ground: Cal
             return bool(failing.result and endless.task_id)
 
         until(both_taken, LIFE, "both jobs are taken", every=1)
-        with closing(sqlite3.connect(ground.folder / "state" / "history.sqlite")) as history:
-            # Which job ran is written down when the forge has said so; for which one the machine was made, at once.
-            made_for = dict(history.execute("SELECT machine, made_for_key FROM machines").fetchall())
         for job in (failing, endless):
             assert job.runner is not None
-            assert made_for[job.runner.name] == job.handle
+            assert keys(ground, job.runner.name)[0] == job.handle
         assert failing.runner is not None
         assert (failing.result, failing.log) == ("RESULT_FAILURE", [f"on {failing.runner.name}", "job failed"])
         assert third.task_id == 0, "nobody took the job of another"
@@ -49,10 +46,12 @@ def test_each_machine_takes_its_own_job_and_a_cancelled_one_goes(lay_ground: Cal
         until(lambda: ground.run("up") and not ground.leftovers(), LIFE, "the cancelled job's machine is gone", every=1)
         assert double.runners == {}
         assert endless.result == third.result == "RESULT_CANCELLED"
-        with closing(sqlite3.connect(ground.folder / "state" / "history.sqlite")) as history:
+        name = failing.runner.name
+        until(lambda: ground.run("up") and keys(ground, name)[1] == failing.handle, LIFE, "the job that ran is written down", every=1)
 
-            def had() -> dict[str, str]:
-                ground.run("up")
-                return dict(history.execute("SELECT machine, job_key FROM machines").fetchall())
 
-            until(lambda: had()[failing.runner.name] == failing.handle, LIFE, "the job that ran is written down", every=1)
+def keys(ground: Ground, machine: str) -> tuple[str, str]:
+    """Of the job that a machine was made for, which is written down at once, and of the one that ran, when the forge has said so."""
+    with closing(sqlite3.connect(ground.folder / "state" / "history.sqlite")) as history:
+        made_for, ran = history.execute("SELECT made_for_key, job_key FROM machines WHERE machine = ?", (machine,)).fetchone()
+    return made_for, ran
