@@ -23,9 +23,9 @@ from tests.ground import Ground, lay
 from tests.prepare import GITEA, IMAGES
 from tests.soak import serve
 from vmrunner.errors import ImageError
-from vmrunner.image import promotion, store
-from vmrunner.image.promotion import Why
-from vmrunner.image.store import DISK, MANIFEST
+from vmrunner.image.versions import promotion, store
+from vmrunner.image.versions.promotion import Why
+from vmrunner.image.versions.store import DISK, MANIFEST
 
 NAME, GOOD, BAD = "trial", "20260101-good", "20260102-bad"
 JOB = "  job{number}:\n    runs-on: [debian-12]\n    steps:\n      - run: echo job{number} ran\n"

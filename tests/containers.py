@@ -15,7 +15,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vmrunner.image import apt, recipe, store
+from vmrunner.image.build import apt
+from vmrunner.image.recipe import recipe
+from vmrunner.image.versions import store
 
 NAME = "tests/base:1"
 ARCHIVE = Path(__file__).parent / "images" / "base.tar"

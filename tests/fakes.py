@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vmrunner.binding import Binding, Bindings
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
-from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
-from vmrunner.hypervisor import SNAPSHOT_PREFIX, File, Output, Residue, Snapshot, Volume, image_stem
-from vmrunner.image.store import DISK, MANIFEST, Golden
+from vmrunner.forge.seam import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
+from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Output, Residue, Snapshot, Volume, image_stem
+from vmrunner.image.versions.store import DISK, MANIFEST, Golden
 from vmrunner.log import Say
-from vmrunner.model import NO_LIMITS, Capacity, EventKind, GuestEvent, Limits, Machine, MachineId, Metadata, Shape
+from vmrunner.machine.bindings import Binding, Bindings
+from vmrunner.model.machine import NO_LIMITS, Capacity, EventKind, GuestEvent, Limits, Machine, MachineId, Metadata, Shape
 
 
 @dataclass

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from vmrunner.image import lock
-from vmrunner.image.packages import Package
-from vmrunner.image.store import CURRENT, DISK, LOCK, MANIFEST, Golden, Manifest
+from vmrunner.image.recipe import lock
+from vmrunner.image.recipe.packages import Package
+from vmrunner.image.versions.store import CURRENT, DISK, LOCK, MANIFEST, Golden, Manifest
 
 
 def sha(text: str) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vmrunner.image import promotion, proof, store
-from vmrunner.image.promotion import Why
-from vmrunner.image.proof import Check, Proof
-from vmrunner.image.store import DISK, MANIFEST, Golden
+from vmrunner.image.versions import promotion, proof, store
+from vmrunner.image.versions.promotion import Why
+from vmrunner.image.versions.proof import Check, Proof
+from vmrunner.image.versions.store import DISK, MANIFEST, Golden
 
 
 def publish(

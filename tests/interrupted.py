@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from vmrunner.image import store
-from vmrunner.image.workshop import CACHE
+from vmrunner.image.versions import store
+from vmrunner.image.versions.workshop import CACHE
 from vmrunner.resources import folder
 
 BUILD = """

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from tests import containers
 from vmrunner.errors import ImageError
-from vmrunner.image import apt, bootstrap, build, downloads, kernel, paths, programs, promotion, recipe, stock, store, tree
-from vmrunner.image import containers as laying
-from vmrunner.image.promotion import Why
+from vmrunner.image.build import apt, bootstrap, build, downloads, kernel, paths, programs, stock, tree
+from vmrunner.image.build import containers as laying
+from vmrunner.image.recipe import recipe
+from vmrunner.image.versions import promotion, store
+from vmrunner.image.versions.promotion import Why
 from vmrunner.resources import folder
 
 IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
@@ -29,7 +31,9 @@ JOBS, JOBS_DOCKER = "test-jobs", "test-jobs-docker"
 SHAPING = [
     Path(str(module.__file__)) for module in (apt, bootstrap, build, downloads, kernel, laying, paths, programs, recipe, stock, tree)
 ]
-BUILDER = "".join(store.digest(path) for path in [*SHAPING, *sorted((folder("images") / "guest").iterdir())])
+BUILDER = "".join(
+    store.digest(path) for path in [*SHAPING, *sorted(path for path in (folder("images") / "guest").iterdir() if path.suffix != ".py")]
+)
 
 
 def usable(images: Path, name: str, digest: str) -> bool:

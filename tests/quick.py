@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.prepare import GITEA, IMAGES
-from vmrunner.image import store
-from vmrunner.image.store import Golden
+from vmrunner.image.versions import store
+from vmrunner.image.versions.store import Golden
 
 QUICK = "test-quick"
 _ARGUMENTS = "console=ttyS0 quiet mitigations=off net.ifnames=0 panic=1"

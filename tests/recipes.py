@@ -23,12 +23,14 @@ from tests import interrupted, stock
 from tests.prepare import IMAGES, say
 from vmrunner.config import HostConfig, LibvirtConfig, NetworkConfig
 from vmrunner.errors import ImageError
-from vmrunner.hypervisor import Output
 from vmrunner.hypervisor.host import open_host
-from vmrunner.image import build, recipe, store
-from vmrunner.image import stock as stock_image
-from vmrunner.image.recipe import Recipe, Script, StockSource
-from vmrunner.image.store import Golden
+from vmrunner.hypervisor.seam import Output
+from vmrunner.image.build import build
+from vmrunner.image.build import stock as stock_image
+from vmrunner.image.recipe import recipe
+from vmrunner.image.recipe.recipe import Recipe, Script, StockSource
+from vmrunner.image.versions import store
+from vmrunner.image.versions.store import Golden
 from vmrunner.resources import folder
 
 STORE = IMAGES.parents[1] / "recipes" / IMAGES.name

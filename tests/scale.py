@@ -27,18 +27,18 @@ import libvirt
 
 from tests.fakes import FakeRunner
 from tests.world import POOL, World
-from vmrunner.actions import Plan
-from vmrunner.binding import Binding
-from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope
-from vmrunner.history import History, Record
-from vmrunner.hypervisor import File
+from vmrunner.forge.seam import Credentials, Job, JobState, RunnerRecord, Scope
 from vmrunner.hypervisor.host import LibvirtHost
-from vmrunner.manager import Manager
-from vmrunner.model import Capacity, Ending, EventKind, GuestEvent, Machine, MachineId, Metadata, Shape
-from vmrunner.observed import Desired, Limits, Observed, Queue
-from vmrunner.plan import plan
+from vmrunner.hypervisor.seam import File
+from vmrunner.machine.bindings import Binding
+from vmrunner.manager.actions import Plan
+from vmrunner.manager.history import History, Record
+from vmrunner.manager.manager import Manager
+from vmrunner.manager.observed import Desired, Limits, Observed, Queue
+from vmrunner.manager.plan import plan
+from vmrunner.manager.serve import Server
+from vmrunner.model.machine import Capacity, Ending, EventKind, GuestEvent, Machine, MachineId, Metadata, Shape
 from vmrunner.render import xml
-from vmrunner.serve import Server
 
 SIZES = (100, 300, 1000, 3000)  # machines
 JOBS_PER_MACHINE = 5  # that wait

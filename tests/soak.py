@@ -30,9 +30,9 @@ from tests.prepare import GITEA, IMAGES
 from vmrunner import config
 from vmrunner.errors import VmrunnerError
 from vmrunner.hypervisor.host import open_host
-from vmrunner.image import promotion, store
-from vmrunner.image.promotion import Why
-from vmrunner.image.rotation import Stage
+from vmrunner.image.upkeep.rotation import Stage
+from vmrunner.image.versions import promotion, store
+from vmrunner.image.versions.promotion import Why
 
 ORIGIN = IMAGES / GITEA / "current"
 

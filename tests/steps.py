@@ -25,14 +25,14 @@ import libvirt
 import libvirt_qemu
 
 from vmrunner import config
-from vmrunner import manager as passes
-from vmrunner.binding import Binding, Bindings
 from vmrunner.errors import VmrunnerError
 from vmrunner.forge.connect import connect
-from vmrunner.history import History
 from vmrunner.hypervisor.host import open_host
-from vmrunner.manager import Manager
-from vmrunner.observed import Drain
+from vmrunner.machine.bindings import Binding, Bindings
+from vmrunner.manager import manager as passes
+from vmrunner.manager.history import History
+from vmrunner.manager.manager import Manager
+from vmrunner.manager.observed import Drain
 
 LIBVIRTD = Path("/run/libvirtd.pid")
 FAULT_HEADER = "X-Fault"  # what the proxy between manager and forge shall do to this request

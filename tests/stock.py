@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vmrunner.image import store
+from vmrunner.image.versions import store
 
 CACHE = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "stock"
 SUITE = "bookworm"

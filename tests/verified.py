@@ -16,7 +16,7 @@ from tests import recipes
 from tests.forge.gitea import Site
 from tests.ground import Ground, lay
 from tests.recipes import STORE
-from vmrunner.image import store
+from vmrunner.image.versions import store
 
 _STARTS = 3  # of which the median counts
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.fakes import Clock, Doom, FakeBindings, FakeForge, FakeHypervisor, FakeLog
-from vmrunner import snapshots
 from vmrunner.config import Config
-from vmrunner.forge import JobState
-from vmrunner.history import History
-from vmrunner.hypervisor import Snapshot
-from vmrunner.image import store
-from vmrunner.manager import Manager
-from vmrunner.model import EventKind, MachineId, Phase, may_follow
+from vmrunner.forge.seam import JobState
+from vmrunner.hypervisor.seam import Snapshot
+from vmrunner.image.versions import store
+from vmrunner.machine import clones
+from vmrunner.manager.history import History
+from vmrunner.manager.manager import Manager
+from vmrunner.model.machine import EventKind, MachineId, Phase, may_follow
 
 MANIFEST = {
     "name": "debian-12",
@@ -86,7 +86,7 @@ class World:
         """As `vmrunner snapshot create --pool` does."""
         section = self.settings.pools[pool]
         golden = store.find(self.settings.images_dir, section.image)
-        return snapshots.make(self.hypervisor, self.settings, golden, section.shape, timeout=1, say=self.log.info, clock=self.clock)
+        return clones.make(self.hypervisor, self.settings, golden, section.shape, timeout=1, say=self.log.info, clock=self.clock)
 
     def up(self) -> tuple[int, int, int, int]:
         """One pass: started or bound, destroyed, swept, failures."""

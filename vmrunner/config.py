@@ -19,10 +19,10 @@ from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vmrunner.errors import ConfigError, VmrunnerError
-from vmrunner.forge import Scope
-from vmrunner.label import Label
-from vmrunner.model import Limits, Shape
-from vmrunner.policy import CLOSED6, UNIQUE_LOCAL, Bounds, Destination, Policy, Reach, pool_policy
+from vmrunner.forge.seam import Scope
+from vmrunner.model.label import Label
+from vmrunner.model.machine import Limits, Shape
+from vmrunner.network.policy import CLOSED6, UNIQUE_LOCAL, Bounds, Destination, Policy, Reach, pool_policy
 from vmrunner.resources import folder
 from vmrunner.runner_config import fault
 

@@ -35,6 +35,12 @@ def source(template: str) -> str:
     return (folder("templates") / template).read_text(encoding="utf-8")
 
 
+@cache
+def guest(program: str) -> str:
+    """The source of a program that runs inside machines, which travels in their seed."""
+    return (folder("images") / "guest" / program).read_text(encoding="utf-8")
+
+
 def text(template: str, **values: object) -> str:
     """Render a shell or YAML template."""
     return _environment(False).get_template(template).render(values)

@@ -14,7 +14,7 @@ from datetime import timedelta
 from enum import Enum
 from typing import Any
 
-from vmrunner.label import Label
+from vmrunner.model.label import Label
 
 PATIENCE = timedelta(minutes=5)
 """What the runner's own limit of a job has beyond the pool's: the host's deadline comes first, since it can say why in the job's log."""

@@ -15,8 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vmrunner import seed
-from vmrunner.model import MachineId
+from vmrunner.machine import seed
+from vmrunner.model.machine import MachineId
 
 LOGS = Path("/var/log/libvirt/qemu")
 _TAP = "vmrbench0"

@@ -15,9 +15,9 @@ from tests.bench.common import LIFE, MANAGER
 from tests.bench.floor import overlay
 from tests.forge.gitea import until
 from tests.prepare import CLOUD_INIT, IMAGES
-from vmrunner import seed
-from vmrunner.image import store
-from vmrunner.model import MachineId
+from vmrunner.image.versions import store
+from vmrunner.machine import seed
+from vmrunner.model.machine import MachineId
 
 _BEGAN = "vmrunner-bench-began"
 _SCRIPT = f"#!/bin/sh\necho {_BEGAN} >/dev/ttyS0\nsystemctl poweroff --force --force\n"

@@ -17,12 +17,13 @@ from tests.bench.life import MEMORY, floor_of
 from tests.forge.gitea import Site
 from tests.ground import STORAGE
 from tests.prepare import GITEA
-from vmrunner import config, oneshot
-from vmrunner.hypervisor import File
+from vmrunner import config
 from vmrunner.hypervisor.host import LibvirtHost, open_host
+from vmrunner.hypervisor.seam import File
 from vmrunner.hypervisor.snapshot import Snapshots
-from vmrunner.image import store
-from vmrunner.model import MachineId, Shape
+from vmrunner.image.versions import store
+from vmrunner.machine import oneshot
+from vmrunner.model.machine import MachineId, Shape
 
 STEPS = {
     "interpreter": "Python itself",

@@ -15,8 +15,8 @@ from tests.containers import JOB_NAME
 from tests.forge.gitea import Site
 from tests.ground import Ground, lay
 from tests.prepare import IMAGES, JOBS, JOBS_DOCKER
-from vmrunner.image import store
-from vmrunner.label import Label
+from vmrunner.image.versions import store
+from vmrunner.model.label import Label
 from vmrunner.runner_config import runner_config
 
 MANAGER, SUBNET = "conf", "10.78.0.0/24"

@@ -11,8 +11,8 @@ import pytest
 
 from tests.forge.double import Double
 from vmrunner.config import ForgeConfig, Secret
-from vmrunner.forge import Forge
 from vmrunner.forge.connect import connect
+from vmrunner.forge.seam import Forge
 
 
 @pytest.fixture

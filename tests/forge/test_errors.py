@@ -15,7 +15,7 @@ import trustme
 from tests.forge.double import Double
 from tests.forge.gitea import Site
 from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown, ForgeUnreachable
-from vmrunner.forge import Credentials, Forge, Job, JobState, Scope
+from vmrunner.forge.seam import Credentials, Forge, Job, JobState, Scope
 
 INSTANCE, REPOSITORY = Scope.parse("instance"), Scope.parse("repository:org1/r1")
 CREDENTIALS = Credentials(1, "0123-uuid", "a-runner's-token")
@@ -190,7 +190,7 @@ def test_a_job_that_could_not_be_failed_is_failed_by_the_next_try(client: Client
     double.fault = fault
     if name == "a hang":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vmrunner.forge.http._TIMEOUT", httpx.Timeout(0.2))
+            patch.setattr("vmrunner.forge.seam.http._TIMEOUT", httpx.Timeout(0.2))
             forge = client(double.url, double.token)
     with pytest.raises(ForgeUnreachable):
         forge.fail_job(job, credentials, ["it died"])
@@ -218,7 +218,7 @@ def test_null_for_a_runner_that_was_made(client: Client, double: Double) -> None
 
 
 def test_a_forge_that_hangs(client: Client, double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmrunner.forge.http._TIMEOUT", httpx.Timeout(0.3))
+    monkeypatch.setattr("vmrunner.forge.seam.http._TIMEOUT", httpx.Timeout(0.3))
     double.fault = lambda _: time.sleep(1) is None
     error = failure(client(double.url, double.token), double.token)
     assert "did not answer" in error.sentence

@@ -12,11 +12,11 @@ import libvirt
 import pytest
 
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
-from vmrunner.hypervisor import connection
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.network import ensure_network, network_drift
+from vmrunner.hypervisor.seam import connection
 from vmrunner.hypervisor.storage import Storage
-from vmrunner.model import MachineId
+from vmrunner.model.machine import MachineId
 
 SUBNET = IPv4Network("10.87.0.0/24")
 DOMAIN = "<domain type='test'><name>{name}</name><memory>1024</memory><os><type>hvm</type></os>{more}</domain>"
@@ -120,7 +120,7 @@ def test_libvirts_refusals_are_sentences_with_hints(libvirt_mock: Any) -> None:
 
 def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr("vmrunner.hypervisor.host.has_kvm", lambda *_: False)
+    monkeypatch.setattr("vmrunner.hypervisor.seam.host.has_kvm", lambda *_: False)
     made = {"uri": "test:///default", "manager": "m", "storage_path": Path("/nowhere"), "subnet": SUBNET, "warn": warnings.append}
     LibvirtHost(**made, accelerator="auto")
     assert [sentence.partition(":")[0] for sentence in warnings] == ["No KVM on this host"]

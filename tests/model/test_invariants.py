@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.fakes import Killed
 from tests.world import POOL, World
 from vmrunner.errors import HypervisorError
-from vmrunner.forge import JobState
-from vmrunner.model import MachineId
+from vmrunner.forge.seam import JobState
+from vmrunner.model.machine import MachineId
 
 EXAMPLES = int(os.environ.get("VMRUNNER_TEST_MODEL_EXAMPLES", "500"))
 PHASES = [Phase.generate]  # shrinking takes minutes; a failing example is short enough to read
@@ -260,7 +260,7 @@ class Life(RuleBasedStateMachine):
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmrunner.model.secrets", Serials)  # an example that fails must fail again
+    monkeypatch.setattr("vmrunner.model.machine.secrets", Serials)  # an example that fails must fail again
     run_state_machine_as_test(
         Life,
         settings=settings(

@@ -15,12 +15,12 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from vmrunner.addresses import gateway, paired
 from vmrunner.hypervisor.network import bridge_name
-from vmrunner.model import MachineId
+from vmrunner.model.machine import MachineId
+from vmrunner.network.addresses import gateway, paired
 from vmrunner.resources import folder
 
-PROBE = folder("templates") / "probe.py"
+PROBE = folder("images") / "guest" / "probe_network.py"
 MANAGER, SUBNET, PREFIX = "fw", IPv4Network("10.86.0.0/24"), IPv6Network("fd86::/64")
 GATEWAY, GATEWAY6 = str(gateway(SUBNET)), str(gateway(PREFIX))
 BRIDGE = bridge_name(MANAGER)

@@ -50,13 +50,13 @@ from tests.net.place import (
     ip,
     laid_out,
 )
+from vmrunner.doctor.isolation import network
+from vmrunner.doctor.isolation.ears import Ears
 from vmrunner.errors import HypervisorError
-from vmrunner.forge.addresses import ForgeAddresses
-from vmrunner.hypervisor.firewall import Firewall
-from vmrunner.isolation import network
-from vmrunner.isolation.ears import Ears
-from vmrunner.model import MachineId
-from vmrunner.policy import Bounds, Destination, Policy, Reach, pool_policy
+from vmrunner.model.machine import MachineId
+from vmrunner.network.firewall import Firewall
+from vmrunner.network.forge import ForgeAddresses
+from vmrunner.network.policy import Bounds, Destination, Policy, Reach, pool_policy
 
 TABLE = f"vmr-{MANAGER}"
 BOUNDS = Bounds(connections=100, new_connections=1000, dns_queries=1000)
@@ -420,7 +420,7 @@ def test_a_machine_that_nobody_admitted_has_no_network(firewall: Firewall, cells
 
 
 def test_what_nft_refuses_is_one_sentence(firewall: Firewall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmrunner.hypervisor.firewall._PLACES", "/nowhere")
+    monkeypatch.setattr("vmrunner.network.firewall._PLACES", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(HypervisorError, match="The program nft is not installed"):
         firewall.ensure()

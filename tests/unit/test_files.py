@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vmrunner import files
-from vmrunner.forge.addresses import ForgeAddresses
+from vmrunner.network.forge import ForgeAddresses
 
 
 def test_it_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:

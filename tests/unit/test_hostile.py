@@ -30,20 +30,20 @@ from rich.console import Console
 
 from tests.fakes import FakeBindings
 from tests.world import World
-from vmrunner import seed
 from vmrunner.cli import status_cmd
 from vmrunner.config import Secret
 from vmrunner.errors import VmrunnerError
-from vmrunner.forge import Credentials, Scope
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.gitea import Gitea
 from vmrunner.forge.http import Http
-from vmrunner.hypervisor import File
+from vmrunner.forge.seam import Credentials, Scope
 from vmrunner.hypervisor.domain import domain_xml, parse_metadata
-from vmrunner.label import Label
+from vmrunner.hypervisor.seam import File
 from vmrunner.log import _line
-from vmrunner.manager import Manager
-from vmrunner.model import NO_LIMITS, MachineId, parse_events
+from vmrunner.machine import seed
+from vmrunner.manager.manager import Manager
+from vmrunner.model.label import Label
+from vmrunner.model.machine import NO_LIMITS, MachineId, parse_events
 
 ASKED = os.environ.get("VMRUNNER_TEST_HOSTILE_EXAMPLES", "")
 EXAMPLES = int(ASKED or "600")

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from vmrunner.log import Format, open_log
-from vmrunner.model import MachineId
+from vmrunner.model.machine import MachineId
 
 MACHINE = MachineId("m", "0123abcd")
 FORGERIES = {

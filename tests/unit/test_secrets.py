@@ -13,10 +13,10 @@ import pytest
 from tests.world import World
 from vmrunner import config
 from vmrunner.config import Secret
-from vmrunner.forge import Forge, Scope
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.gitea import Gitea
 from vmrunner.forge.http import Http
+from vmrunner.forge.seam import Forge, Scope
 
 CANARY = "canary-5e3b1f"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import hatchling.build
 import pytest
 
-from vmrunner.image.recipe import load
+from vmrunner.image.recipe.recipe import load
 
 ROOT = Path(__file__).parents[2]
 READ = ("pyproject.toml", "README.md", "LICENSE", ".gitignore", "vmrunner", "images", "templates")  # by the build

@@ -13,11 +13,11 @@ from typing import Any
 
 from vmrunner import config
 from vmrunner.forge.connect import connect
-from vmrunner.history import History
-from vmrunner.hypervisor import File
 from vmrunner.hypervisor.host import open_host
+from vmrunner.hypervisor.seam import File
 from vmrunner.log import open_log
-from vmrunner.manager import Manager
+from vmrunner.manager.history import History
+from vmrunner.manager.manager import Manager
 
 STEPS = ("overlay", "runner", "seed", "logs", "domain")
 

@@ -14,12 +14,12 @@ from tests.ground import STORAGE, Ground
 from tests.prepare import GITEA, IMAGES
 from tests.vm.test_failing import image_with
 from vmrunner import config
-from vmrunner.forge import Scope
 from vmrunner.forge.connect import connect
+from vmrunner.forge.seam import Scope
 from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.network import network_xml, remove_network
-from vmrunner.image import store
-from vmrunner.model import MachineId
+from vmrunner.image.versions import store
+from vmrunner.model.machine import MachineId
 
 pytestmark = pytest.mark.vm
 WELL = ("libvirt", "storage", "network", "image", "snapshot", "forge", "clock", "token")

@@ -23,7 +23,7 @@ from tests.vm.test_jobs import ONCE, records
 from vmrunner import config
 from vmrunner.errors import DiskFull, MachineError
 from vmrunner.hypervisor.host import open_host
-from vmrunner.image import store
+from vmrunner.image.versions import store
 
 pytestmark = pytest.mark.vm
 LIFE = 240.0

@@ -19,8 +19,8 @@ from tests.vm.test_failing import image_with
 from tests.vm.test_jobs import ONCE, records
 from tests.vm.test_snapshot import RECIPES_HOST
 from vmrunner.errors import ImageError, MachineError
-from vmrunner.image import promotion, verify
-from vmrunner.image.promotion import Why
+from vmrunner.image.versions import promotion, verify
+from vmrunner.image.versions.promotion import Why
 
 pytestmark = pytest.mark.vm
 

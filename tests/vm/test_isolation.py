@@ -13,11 +13,11 @@ from tests.ground import Ground
 from tests.prepare import FORGEJO
 from tests.vm.test_jobs import LIFE, up_until_done
 from vmrunner import config
+from vmrunner.doctor.isolation import residue
+from vmrunner.doctor.isolation.lab import Lab
 from vmrunner.hypervisor.host import open_host
-from vmrunner.image import store
-from vmrunner.isolation import residue
-from vmrunner.isolation.lab import Lab
-from vmrunner.render import source
+from vmrunner.image.versions import store
+from vmrunner.render import guest
 
 pytestmark = pytest.mark.vm
 
@@ -54,7 +54,7 @@ def test_an_attack_is_noticed_where_nothing_keeps_it_apart(lay_ground: Callable[
     """In one machine with the work: so the probe can fail."""
     ground = lay_ground()
     options = ["--image", "test-gitea", "--memory", "1GiB", "--cpus", "1"]
-    done = ground.run("exec", *options, "--", "python3", "-c", ATTACKED, source("probe-load.py"))
+    done = ground.run("exec", *options, "--", "python3", "-c", ATTACKED, guest("probe_load.py"))
     assert float(done.stdout) > 1.5
 
 

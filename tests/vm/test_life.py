@@ -17,13 +17,13 @@ import libvirt
 import pytest
 
 from tests.prepare import GITEA, IMAGES
-from vmrunner import seed
 from vmrunner.errors import NameClash
-from vmrunner.hypervisor import File, Output
 from vmrunner.hypervisor.host import LibvirtHost
-from vmrunner.image import store
-from vmrunner.image.store import Golden
-from vmrunner.model import NO_LIMITS, EventKind, Limits, MachineId, Metadata, Phase, Shape
+from vmrunner.hypervisor.seam import File, Output
+from vmrunner.image.versions import store
+from vmrunner.image.versions.store import Golden
+from vmrunner.machine import seed
+from vmrunner.model.machine import NO_LIMITS, EventKind, Limits, MachineId, Metadata, Phase, Shape
 
 pytestmark = pytest.mark.vm
 

@@ -16,7 +16,7 @@ from tests import archive, stock
 from tests.forge.gitea import Site
 from tests.ground import Ground
 from tests.vm.test_jobs import up_until_done
-from vmrunner.image import store, workshop
+from vmrunner.image.versions import store, workshop
 from vmrunner.resources import folder
 
 pytestmark = pytest.mark.vm

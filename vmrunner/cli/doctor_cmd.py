@@ -13,14 +13,14 @@ from rich.table import Table
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, app, out, say, warn
-from vmrunner.doctor import Level, examine
+from vmrunner.doctor.examine import Level, examine
+from vmrunner.doctor.isolation import credentials, load, residue
+from vmrunner.doctor.isolation.lab import Cell, Lab
+from vmrunner.doctor.isolation.network import Matrix
 from vmrunner.errors import ConfigError
 from vmrunner.forge.connect import connect
 from vmrunner.hypervisor.host import open_host
-from vmrunner.image import store
-from vmrunner.isolation import credentials, residue, resources
-from vmrunner.isolation.lab import Cell, Lab
-from vmrunner.isolation.network import Matrix
+from vmrunner.image.versions import store
 
 _MARKS = {Level.GOOD: ("ok", "green"), Level.WARNING: ("warning", "yellow"), Level.ERROR: ("ERROR", "red")}
 
@@ -81,7 +81,7 @@ def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[C
     with closing(connect(settings.forge, config.forge_token(settings.forge, warn))) as forge:
         yield from credentials.cells(lab, forge, pool.scope[0])
     say("resources: a neighbour, and one machine for each attack")
-    yield from resources.cells(lab)
+    yield from load.cells(lab)
 
 
 def _matrix(cells: list[Cell]) -> Table:

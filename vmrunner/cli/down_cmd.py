@@ -11,7 +11,7 @@ from vmrunner.cli.app import ConfigOption, LogOption, PoolArgument, app, out, wa
 from vmrunner.cli.up_cmd import finish
 from vmrunner.errors import ConfigError
 from vmrunner.log import open_log
-from vmrunner.manager import open_manager
+from vmrunner.manager.manager import open_manager
 
 
 @app.command("down")

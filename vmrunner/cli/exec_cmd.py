@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from vmrunner import config, oneshot
+from vmrunner import config
 from vmrunner.cli.app import ConfigOption, app, say, warn
 from vmrunner.errors import ConfigError
-from vmrunner.hypervisor import Output
 from vmrunner.hypervisor.host import open_host
-from vmrunner.image import store
-from vmrunner.model import Shape
-from vmrunner.policy import Reach
+from vmrunner.hypervisor.seam import Output
+from vmrunner.image.versions import store
+from vmrunner.machine import oneshot
+from vmrunner.model.machine import Shape
+from vmrunner.network.policy import Reach
 
 _BOOT = "5m"
 DISK_GIB = 20

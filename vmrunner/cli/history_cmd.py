@@ -13,8 +13,8 @@ from rich.table import Table
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
-from vmrunner.history import History, Ran, Record
-from vmrunner.model import Ending
+from vmrunner.manager.history import History, Ran, Record
+from vmrunner.model.machine import Ending
 
 
 @app.command("history")

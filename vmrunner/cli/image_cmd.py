@@ -18,14 +18,17 @@ from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, image, out, report, say, warn
 from vmrunner.config import HostConfig
 from vmrunner.errors import ConfigError, HypervisorError, ImageError, VmrunnerError
-from vmrunner.hypervisor import Output
 from vmrunner.hypervisor.host import open_host
-from vmrunner.image import build as builder
-from vmrunner.image import diff as differ
-from vmrunner.image import lock as locks
-from vmrunner.image import promotion, proof, recipe, rotation, stock, store, transfer
-from vmrunner.image import prune as pruning
-from vmrunner.image.rotation import Stage
+from vmrunner.hypervisor.seam import Output
+from vmrunner.image.build import build as builder
+from vmrunner.image.build import stock
+from vmrunner.image.recipe import lock as locks
+from vmrunner.image.recipe import recipe
+from vmrunner.image.upkeep import prune as pruning
+from vmrunner.image.upkeep import rotation
+from vmrunner.image.upkeep.rotation import Stage
+from vmrunner.image.versions import diff as differ
+from vmrunner.image.versions import promotion, proof, store, transfer
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
 VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
@@ -298,7 +301,7 @@ def diff(
 @image.command("sbom")
 def sbom(name: VersionArgument, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
     """Print the image's bill of materials: CycloneDX, as JSON."""
-    from vmrunner.image import sbom as bill  # it needs the extra `sbom`, and says so
+    from vmrunner.image.versions import sbom as bill  # it needs the extra `sbom`, and says so
 
     print(bill.text(store.find_version(config.load_host(config_path).images_dir, name)))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from vmrunner import config, lock, metrics, webhook
+from vmrunner import config, lock
 from vmrunner.cli.app import ConfigOption, LogOption, app, warn
 from vmrunner.cli.snapshot_cmd import make_in_background
-from vmrunner.hypervisor import events
+from vmrunner.hypervisor.seam import events
 from vmrunner.log import open_log
-from vmrunner.manager import open_manager
-from vmrunner.serve import Server
+from vmrunner.manager import metrics, webhook
+from vmrunner.manager.manager import open_manager
+from vmrunner.manager.serve import Server
 
 
 @app.command("serve")

@@ -13,16 +13,17 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from vmrunner import config, snapshots
+from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, age, out, say, snapshot, warn
 from vmrunner.cli.exec_cmd import DISK_GIB, CpusOption, ImageOption, MemoryOption, shape_of
 from vmrunner.errors import ConfigError
-from vmrunner.hypervisor import Snapshot
 from vmrunner.hypervisor.host import open_host
-from vmrunner.image import store
-from vmrunner.model import Shape
+from vmrunner.hypervisor.seam import Snapshot
+from vmrunner.image.versions import store
+from vmrunner.machine import clones
+from vmrunner.machine.clones import Shelf
+from vmrunner.model.machine import Shape
 from vmrunner.render import text
-from vmrunner.snapshots import Shelf
 
 _TIMEOUT = 600.0  # seconds
 
@@ -56,7 +57,7 @@ def create(
         settings, shape = config.load_host(config_path), shape_of(cpus, memory, disk)
     began, golden = time.monotonic(), store.find(settings.images_dir, image)
     host = open_host(settings, warn)
-    made = snapshots.make(host, settings, golden, shape, timeout=_TIMEOUT, say=say)
+    made = clones.make(host, settings, golden, shape, timeout=_TIMEOUT, say=say)
     out.print(f"snapshot {made.key} of {made.image}: {_size(made.shape)}, {time.monotonic() - began:.0f} s", markup=False)
 
 

@@ -14,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from vmrunner import config
-from vmrunner.actions import Wait
 from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
-from vmrunner.forge import Job
+from vmrunner.forge.seam import Job
 from vmrunner.log import open_log
-from vmrunner.manager import Manager, Survey, open_manager
-from vmrunner.model import Machine, Phase
-from vmrunner.observed import Desired, Drain, View
+from vmrunner.manager.actions import Wait
+from vmrunner.manager.manager import Manager, Survey, open_manager
+from vmrunner.manager.observed import Desired, Drain, View
+from vmrunner.model.machine import Machine, Phase
 
 _EVERY = 2.0  # seconds
 

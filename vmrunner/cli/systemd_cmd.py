@@ -13,11 +13,12 @@ from typing import Annotated
 import typer
 
 import vmrunner
-from vmrunner import config, systemd
+from vmrunner import config
+from vmrunner.cli import systemd_units
 from vmrunner.cli.app import ConfigOption, out, systemd_app, warn
+from vmrunner.cli.systemd_units import Installation, Way
 from vmrunner.errors import ConfigError
 from vmrunner.files import replacing
-from vmrunner.systemd import Installation, Way
 
 _READ, _ENTER_AND_WRITE = 4, 3  # bits of a mode
 
@@ -27,14 +28,14 @@ def install(
     user: Annotated[str, typer.Option("--user", help="The account that it runs as; made by systemd-sysusers.")] = "vmrunner",
     timer: Annotated[bool, typer.Option("--timer", help="`vmrunner up` every ten seconds, instead of `vmrunner serve`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files, write nothing.")] = False,
-    directory: Annotated[Path, typer.Option("--directory", help="Where the units go, for packagers.")] = systemd.UNITS,
+    directory: Annotated[Path, typer.Option("--directory", help="Where the units go, for packagers.")] = systemd_units.UNITS,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Write units for this host, and say how to start them. The service and the timer exclude each other."""
     wanted = Installation(config.load(config_path), _program(), Path(os.path.abspath(config_path)), user)
     way = Way.TIMER if timer else Way.SERVE
     files = {directory / name: content for name, content in wanted.units(way).items()}
-    files[systemd.sysusers_path(directory)] = wanted.sysusers()
+    files[systemd_units.sysusers_path(directory)] = wanted.sysusers()
     for path in files:
         if os.path.lexists(path) and not _is_ours(path):
             raise ConfigError(f"{path} exists, and vmrunner did not write it.", "Move it away; changes of yours belong into a drop-in.")
@@ -59,13 +60,13 @@ def _program() -> Path:
         raise ConfigError("The program vmrunner can't be found.", "Run this command as the installed `vmrunner`, by its full path.")
     # A link in /usr/local/bin may lead to a folder that the service can't see, and so may the interpreter and the package.
     for part in (found.resolve(), Path(sys.prefix), Path(sys.base_prefix), Path(vmrunner.__file__).resolve()):
-        systemd.check_path("The program", part)
+        systemd_units.check_path("The program", part)
     return found
 
 
 def _is_ours(path: Path) -> bool:
     try:
-        return path.read_text(encoding="utf-8", errors="replace").startswith(systemd.MARK)
+        return path.read_text(encoding="utf-8", errors="replace").startswith(systemd_units.MARK)
     except OSError:
         return False  # a folder, a link to nowhere, closed to us: whatever it is, not ours
 
@@ -92,19 +93,19 @@ def _steps(wanted: Installation, way: Way, directory: Path, *, is_update: bool) 
     unneeded = [path for path in others if _is_ours(path)]
     return [
         *([f"systemctl disable --now {way.other.enabled}   # the other way of running it"] if others else []),
-        f"systemd-sysusers {systemd.sysusers_path(directory)}",
+        f"systemd-sysusers {systemd_units.sysusers_path(directory)}",
         *(f"install -d -m 0700 -o {wanted.user} {path}   # {key}" for key, path in wanted.elsewhere if not path.exists()),
-        *([f"install -m 0600 /dev/stdin {systemd.TOKEN}   # the forge's token"] if _lacks_token(wanted) else []),
+        *([f"install -m 0600 /dev/stdin {systemd_units.TOKEN}   # the forge's token"] if _lacks_token(wanted) else []),
         "systemctl daemon-reload",
         f"systemctl enable --now {way.enabled}",
-        f"systemctl enable --now {systemd.REFRESH[-1]}   # images are built anew every week",
+        f"systemctl enable --now {systemd_units.REFRESH[-1]}   # images are built anew every week",
         *([f"systemctl restart {way.enabled}   # where it ran already"] if is_update else []),
         *([f"rm {' '.join(map(str, unneeded))}"] if unneeded else []),
     ]
 
 
 def _lacks_token(wanted: Installation) -> bool:
-    return wanted.takes_credential and not systemd.TOKEN.exists()
+    return wanted.takes_credential and not systemd_units.TOKEN.exists()
 
 
 def _warn_of_what_is_closed(wanted: Installation) -> None:
@@ -114,7 +115,7 @@ def _warn_of_what_is_closed(wanted: Installation) -> None:
             continue
         help_ = f"`chown {wanted.user} {path}`"
         if what == "forge.token_file":
-            help_ += f", or take the key out and put the token into {systemd.TOKEN}: then it stays root's, and systemd hands it over"
+            help_ += f", or take the key out and put the token into {systemd_units.TOKEN}: then it stays root's, and systemd hands it over"
         warn(f"The user {wanted.user} can't read {what}, {path}: {help_}.")
     for key, path in wanted.elsewhere:
         if path.exists() and not _may(wanted.user, path, _ENTER_AND_WRITE):

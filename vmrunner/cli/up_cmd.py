@@ -6,11 +6,12 @@ import time
 
 import typer
 
-from vmrunner import config, metrics
+from vmrunner import config
 from vmrunner.cli.app import ConfigOption, LogOption, PoolArgument, app, out, report, say, warn
 from vmrunner.cli.snapshot_cmd import make_in_background
 from vmrunner.log import open_log
-from vmrunner.manager import Outcome, open_manager
+from vmrunner.manager import metrics
+from vmrunner.manager.manager import Outcome, open_manager
 
 
 @app.command("up")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vmrunner.config import ForgeConfig, Secret
-from vmrunner.forge import Forge
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.gitea import Gitea
 from vmrunner.forge.http import Http
+from vmrunner.forge.seam import Forge
 
 
 def connect(config: ForgeConfig, token: Secret) -> Forge:

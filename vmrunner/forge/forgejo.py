@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 from vmrunner.errors import ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown
-from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought, presentable, rpc
 from vmrunner.forge.http import Http, Word, actions_path, parse
+from vmrunner.forge.seam import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought, presentable, rpc
 
 _MOST_SEEN = 5_000  # jobs that were listed, to be found once they are over
 _VERDICTS = frozenset({"success", "failure", "cancelled", "skipped"})

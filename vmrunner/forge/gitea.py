@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeNotFound
-from vmrunner.forge import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought, presentable, rpc
 from vmrunner.forge.http import PAGE, Http, actions_path, parse
+from vmrunner.forge.seam import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought, presentable, rpc
 from vmrunner.forge.trace import Place, Trace, by_run
 
 _LONGEST = 5.0  # seconds that looking for ended jobs may take; what is left is looked for the next time

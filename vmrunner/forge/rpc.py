@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeDenied, ForgeUnreachable
-from vmrunner.forge import Credentials, presentable
 from vmrunner.forge.http import Http, Word, decode, message, parse
+from vmrunner.forge.seam import Credentials, presentable
 
 _SERVICE = "/api/actions/runner.v1.RunnerService"
 _LONGEST = 1000  # characters of one line of ours in a job's log

@@ -5,9 +5,9 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from vmrunner.errors import ConfigError
-from vmrunner.forge import Scope
-from vmrunner.hypervisor import Output
-from vmrunner.model import Limits, MachineId, Metadata, Shape
+from vmrunner.forge.seam import Scope
+from vmrunner.hypervisor.seam import Output
+from vmrunner.model.machine import Limits, MachineId, Metadata, Shape
 from vmrunner.render import xml
 
 NAMESPACE = "https://vmrunner.dev/xmlns/1"

@@ -13,19 +13,19 @@ import libvirt
 
 from vmrunner.config import HostConfig, is_local
 from vmrunner.errors import DiskFull, HypervisorError, NameClash, NotPermitted, SnapshotError
-from vmrunner.forge.addresses import ForgeAddresses
-from vmrunner.hypervisor import File, Output, Residue, Snapshot, Volume
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import asking, connect, dotted, has_kvm, translate
 from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, parse_metadata
-from vmrunner.hypervisor.firewall import Firewall
 from vmrunner.hypervisor.network import ensure_network, network_drift, network_name, remove_network
+from vmrunner.hypervisor.seam import File, Output, Residue, Snapshot, Volume
 from vmrunner.hypervisor.snapshot import Snapshots
 from vmrunner.hypervisor.storage import Storage, image_volume
-from vmrunner.image.store import DISK, Golden
+from vmrunner.image.versions.store import DISK, Golden
 from vmrunner.log import Say
-from vmrunner.model import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape, parse_events
-from vmrunner.seed import SIZE
+from vmrunner.machine.seed import SIZE
+from vmrunner.model.machine import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape, parse_events
+from vmrunner.network.firewall import Firewall
+from vmrunner.network.forge import ForgeAddresses
 
 _GONE_WITHIN = 15.0  # seconds; a destroyed QEMU is reaped within two even by a slow PID 1
 _TOLD_WITHIN = 1.0  # seconds; events come within a few milliseconds

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import libvirt
 
-from vmrunner.addresses import gateway
 from vmrunner.errors import HypervisorError
 from vmrunner.hypervisor.connection import asking
-from vmrunner.model import PREFIX
-from vmrunner.policy import UNIQUE_LOCAL
+from vmrunner.model.machine import PREFIX
+from vmrunner.network.addresses import gateway
+from vmrunner.network.policy import UNIQUE_LOCAL
 from vmrunner.render import xml
 
 _DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"

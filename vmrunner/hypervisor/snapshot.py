@@ -25,13 +25,13 @@ import libvirt
 import libvirt_qemu
 
 from vmrunner.errors import SnapshotError
-from vmrunner.hypervisor import SNAPSHOT_PREFIX, File, Snapshot
 from vmrunner.hypervisor.connection import asking, dotted
+from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot
 from vmrunner.hypervisor.storage import Storage, image_volume
-from vmrunner.image.store import Golden
+from vmrunner.image.versions.store import Golden
 from vmrunner.log import Say
-from vmrunner.model import EventKind, MachineId, Shape, parse_events
-from vmrunner.render import source
+from vmrunner.model.machine import EventKind, MachineId, Shape, parse_events
+from vmrunner.render import guest, source
 
 _LAYOUT = 1
 """Counts the changes of what a snapshot is made of, besides the templates."""
@@ -67,7 +67,7 @@ class Snapshots:
 
     def key(self, golden: Golden, shape: Shape) -> str:
         """What a snapshot must fit, as a digest."""
-        templates = [source(name) for name in ("domain.xml.j2", "user-data.py")]
+        templates = [source("domain.xml.j2"), guest("job.py")]
         image = [golden.name, golden.version, golden.manifest.files]
         what = [_LAYOUT, *self._host, image, shape.vcpus, shape.memory_mib, shape.disk_gib, templates]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]

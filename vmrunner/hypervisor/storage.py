@@ -15,11 +15,11 @@ from xml.etree import ElementTree
 import libvirt
 
 from vmrunner.errors import DiskFull, HypervisorError
-from vmrunner.hypervisor import Volume, image_stem
 from vmrunner.hypervisor.connection import asking
-from vmrunner.image import store
-from vmrunner.image.store import Golden
-from vmrunner.model import PREFIX, MachineId
+from vmrunner.hypervisor.seam import Volume, image_stem
+from vmrunner.image.versions import store
+from vmrunner.image.versions.store import Golden
+from vmrunner.model.machine import PREFIX, MachineId
 from vmrunner.render import xml
 
 _CHUNK = 1 << 20

@@ -1,0 +1,277 @@
+"""What runs in a machine to start its job, here, with its folders changed and without its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import stat
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmrunner.machine.seed import rehearsal_script
+from vmrunner.model.machine import MachineId
+from vmrunner.render import guest
+
+Guest = Any
+RUNNER = """#!/bin/sh
+umask >>{said}; ulimit -Sn >>{said}; ulimit -Hn >>{said}; env | sort >>{said}
+cat config.yaml >>{said}; [ ! -e .runner ] || cat .runner >>{said}
+read -r code <{codes}; sed -i 1d {codes}; exit "$code"
+"""
+
+
+class Ended(Exception):
+    """The machine is off."""
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    """The code of a machine that waits, with this folder as its root."""
+    module: Any = types.ModuleType("guest")
+    exec(compile(guest("job.py"), "guest", "exec"), module.__dict__)  # noqa: S102 — a module that is no file of ours as it is
+    for name in ("EVENTS", "IMAGE", "ENVIRONMENT", "BEFORE_READY", "BEFORE_JOB", "IS_READY", "WORK", "JOB_FOLDER", "REHEARSAL_HOOKS"):
+        setattr(module, name, tmp_path / name.lower())
+    module.SYSTEM_CERTIFICATES, module.FORGE_CERTIFICATE = tmp_path / "system.crt", tmp_path / "own/forge.crt"
+    module.CONSOLE = tmp_path / "console"
+    module.CONSOLE.touch()
+    module.AGAIN = 0.0
+    program = tmp_path / "gitea-runner"
+    program.write_text(RUNNER.format(said=tmp_path / "said", codes=tmp_path / "codes"))
+    program.chmod(0o755)
+    (tmp_path / "codes").write_text("0\n")
+    module.IMAGE.write_text(f"RUNNER_KIND=gitea-runner\nRUNNER_PATH={program}\n")
+    module.IS_READY.touch()
+
+    def off() -> None:
+        raise Ended
+
+    module.power_off = off
+    module.signal = types.SimpleNamespace(
+        **{name: getattr(module.signal, name) for name in dir(module.signal)} | {"signal": lambda *_: None}
+    )
+    begun = []
+
+    def begin(*arguments: Any) -> Any:
+        begun.append(really(*arguments))
+        return begun[-1]
+
+    really, module.begin = module.begin, begin
+    yield module
+    for process in begun:  # the machine would have taken it along
+        process.kill()
+        process.wait()
+
+
+def job(guest: Guest, **more: Any) -> dict[str, Any]:
+    """What a host tells, as far as it matters here."""
+    plain = {
+        "user": "root",
+        "runner_kind": "gitea-runner",
+        "runner_path": "",
+        "arguments": ["daemon", "--once", "--config", "config.yaml"],
+        "files": {".runner": "registration\n", "config.yaml": "config\n"},
+        "environment": {},
+        "settings": {},
+        "ca": "",
+        "ca_bundle": str(guest.WORK.parent / "bundle/ca.pem"),
+        "forge_address": "",
+        "forge_host": "forge.example",
+        "forge_site": "forge.example:3000",
+        "seconds": 60,
+        "pickup_seconds": 30,
+    }
+    return plain | more
+
+
+def run(guest: Guest, told: dict[str, Any], waiting: Any = None) -> list[str]:
+    """The machine's whole life; what it reported."""
+    with pytest.raises(Ended):
+        guest.run_job(told, waiting)
+    return [" ".join(line.split()[:1] + line.split()[2:]) for line in guest.EVENTS.read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def _events_append(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def say(kind: str, text: object = "") -> None:
+        with guest.EVENTS.open("a") as events:
+            events.write(f"{kind} 0.0 {text}\n")
+
+    guest.say = say
+
+
+def said(guest: Guest) -> list[str]:
+    return (guest.WORK.parent / "said").read_text().splitlines()
+
+
+def test_a_job_has_what_a_login_has(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JOURNAL_STREAM", "INVOCATION_ID", "TERM", "SYSTEMD_EXEC_PID"):
+        monkeypatch.setenv(name, "x")
+    guest.ENVIRONMENT.write_text("export FLAVOUR='vanilla and '\"'\"'mint'\"'\"\nexport PATH=/opt/bin:/bin:/usr/bin\n")
+    before = os.umask(0o077)
+    try:
+        assert run(guest, job(guest)) == ["runner", "exit 0"]
+    finally:
+        os.umask(before)
+    umask, soft, hard, *rest = said(guest)
+    assert umask == "0022"
+    assert (soft, int(hard) <= 524288) == ("1024", True)
+    names = {line.partition("=")[0] for line in rest if "=" in line} - {"PWD", "SHLVL", "_", "OLDPWD"}
+    assert names == {"PATH", "LANG", "HOME", "USER", "LOGNAME", "SHELL", "FLAVOUR"}
+    assert {"HOME=/root", "USER=root", "LOGNAME=root", "FLAVOUR=vanilla and 'mint'", "PATH=/opt/bin:/bin:/usr/bin"} <= set(rest)
+    assert rest[-2:] == ["config", "registration"]
+    for file in (guest.JOB_FOLDER / "root").iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    assert stat.S_IMODE(guest.WORK.stat().st_mode) == 0o1777
+
+
+def test_the_jobs_user(guest: Guest) -> None:
+    nobody = pwd.getpwnam("nobody")
+    folder = guest.WORK.parent
+    (folder / "said").touch()
+    for path in (folder / "said", folder / "codes", folder, *folder.parents):
+        if path.parent.is_relative_to("/tmp"):
+            path.chmod(0o777)
+    run(guest, job(guest, user="nobody"))
+    assert {"USER=nobody", "LOGNAME=nobody", f"HOME={nobody.pw_dir}"} <= set(said(guest))
+    folder = guest.JOB_FOLDER / "nobody"
+    assert {folder.stat().st_uid, *(file.stat().st_uid for file in folder.iterdir())} == {nobody.pw_uid}
+
+
+@pytest.mark.parametrize(
+    ("told", "end"),
+    [
+        ({"user": "nobody-at-all"}, "exit the image has no user nobody-at-all, which its pool's job_user asks for"),
+        ({"runner_kind": "forgejo-runner"}, "exit the image carries gitea-runner, the forge needs forgejo-runner"),
+    ],
+)
+def test_an_image_that_can_not(guest: Guest, told: dict[str, Any], end: str) -> None:
+    assert run(guest, job(guest, **told))[0] == end
+
+
+def test_a_runner_that_is_missing(guest: Guest) -> None:
+    assert run(guest, job(guest, runner_path="/nowhere/runner"))[0] == "exit /nowhere/runner does not start: No such file or directory"
+
+
+def test_a_runner_that_the_forge_refused_tries_again(guest: Guest) -> None:
+    (guest.WORK.parent / "codes").write_text("1\n1\n0\n")
+    assert run(guest, job(guest)) == ["runner", "exit 0"]
+    assert said(guest).count("config") == 3
+
+
+def test_but_not_for_ever_and_not_after_another_end(guest: Guest) -> None:
+    (guest.WORK.parent / "codes").write_text("1\n" * 5)
+    assert run(guest, job(guest, pickup_seconds=-1)) == ["runner", "exit 1"]
+    (guest.WORK.parent / "codes").write_text("2\n0\n")
+    assert run(guest, job(guest))[-1] == "exit 2"
+
+
+def test_a_runner_that_does_not_end(guest: Guest) -> None:
+    program = guest.WORK.parent / "gitea-runner"
+    program.write_text("#!/bin/sh\nexec sleep 30\n")
+    assert run(guest, job(guest, seconds=0.2)) == ["runner"], "the machine goes without a word"
+
+
+def test_the_console_is_nobodys_terminal(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session's first terminal is its controlling one, and a login prompt that begins there hangs up whoever has it."""
+    flags = []
+    monkeypatch.setattr(
+        guest, "os", types.SimpleNamespace(**vars(os) | {"open": lambda path, how: flags.append(how) or os.open(path, how)})
+    )
+    with guest.console() as output:
+        output.write(b"x")
+    assert flags[0] & os.O_NOCTTY
+    assert "open(CONSOLE" not in guest("job.py").replace("os.open(CONSOLE", "")
+
+
+def test_a_private_authority(guest: Guest) -> None:
+    guest.SYSTEM_CERTIFICATES.write_text("SYSTEM\n")
+    guest.subprocess = types.SimpleNamespace(**vars(guest.subprocess) | {"run": lambda *_, **__: None})
+    run(guest, job(guest, ca="FORGE"))
+    assert guest.FORGE_CERTIFICATE.read_text() == "FORGE\n"
+    assert (guest.WORK.parent / "bundle/ca.pem").read_text().split() == ["SYSTEM", "FORGE"]
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_hooks(guest: Guest, ready: bool) -> None:
+    if not ready:
+        guest.IS_READY.unlink()
+    for folder in (guest.BEFORE_READY, guest.BEFORE_JOB):
+        folder.mkdir()
+        (folder / "one").write_text(
+            f'#!/bin/sh\necho "{folder.name} $* $VMRUNNER_REGISTRY_MIRROR $http_proxy" >>{guest.WORK.parent}/hooks\n'
+        )
+        (folder / "one").chmod(0o755)
+        (folder / "not").write_text("#!/bin/sh\nexit 1\n")
+    run(guest, job(guest, settings={"VMRUNNER_REGISTRY_MIRROR": "http://m"}, environment={"http_proxy": "http://p"}))
+    lines = (guest.WORK.parent / "hooks").read_text().splitlines()
+    assert [" ".join(line.split()) for line in lines] == ([] if ready else ["before_ready boots"]) + ["before_job http://m http://p"]
+    (guest.BEFORE_JOB / "one").write_text("#!/bin/sh\nexit 3\n")
+    assert "before_job/one, which sets up the pool's" in run(guest, job(guest, settings={"VMRUNNER_REGISTRY_MIRROR": ""}))[2]
+
+
+def test_a_runner_that_waits_is_taken(guest: Guest) -> None:
+    waiting = guest.runners()
+    (root,) = [each for each in waiting if each.user == "root"]
+    told = job(guest)
+    found = guest.chosen(told, waiting)
+    assert found is root
+    assert run(guest, told, found) == ["runner", "exit 0"]
+    assert said(guest).count("config") == 1
+    for each in waiting:
+        each.drop()
+
+
+@pytest.mark.parametrize("told", [{"environment": {"http_proxy": "http://p"}}, {"runner_path": "/other"}, {"user": "nobody"}])
+def test_but_not_where_it_is_another(guest: Guest, told: dict[str, Any]) -> None:
+    waiting = guest.runners()
+    assert guest.chosen(job(guest, **told), waiting) is None
+    for each in waiting:
+        each.drop()
+        assert each.process.returncode == -9
+
+
+def test_one_that_waits_and_dies_is_replaced(guest: Guest) -> None:
+    waiting = guest.runners()
+    for each in waiting:
+        each.process.kill()
+        each.process.wait()
+    told = job(guest)
+    assert guest.chosen(told, waiting) is None
+    assert run(guest, told) == ["runner", "exit 0"]
+
+
+def test_what_is_told_is_read_from_the_same_code_alone(guest: Guest) -> None:
+    script = "#!/usr/bin/python3\nJOB = '{\"a\": 1}'\nCODE = 'c0de'\nrest"
+    assert guest.job_in(script, "c0de") == {"a": 1}
+    assert guest.job_in(script, "other") is None
+    assert guest.job_in("#!/bin/sh\necho\n", "c0de") is None
+
+
+def test_protocol_buffers(guest: Guest) -> None:
+    message = b"\x08\x96\x01" + guest.field(3, b"row") + guest.field(3, b"row") + b"\x10\x02"
+    assert guest.fields(message) == [(1, 150), (3, 3), (3, 3), (2, 2)]
+    assert guest.varint(300) == b"\xac\x02"
+
+
+def test_a_rehearsal_leaves_nothing(guest: Guest, tmp_path: Path) -> None:
+    """Its runner is ended when it does not end by itself, and hooks come after it."""
+    program = tmp_path / "gitea-runner"
+    program.write_text(f'#!/bin/sh\nls -A >{tmp_path}/files\ngrep -o "http://127.0.0.1:[0-9]*" .runner >>{tmp_path}/files\nexec sleep 30\n')
+    guest.REHEARSAL_HOOKS.mkdir()
+    for name, mode in (("one", 0o755), ("two", 0o644)):
+        (guest.REHEARSAL_HOOKS / name).write_text(f"#!/bin/sh\necho {name} >>{tmp_path}/files\nexit 1\n")
+        (guest.REHEARSAL_HOOKS / name).chmod(mode)
+    told = json.loads(rehearsal_script("gitea", MachineId("m", "00000000"), "root")) | {
+        "folder": str(tmp_path / "rehearsal"),
+        "seconds": 0.5,
+    }
+    guest.rehearse(told)
+    *files, address, hook = (tmp_path / "files").read_text().split()
+    assert (files, hook) == ([".runner", "config.yaml"], "one")
+    assert address != "http://127.0.0.1:9", "the forge that the guest plays"
+    assert not (tmp_path / "rehearsal").exists()

@@ -1,0 +1,78 @@
+"""XML templates: well-formed, and hostile values stay values."""
+
+from collections import Counter
+from xml.etree import ElementTree
+
+from vmrunner.model.machine import NO_LIMITS, Limits, MachineId, Metadata, Shape
+from vmrunner.render import xml
+
+MACHINE = MachineId("ci-1", "00c0ffee")
+
+
+def domain(job: str, limits: Limits = NO_LIMITS) -> ElementTree.Element:
+    return ElementTree.fromstring(  # noqa: S314 — our own output
+        xml(
+            "domain.xml.j2",
+            kvm=False,
+            name=str(MACHINE),
+            manager="ci-1",
+            metadata=Metadata(MACHINE, "p", "debian-12/1", 1.0, job_key=job),
+            shape=Shape(2, 1024, 10),
+            limits=limits,
+            kernel="/k",
+            initrd="/i",
+            cmdline="root=/dev/vda",
+            overlay="/o",
+            backing=("/snapshot", "/golden"),
+            qemu_arguments=("-incoming", "defer"),
+            seed="/s",
+            mac=MACHINE.mac,
+            tap=MACHINE.tap,
+            network="n",
+            console="/c",
+            events="/e",
+            streams=["stdout"],
+        )
+    )
+
+
+def test_domain_escapes_what_the_forge_says() -> None:
+    hostile = '"/><devices>&<!--'
+    tree = domain(hostile)
+    assert tree.find("metadata")[0].get("job") == hostile  # type: ignore[index]
+    assert len(tree.findall("devices")) == 1
+
+
+def test_domain_dies_with_its_guest_and_is_isolated() -> None:
+    tree = domain("1")
+    assert [tree.findtext(f"on_{event}") for event in ("poweroff", "reboot", "crash")] == ["destroy"] * 3
+    assert tree.find("devices/interface/port").get("isolated") == "yes"  # type: ignore[union-attr]
+    shared = {source.get("file"): source.find("seclabel") for source in tree.iterfind(".//backingStore/source")}
+    assert {file: label.get("relabel") for file, label in shared.items() if label is not None} == {"/snapshot": "no", "/golden": "no"}
+
+
+def test_a_disk_is_as_fast_as_its_limits_say() -> None:
+    assert domain("1").find(".//iotune") is None
+    bounds = domain("1", Limits(disk_bandwidth_mib=20, disk_iops=100))
+    assert [(each.tag, each.text) for each in bounds.iterfind(".//iotune/*")] == [
+        ("total_bytes_sec", str(20 << 20)),
+        ("total_iops_sec", "100"),
+    ]
+
+
+def test_a_machine_has_no_more_devices_than_docs_security_lists() -> None:
+    tree = domain("1")
+    assert Counter(each.tag for each in tree.iterfind("devices/*")) == {
+        "disk": 2,
+        "interface": 1,
+        "serial": 1,
+        "channel": 2,  # the reports, and one output in this domain
+        "rng": 1,
+        "controller": 2,  # no USB; the PCI Express root
+        "memballoon": 1,  # none
+    }
+    assert {each.get("model") for each in tree.iterfind("devices/controller[@type='usb']")} == {"none"}
+    assert tree.find("devices/memballoon").get("model") == "none"  # type: ignore[union-attr]
+    assert tree.find("features/vmport").get("state") == "off"  # type: ignore[union-attr]
+    arguments = [each.get("value") for each in tree.iter("{http://libvirt.org/schemas/domain/qemu/1.0}arg")]
+    assert arguments == ["-machine", "sata=off,smbus=off,i8042=off", "-incoming", "defer"]

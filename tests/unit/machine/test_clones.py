@@ -1,0 +1,85 @@
+"""What is remembered of snapshots, and which of them go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.world import POOL, World
+from vmrunner.image.versions import store
+from vmrunner.machine import clones
+from vmrunner.machine.clones import Shelf
+from vmrunner.model.machine import MachineId, Metadata
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path, pools={"p": POOL | {"start": "auto"}, "big": POOL | {"start": "auto", "memory": "8GiB"}})
+    yield made
+    made.history.close()
+
+
+def clone(world: World, pool: str) -> Metadata | None:
+    golden, section = store.find(world.settings.images_dir, "debian-12"), world.settings.pools[pool]
+    metadata = Metadata(MachineId.new("m"), pool, "debian-12/1", world.clock.now)
+    return clones.clone(world.hypervisor, world.manager.shelf, golden, section.shape, metadata)
+
+
+def test_one_that_nobody_uses_goes_when_another_one_is_made(world: World) -> None:
+    used, unused = world.make_snapshot("p"), world.make_snapshot("big")
+    world.clock.now += 6 * DAY
+    assert clone(world, "p")
+    world.clock.now += 3 * DAY
+    world.publish("2", {"kind": "gitea-runner", "path": "/r", "sha256": "0"})
+    made = world.make_snapshot("p")
+    assert {each.key for each in world.hypervisor.snapshots()} == {used.key, made.key}
+    assert f"snapshot {unused.key}: dropped, nobody uses it any more" in [event for event, _ in world.log.lines]
+
+
+def test_one_of_another_qemu_goes_at_once(world: World) -> None:
+    old = world.make_snapshot("big")
+    world.hypervisor.kept[old.key] = replace(old, qemu="9.9.9")
+    made = world.make_snapshot("p")
+    assert world.hypervisor.snapshots() == [made]
+
+
+def test_one_that_fails_rests_longer_each_time_and_is_forgiven_when_it_works(world: World) -> None:
+    world.hypervisor.clones_fail = True
+    for wait in (600, 1200, 2400):
+        key = world.make_snapshot("p").key
+        assert clone(world, "p") is None
+        assert world.hypervisor.snapshots() == [], "it is retired"
+        world.clock.now += wait - 1
+        assert world.manager.shelf.failure(key)
+        assert "p" not in world.manager.survey().missing_snapshots()
+        world.clock.now += 2
+        assert "p" in world.manager.survey().missing_snapshots()
+    world.clock.now -= 10000
+    assert world.manager.shelf.failure(key) is None, "a clock that was set back holds nothing up"
+    world.hypervisor.clones_fail = False
+    world.make_snapshot("p")
+    assert clone(world, "p")
+    assert 'failed": {}' in (world.folder / "snapshots.json").read_text()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"failed": {"k": 1}, "used": {}}', '{"failed": {}, "used": {"k": "x"}}'])
+def test_a_damaged_memory_is_no_memory(tmp_path: Path, text: str) -> None:
+    (tmp_path / "snapshots.json").write_text(text)
+    shelf = Shelf(tmp_path)
+    assert shelf.failure("k") is None
+    shelf.failed("k", "why")
+    failure = shelf.failure("k")
+    assert failure
+    assert (failure.cause, failure.count) == ("why", 1)
+
+
+def test_a_folder_that_cant_be_written_is_borne() -> None:
+    shelf = Shelf(Path("/proc/nowhere"))
+    shelf.failed("k", "why")
+    shelf.works("k")
+    assert shelf.failure("k") is None

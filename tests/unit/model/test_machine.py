@@ -1,0 +1,52 @@
+"""The words: names that are ours, a transition table without dead ends, and guest reports that can't do harm."""
+
+from vmrunner.model.machine import TRANSITIONS, EventKind, Machine, MachineId, Metadata, Phase, console_end, may_follow, parse_events
+
+
+def test_names_are_recognised_only_where_they_are_ours() -> None:
+    machine = MachineId.new("ci-1")
+    assert MachineId.of("ci-1", str(machine)) == machine
+    assert MachineId.of("ci-1", f"{machine}.qcow2") == machine
+    assert MachineId.of("ci", str(machine)) is None
+    assert MachineId.of("ci-1", "vmr-ci-1-../../../x") is None
+    assert MachineId.of("ci-1", "somebody-else") is None
+
+
+def test_every_phase_leads_to_destroyed() -> None:
+    reached = {Phase.DESTROYED}
+    while more := {p for p, after in TRANSITIONS.items() if after & reached} - reached:
+        reached |= more
+    assert reached == set(Phase)
+    assert not may_follow(Phase.FINISHED, Phase.RUNNING)
+
+
+def test_reports() -> None:
+    raw = b"up 1700000000.5\nup 9\nnonsense\nexit 1700000009 \x1b[31m7\nrunner nan\nseed -1\n\xff\xfe 3\n"
+    events = parse_events(raw)
+    assert [e.kind for e in events] == [EventKind.UP, EventKind.EXIT]
+    assert events[0].at == 1700000000.5
+    assert "\x1b" not in events[1].text
+    assert len(parse_events(b"up 1\n" * 1_000_000)) == 1
+
+
+def test_phase_follows_what_is_seen() -> None:
+    machine = MachineId.new("m")
+    assert Machine(machine, alive=True).phase is Phase.STARTED
+    bound, warm = Metadata(machine, "p", "i/1", 1.0, runner_id=7), Metadata(machine, "p", "i/1", 1.0)
+
+    def phase(metadata: Metadata, said: bytes) -> Phase:
+        return Machine(machine, alive=True, metadata=metadata, events=parse_events(said)).phase
+
+    assert phase(bound, b"up 1\n") is Phase.READY
+    assert phase(bound, b"up 1\nseed 2\n") is Phase.BOUND
+    assert phase(bound, b"up 1\nseed 2\nrunner 3\n") is Phase.RUNNING
+    assert phase(bound, b"up 1\nseed 2\nrunner 3\nexit 4 0\n") is Phase.FINISHED
+    assert phase(warm, b"up 1\nseed 2\n") is Phase.STARTED
+    assert phase(warm, b"up 1\nseed 2\nready 3\n") is Phase.READY
+    assert Machine(machine, alive=False).phase is Phase.CLONED
+
+
+def test_what_a_console_said_last() -> None:
+    assert console_end("") == "Its console is empty."
+    told = console_end("\n".join(map(str, range(100)))).splitlines()
+    assert (told[:2], told[-1], len(told)) == (["Its console ended with:", "  88"], "  99", 13)

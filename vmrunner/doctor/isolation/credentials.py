@@ -1,0 +1,66 @@
+"""What a machine is given is worth one job: a runner is made at the real forge, for a label that no job has, and its credentials tried."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from vmrunner.doctor.isolation.lab import Cell, Lab
+from vmrunner.errors import ConfigError
+from vmrunner.forge.seam import Credentials, Forge, Scope
+from vmrunner.model.machine import MachineId
+from vmrunner.network.forge import forge_host
+
+_WHILE_IT_LIVES = {
+    "declare": ("a runner's own, while it exists", True),
+    "register": ("a runner's, to register another one", False),
+    "api": ("a runner's, at the forge's API", False),
+}
+_AFTER_ITS_JOB = {
+    "declare": "a runner's own, after its job",
+    "fetch": "a runner's, to fetch another job after its own",
+    "single": "a runner's, to fetch a job by an empty handle after its own",
+}
+
+
+def cells(lab: Lab, forge: Forge, scope: Scope) -> Iterator[Cell]:
+    """From inside a machine while the runner exists, and from inside another one after it was deleted, as it is with its job.
+
+    Raises ForgeError where no runner can be made or deleted.
+    """
+    label = f"vmrunner-isolation-{secrets.token_hex(4)}"
+    with ExitStack() as stack:
+        credentials = forge.create_runner(scope, str(MachineId.new(lab.settings.manager)), [label])
+        stack.callback(forge.delete_runner, scope, credentials.id)
+        answered = _ask(lab, credentials, label)
+    for call, (what, may) in _WHILE_IT_LIVES.items():
+        yield Cell("", "credentials", what, answered[call], may)
+    answered = _ask(lab, credentials, label)
+    for call, what in _AFTER_ITS_JOB.items():
+        yield Cell("", "credentials", what, answered[call])
+
+
+def _ask(lab: Lab, credentials: Credentials, label: str) -> dict[str, bool]:
+    """Which calls the forge answers."""
+    section = lab.settings.forge
+    hosts = [f"{at.address} {forge_host(section.url)}" for at in lab.forge()]
+    told = {
+        "url": section.url,
+        "uuid": credentials.uuid,
+        "token": credentials.token,
+        "label": label,
+        "hosts": hosts[:1],
+        "ca": _text(section.ca_file) if section.ca_file else "",
+    }
+    answered: dict[str, bool] = lab.answers("probe_credentials.py", json.dumps(told))
+    return answered
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The certificates {path} can't be read: {error}.", "forge.ca_file names a PEM file.") from None

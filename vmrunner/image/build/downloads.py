@@ -1,0 +1,72 @@
+"""Files out of the net that recipes name with their digest: fetched once, and there for the next builds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from vmrunner import files
+from vmrunner.errors import ImageError
+from vmrunner.image.build.programs import Log
+from vmrunner.image.versions import store, workshop
+
+FOLDER = f"{workshop.CACHE}/downloads"
+_ALGORITHMS = {64: "sha256", 128: "sha512"}  # by how long their words are
+_KEPT = 30 * 86400.0  # seconds after their last use: longer than from one `image refresh` to the next
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """Those of a store of images."""
+
+    images: Path
+    log: Log
+
+    def get(self, what: str, url: str, digest: str) -> Path:
+        """The file with this sha256 or sha512, which stays where it is.
+
+        Raises ImageError, which begins with `what`, where the URL gives none.
+        """
+        kept, algorithm = self.images / FOLDER / digest, _ALGORITHMS[len(digest)]
+        if kept.is_file() and store.digest(kept, algorithm) == digest:
+            self.log.step(f"taking {url}, fetched before")
+            with suppress(OSError):
+                os.utime(kept)
+            return kept
+        self.log.step(f"fetching {url}")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with files.replacing(kept) as part:
+            found = _fetch(what, url, part, algorithm)
+            if found != digest:
+                raise ImageError(f"{what} has the {algorithm} {found}, the recipe wants {digest}.", "Check where it comes from.")
+        for path in stale(self.images):
+            with suppress(OSError):
+                path.unlink()
+        return kept
+
+
+def stale(images: Path) -> list[Path]:
+    """What no build has taken for a month, and what killed ones began."""
+    folder = images / FOLDER
+    old = [path for path, at in workshop.used(folder.glob("[!.]*")).items() if time.time() - at > _KEPT]
+    return [*files.abandoned(folder), *sorted(old)]
+
+
+def _fetch(what: str, url: str, target: Path, algorithm: str) -> str:
+    """Returns the digest of what came."""
+    total = hashlib.new(algorithm)
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, target.open("wb") as out:
+            answer.raise_for_status()
+            for chunk in answer.iter_bytes():
+                total.update(chunk)
+                out.write(chunk)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError) as error:  # the last two of names and ports that can't be
+        raise ImageError(f"{what} can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
+    return total.hexdigest()

@@ -1,0 +1,231 @@
+"""A stock cloud image as what an image begins with: a machine of it is booted once, and hands its files over; then apt brings in the rest.
+
+The machine is booted by its own loader, reaches the forge at most, and is stopped by cloud-init's first hook (a boothook), before
+cloud-init makes users, keys or a bigger root. No loop device, no libguestfs: whatever partitions and file systems the image has, its own
+kernel reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+from vmrunner.config import HostConfig
+from vmrunner.errors import HypervisorError, ImageError, MachineError
+from vmrunner.hypervisor.seam import Hypervisor, Output, image_stem
+from vmrunner.image.build import apt
+from vmrunner.image.build.downloads import Downloads
+from vmrunner.image.build.paths import place
+from vmrunner.image.build.programs import Log
+from vmrunner.image.recipe.recipe import Recipe, StockSource
+from vmrunner.image.versions import store
+from vmrunner.image.versions.store import DISK, MANIFEST, Golden, Manifest
+from vmrunner.machine import oneshot
+from vmrunner.model.machine import Shape
+from vmrunner.network.policy import Reach
+
+TAR = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
+"""How trees are packed and unpacked, so that nothing of their files is lost."""
+Run = Callable[[Golden, Sequence[str], Callable[[Output, bytes], None]], int]
+"""Runs a command in a machine of an image, as the first thing that cloud-init does, and returns its exit code; its output comes from two
+threads. Raises ImageError where the machine doesn't come up."""
+_SHAPE = Shape(2, 2048, 1)  # the disk is as big as the image
+_BOOT, _READ = timedelta(minutes=15), timedelta(minutes=30)  # at most
+
+# tar's own exit code, for 1 (a file has changed meanwhile) is as good as 0; the sum, for a port has no checksum of its own.
+_HAND_OVER = r"""
+set -eu
+umask 077
+root=/run/vmrunner-root
+mkdir -p $root
+mount --bind / $root # without what is mounted on top: /proc, /dev, /boot/efi …
+set -- .
+if mountpoint -q /boot; then set -- . -C / ./boot; fi # a partition of its own, as in Ubuntu's
+mkfifo /run/vmrunner-sum
+sha256sum </run/vmrunner-sum >&2 &
+{
+  code=0
+  tar --create --file=- --sparse --numeric-owner --xattrs --xattrs-include='*' --acls --warning=no-file-changed -C $root \
+    --exclude=./lost+found --exclude='./tmp/*' --exclude='./var/tmp/*' --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \
+    --exclude='./var/log/journal/*' --exclude='./var/lib/cloud/*' "$@" || code=$?
+  echo $code >/run/vmrunner-code
+} | tee /run/vmrunner-sum
+wait
+[ "$(cat /run/vmrunner-code)" -le 1 ]
+"""
+# What its first boot left of itself, and its loader, which no machine of ours needs: with its files there GRUB's scripts would look for
+# a disk to write to when it is upgraded, or a kernel. By the tree's own tools: a symlink of the image must not lead out of it.
+_CLEAN = r"""
+set -eu
+rm -rf /boot/grub /boot/efi
+mkdir -p /boot/grub
+rm -rf /var/lib/cloud /var/lib/apt/lists /var/cache/apt/archives /var/lib/dhcp/* /tmp/* /var/tmp/*
+mkdir -p /var/lib/apt/lists/partial /var/cache/apt/archives/partial
+find /var/log -type f -delete
+rm -f /etc/ssh/ssh_host_* /var/lib/systemd/random-seed /var/lib/systemd/credential.secret /etc/netplan/50-cloud-init.yaml \
+  /etc/network/interfaces.d/50-cloud-init* /etc/systemd/network/10-cloud-init-* /etc/udev/rules.d/70-persistent-net.rules
+if [ ! -L /var/lib/dbus/machine-id ]; then rm -f /var/lib/dbus/machine-id; fi
+: >/etc/machine-id
+rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
+# What a small image leaves out of its packages jobs would miss in what they install: a package's own settings stay.
+for file in /etc/dpkg/dpkg.cfg.d/*; do
+  if [ -f "$file" ] && ! dpkg-query -S "$file" >/dev/null 2>&1; then rm -f "$file"; fi
+done
+"""
+_SUITE = '. /etc/os-release; echo "${VERSION_CODENAME:-unknown}"'
+# As a bootstrap does it: nothing starts, a configuration file that the image has changed stays.
+_DPKG = ("--force-unsafe-io", "--force-confdef", "--force-confold")
+_APT = ("apt-get", "-qy", "-o", "APT::Update::Error-Mode=any", "-o", "Dpkg::Use-Pty=0", *(f"-oDpkg::Options::={each}" for each in _DPKG))
+_NO_DAEMONS = "/usr/sbin/policy-rc.d"
+
+
+def boot(
+    hypervisor: Hypervisor, settings: HostConfig, golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]
+) -> int:
+    """`Run`, on this host. The machine reaches the forge at most; neither it nor its image is on the host afterwards."""
+    try:
+        return oneshot.run(
+            hypervisor,
+            settings,
+            golden,
+            command,
+            shape=_SHAPE,
+            boot_timeout=max(settings.images.boot_timeout, _BOOT),
+            timeout=_READ,
+            snapshot=False,
+            network=Reach.NONE,
+            write=write,
+            say=lambda _: None,
+            boothook=True,
+        )
+    except MachineError as error:
+        raise ImageError(
+            f"The stock image did not hand its files over: {error.sentence}",
+            f"It needs a boot loader for a BIOS, a console on ttyS0 to say more, and cloud-init. {error.hint}",
+        ) from None
+    finally:
+        stem = image_stem(golden.name, golden.version)
+        with suppress(HypervisorError):  # `image prune` removes what stays
+            names = [volume.name for volume in hypervisor.volumes() if volume.is_ours and volume.name.startswith(stem)]
+            hypervisor.drop_volumes(sorted(names, key=lambda name: not name.endswith(MANIFEST)))  # with it, it would count as whole
+
+
+def unpack(recipe: Recipe, tree: Path, work: Path, downloads: Downloads, log: Log, run: Run | None) -> None:
+    """Fill `tree` with the recipe's stock image and its packages; apt's lists are still in it."""
+    assert recipe.stock  # noqa: S101 — the caller has looked
+    tar = work / "stock.tar"
+    _hand_over(_golden(recipe, recipe.stock, work, downloads, log), tar, log, run)
+    tree.mkdir(mode=0o755)
+    log.run("Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
+    tar.unlink()
+    log.inside("Cleaning the stock image", tree, "sh", "-c", f"{_CLEAN}cd /\n{apt.MAKE_MAN_FOLDERS}")
+    suite = log.inside("Looking at the stock image", tree, "sh", "-c", _SUITE, said=False).strip()
+    if suite != recipe.suite:
+        raise ImageError(f"The stock image is {suite!r}, and the recipe's suite {recipe.suite!r}.", "Name the image's own suite.")
+    _install(recipe, tree, log)
+
+
+def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, log: Log) -> Golden:
+    """It as an image that a machine can be booted from: without a backing file, whatever format it had."""
+    wanted = str(source.sha512 or source.sha256 or "")
+    if source.url:
+        original = downloads.get("The stock image", source.url, wanted)
+    else:
+        original = Path(str(source.path))
+        algorithm = "sha512" if source.sha512 else "sha256"
+        if wanted and (given := store.digest(original, algorithm)) != wanted:
+            raise ImageError(f"The stock image has the {algorithm} {given}, the recipe wants {wanted}.", "Check where it comes from.")
+    described = json.loads(log.run("Looking at the stock image", "qemu-img", "info", "--output=json", original, said=False))
+    needs_more = "backing-filename" in described or "data-file" in described.get("format-specific", {}).get("data", {})
+    if described["format"] not in ("qcow2", "raw") or needs_more:
+        raise ImageError(
+            "The stock image is not a qcow2 or raw disk that stands alone.",
+            "`qemu-img convert -O qcow2` makes one of it; archives are unpacked first.",
+        )
+    folder = work / "stock"
+    folder.mkdir()
+    log.step("reading the stock image")
+    log.run("Reading the stock image", "qemu-img", "convert", "-f", described["format"], "-O", "qcow2", original, folder / DISK)
+    found = store.digest(folder / DISK)
+    manifest = Manifest(
+        name=recipe.name,
+        version=f"stock-{found[:12]}-{os.getpid()}",  # no other build's, which would take it away from under our machine
+        recipe_digest="",
+        files={DISK: found},
+        packages={},
+        built_at="",
+        vmrunner_version="",
+    )
+    return Golden(manifest.name, manifest.version, folder, manifest)
+
+
+class _Receiver:
+    """Writes what comes into a file; a disk that is full is told when all of it has come."""
+
+    def __init__(self, target: Path) -> None:
+        self._out, self._sum, self.said, self.size = target.open("wb"), hashlib.sha256(), b"", 0
+        self.error: OSError | None = None
+
+    def __call__(self, port: Output, chunk: bytes) -> None:
+        if port is not Output.STDOUT:
+            self.said = (self.said + chunk)[-4096:]
+            return
+        self._sum.update(chunk)
+        self.size += len(chunk)
+        if self.error is None:
+            try:
+                self._out.write(chunk)
+            except OSError as error:
+                self.error = error
+
+    def close(self) -> None:
+        """Raises OSError where something could not be written."""
+        try:
+            self._out.close()
+        except OSError as error:
+            self.error = self.error or error
+        if self.error:
+            raise self.error
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is what the machine says that it sent."""
+        found = re.search(rb"(?m)^([0-9a-f]{64})  -$", self.said)
+        return found is not None and found[1].decode() == self._sum.hexdigest()
+
+
+def _hand_over(golden: Golden, tar: Path, log: Log, run: Run | None) -> None:
+    if run is None:
+        raise ImageError("A stock image can't be read here: a machine of it has to be booted.", "Build it with `vmrunner image build`.")
+    log.step("booting the stock image once, for its files")
+    receiver = _Receiver(tar)
+    try:
+        code = run(golden, ("sh", "-c", _HAND_OVER), receiver)
+    finally:
+        receiver.close()
+    if code or not receiver.size or not receiver.is_whole:  # a tar that does not know an option exits with 1, too
+        said = receiver.said.decode("utf-8", "replace").strip().splitlines()[-4:]
+        raise ImageError(f"The stock image did not hand its files over (exit {code}).", "\n".join(said) or "It did not say why.")
+    log.step(f"unpacking its {receiver.size >> 20} MiB of files")
+
+
+def _install(recipe: Recipe, tree: Path, log: Log) -> None:
+    """Bring the packages to what the archive has, and add the recipe's. The recipe's sources replace the image's own."""
+    place(tree, _NO_DAEMONS, b"#!/bin/sh\nexit 101\n", 0o755)
+    try:
+        with apt.lent(recipe, tree):
+            log.step("asking the archive what is new")
+            log.inside("Asking the archive", tree, *_APT, "update")
+            log.step(f"upgrading, and installing {len(recipe.all_packages)} packages")
+            log.inside("Upgrading the packages", tree, *_APT, "full-upgrade")
+            if recipe.all_packages:
+                log.inside("Installing the packages", tree, *_APT, "--no-install-recommends", "install", *recipe.all_packages)
+            log.inside("Removing what was fetched", tree, "apt-get", "clean")
+    finally:
+        (tree / _NO_DAEMONS[1:]).unlink(missing_ok=True)

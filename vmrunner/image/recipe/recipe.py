@@ -1,0 +1,376 @@
+"""Recipes: what goes into a golden image, declared in TOML."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vmrunner.config import Mebibytes
+from vmrunner.errors import ImageError
+from vmrunner.image.recipe import lock
+from vmrunner.image.recipe.lines import line_of
+from vmrunner.image.versions import store
+from vmrunner.resources import folder
+
+GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._@+-]+)+$")]
+UserName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")]
+Suite = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$")]
+Title = Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
+RunnerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+_YOUNGER = {
+    "snapshot",
+    "updates",
+    "components",
+    "scripts",
+    "users",
+    "environment",
+    "compress",
+    "runners",
+    "containers",
+    "checks",
+    "listens",
+    "stock",
+    "kernel",
+    "jobs_mirror",
+}
+"""The keys that were added since the first images were built."""
+_KERNEL = re.compile(r"linux-image-(?!extra-|.*-(dbg|template)$).+")
+_RELATIVE = "Its path is relative to the recipe."
+_APPENDED, _MERGED = {"packages", "scripts", "containers"}, {"files", "users", "environment", "runners", "checks"}
+"""What an inheriting recipe adds to; every other key it replaces."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunnerSource(_Section):
+    """The runner program: a file of this host, or a URL with the sha256 that the download must have."""
+
+    kind: Literal["forgejo-runner", "gitea-runner"]
+    path: Path | None = None
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~_-]*$")] | None = None  # that its --version must tell
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("name either a path or a url")
+        if self.url and not self.sha256:
+            raise ValueError("a url needs the sha256 of what it must give")
+        return self
+
+
+class StockSource(_Section):
+    """A distribution's cloud image (qcow2 or raw), in the place of a bootstrap: a file, or a URL with the digest that it must have."""
+
+    path: Path | None = None
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha512: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("name either a path or a url")
+        if self.sha256 and self.sha512:
+            raise ValueError("one digest is enough, sha256 or sha512")
+        if self.url and not (self.sha256 or self.sha512):
+            raise ValueError("a url needs the sha256 or sha512 of what it must give")
+        return self
+
+    def digest(self) -> str:
+        """What the image is, as a word: equal words mean an equal image. Raises ImageError where its file can't be read."""
+        return str(self.sha512 or self.sha256) if self.path is None else _digest(self.path)
+
+
+class _Content(_Section):
+    """What another file holds, or a text."""
+
+    source: Path | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.source is None) == (self.text is None):
+            raise ValueError("name either a source or a text")
+        return self
+
+    def content(self) -> bytes:
+        """What the file will hold; raises ImageError where its source can't be read."""
+        if self.text is not None:
+            return self.text.encode()
+        try:
+            return Path(str(self.source)).read_bytes()
+        except OSError as error:
+            raise ImageError(f"The recipe's file {self.source} can't be read: {error.strerror}.", _RELATIVE) from None
+
+
+class FileSource(_Content):
+    """One file to add."""
+
+    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0644"
+
+
+class Script(_Content):
+    """A program that is run in the image, as root, when its packages are there and before the recipe's files are."""
+
+    name: Title
+
+
+class User(_Section):
+    """An account beside root's, without a password."""
+
+    uid: Annotated[int, Field(ge=1, le=59999)] | None = None
+    groups: tuple[UserName, ...] = ()  # made where they are missing
+    shell: GuestPath = "/bin/bash"
+    sudo: bool = False  # anything, without a password; the recipe needs the package sudo
+
+
+class ContainerSource(_Section):
+    """A container image that machines have from the start: an archive (docker-archive or oci-archive), or a reference in a registry."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]{0,254}$")]  # what jobs call it, like "debian:13"
+    archive: Path | None = None
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    reference: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if [self.archive, self.url, self.reference].count(None) != 2:
+            raise ValueError("name either an archive, a url or a reference with its digest")
+        if self.url and not self.sha256:
+            raise ValueError("a url needs the sha256 of what it must give")
+        return self
+
+    def archive_digest(self) -> str:
+        """The sha256 of the archive that this host has, empty where it is fetched; raises ImageError where it can't be read."""
+        if self.archive is None:
+            return ""
+        return _digest(self.archive)
+
+
+def has_password(url: str) -> bool:
+    """Whether whoever reads the URL can use somebody's account with it."""
+    return "@" in urlsplit(url).netloc
+
+
+def _digest(path: Path) -> str:
+    try:
+        return store.digest(path)
+    except OSError as error:
+        raise ImageError(f"The file {path} can't be read: {error.strerror}.", _RELATIVE) from None
+
+
+class Recipe(_Section):
+    """One golden image, with everything that it inherits resolved."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    suite: Suite
+    stock: StockSource | None = None  # of that suite
+    updates: tuple[Suite, ...] = ()  # further suites of the mirror
+    components: tuple[Word, ...] = ("main",)
+    keyring: Path | None = None  # what signs the mirror; unset: apt's own keys
+    mirror: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    jobs_mirror: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = (
+        None  # unset: `mirror`, else Debian's own; never the building host's
+    )
+    snapshot: Annotated[str, Field(pattern=r"^\d{8}T\d{6}Z$")] | None = None
+    lock: Path | None = None
+    size: Mebibytes
+    packages: tuple[Word, ...]
+    kernel: Word | None = None  # the package of the one that is booted; unset: the newest that the packages bring
+    kernel_arguments: Annotated[str, Field(pattern=r"^[ -~]+$")]
+    scripts: tuple[Script, ...] = ()
+    users: dict[UserName, User] = {}
+    environment: dict[Variable, Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}  # of all that vmrunner runs, and of logins
+    compress: bool = False
+    files: dict[GuestPath, FileSource] = {}
+    runner: RunnerSource | None = None
+    runners: dict[RunnerName, RunnerSource] = {}  # beside that one; a pool takes one of them by its name
+    checks: dict[Title, Annotated[str, Field(min_length=1)]] = {}  # shell commands that exit with 0 in a machine of the image
+    listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()  # ports that may be open in one
+    containers: tuple[ContainerSource, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_kernel(self) -> Self:
+        other = next((each for each in self.packages if _KERNEL.fullmatch(each) and each != self.kernel), None)
+        if self.kernel and other:
+            raise ValueError(f"it has {other} beside the kernel {self.kernel}, and one is booted: name it with `kernel` alone")
+        return self
+
+    @model_validator(mode="after")
+    def _no_password(self) -> Self:
+        if has_password(self.jobs_mirror or ""):
+            raise ValueError("every job can read the password in jobs_mirror")
+        if has_password(self.mirror or "") and not self.jobs_mirror:
+            raise ValueError("every job could read the password in mirror: say with jobs_mirror what jobs use")
+        return self
+
+    @property
+    def all_packages(self) -> tuple[str, ...]:
+        """The kernel's as well."""
+        return (*self.packages, self.kernel) if self.kernel and self.kernel not in self.packages else self.packages
+
+    def digest(self) -> str:
+        """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""
+        plain = self.model_dump(mode="json", exclude={"files": True, "lock": True, "keyring": True, "runner": {"path"}, "stock": {"path"}})
+        # Younger than some image: unset they must not change the digest, or that image would be built again.
+        for key, field in Recipe.model_fields.items():
+            if key in _YOUNGER and getattr(self, key) == field.get_default():
+                plain.pop(key, None)
+        if self.runner and self.runner.version is None:
+            plain["runner"].pop("version")
+        if self.scripts:
+            plain["scripts"] = [(script.name, hashlib.sha256(script.content()).hexdigest()) for script in self.scripts]
+        for each in plain.get("runners", {}).values():
+            each.pop("path")
+        for each in plain.get("containers", []):
+            each.pop("archive")
+        total = hashlib.sha256(json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode())
+        contents = {path: (file.mode, file.content()) for path, file in self.files.items()}
+        sources = {"runner": self.runner} | {f"runners/{name}": each for name, each in self.runners.items()}
+        for name, source in sources.items():
+            if source and source.path:
+                contents[name] = ("0755", FileSource(source=source.path).content())
+        if self.stock and self.stock.path:
+            contents["stock"] = ("0644", self.stock.digest().encode())
+        if self.keyring:
+            contents["keyring"] = ("0644", self.keys())
+        if self.lock:
+            contents["lock"] = ("0644", lock.read(self.lock).encode())
+        for path, (mode, content) in sorted(contents.items()):
+            total.update(f"{path}\0{mode}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        for container in self.containers:
+            total.update(f"{container.name}\0{container.archive_digest()}\n".encode())
+        return total.hexdigest()
+
+    def keys(self) -> bytes:
+        """What is in the keyring; raises ImageError where it can't be read."""
+        if self.keyring is None:
+            return b""
+        try:
+            return self.keyring.read_bytes()
+        except OSError as error:
+            hint = f"A package may bring it, as ubuntu-keyring does for Ubuntu. {_RELATIVE}"
+            raise ImageError(f"The keyring {self.keyring} can't be read: {error.strerror}.", hint) from None
+
+
+def load(name: str, own: Path | None = None) -> Recipe:
+    """The recipe `name`, from the folder `own` if it is there, else from those that vmrunner brings.
+
+    Raises ImageError for an unknown name, a cycle, broken TOML, an unknown key or a wrong value, naming the file and the key.
+    """
+    data, origins = _resolve(name, _folders(own), ())
+    try:
+        return Recipe.model_validate(data | {"name": name})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        what = {"extra_forbidden": "is not a key that recipes have", "missing": "is missing"}.get(
+            first["type"], first["msg"].removeprefix("Value error, ")
+        )
+        where = _where(first["loc"], origins, _file(name, _folders(own)))
+        raise ImageError(f"{where}: {key or 'the recipe'}: {what}.", "Compare with the recipe debian-12 that vmrunner brings.") from None
+
+
+def _where(loc: tuple[str | int, ...], origins: dict[str, Path], leaf: Path) -> str:
+    """The recipe's file, or that of one that it inherits from, and the line in there."""
+    key = ".".join(str(part) for part in loc[:2])
+    file = origins.get(key) or origins.get(str(loc[0]) if loc else "") or leaf
+    try:
+        text = file.read_text(encoding="utf-8")
+        own = tomllib.loads(text)
+    except (OSError, ValueError):  # it has changed since
+        return str(file)
+    if loc and loc[0] in _APPENDED and isinstance(loc[1] if len(loc) > 1 else None, int):
+        # Elements are counted from the first recipe's on; of this one they are the last.
+        return f"{file}: line {line_of(text, (loc[0],))}"
+    return f"{file}: line {line_of(text, loc)}" if loc and loc[0] in own else str(file)
+
+
+def locked_by(name: str, own: Path | None) -> Path:
+    """The lock that the recipe `name` has; raises ImageError where it has none, or is one that vmrunner brings."""
+    if _file(name, _folders(own)).parent == folder("images"):
+        raise ImageError(
+            f"The recipe {name} comes with vmrunner, and is not yours to lock.",
+            f'A recipe of your own with `extends = "{name}"` and `lock = "my-{name}.lock"` is found with --recipes FOLDER.',
+        )
+    found = load(name, own).lock
+    if found is None:
+        raise ImageError(f"The recipe {name} names no lock.", f'Add `lock = "{name}.lock"` to it.')
+    return found
+
+
+def exists(name: str, own: Path | None = None) -> bool:
+    """Whether there is a recipe of this name."""
+    return any((each / f"{name}.toml").is_file() for each in _folders(own))
+
+
+def _folders(own: Path | None) -> list[Path]:
+    return [own, folder("images")] if own else [folder("images")]
+
+
+def _file(name: str, folders: list[Path]) -> Path:
+    file = next((path for each in folders if (path := each / f"{name}.toml").is_file()), None)
+    if file is None or Path(name).name != name:
+        known = sorted({path.stem for each in folders if each.is_dir() for path in each.glob("*.toml")})
+        raise ImageError(
+            f"There is no recipe {name!r}. There are: {', '.join(known)}.", "A recipe of your own is found with --recipes FOLDER."
+        )
+    return file
+
+
+def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Path]]:
+    """What a recipe says with all that it inherits, and which file says it, by key and by key.subkey."""
+    file = _file(name, folders)
+    try:
+        text = file.read_text(encoding="utf-8")
+        data: dict[str, Any] = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ImageError(f"The recipe {file} can't be read: {error}.", "It must be valid TOML.") from None
+    if name in seen:
+        line = f"{file}: line {line_of(text, ('extends',))}"
+        raise ImageError(f"{line}: the recipe {seen[0]} inherits from itself: {' -> '.join((*seen, name))}.", "Remove one `extends`.")
+    _absolute(data, file.parent)
+    base, origins = _resolve(str(data.pop("extends")), folders, (*seen, name)) if "extends" in data else ({}, {})
+    base.pop("lock", None)  # it lists all packages of one image; who inherits has others
+    for key, own in data.items():
+        before = base.get(key)
+        if key in _APPENDED and isinstance(own, list) and isinstance(before, list):
+            base[key] = [*before, *own]
+        elif key in _MERGED and isinstance(own, dict) and isinstance(before, dict):
+            base[key] = before | own
+        else:
+            base[key] = own
+        origins[key] = file
+        if isinstance(own, dict):
+            origins |= {f"{key}.{sub}": file for sub in own}
+    return {"packages": []} | base, origins
+
+
+def _absolute(data: dict[str, Any], beside: Path) -> None:
+    """Paths in a recipe are relative to it."""
+    tables: list[tuple[Any, str]] = [(data, "lock"), (data, "keyring"), (data.get("runner"), "path"), (data.get("stock"), "path")]
+    for key, name in (("files", "source"), ("runners", "path")):
+        if isinstance(named := data.get(key), dict):
+            tables += [(each, name) for each in named.values()]
+    for key, name in (("scripts", "source"), ("containers", "archive")):
+        if isinstance(listed := data.get(key), list):
+            tables += [(each, name) for each in listed]
+    for table, key in tables:
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            table[key] = str(beside / table[key])

@@ -1,0 +1,114 @@
+"""How a version goes live: verified, its snapshots made, and only then the current one; and how images renew themselves."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmrunner import lock
+from vmrunner.config import Config, HostConfig
+from vmrunner.errors import ImageError, SnapshotError
+from vmrunner.hypervisor.seam import Hypervisor
+from vmrunner.image.upkeep import prune
+from vmrunner.image.upkeep.prune import GONE
+from vmrunner.image.versions import diff, promotion, store
+from vmrunner.image.versions import verify as verifying
+from vmrunner.image.versions.promotion import Why
+from vmrunner.image.versions.proof import Proof
+from vmrunner.image.versions.store import Golden
+from vmrunner.log import Say
+from vmrunner.machine import clones
+from vmrunner.model.machine import Shape
+
+_SNAPSHOT = 600.0  # seconds
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The host that versions are tried on. `slow`: it emulates the machines' processors."""
+
+    hypervisor: Hypervisor
+    settings: HostConfig
+    versions: Mapping[str, str]  # of libvirt and QEMU
+    slow: bool
+    say: Say
+
+    def verify(self, golden: Golden) -> Proof:
+        """See verify.verify."""
+        return verifying.verify(self.hypervisor, self.settings, golden, self.versions, slow=self.slow, say=self.say)
+
+    def go_live(self, golden: Golden) -> None:
+        """Verify a version, make the snapshots that machines will be cloned from, switch to it: the next machine is as quick as the last.
+
+        Raises ImageError where it is not good; it stays published then, and is not current.
+        """
+        proof = self.verify(golden)
+        if not proof.is_good:
+            raise ImageError(
+                f"The image {golden.name} {golden.version} is not good, and was not promoted: {proof.said}.",
+                f"`vmrunner image verify {golden.id}` shows all that was looked at.",
+            )
+        for note in proof.notes:
+            self.say(f"{golden.name} {golden.version}: {note}")
+        self.make_snapshots(golden)
+        promotion.promote(self.settings.images_dir, golden.name, golden.version, self.say, why=Why.BUILT)
+
+    def make_snapshots(self, golden: Golden) -> None:
+        """Those that the pools want, and those that the current version has. Without one machines are booted, so a failure is only said."""
+        for shape in self.shapes(golden.name):
+            if self.hypervisor.snapshot(golden, shape):
+                continue
+            try:
+                clones.make(self.hypervisor, self.settings, golden, shape, timeout=_SNAPSHOT, say=self.say)
+            except SnapshotError as error:
+                self.say(f"No snapshot of {golden.name} {golden.version}, so its machines are booted: {error.sentence}")
+
+    def shapes(self, name: str) -> list[Shape]:
+        """The sizes of machines of an image that are, or shall be, cloned."""
+        pools = self.settings.pools.values() if isinstance(self.settings, Config) else ()
+        wanted = [pool.shape for pool in pools if pool.image == name and pool.start != "boot"]
+        known = store.current(self.settings.images_dir, name)
+        there = [each.shape for each in self.hypervisor.snapshots() if known and each.image == f"{name}/{known.version}"]
+        return list(dict.fromkeys([*wanted, *there]))
+
+    def settle(self, candidate: Golden) -> str:
+        """What becomes of a version that was built anew: live, where it is another one than the current and good; else dropped, or left.
+
+        Returns what was done, in words. Raises ImageError where it is not good.
+        """
+        images, name = self.settings.images_dir, candidate.name
+        known = store.current(images, name)
+        if known:
+            found = diff.between(known, candidate)
+            if found.is_empty and found.files is not None:
+                drop(images, candidate, self.say)
+                return f"nothing new, {known.version} stays"
+        if diff.content(candidate.manifest) in promotion.stepped_back_from(images, name):
+            drop(images, candidate, self.say)
+            return f"what there is was rolled back before, {known.version if known else 'nothing'} stays"
+        self.go_live(candidate)
+        gone = prune.prune(self.hypervisor, self.settings, name, self.settings.images.keep, self.say)
+        old = f", {len(gone.versions)} old removed" if gone.versions else ""
+        return f"{candidate.version} is current{old}"
+
+
+def used(settings: HostConfig, names: Sequence[str]) -> list[str]:
+    """The named images, or those that the pools use."""
+    pools = settings.pools.values() if isinstance(settings, Config) else ()
+    return list(names) or list(dict.fromkeys(pool.image for pool in pools))
+
+
+def only_one(images: Path, say: Say) -> AbstractContextManager[None]:
+    """Held while images are renewed: twice at once would build the same twice. Raises Busy."""
+    return lock.held(images / ".refresh.lock", "Another vmrunner renews the images", "Wait for it.", wait=0, say=say)
+
+
+def drop(images: Path, golden: Golden, say: Say) -> None:
+    """Remove a version that never was current."""
+    with promotion.changing(images, say):
+        gone = images / golden.name / f"{GONE}{golden.version}"
+        golden.directory.rename(gone)
+        shutil.rmtree(gone)

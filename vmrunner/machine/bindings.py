@@ -1,0 +1,98 @@
+"""Bindings: which live machine holds which runner's credentials, kept so that the manager can speak for a machine that died.
+
+One owner-only file for each machine in the runtime folder, which is a tmpfs: a reboot takes the machines and the credentials together.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmrunner import files
+from vmrunner.errors import ConfigError
+from vmrunner.forge.seam import Credentials, Scope
+from vmrunner.model.machine import MachineId
+
+_SUFFIX = ".binding"
+_HALVES = (f"{files.PART}*", "*.part")  # what is being written; the second is an older vmrunner's
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A machine's runner. Written before the runner is minted (then `credentials.id` is 0), so that no crash can lose its trace."""
+
+    machine: MachineId
+    pool: str
+    scope: Scope  # where the runner is registered
+    job_key: str = ""
+    credentials: Credentials = field(default=Credentials(0, "", ""))
+    ending: str = ""  # set before the machine is destroyed, for the pass that has to finish the work
+    reason: str = ""
+
+    @property
+    def is_minted(self) -> bool:
+        """Whether the forge has given the runner."""
+        return self.credentials.id != 0
+
+
+class Bindings:
+    """The folder of bindings. Raises ConfigError where it can't be written."""
+
+    def __init__(self, runtime_dir: Path, manager: str) -> None:
+        self._manager = manager
+        self._folder = runtime_dir / "bindings"
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"The folder {self._folder} can't be made: {error.strerror}.", "Run as root, or set runtime_dir.") from None
+
+    def _path(self, machine: MachineId) -> Path:
+        return self._folder / f"{machine}{_SUFFIX}"
+
+    def save(self, binding: Binding) -> None:
+        """Write one, all of it or nothing of it."""
+        plain = {
+            "pool": binding.pool,
+            "scope": str(binding.scope),
+            "job": binding.job_key,
+            "id": binding.credentials.id,
+            "uuid": binding.credentials.uuid,
+            "token": binding.credentials.token,
+            "ending": binding.ending,
+            "reason": binding.reason,
+        }
+        path = self._path(binding.machine)
+        try:
+            files.write_whole(path, json.dumps(plain), 0o600)
+        except OSError as error:
+            raise ConfigError(f"The file {path} can't be written: {error.strerror}.", "Check runtime_dir: its owner, its space.") from None
+
+    def find(self, machine: MachineId) -> Binding | None:
+        """One machine's; None where there is none that can be read."""
+        try:
+            plain = json.loads(self._path(machine).read_bytes())
+            credentials = Credentials(int(plain["id"]), str(plain["uuid"]), str(plain["token"]))
+            scope = Scope.parse(plain["scope"])
+            return Binding(machine, plain["pool"], scope, plain["job"], credentials, plain["ending"], plain["reason"])
+        except OSError:
+            return None
+        except (ValueError, KeyError, TypeError, ConfigError):
+            self.drop(machine)  # written as a whole or not at all, so this is not ours to mend: the runner's record is swept as a stray
+            return None
+
+    def all(self) -> tuple[Binding, ...]:
+        """Every binding of this manager."""
+        names = sorted(path.name for path in self._folder.glob(f"*{_SUFFIX}"))
+        machines = (MachineId.of(self._manager, name) for name in names)
+        return tuple(found for machine in machines if machine and (found := self.find(machine)))
+
+    def sweep(self) -> None:
+        """Delete what a killed process had not written to its end: it may hold a token. Call it under the manager's lock."""
+        for pattern in _HALVES:
+            for part in self._folder.glob(pattern):
+                part.unlink(missing_ok=True)
+
+    def drop(self, machine: MachineId) -> None:
+        """Forget one; one that is gone is fine."""
+        self._path(machine).unlink(missing_ok=True)

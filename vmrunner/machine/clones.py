@@ -1,0 +1,168 @@
+"""Which snapshot a machine is started from, when one is made, and which ones are not to be used any more."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from vmrunner import files, lock
+from vmrunner.config import HostConfig
+from vmrunner.errors import SnapshotError
+from vmrunner.hypervisor.seam import Hypervisor, Snapshot
+from vmrunner.image.versions.store import Golden
+from vmrunner.log import Say
+from vmrunner.machine import seed
+from vmrunner.machine.ownership import LOCK_WAIT, owning
+from vmrunner.manager.observed import retry_at
+from vmrunner.model.machine import NO_LIMITS, Limits, MachineId, Metadata, Shape
+
+_FIRST_WAIT, _LONGEST_WAIT = 600.0, 86400.0  # seconds until one that failed is made again
+_UNUSED = 7 * 86400.0  # seconds until one that no machine is cloned from goes
+_USE_COUNTS = 60.0  # seconds; uses are written down once in this time
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a snapshot could not be made, or was given up."""
+
+    cause: str
+    count: int
+    at: float  # unix seconds
+
+
+@dataclass
+class _Memory:
+    failed: dict[str, Failure]
+    used: dict[str, float]  # unix seconds
+
+
+class Shelf:
+    """What is known about snapshots beside the files themselves, by key: failures and last uses, kept in `snapshots.json`.
+
+    It is a memory only: it does without where the file can't be written, and of two processes that write at once one wins.
+    """
+
+    def __init__(self, state_dir: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path, self.clock = state_dir / "snapshots.json", clock
+        self._lock = threading.Lock()
+
+    def _read(self) -> _Memory:
+        try:
+            plain = json.loads(self._path.read_text(encoding="utf-8"))
+            failed = {key: Failure(**each) for key, each in plain["failed"].items()}
+            return _Memory(failed, {key: float(at) for key, at in plain["used"].items()})
+        except (OSError, ValueError, TypeError, AttributeError, KeyError):
+            return _Memory({}, {})
+
+    def _write(self, memory: _Memory) -> None:
+        with suppress(OSError):
+            files.write_whole(self._path, json.dumps(asdict(memory)))
+
+    def again_at(self, failure: Failure) -> float:
+        """When it is tried again, in unix seconds."""
+        return retry_at(failure.at, failure.count, _FIRST_WAIT, _LONGEST_WAIT, self.clock())
+
+    def failure(self, key: str) -> Failure | None:
+        """Why this one is not used now."""
+        failure = self._read().failed.get(key)
+        return failure if failure and self.again_at(failure) > self.clock() else None
+
+    def failed(self, key: str, cause: str) -> None:
+        """Remember why."""
+        with self._lock:
+            memory = self._read()
+            before = memory.failed.get(key)
+            memory.failed[key] = Failure(cause, before.count + 1 if before else 1, self.clock())
+            self._write(memory)
+
+    def works(self, key: str) -> None:
+        """A machine was cloned from it: forget its failures. That one could be made says nothing yet."""
+        with self._lock:
+            memory = self._read()
+            if memory.failed.pop(key, None) or abs(self.clock() - memory.used.get(key, 0.0)) > _USE_COUNTS:
+                memory.used[key] = self.clock()
+                self._write(memory)
+
+    def last_use(self, snapshot: Snapshot) -> float:
+        """In unix seconds; making it counts."""
+        return max(snapshot.made_at, self._read().used.get(snapshot.key, 0.0))
+
+
+def prune(hypervisor: Hypervisor, shelf: Shelf, made: Snapshot) -> list[str]:
+    """Drop those that no machine has been cloned from for a week, and those that do not fit this host's QEMU and libvirt any more.
+
+    `made` was made just now. Machines that run keep their files open. Returns the keys.
+    """
+    old = [
+        each.key
+        for each in hypervisor.snapshots()
+        if each.key != made.key
+        and ((each.qemu, each.libvirt) != (made.qemu, made.libvirt) or shelf.clock() - shelf.last_use(each) > _UNUSED)
+    ]
+    for key in old:
+        hypervisor.drop_snapshot(key)
+    return old
+
+
+def clone(
+    hypervisor: Hypervisor, shelf: Shelf, golden: Golden, shape: Shape, metadata: Metadata, limits: Limits = NO_LIMITS
+) -> Metadata | None:
+    """A paused clone; None where the machine is to be booted: there is no snapshot, or it can't be used.
+
+    One that can't be used is retired, and nothing of the machine is left.
+    """
+    snapshot = hypervisor.snapshot(golden, shape)
+    if snapshot is None:
+        return None
+    try:
+        hypervisor.create_overlay(metadata.machine, golden, shape.disk_gib, snapshot)
+        metadata = replace(metadata, overlay_at=shelf.clock(), snapshot=snapshot.key)
+        hypervisor.start(golden, shape, metadata, snapshot, limits)
+    except SnapshotError as error:
+        hypervisor.destroy(metadata.machine)
+        shelf.failed(snapshot.key, error.sentence)
+        hypervisor.drop_snapshot(snapshot.key)
+        return None
+    shelf.works(snapshot.key)
+    return metadata
+
+
+def make(
+    hypervisor: Hypervisor,
+    settings: HostConfig,
+    golden: Golden,
+    shape: Shape,
+    *,
+    timeout: float,
+    say: Say,
+    clock: Callable[[], float] = time.time,
+) -> Snapshot:
+    """Make the snapshot for such machines. Its machine is owned by this process: passes leave it alone, and sweep it if we are killed.
+
+    Raises SnapshotError and the like; nothing is left of the machine then.
+    """
+    machine, shelf = MachineId.new(hypervisor.manager), Shelf(settings.state_dir, clock)
+    key = hypervisor.snapshot_key(golden, shape)
+    with lock.exclusive(settings.runtime_dir, f"{settings.manager}-snapshot", wait=timeout, say=say):
+        if found := hypervisor.snapshot(golden, shape):  # by another process meanwhile
+            return found
+        with ExitStack() as stack:
+            with lock.exclusive(settings.runtime_dir, settings.manager, wait=LOCK_WAIT, say=say):
+                stack.enter_context(owning(settings.runtime_dir, machine))
+                hypervisor.prepare(golden)
+            try:
+                say(f"snapshot {key}: booting {machine}")
+                made = hypervisor.make_snapshot(golden, shape, machine, seed.iso(machine, seed.wait_script(), None), timeout, say)
+            except SnapshotError as error:
+                shelf.failed(key, error.sentence)
+                raise
+            finally:
+                hypervisor.destroy(machine)
+        for old in prune(hypervisor, shelf, made):
+            say(f"snapshot {old}: dropped, nobody uses it any more")
+        return made

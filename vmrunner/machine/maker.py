@@ -1,0 +1,155 @@
+"""Creating a machine, and binding a warm one to a job: all of it or nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Interface
+
+from vmrunner.config import PoolConfig
+from vmrunner.errors import ForgeDenied, ForgeNotFound, ImageError
+from vmrunner.forge.seam import Credentials, Forge, Job, Scope
+from vmrunner.hypervisor.seam import File, Hypervisor
+from vmrunner.image.versions.store import Golden
+from vmrunner.machine import clones, seed
+from vmrunner.machine.bindings import Binding, Bindings
+from vmrunner.machine.clones import Shelf
+from vmrunner.model.machine import MachineId, Metadata
+from vmrunner.network.addresses import Addresses
+from vmrunner.network.policy import pool_policy
+from vmrunner.runner_config import KNOWN_FROM, dotted, too_old
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes machines of one pool. `ca` is PEM text for the guest, `forge_address` what its /etc/hosts says of the forge; both may be empty.
+    `clock` gives unix seconds.
+    """
+
+    hypervisor: Hypervisor
+    forge: Forge
+    bindings: Bindings
+    addresses: Addresses
+    shelf: Shelf
+    pool_name: str
+    pool: PoolConfig
+    ca: str
+    forge_address: str
+    clock: Callable[[], float]
+
+    def create(self, machine: MachineId, golden: Golden, job: Job | None, scopes: tuple[Scope, ...]) -> Metadata:
+        """Clone, mint a runner in the first of the scopes that permits it, write the seed, start. Without scopes: a warm machine.
+
+        Whatever fails, what was made before it is undone; a killed process leaves only what carries the machine's name, which the next
+        pass sweeps.
+        """
+        self._check(golden)
+        created_at, address = self.clock(), self.addresses.take(machine)
+        image = golden.id
+        with ExitStack() as revert:
+            revert.callback(self.hypervisor.destroy, machine)
+            binding = self._mint(machine, job, scopes, revert) if scopes else None
+            metadata = Metadata(machine, self.pool_name, image, created_at, address=str(address), network=pool_policy(self.pool_name))
+            clone = None
+            if self.pool.start != "boot":
+                clone = clones.clone(self.hypervisor, self.shelf, golden, self.pool.shape, metadata, self.pool.limits)
+            if clone is None:
+                self.hypervisor.create_overlay(machine, golden, self.pool.shape.disk_gib)
+                metadata, script = replace(metadata, overlay_at=self.clock()), seed.wait_script()
+                if binding:
+                    metadata, script = _bound(metadata, binding, job, created_at), self._job_script(machine, binding.credentials, job)
+                ipv6 = self.addresses.beside(address)
+                self.hypervisor.put(machine, File.SEED, seed.iso(machine, script, address if binding else None, ipv6))
+                self.hypervisor.start(golden, self.pool.shape, metadata, limits=self.pool.limits)
+            elif binding:
+                metadata = self._let_go(_bound(clone, binding, job, created_at), binding, job)
+            else:
+                metadata = replace(clone, parked_at=self.clock())
+                script = seed.rehearsal_script(self.forge.kind, machine, self.pool.job_user, self.pool.runner or "")
+                self.hypervisor.bind(metadata, seed.iso(machine, script, None, rehearsal=True))
+            revert.pop_all()
+        return metadata
+
+    def bind(self, metadata: Metadata, job: Job, scopes: tuple[Scope, ...]) -> Metadata:
+        """Give a warm machine the runner for this job. If that fails the machine is destroyed: it may have seen credentials."""
+        with ExitStack() as revert:
+            revert.callback(self.hypervisor.destroy, metadata.machine)
+            binding = self._mint(metadata.machine, job, scopes, revert)
+            metadata = self._let_go(_bound(metadata, binding, job, self.clock()), binding, job)
+            revert.pop_all()
+        return metadata
+
+    def _let_go(self, metadata: Metadata, binding: Binding, job: Job | None) -> Metadata:
+        script = self._job_script(metadata.machine, binding.credentials, job)
+        address = IPv4Interface(metadata.address)
+        self.hypervisor.bind(metadata, seed.iso(metadata.machine, script, address, self.addresses.beside(address)))
+        return metadata
+
+    def _check(self, golden: Golden) -> None:
+        wanted = seed.RUNNERS[self.forge.kind]
+        name = self.pool.runner
+        found = golden.manifest.runners.get(name) if name else golden.manifest.runner
+        if found is None or found.kind != wanted:
+            has = found.kind if found else "no runner"
+            called = f" called {name}" if name else ""
+            raise ImageError(
+                f"The image {golden.name} carries {has}{called}; a {self.forge.kind} forge needs {wanted}.",
+                f"Build an image whose recipe has that [{f'runners.{name}' if name else 'runner'}].",
+            )
+        if self.pool.runner_config and too_old(self.forge.kind, found.version):
+            raise ImageError(
+                f"The image {golden.name} carries {wanted} {found.version}, which may pass over keys of the pool's runner_config.",
+                f"Those keys are known of {wanted} {dotted(KNOWN_FROM[self.forge.kind])} and newer: build the image with such a one.",
+            )
+
+    def _mint(self, machine: MachineId, job: Job | None, scopes: tuple[Scope, ...], revert: ExitStack) -> Binding:
+        """An ephemeral runner and its binding. The binding is written first, so that the record is found wherever we die."""
+        for scope in scopes:
+            binding = Binding(machine, self.pool_name, scope, job.key if job else "")
+            self.bindings.save(binding)
+            revert.callback(self.bindings.drop, machine)
+            try:
+                credentials = self.forge.create_runner(scope, str(machine), self.pool.label_names)
+            except (ForgeDenied, ForgeNotFound):
+                if scope == scopes[-1]:
+                    raise
+                continue
+            revert.callback(self.forge.delete_runner, scope, credentials.id)
+            binding = replace(binding, credentials=credentials)
+            self.bindings.save(binding)
+            return binding
+        raise ValueError("a runner needs a scope")
+
+    def _job_script(self, machine: MachineId, credentials: Credentials, job: Job | None) -> str:
+        return seed.job_script(
+            seed.Job(
+                kind=self.forge.kind,
+                url=self.forge.url,
+                machine=machine,
+                credentials=credentials,
+                labels=self.pool.labels,
+                job_timeout=self.pool.job_timeout,
+                pickup_timeout=self.pool.pickup_timeout,
+                ca=self.ca,
+                forge_address=self.forge_address,
+                handle=job.handle if job else "",
+                user=self.pool.job_user,
+                runner=self.pool.runner or "",
+                registry_mirror=self.pool.registry_mirror or "",
+                proxy=self.pool.proxy or "",
+                no_proxy=self.pool.no_proxy,
+                runner_config=self.pool.runner_config,
+            )
+        )
+
+
+def _bound(metadata: Metadata, binding: Binding, job: Job | None, at: float) -> Metadata:
+    return replace(
+        metadata,
+        bound_at=at,
+        runner_id=binding.credentials.id,
+        scope=str(binding.scope),
+        job_key=binding.job_key,
+        queued_at=job.queued_at.timestamp() if job and job.queued_at else 0.0,
+    )

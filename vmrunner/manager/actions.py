@@ -1,0 +1,98 @@
+"""What a pass can do, as records: `plan` makes them, the manager carries them out in this order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmrunner.forge.seam import Job, RunnerRecord, Scope
+from vmrunner.model.machine import Ending, Machine, MachineId, Metadata
+
+
+@dataclass(frozen=True)
+class Note:
+    """Write what was seen into the domain's metadata, so that the next pass knows since when. `job` is the one that runs on it."""
+
+    machine: Machine
+    metadata: Metadata
+    job: Job | None = None
+
+
+@dataclass(frozen=True)
+class DropSeed:
+    """The guest has read this seed: delete it from the host."""
+
+    machine: MachineId
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A parked clone has rehearsed a job's start: it uses no processor until its job comes."""
+
+    machine: MachineId
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Destroy what is left of a machine, settle its job and its runner at the forge, and write its line of history.
+
+    `job` is what the forge shows on it: it will be failed. With `if_idle` the machine must be without a job: that is checked once more
+    after its runner was told to take none. With `had_none` its runner never had one: it has its record, which would have gone with it.
+    """
+
+    machine: MachineId
+    ending: Ending
+    reason: str
+    seen: Machine | None = None
+    job: Job | None = None
+    has_record: bool = False
+    if_idle: bool = False
+    had_none: bool = False
+
+
+@dataclass(frozen=True)
+class DeleteRunner:
+    """Delete a runner record that no machine explains."""
+
+    scope: Scope
+    runner: RunnerRecord
+
+
+@dataclass(frozen=True)
+class Bind:
+    """Give a warm machine the runner for this job. `fallback` is where to register it if the forge does not permit `scope`."""
+
+    metadata: Metadata  # of the warm machine
+    pool: str
+    job: Job
+    scope: Scope
+    fallback: Scope
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start a machine: for a job, or registered and idle (`scope` without a job), or warm (neither)."""
+
+    pool: str
+    job: Job | None = None
+    scope: Scope | None = None
+    fallback: Scope | None = None
+
+
+Action = Note | DropSeed | Pause | Finish | DeleteRunner | Bind | Start
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A waiting job, and why it waits."""
+
+    job: Job
+    reason: str
+    pool: str = ""  # the one that will serve it, if there is one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The next actions in their order, and why each waiting job waits once they are done."""
+
+    actions: tuple[Action, ...]
+    waits: tuple[Wait, ...]

@@ -1,0 +1,144 @@
+"""What a pass knows when it decides: the pools as configured, and the hypervisor and the forge as they were seen. Pure records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from vmrunner.forge.seam import Job, JobState, RunnerRecord, Scope, ScopeKind
+from vmrunner.machine.bindings import Binding
+from vmrunner.model.machine import Capacity, Machine, MachineId, Shape
+
+INSTANCE = Scope(ScopeKind.INSTANCE)
+
+
+class Drain(Enum):
+    """Whether a pool is being taken down."""
+
+    NO = 0
+    IDLE = 1  # no new machines, idle ones go, busy ones finish
+    ALL = 2  # busy ones go, too
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """A pool whose machines failed one after the other: no new one before `until` (unix seconds)."""
+
+    failures: int
+    until: float
+    last: str  # the last failure's reason
+
+
+@dataclass(frozen=True)
+class Desired:
+    """One pool as configured, and what is known about it. Times in seconds."""
+
+    pool: str
+    scopes: tuple[Scope, ...]
+    labels: frozenset[str]
+    shape: Shape
+    max: int
+    boot_timeout: float
+    pickup_timeout: float
+    job_timeout: float
+    teardown_timeout: float
+    warm: int = 0
+    register_idle: int = 0
+    priority: int = 0
+    image: str = ""  # name/version that new machines start from; empty where it is not known
+    image_built: float = 0.0  # unix seconds; 0 where it is not known
+    image_note: str = ""  # that it was rolled back, or should be, or lacks what the labels need
+    snapshot: str = ""  # what is to be said of its snapshot: why there is none, where there should be one
+    needs_snapshot: bool = False  # no machine is started before there is one
+    missing_snapshot: str = ""  # the key of one that should be made now
+    drain: Drain = Drain.NO
+    backoff: Backoff | None = None
+    typical_boot: float = 0.0  # 0 where none has booted yet
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of the host the machines may take."""
+
+    cpu_overcommit: float
+    memory_reserve_mib: int
+    disk_floor_mib: int
+    disk_guard_mib: int = 0  # with less free space than that the newest machine goes
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What one scope at the forge shows. With a `problem` it could not be asked, and its emptiness means nothing."""
+
+    jobs: tuple[Job, ...] = ()
+    runners: tuple[RunnerRecord, ...] = ()
+    problem: str = ""
+    hint: str = ""  # what to do about the problem
+
+
+@dataclass(frozen=True)
+class Observed:
+    """All machines and bindings of this manager, and every scope that they or the pools name.
+
+    Machines are seen first, runners then, jobs last: a machine's record is never newer than the list of records.
+    """
+
+    machines: tuple[Machine, ...]
+    queues: Mapping[Scope, Queue]
+    binds_jobs: bool  # see Forge
+    capacity: Capacity
+    bindings: tuple[Binding, ...] = ()
+    started: frozenset[str] = frozenset()  # names of machines whose creation was completed and whose end is not in the history yet
+    held: Mapping[str, float] = field(default_factory=dict)  # job key -> until when the forge is believed to hold it back
+
+
+def retry_at(last: float, count: int, first: float, longest: float, now: float) -> float:
+    """When to try again what has failed `count` times in a row: after `first` seconds, then each time twice as long.
+
+    A failure from the future says that the clock was set back: at once.
+    """
+    return last + min(first * 2.0 ** min(count - 1, 20), longest) if last <= now else now
+
+
+class View:
+    """Look-ups over one observation."""
+
+    def __init__(self, observed: Observed) -> None:
+        self.binds_jobs = observed.binds_jobs
+        self.bindings = {binding.machine: binding for binding in observed.bindings}
+        self.answered = {scope: queue for scope, queue in observed.queues.items() if not queue.problem}
+        self.problems = [queue.problem for queue in observed.queues.values() if queue.problem]
+        self.records: dict[int, RunnerRecord] = {}
+        self.record_scope: dict[int, Scope] = {}
+        self.jobs: dict[str, Job] = {}
+        self.visible: dict[str, set[Scope]] = {}  # job key -> the scopes that show it
+        for scope, queue in self.answered.items():
+            for record in queue.runners:
+                self.records[record.id] = record
+                self.record_scope.setdefault(record.id, scope)
+            for job in queue.jobs:
+                known = self.jobs.get(job.key)
+                # Two scopes were asked one after the other, and a job only ever goes on.
+                if known is None or known.state is not JobState.RUNNING:
+                    self.jobs[job.key] = job
+                self.visible.setdefault(job.key, set()).add(scope)
+        self._by_runner = {job.runner_name: job for job in self.jobs.values() if job.state is JobState.RUNNING and job.runner_name}
+
+    def answers(self, scope: Scope) -> bool:
+        """Whether the forge told about this scope."""
+        return scope in self.answered or INSTANCE in self.answered
+
+    def job_on(self, machine: MachineId, job_key: str) -> Job | None:
+        """The job that the forge shows on this machine."""
+        if self.binds_jobs:
+            job = self.jobs.get(job_key)
+            return job if job and job.state is JobState.RUNNING else None
+        return self._by_runner.get(str(machine))
+
+    def is_busy(self, machine: Machine) -> bool:
+        """Whether the forge shows a job on this machine, be it known which or not."""
+        if machine.metadata is None:
+            return False
+        record = self.records.get(machine.metadata.runner_id)
+        return self.job_on(machine.id, machine.metadata.job_key) is not None or bool(record and record.busy)

@@ -1,0 +1,65 @@
+"""The machines' addresses: each machine has one of the subnet for its life, and no DHCP server is asked for it.
+
+Where they have IPv6, too, that address follows from this one, so that only one is to be kept.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Container
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from pathlib import Path
+
+from vmrunner.errors import ConfigError, HypervisorError
+from vmrunner.model.machine import MachineId
+
+_FOLDER = "addresses"
+
+
+def gateway(subnet: IPv4Network | IPv6Network) -> IPv4Address | IPv6Address:
+    """The host's own address in the machines' network: gateway and, by IPv4, name server."""
+    return subnet.network_address + 1
+
+
+def paired(address: IPv4Interface, prefix: IPv6Network | None) -> IPv6Interface | None:
+    """The IPv6 address of the machine with this IPv4 one: the same host number within the prefix, or none where there is none."""
+    if prefix is None:
+        return None
+    number = int(address.ip) - int(address.network.network_address)
+    return IPv6Interface(f"{prefix[number]}/{prefix.prefixlen}")
+
+
+class Addresses:
+    """Who has which address: one file for each, named after it, in the runtime folder. Every process of a manager shares it."""
+
+    def __init__(self, runtime_dir: Path, subnet: IPv4Network, ipv6: IPv6Network | None = None) -> None:
+        self._folder, self._subnet, self._ipv6 = runtime_dir / _FOLDER, subnet, ipv6
+
+    def take(self, machine: MachineId) -> IPv4Interface:
+        """A free address, with the subnet's prefix length. Raises HypervisorError where none is left."""
+        room = self._subnet.num_addresses - 3  # without network, gateway and broadcast
+        first = zlib.crc32(str(machine).encode())  # spread out, so that an address is not used again at once
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for number in range(room):
+                address = self._subnet.network_address + 2 + (first + number) % room
+                with suppress(FileExistsError):
+                    with os.fdopen(os.open(self._folder / str(address), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+                        file.write(str(machine))
+                    return IPv4Interface(f"{address}/{self._subnet.prefixlen}")
+        except OSError as error:
+            raise ConfigError(f"The address of {machine} can't be noted: {error.strerror}.", "Check runtime_dir.") from None
+        raise HypervisorError(f"All {room} addresses of {self._subnet} are taken.", "Set libvirt.subnet to a wider network.")
+
+    def beside(self, address: IPv4Interface) -> IPv6Interface | None:
+        """The IPv6 address of the machine that has this one; none where machines have no IPv6."""
+        return paired(address, self._ipv6)
+
+    def sweep(self, living: Container[str]) -> None:
+        """Give back the addresses of all machines but these. Call it under the manager's lock."""
+        for path in sorted(self._folder.glob("*")):
+            with suppress(OSError):
+                if path.read_text() not in living:
+                    path.unlink()
