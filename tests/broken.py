@@ -23,9 +23,11 @@ from tests.ground import Ground, lay
 from tests.prepare import GITEA, IMAGES
 from tests.soak import serve
 from vmrunner.errors import ImageError
-from vmrunner.image.versions import promotion, store
+from vmrunner.files import digest
+from vmrunner.image.versions import promotion
 from vmrunner.image.versions.promotion import Why
-from vmrunner.image.versions.store import DISK, MANIFEST
+from vmrunner.image.versions.store import MANIFEST
+from vmrunner.model.image import DISK
 
 NAME, GOOD, BAD = "trial", "20260101-good", "20260102-bad"
 JOB = "  job{number}:\n    runs-on: [debian-12]\n    steps:\n      - run: echo job{number} ran\n"
@@ -38,7 +40,7 @@ def with_file(folder: Path, part: str, content: Path) -> None:
     (folder / part).unlink()
     shutil.move(content, folder / part)
     manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"][part] = store.digest(folder / part)
+    manifest["files"][part] = digest(folder / part)
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 

@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from vmrunner.files import digest
 from vmrunner.image.build import apt
 from vmrunner.image.recipe import recipe
-from vmrunner.image.versions import store
 
 NAME = "tests/base:1"
 ARCHIVE = Path(__file__).parent / "images" / "base.tar"
@@ -47,7 +47,7 @@ def _lay(cache: Path, place: Path, make: Callable[[], bytes]) -> None:
         part = cache.with_suffix(".part")
         part.write_bytes(make())
         part.replace(cache)
-    if not place.exists() or store.digest(place) != store.digest(cache):
+    if not place.exists() or digest(place) != digest(cache):
         shutil.copyfile(cache, place)
 
 

@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
-from vmrunner.forge.seam import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
 from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Output, Residue, Snapshot, Volume, image_stem
-from vmrunner.image.versions.store import DISK, MANIFEST, Golden
+from vmrunner.image.versions.store import MANIFEST
 from vmrunner.log import Say
-from vmrunner.machine.bindings import Binding, Bindings
+from vmrunner.machine.bindings import Bindings
+from vmrunner.model.binding import Binding
+from vmrunner.model.image import DISK, Golden
+from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
 from vmrunner.model.machine import NO_LIMITS, Capacity, EventKind, GuestEvent, Limits, Machine, MachineId, Metadata, Shape
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vmrunner.image.recipe import lock
-from vmrunner.image.recipe.packages import Package
-from vmrunner.image.versions.store import CURRENT, DISK, LOCK, MANIFEST, Golden, Manifest
+from vmrunner.image.versions.store import CURRENT, LOCK, MANIFEST
+from vmrunner.model.image import DISK, Golden, Manifest, Package
 
 
 def sha(text: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vmrunner import files
 from vmrunner.image.versions import promotion, proof, store
 from vmrunner.image.versions.promotion import Why
 from vmrunner.image.versions.proof import Check, Proof
-from vmrunner.image.versions.store import DISK, MANIFEST, Golden
+from vmrunner.image.versions.store import MANIFEST
+from vmrunner.model.image import DISK, Golden
 
 
 def publish(
@@ -22,7 +24,7 @@ def publish(
         "name": name,
         "version": version,
         "recipe_digest": "0",
-        "files": {DISK: store.digest(folder / DISK)},
+        "files": {DISK: files.digest(folder / DISK)},
         "packages": {},
         "built_at": "2026-01-01T00:00:00+00:00",
         "vmrunner_version": "0",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests import containers
+from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image.build import apt, bootstrap, build, downloads, kernel, paths, programs, stock, tree
 from vmrunner.image.build import containers as laying
@@ -32,7 +33,7 @@ SHAPING = [
     Path(str(module.__file__)) for module in (apt, bootstrap, build, downloads, kernel, laying, paths, programs, recipe, stock, tree)
 ]
 BUILDER = "".join(
-    store.digest(path) for path in [*SHAPING, *sorted(path for path in (folder("images") / "guest").iterdir() if path.suffix != ".py")]
+    files.digest(path) for path in [*SHAPING, *sorted(path for path in (folder("images") / "guest").iterdir() if path.suffix != ".py")]
 )
 
 

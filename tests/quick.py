@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.prepare import GITEA, IMAGES
+from vmrunner.files import digest
 from vmrunner.image.versions import store
-from vmrunner.image.versions.store import Golden
+from vmrunner.model.image import Golden
 
 QUICK = "test-quick"
 _ARGUMENTS = "console=ttyS0 quiet mitigations=off net.ifnames=0 panic=1"
@@ -129,7 +130,7 @@ def make(images: Path) -> Golden:
         (folder / part).symlink_to(golden.directory / part)
     (folder / "initrd").unlink()
     (folder / "initrd").write_bytes(_initrd(gzip.decompress((golden.directory / "initrd").read_bytes())))
-    files = golden.manifest.files | {"initrd": store.digest(folder / "initrd")}
+    files = golden.manifest.files | {"initrd": digest(folder / "initrd")}
     changed = {"name": QUICK, "files": files, "kernel_arguments": _ARGUMENTS}
     (folder / "manifest.json").write_text(json.dumps(golden.manifest.model_dump() | changed))
     (images / QUICK / "current").symlink_to(golden.version)

@@ -23,6 +23,7 @@ from tests import interrupted, stock
 from tests.prepare import IMAGES, say
 from vmrunner.config import HostConfig, LibvirtConfig, NetworkConfig
 from vmrunner.errors import ImageError
+from vmrunner.files import digest
 from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.seam import Output
 from vmrunner.image.build import build
@@ -30,7 +31,7 @@ from vmrunner.image.build import stock as stock_image
 from vmrunner.image.recipe import recipe
 from vmrunner.image.recipe.recipe import Recipe, Script, StockSource
 from vmrunner.image.versions import store
-from vmrunner.image.versions.store import Golden
+from vmrunner.model.image import Golden
 from vmrunner.resources import folder
 
 STORE = IMAGES.parents[1] / "recipes" / IMAGES.name
@@ -77,7 +78,7 @@ def noted(figures: dict[str, Any]) -> dict[str, Any]:
 def from_stock() -> Recipe:
     """debian-12 with a stock image (see tests.stock) in the place of the bootstrap."""
     base, path = recipe.load("debian-12"), stock.ensure(stock.SUITE, say)
-    return base.model_copy(update={"name": STOCK, "stock": StockSource(path=path, sha256=store.digest(path))})
+    return base.model_copy(update={"name": STOCK, "stock": StockSource(path=path, sha256=digest(path))})
 
 
 def boot(golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]) -> int:

@@ -27,16 +27,16 @@ import libvirt
 
 from tests.fakes import FakeRunner
 from tests.world import POOL, World
-from vmrunner.forge.seam import Credentials, Job, JobState, RunnerRecord, Scope
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.seam import File
-from vmrunner.machine.bindings import Binding
 from vmrunner.manager.actions import Plan
 from vmrunner.manager.history import History, Record
 from vmrunner.manager.manager import Manager
 from vmrunner.manager.observed import Desired, Limits, Observed, Queue
 from vmrunner.manager.plan import plan
 from vmrunner.manager.serve import Server
+from vmrunner.model.binding import Binding
+from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope
 from vmrunner.model.machine import Capacity, Ending, EventKind, GuestEvent, Machine, MachineId, Metadata, Shape
 from vmrunner.render import xml
 

@@ -28,11 +28,12 @@ from vmrunner import config
 from vmrunner.errors import VmrunnerError
 from vmrunner.forge.connect import connect
 from vmrunner.hypervisor.host import open_host
-from vmrunner.machine.bindings import Binding, Bindings
+from vmrunner.machine.bindings import Bindings
 from vmrunner.manager import manager as passes
 from vmrunner.manager.history import History
 from vmrunner.manager.manager import Manager
 from vmrunner.manager.observed import Drain
+from vmrunner.model.binding import Binding
 
 LIBVIRTD = Path("/run/libvirtd.pid")
 FAULT_HEADER = "X-Fault"  # what the proxy between manager and forge shall do to this request

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from vmrunner.image.versions import store
+from vmrunner.files import digest
 
 CACHE = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "stock"
 SUITE = "bookworm"
@@ -73,7 +73,7 @@ def ensure(suite: str, say: Say) -> Path:
     path = cached(suite)
     note = path.with_suffix(".sha256")
     try:
-        if store.digest(path) == note.read_text():
+        if digest(path) == note.read_text():
             return path
     except OSError:
         pass
@@ -81,7 +81,7 @@ def ensure(suite: str, say: Say) -> Path:
     for old in CACHE.glob(f"{suite}-*"):
         old.unlink()
     build(suite, path, say)
-    note.write_text(store.digest(path))
+    note.write_text(digest(path))
     return path
 
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from tests.fakes import Clock, Doom, FakeBindings, FakeForge, FakeHypervisor, FakeLog
 from vmrunner.config import Config
-from vmrunner.forge.seam import JobState
 from vmrunner.hypervisor.seam import Snapshot
 from vmrunner.image.versions import store
 from vmrunner.machine import clones
 from vmrunner.manager.history import History
 from vmrunner.manager.manager import Manager
+from vmrunner.model.job import JobState
 from vmrunner.model.machine import EventKind, MachineId, Phase, may_follow
 
 MANIFEST = {

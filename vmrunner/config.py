@@ -8,7 +8,6 @@ import socket
 import stat
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -19,9 +18,10 @@ from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vmrunner.errors import ConfigError, VmrunnerError
-from vmrunner.forge.seam import Scope
+from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
 from vmrunner.model.machine import Limits, Shape
+from vmrunner.model.secret import Secret
 from vmrunner.network.policy import CLOSED6, UNIQUE_LOCAL, Bounds, Destination, Policy, Reach, pool_policy
 from vmrunner.resources import folder
 from vmrunner.runner_config import fault
@@ -384,6 +384,11 @@ class Config(HostConfig):
         return self
 
     @property
+    def webhook_heard(self) -> Path:
+        """The file whose time is when the forge's webhook was heard last."""
+        return self.runtime_dir / f"{self.manager}.webhook"
+
+    @property
     def policies(self) -> tuple[Policy, ...]:
         """See HostConfig."""
         return super().policies + tuple(Policy(pool_policy(name), pool.network, pool.destinations) for name, pool in self.pools.items())
@@ -434,16 +439,6 @@ def load(path: Path) -> Config:
 def load_host(path: Path) -> HostConfig:
     """The configuration for commands that need no forge: the defaults where there is no file at the default place."""
     return HostConfig() if path == DEFAULT_PATH and not path.exists() else load(path)
-
-
-@dataclass(frozen=True)
-class Secret:
-    """A token that repr() and logs never show."""
-
-    value: str
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
 
 
 def forge_token(config: ForgeConfig, warn: Callable[[str], None]) -> Secret:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -52,3 +53,9 @@ def sweep(folder: Path, prefix: str = PART) -> None:
     for half in abandoned(folder, prefix):
         with suppress(OSError):
             half.unlink()
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The digest of a file, as hex."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, algorithm).hexdigest()

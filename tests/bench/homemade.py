@@ -17,6 +17,7 @@ from tests.forge.gitea import until
 from tests.prepare import CLOUD_INIT, IMAGES
 from vmrunner.image.versions import store
 from vmrunner.machine import seed
+from vmrunner.model.image import DISK
 from vmrunner.model.machine import MachineId
 
 _BEGAN = "vmrunner-bench-began"
@@ -32,7 +33,7 @@ def life(address: IPv4Interface) -> tuple[float, float]:
         (folder / "seed.iso").write_bytes(seed.iso(machine, _SCRIPT, address))
         console = folder / "console"
         began = time.monotonic()
-        overlay(folder / "disk.qcow2", str((golden.directory / store.DISK).resolve()))
+        overlay(folder / "disk.qcow2", str((golden.directory / DISK).resolve()))
         # What has to be said beyond the usual: the image has no boot loader, and its kernel drives neither e1000 nor a CD-ROM.
         boot = f"kernel={golden.directory / 'vmlinuz'},initrd={golden.directory / 'initrd'},kernel_args={golden.manifest.kernel_arguments}"
         command = (

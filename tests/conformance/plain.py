@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from tests.forge.gitea import Site
-from vmrunner.image.versions.store import DISK, Golden
+from vmrunner.model.image import DISK, Golden
 
 RUNNER = Path(__file__).parents[1] / "runner" / "gitea-runner"
 _SCRIPT = Path(__file__).with_name("plain.sh")

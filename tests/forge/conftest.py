@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.forge.double import Double
-from vmrunner.config import ForgeConfig, Secret
+from vmrunner.config import ForgeConfig
 from vmrunner.forge.connect import connect
 from vmrunner.forge.seam import Forge
+from vmrunner.model.secret import Secret
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ import pytest
 
 from tests.forge.double import Double
 from tests.forge.gitea import ADMIN, Repository, Site, until
-from vmrunner.config import Secret
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.http import Http
-from vmrunner.forge.seam import Credentials, Forge, Job, JobState, Scope, Sought
+from vmrunner.forge.seam import Forge
+from vmrunner.model.job import Credentials, Job, JobState, Scope, Sought
+from vmrunner.model.secret import Secret
 
 ORGANISATION, REPOSITORY = "behaviour", "behaviour/r1"
 SCOPES = [Scope.parse(text) for text in ("instance", f"organisation:{ORGANISATION}", "user", f"repository:{REPOSITORY}")]

@@ -10,10 +10,11 @@ import pytest
 
 from tests.forge.gitea import ADMIN, Repository, Site, until
 from tests.forge.test_behaviour import INSTANCE, Runner, waiting
-from vmrunner.config import Secret
 from vmrunner.forge.gitea import Gitea
 from vmrunner.forge.http import Http
-from vmrunner.forge.seam import Credentials, Forge, Job, JobState, Scope, Sought
+from vmrunner.forge.seam import Forge
+from vmrunner.model.job import Credentials, Job, JobState, Scope, Sought
+from vmrunner.model.secret import Secret
 
 LABEL = "vm-ended"
 KINDS = ("success", "failure", "skipped")

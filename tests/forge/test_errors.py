@@ -15,7 +15,8 @@ import trustme
 from tests.forge.double import Double
 from tests.forge.gitea import Site
 from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown, ForgeUnreachable
-from vmrunner.forge.seam import Credentials, Forge, Job, JobState, Scope
+from vmrunner.forge.seam import Forge
+from vmrunner.model.job import Credentials, Job, JobState, Scope
 
 INSTANCE, REPOSITORY = Scope.parse("instance"), Scope.parse("repository:org1/r1")
 CREDENTIALS = Credentials(1, "0123-uuid", "a-runner's-token")

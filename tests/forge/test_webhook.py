@@ -12,11 +12,11 @@ import pytest
 
 from tests.forge.gitea import Repository, Site, until
 from tests.world import POOL, World
-from vmrunner.config import Secret
 from vmrunner.forge.seam import Forge
 from vmrunner.manager import serve
 from vmrunner.manager.serve import Server
 from vmrunner.manager.webhook import Listener, Verdict
+from vmrunner.model.secret import Secret
 
 ORGANISATION = "hooked"
 SECRET = Secret("s3cret-of-the-webhook")

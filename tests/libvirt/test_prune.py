@@ -15,7 +15,7 @@ from tests.ground import STORAGE, Ground, lay
 from vmrunner.errors import HypervisorError, ImageError
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.storage import image_volume
-from vmrunner.image.versions.store import DISK
+from vmrunner.model.image import DISK
 
 MANAGER, SUBNET = "prune", "10.88.1.0/24"
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.fakes import Killed
 from tests.world import POOL, World
 from vmrunner.errors import HypervisorError
-from vmrunner.forge.seam import JobState
+from vmrunner.model.job import JobState
 from vmrunner.model.machine import MachineId
 
 EXAMPLES = int(os.environ.get("VMRUNNER_TEST_MODEL_EXAMPLES", "500"))

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.net.place import FORGE, FORGE_PORT, MANAGER, SUBNET, ip, listen, machines, world
-from vmrunner.hypervisor.network import network_name, network_xml
+from vmrunner.hypervisor.network import network_xml
+from vmrunner.network.names import network_name
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET, for setns(2)
 _BOOT = r"""

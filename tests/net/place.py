@@ -15,9 +15,9 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from vmrunner.hypervisor.network import bridge_name
 from vmrunner.model.machine import MachineId
 from vmrunner.network.addresses import gateway, paired
+from vmrunner.network.names import bridge_name
 from vmrunner.resources import folder
 
 PROBE = folder("images") / "guest" / "probe_network.py"

@@ -17,10 +17,11 @@ import pytest
 
 from tests.forge.gitea import until
 from tests.net.place import PROBE, ip, written
-from vmrunner.hypervisor.network import bridge_name, network_drift, network_name, network_xml, remove_network
+from vmrunner.hypervisor.network import network_drift, network_xml, remove_network
 from vmrunner.model.machine import MachineId
 from vmrunner.network.firewall import Firewall
 from vmrunner.network.forge import ForgeAddresses
+from vmrunner.network.names import bridge_name, network_name
 from vmrunner.network.policy import Bounds, Destination, Policy, Reach
 
 MANAGER, SUBNET = "six", IPv4Network("10.84.0.0/24")

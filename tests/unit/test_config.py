@@ -8,7 +8,7 @@ import pytest
 
 from vmrunner.config import Config, example, forge_token, is_local, load, webhook_secret
 from vmrunner.errors import ConfigError
-from vmrunner.forge.seam import ScopeKind
+from vmrunner.model.job import ScopeKind
 from vmrunner.network.policy import Destination
 
 MINIMAL = '[forge]\nkind = "gitea"\nurl = "https://forge.example/"\n[pools.p]\nlabels = ["debian-12"]\nimage = "debian-12"\n'

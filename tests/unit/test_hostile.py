@@ -31,19 +31,19 @@ from rich.console import Console
 from tests.fakes import FakeBindings
 from tests.world import World
 from vmrunner.cli import status_cmd
-from vmrunner.config import Secret
 from vmrunner.errors import VmrunnerError
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.gitea import Gitea
 from vmrunner.forge.http import Http
-from vmrunner.forge.seam import Credentials, Scope
 from vmrunner.hypervisor.domain import domain_xml, parse_metadata
 from vmrunner.hypervisor.seam import File
 from vmrunner.log import _line
 from vmrunner.machine import seed
 from vmrunner.manager.manager import Manager
+from vmrunner.model.job import Credentials, Scope
 from vmrunner.model.label import Label
 from vmrunner.model.machine import NO_LIMITS, MachineId, parse_events
+from vmrunner.model.secret import Secret
 
 ASKED = os.environ.get("VMRUNNER_TEST_HOSTILE_EXAMPLES", "")
 EXAMPLES = int(ASKED or "600")

@@ -12,11 +12,12 @@ import pytest
 
 from tests.world import World
 from vmrunner import config
-from vmrunner.config import Secret
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.gitea import Gitea
 from vmrunner.forge.http import Http
-from vmrunner.forge.seam import Forge, Scope
+from vmrunner.forge.seam import Forge
+from vmrunner.model.job import Scope
+from vmrunner.model.secret import Secret
 
 CANARY = "canary-5e3b1f"
 

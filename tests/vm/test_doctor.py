@@ -15,10 +15,10 @@ from tests.prepare import GITEA, IMAGES
 from tests.vm.test_failing import image_with
 from vmrunner import config
 from vmrunner.forge.connect import connect
-from vmrunner.forge.seam import Scope
 from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.network import network_xml, remove_network
 from vmrunner.image.versions import store
+from vmrunner.model.job import Scope
 from vmrunner.model.machine import MachineId
 
 pytestmark = pytest.mark.vm

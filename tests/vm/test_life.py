@@ -18,11 +18,12 @@ import pytest
 
 from tests.prepare import GITEA, IMAGES
 from vmrunner.errors import NameClash
+from vmrunner.files import digest
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.seam import File, Output
 from vmrunner.image.versions import store
-from vmrunner.image.versions.store import Golden
 from vmrunner.machine import seed
+from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import NO_LIMITS, EventKind, Limits, MachineId, Metadata, Phase, Shape
 
 pytestmark = pytest.mark.vm
@@ -123,7 +124,7 @@ def live(host: LibvirtHost, golden: Golden, *command: str, limits: Limits = NO_L
 
 def test_a_command_runs_in_a_machine_that_leaves_nothing(host: LibvirtHost, golden: Golden) -> None:
     script = "hostname; df --output=size -BG / | tail -1; getent hosts forge.example; echo marked >/marker; echo lost >&2; exit 3"
-    before = store.digest(golden.directory / store.DISK)
+    before = digest(golden.directory / DISK)
 
     first = live(host, golden, "sh", "-c", script)
 
@@ -139,7 +140,7 @@ def test_a_command_runs_in_a_machine_that_leaves_nothing(host: LibvirtHost, gold
     second = live(host, golden, "sh", "-c", "test -e /marker && echo found; cat /etc/machine-id")
     assert "found" not in second.output[Output.STDOUT]
     assert not host.residue()
-    assert store.digest(golden.directory / store.DISK) == before
+    assert digest(golden.directory / DISK) == before
 
 
 def test_a_machine_gets_no_more_of_the_host_than_it_may(host: LibvirtHost, golden: Golden) -> None:

@@ -16,6 +16,7 @@ from tests import archive, stock
 from tests.forge.gitea import Site
 from tests.ground import Ground
 from tests.vm.test_jobs import up_until_done
+from vmrunner.files import digest
 from vmrunner.image.versions import store, workshop
 from vmrunner.resources import folder
 
@@ -78,7 +79,7 @@ def test_a_stock_image_becomes_one_that_jobs_run_on(
     image = stock.cached(stock.SUITE)
     words = {"mirror": mirror[0], "key": mirror[1], "guest": folder("images") / "guest", "suite": stock.SUITE}
     runner = Path(__file__).parents[1] / "runner" / "gitea-runner"
-    (recipes / "ci.toml").write_text(RECIPE.format(**words, image=image, sha256=store.digest(image), runner=runner))
+    (recipes / "ci.toml").write_text(RECIPE.format(**words, image=image, sha256=digest(image), runner=runner))
     done = ground.run("image", "build", "ci", "--recipes", str(recipes), "--no-verify", timeout=900)  # `make images` verifies one
     assert "booting the stock image once" in done.stderr, done.stderr
     assert not [path.name for path in (Path("/var/lib/libvirt/vmrunner") / ground.manager).glob("*ci-stock-*")], "it has gone from the host"

@@ -29,6 +29,7 @@ from vmrunner.image.upkeep import rotation
 from vmrunner.image.upkeep.rotation import Stage
 from vmrunner.image.versions import diff as differ
 from vmrunner.image.versions import promotion, proof, store, transfer
+from vmrunner.model.image import Golden
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
 VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
@@ -79,7 +80,7 @@ def build(
         out.print(f"{name} {golden.version}: verified, new machines use it", markup=False)
 
 
-def _by_hand(golden: store.Golden) -> str:
+def _by_hand(golden: Golden) -> str:
     return f"`vmrunner image verify {golden.id}` and `vmrunner image promote {golden.name} {golden.version}`"
 
 
@@ -91,7 +92,7 @@ def _stage(settings: config.HostConfig) -> Stage:
 def _boot(settings: HostConfig) -> stock.Run:
     """For builds that need it, which open a connection of their own then."""
 
-    def run(golden: store.Golden, command: Sequence[str], write: Callable[[Output, bytes], None]) -> int:
+    def run(golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]) -> int:
         host = open_host(settings, warn)
         try:
             return stock.boot(host, settings, golden, command, write)

@@ -30,6 +30,6 @@ def serve(log_format: LogOption = "text", config_path: ConfigOption = config.DEF
         listeners = []
         if (listen := settings.serve.webhook.listen) and (secret_file := settings.serve.webhook.secret_file):
             secret = config.webhook_secret(secret_file, warn)
-            listeners.append(stack.enter_context(webhook.Listener(listen, secret, server.wake, log, webhook.heard_file(settings))))
+            listeners.append(stack.enter_context(webhook.Listener(listen, secret, server.wake, log, settings.webhook_heard)))
         metrics.serve(server.figures, settings.metrics, *listeners)
         server.run()

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
-from vmrunner.forge.seam import Job
 from vmrunner.log import open_log
 from vmrunner.manager.actions import Wait
 from vmrunner.manager.manager import Manager, Survey, open_manager
 from vmrunner.manager.observed import Desired, Drain, View
+from vmrunner.model.job import Job
 from vmrunner.model.machine import Machine, Phase
 
 _EVERY = 2.0  # seconds

@@ -19,11 +19,12 @@ from vmrunner.config import Config, PoolConfig, forge_token, webhook_secret
 from vmrunner.errors import ForgeError, ImageError, NotPermitted, VmrunnerError
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
-from vmrunner.forge.seam import Forge, RunnerRecord, Scope, ScopeKind
+from vmrunner.forge.seam import Forge
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.image.versions import promotion, proof, store
 from vmrunner.machine.clones import Shelf
-from vmrunner.manager.webhook import heard_file
+from vmrunner.model.image import Golden
+from vmrunner.model.job import RunnerRecord, Scope, ScopeKind
 from vmrunner.model.label import without_docker
 from vmrunner.model.machine import MachineId
 
@@ -266,7 +267,7 @@ def _images(settings: Config, host: LibvirtHost) -> Iterator[Finding]:
             yield _snapshot(settings, host, golden, name, pool)
 
 
-def _docker(name: str, pool: PoolConfig, golden: store.Golden) -> Iterator[Finding]:
+def _docker(name: str, pool: PoolConfig, golden: Golden) -> Iterator[Finding]:
     if golden.manifest.lacks_docker and (said := without_docker(pool.labels, golden.name)):
         fix = (
             "Use one like debian-13-docker (docs/containers.md). Where a script of the recipe installs Docker, "
@@ -275,7 +276,7 @@ def _docker(name: str, pool: PoolConfig, golden: store.Golden) -> Iterator[Findi
         yield warning("image", f"Pool {name}: {said}.", fix)
 
 
-def _promotion(settings: Config, golden: store.Golden) -> Iterator[Finding]:
+def _promotion(settings: Config, golden: Golden) -> Iterator[Finding]:
     """What became of the version, and of the last refresh."""
     last = next(reversed(promotion.history(settings.images_dir, golden.name)), None)
     if last and last.why is promotion.Why.STEPPED_BACK:
@@ -291,7 +292,7 @@ def _promotion(settings: Config, golden: store.Golden) -> Iterator[Finding]:
         yield warning("image", f"The newer version {bad} of {golden.name} was found bad, and is not used.", fix)
 
 
-def _snapshot(settings: Config, host: LibvirtHost, golden: store.Golden, name: str, pool: PoolConfig) -> Finding:
+def _snapshot(settings: Config, host: LibvirtHost, golden: Golden, name: str, pool: PoolConfig) -> Finding:
     if found := host.snapshot(golden, pool.shape):
         return good("snapshot", f"pool {name} starts machines from {found.key}, {found.disk_mib} MiB")
     failure = Shelf(settings.state_dir).failure(host.snapshot_key(golden, pool.shape))
@@ -402,7 +403,7 @@ def _webhook(settings: Config) -> Iterator[Finding]:
         return
     yield from (warning("webhook", sentence, "") for sentence in readable)
     try:
-        at = datetime.fromtimestamp(heard_file(settings).stat().st_mtime).astimezone()
+        at = datetime.fromtimestamp(settings.webhook_heard.stat().st_mtime).astimezone()
     except OSError:
         yield warning(
             "webhook",

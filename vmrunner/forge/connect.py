@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from vmrunner.config import ForgeConfig, Secret
+from vmrunner.config import ForgeConfig
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.gitea import Gitea
 from vmrunner.forge.http import Http
 from vmrunner.forge.seam import Forge
+from vmrunner.model.secret import Secret
 
 
 def connect(config: ForgeConfig, token: Secret) -> Forge:

@@ -13,7 +13,9 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from vmrunner.errors import ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown
 from vmrunner.forge.http import Http, Word, actions_path, parse
-from vmrunner.forge.seam import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought, presentable, rpc
+from vmrunner.forge.seam import rpc
+from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
+from vmrunner.text import presentable
 
 _MOST_SEEN = 5_000  # jobs that were listed, to be found once they are over
 _VERDICTS = frozenset({"success", "failure", "cancelled", "skipped"})

@@ -12,8 +12,10 @@ from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeNotFound
 from vmrunner.forge.http import PAGE, Http, actions_path, parse
-from vmrunner.forge.seam import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought, presentable, rpc
+from vmrunner.forge.seam import rpc
 from vmrunner.forge.trace import Place, Trace, by_run
+from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
+from vmrunner.text import presentable
 
 _LONGEST = 5.0  # seconds that looking for ended jobs may take; what is left is looked for the next time
 _MOST_ASKED = 100  # jobs that are asked for at once, beside two for each runner: where others' runners are busy many may be ours

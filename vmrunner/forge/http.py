@@ -11,9 +11,9 @@ import httpx
 from pydantic import Field, TypeAdapter, ValidationError
 
 from vmrunner import __version__
-from vmrunner.config import Secret
 from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown, ForgeUnreachable
-from vmrunner.forge.seam import Scope, ScopeKind
+from vmrunner.model.job import Scope, ScopeKind
+from vmrunner.model.secret import Secret
 
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0)  # seconds
 PAGE = 50

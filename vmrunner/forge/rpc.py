@@ -11,7 +11,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeDenied, ForgeUnreachable
 from vmrunner.forge.http import Http, Word, decode, message, parse
-from vmrunner.forge.seam import Credentials, presentable
+from vmrunner.model.job import Credentials
+from vmrunner.text import presentable
 
 _SERVICE = "/api/actions/runner.v1.RunnerService"
 _LONGEST = 1000  # characters of one line of ours in a job's log

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from vmrunner.forge.seam import Job, JobState, Scope, ScopeKind
+from vmrunner.model.job import Job, JobState, Scope, ScopeKind
 
 _MOST = 20_000  # jobs that are remembered; a busy forge has some thousands waiting
 _MOST_ENDED = 5_000

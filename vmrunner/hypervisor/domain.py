@@ -5,8 +5,8 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from vmrunner.errors import ConfigError
-from vmrunner.forge.seam import Scope
 from vmrunner.hypervisor.seam import Output
+from vmrunner.model.job import Scope
 from vmrunner.model.machine import Limits, MachineId, Metadata, Shape
 from vmrunner.render import xml
 

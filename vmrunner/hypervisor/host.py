@@ -16,16 +16,16 @@ from vmrunner.errors import DiskFull, HypervisorError, NameClash, NotPermitted, 
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import asking, connect, dotted, has_kvm, translate
 from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, parse_metadata
-from vmrunner.hypervisor.network import ensure_network, network_drift, network_name, remove_network
-from vmrunner.hypervisor.seam import File, Output, Residue, Snapshot, Volume
+from vmrunner.hypervisor.network import ensure_network, network_drift, remove_network
+from vmrunner.hypervisor.seam import SEED_SIZE, File, Output, Residue, Snapshot, Volume
 from vmrunner.hypervisor.snapshot import Snapshots
 from vmrunner.hypervisor.storage import Storage, image_volume
-from vmrunner.image.versions.store import DISK, Golden
 from vmrunner.log import Say
-from vmrunner.machine.seed import SIZE
+from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape, parse_events
 from vmrunner.network.firewall import Firewall
 from vmrunner.network.forge import ForgeAddresses
+from vmrunner.network.names import network_name
 
 _GONE_WITHIN = 15.0  # seconds; a destroyed QEMU is reaped within two even by a slow PID 1
 _TOLD_WITHIN = 1.0  # seconds; events come within a few milliseconds
@@ -246,7 +246,7 @@ class LibvirtHost:
         if snapshot is None:
             self._create(golden, shape, metadata, (image_volume(golden, DISK),), limits=limits)
             return
-        self._storage.create_blank(f"{machine}.{File.SEED}", SIZE)
+        self._storage.create_blank(f"{machine}.{File.SEED}", SEED_SIZE)
         backing = (self._snapshots.disk(snapshot.key), image_volume(golden, DISK))
         try:
             arguments = self._snapshots.clone_arguments(machine, snapshot)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
@@ -12,22 +11,12 @@ import libvirt
 
 from vmrunner.errors import HypervisorError
 from vmrunner.hypervisor.connection import asking
-from vmrunner.model.machine import PREFIX
 from vmrunner.network.addresses import gateway
+from vmrunner.network.names import bridge_name, network_name
 from vmrunner.network.policy import UNIQUE_LOCAL
 from vmrunner.render import xml
 
 _DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
-
-
-def network_name(manager: str) -> str:
-    """The network's name; it carries the manager's id like everything of ours."""
-    return f"{PREFIX}-{manager}"
-
-
-def bridge_name(manager: str) -> str:
-    """The host's interface on the network; names have 15 characters at most."""
-    return f"{PREFIX}{hashlib.sha256(manager.encode()).hexdigest()[:8]}"
 
 
 def network_xml(manager: str, subnet: IPv4Network, options: Sequence[str] = (), ipv6: IPv6Network | None = None) -> str:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from vmrunner.image.versions.store import Golden
 from vmrunner.log import Say
+from vmrunner.model.image import Golden
 from vmrunner.model.machine import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape
 
 SNAPSHOT_PREFIX, IMAGE_PREFIX = "snapshot-", "image-"
 """What the volumes of snapshots and of published images begin with."""
+
+SEED_SIZE = 1 << 20
+"""Bytes of every seed: a guest that waits for another one on the same disk has seen the disk's size already."""
 
 
 def image_stem(name: str, version: str) -> str:

@@ -28,8 +28,8 @@ from vmrunner.errors import SnapshotError
 from vmrunner.hypervisor.connection import asking, dotted
 from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot
 from vmrunner.hypervisor.storage import Storage, image_volume
-from vmrunner.image.versions.store import Golden
 from vmrunner.log import Say
+from vmrunner.model.image import Golden
 from vmrunner.model.machine import EventKind, MachineId, Shape, parse_events
 from vmrunner.render import guest, source
 

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
@@ -17,8 +17,7 @@ import libvirt
 from vmrunner.errors import DiskFull, HypervisorError
 from vmrunner.hypervisor.connection import asking
 from vmrunner.hypervisor.seam import Volume, image_stem
-from vmrunner.image.versions import store
-from vmrunner.image.versions.store import Golden
+from vmrunner.model.image import Golden
 from vmrunner.model.machine import PREFIX, MachineId
 from vmrunner.render import xml
 
@@ -239,7 +238,7 @@ class Storage:
         """A raw volume with this content, readable by its owner only; an unfinished one is deleted again."""
         self._upload(name, len(content), content)
 
-    def _upload(self, name: str, size: int, content: bytes | BinaryIO, mode: str = "0600") -> None:
+    def _upload(self, name: str, size: int, content: bytes | _Digested, mode: str = "0600") -> None:
         with asking(f"writing {name}"):
             pool = self._connection.storagePoolLookupByName(self.name)
             if size:  # a refresh looks into every file of the pool, and an empty one needs no room
@@ -304,20 +303,48 @@ class Storage:
         wanted = json.dumps(golden.manifest.files, sort_keys=True).encode()
         if self.read(marker, len(wanted) + 1) == wanted:
             return
-        store.verify(golden)  # once per host and version: what is uploaded is what was built
         present = set(self.names())
         for part in golden.manifest.files:
             name = image_volume(golden, part)
             if name in present:
                 self.delete(name)
-            source = golden.directory / part
-            with source.open("rb") as content:
+            try:
+                content = _Digested((golden.directory / part).open("rb"))
+            except OSError as error:
+                raise golden.unreadable(part, error) from None
+            with closing(content):
                 # World-readable: the QEMU user reads it as it is, and libvirt need not change its owner.
-                self._upload(name, source.stat().st_size, content, "0644")
+                self._upload(name, content.size, content, "0644")
+            if content.sha256 != golden.manifest.files[part]:  # what is uploaded is what was built
+                self.delete(name)
+                raise golden.damaged(part)
         self.names()  # refresh: only then libvirt sees a qcow2 where raw bytes were uploaded
         if marker in present:
             self.delete(marker)
         self.write(marker, wanted)
+
+
+class _Digested:
+    """A file that is read from its start to its end, and its digest then."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+        self.size = os.fstat(file.fileno()).st_size
+
+    def read(self, most: int) -> bytes:
+        """The next bytes; none at its end."""
+        chunk = self._file.read(most)
+        self._digest.update(chunk)
+        return chunk
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read, as hex."""
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _refresh(pool: Any) -> None:

@@ -6,34 +6,16 @@ One owner-only file for each machine in the runtime folder, which is a tmpfs: a 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmrunner import files
 from vmrunner.errors import ConfigError
-from vmrunner.forge.seam import Credentials, Scope
+from vmrunner.model.binding import Binding
+from vmrunner.model.job import Credentials, Scope
 from vmrunner.model.machine import MachineId
 
 _SUFFIX = ".binding"
 _HALVES = (f"{files.PART}*", "*.part")  # what is being written; the second is an older vmrunner's
-
-
-@dataclass(frozen=True)
-class Binding:
-    """A machine's runner. Written before the runner is minted (then `credentials.id` is 0), so that no crash can lose its trace."""
-
-    machine: MachineId
-    pool: str
-    scope: Scope  # where the runner is registered
-    job_key: str = ""
-    credentials: Credentials = field(default=Credentials(0, "", ""))
-    ending: str = ""  # set before the machine is destroyed, for the pass that has to finish the work
-    reason: str = ""
-
-    @property
-    def is_minted(self) -> bool:
-        """Whether the forge has given the runner."""
-        return self.credentials.id != 0
 
 
 class Bindings:

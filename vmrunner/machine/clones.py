@@ -14,12 +14,12 @@ from vmrunner import files, lock
 from vmrunner.config import HostConfig
 from vmrunner.errors import SnapshotError
 from vmrunner.hypervisor.seam import Hypervisor, Snapshot
-from vmrunner.image.versions.store import Golden
 from vmrunner.log import Say
 from vmrunner.machine import seed
 from vmrunner.machine.ownership import LOCK_WAIT, owning
-from vmrunner.manager.observed import retry_at
+from vmrunner.model.image import Golden
 from vmrunner.model.machine import NO_LIMITS, Limits, MachineId, Metadata, Shape
+from vmrunner.waiting import retry_at
 
 _FIRST_WAIT, _LONGEST_WAIT = 600.0, 86400.0  # seconds until one that failed is made again
 _UNUSED = 7 * 86400.0  # seconds until one that no machine is cloned from goes

@@ -9,12 +9,14 @@ from ipaddress import IPv4Interface
 
 from vmrunner.config import PoolConfig
 from vmrunner.errors import ForgeDenied, ForgeNotFound, ImageError
-from vmrunner.forge.seam import Credentials, Forge, Job, Scope
+from vmrunner.forge.seam import Forge
 from vmrunner.hypervisor.seam import File, Hypervisor
-from vmrunner.image.versions.store import Golden
 from vmrunner.machine import clones, seed
-from vmrunner.machine.bindings import Binding, Bindings
+from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
+from vmrunner.model.binding import Binding
+from vmrunner.model.image import Golden
+from vmrunner.model.job import Credentials, Job, Scope
 from vmrunner.model.machine import MachineId, Metadata
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.policy import pool_policy

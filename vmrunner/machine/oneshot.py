@@ -13,10 +13,10 @@ from vmrunner import lock
 from vmrunner.config import HostConfig
 from vmrunner.errors import MachineError
 from vmrunner.hypervisor.seam import File, Hypervisor, Output
-from vmrunner.image.versions.store import Golden
 from vmrunner.log import Say
 from vmrunner.machine import clones, seed
 from vmrunner.machine.ownership import LOCK_WAIT, owning, sweep
+from vmrunner.model.image import Golden
 from vmrunner.model.machine import EventKind, GuestEvent, Machine, MachineId, Metadata, Shape, console_end, parse_events
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.policy import Reach

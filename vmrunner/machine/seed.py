@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 import pycdlib
 
 from vmrunner.errors import ConfigError
-from vmrunner.forge.seam import Credentials
+from vmrunner.hypervisor.seam import SEED_SIZE
+from vmrunner.model.job import Credentials
 from vmrunner.model.label import Label
 from vmrunner.model.machine import MachineId
 from vmrunner.network.addresses import gateway
@@ -27,8 +28,6 @@ from vmrunner.network.forge import forge_host
 from vmrunner.render import guest, text
 from vmrunner.runner_config import PATIENCE, runner_config
 
-SIZE = 1 << 20
-"""Bytes of every seed: a guest that waits for another one on the same disk has seen the disk's size already."""
 _GUEST, _CONFIG = "job.py", "config.yaml"
 _CA_BUNDLE = "/usr/local/share/vmrunner/ca-bundle.pem"
 _CA_VARIABLES = ("SSL_CERT_FILE", "GIT_SSL_CAINFO", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS")
@@ -50,7 +49,7 @@ def further_runner(name: str, kind: str) -> str:
 def iso(
     machine: MachineId, user_data: str, address: IPv4Interface | None, ipv6: IPv6Interface | None = None, *, rehearsal: bool = False
 ) -> bytes:
-    """The NoCloud ISO (label `cidata`) with `meta-data`, `network-config` and this `user-data`, padded to SIZE.
+    """The NoCloud ISO (label `cidata`) with `meta-data`, `network-config` and this `user-data`, padded to SEED_SIZE.
 
     Without an address the machine has no network yet; `ipv6` is what it has beside one. Two ISOs never begin alike. After a `rehearsal`
     the machine waits for another seed.
@@ -83,9 +82,11 @@ def iso(
     out = io.BytesIO()
     image.write_fp(out)
     image.close()
-    if len(out.getvalue()) > SIZE:
-        raise ConfigError(f"The seed of {machine} is bigger than {SIZE >> 10} KiB.", "Is forge.ca_file a whole bundle of certificates?")
-    return out.getvalue().ljust(SIZE, b"\0")
+    if len(out.getvalue()) > SEED_SIZE:
+        raise ConfigError(
+            f"The seed of {machine} is bigger than {SEED_SIZE >> 10} KiB.", "Is forge.ca_file a whole bundle of certificates?"
+        )
+    return out.getvalue().ljust(SEED_SIZE, b"\0")
 
 
 @dataclass(frozen=True)

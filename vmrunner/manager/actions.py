@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmrunner.forge.seam import Job, RunnerRecord, Scope
+from vmrunner.model.job import Job, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, Machine, MachineId, Metadata
 
 

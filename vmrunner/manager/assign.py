@@ -12,9 +12,9 @@ from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from vmrunner.forge.seam import Job, JobState, Scope, ScopeKind
 from vmrunner.manager.actions import Action, Bind, Finish, Start, Wait
 from vmrunner.manager.observed import Desired, Drain, Limits, Observed, View
+from vmrunner.model.job import Job, JobState, Scope, ScopeKind
 from vmrunner.model.machine import Capacity, Ending, EventKind, Machine, Metadata, Shape
 
 _Seen = tuple[Machine, Metadata]

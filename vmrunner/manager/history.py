@@ -16,9 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from vmrunner.errors import ConfigError
-from vmrunner.forge.seam import Job, JobState
-from vmrunner.machine.bindings import Binding
 from vmrunner.manager.trial import Trial
+from vmrunner.model.binding import Binding
+from vmrunner.model.job import Job, JobState
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
 
 _SCHEMA = 3

@@ -25,28 +25,31 @@ from vmrunner.errors import (
     VmrunnerError,
 )
 from vmrunner.forge.connect import connect
-from vmrunner.forge.seam import Forge, Job, JobState, Scope, Sought
+from vmrunner.forge.seam import Forge
 from vmrunner.hypervisor.connection import THREADS_MAY_SHARE
 from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.seam import File, Hypervisor
 from vmrunner.image.versions import store
-from vmrunner.image.versions.store import Golden
 from vmrunner.log import Log
 from vmrunner.machine import ownership
-from vmrunner.machine.bindings import Binding, Bindings
+from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
 from vmrunner.machine.maker import Maker
 from vmrunner.manager.actions import Action, Bind, DeleteRunner, DropSeed, Finish, Note, Pause, Plan, Start
 from vmrunner.manager.drain import Drained
 from vmrunner.manager.history import History, Ran, Record
-from vmrunner.manager.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue, retry_at
+from vmrunner.manager.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue
 from vmrunner.manager.plan import plan
 from vmrunner.manager.rollback import Rollback
+from vmrunner.model.binding import Binding
+from vmrunner.model.image import Golden
+from vmrunner.model.job import Job, JobState, Scope, Sought
 from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, console_end
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import Reach
+from vmrunner.waiting import retry_at
 
 _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` bites after 300
 _WORKERS = 4  # machines that are made or destroyed at the same time

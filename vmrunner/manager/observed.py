@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from vmrunner.forge.seam import Job, JobState, RunnerRecord, Scope, ScopeKind
-from vmrunner.machine.bindings import Binding
+from vmrunner.model.binding import Binding
+from vmrunner.model.job import Job, JobState, RunnerRecord, Scope, ScopeKind
 from vmrunner.model.machine import Capacity, Machine, MachineId, Shape
 
 INSTANCE = Scope(ScopeKind.INSTANCE)
@@ -91,14 +91,6 @@ class Observed:
     bindings: tuple[Binding, ...] = ()
     started: frozenset[str] = frozenset()  # names of machines whose creation was completed and whose end is not in the history yet
     held: Mapping[str, float] = field(default_factory=dict)  # job key -> until when the forge is believed to hold it back
-
-
-def retry_at(last: float, count: int, first: float, longest: float, now: float) -> float:
-    """When to try again what has failed `count` times in a row: after `first` seconds, then each time twice as long.
-
-    A failure from the future says that the clock was set back: at once.
-    """
-    return last + min(first * 2.0 ** min(count - 1, 20), longest) if last <= now else now
 
 
 class View:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from vmrunner.forge.seam import Job, JobState, RunnerRecord, Scope
 from vmrunner.manager.actions import Action, DeleteRunner, DropSeed, Finish, Note, Pause, Plan
 from vmrunner.manager.assign import assign
 from vmrunner.manager.observed import Backoff, Desired, Drain, Limits, Observed, View
+from vmrunner.model.job import Job, JobState, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
 
 CANCEL_GRACE = 15.0

@@ -13,13 +13,13 @@ from typing import Protocol
 import sdnotify
 
 from vmrunner.errors import ForgeError, HypervisorError, MachineError, VmrunnerError
-from vmrunner.forge.seam import Job, JobState
 from vmrunner.hypervisor.seam import File
 from vmrunner.log import Log
 from vmrunner.manager.actions import Bind, Finish, Start
 from vmrunner.manager.manager import Manager, Survey
 from vmrunner.manager.metrics import Figures
 from vmrunner.manager.observed import Drain
+from vmrunner.model.job import Job, JobState
 from vmrunner.model.machine import EventKind, Machine, MachineId
 
 _TICK = 0.2  # seconds between two looks at the guests that are expected to report something

@@ -25,8 +25,8 @@ from typing import Self
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vmrunner.config import Config, Secret
 from vmrunner.log import Log
+from vmrunner.model.secret import Secret
 
 PATH = "/webhook"
 """Where it is at our address."""
@@ -139,11 +139,6 @@ def judge(head: Head, body: bytes, secret: Secret) -> Verdict:
 def signature(body: bytes, secret: Secret) -> str:
     """Both forges' of a body."""
     return hmac.new(secret.value.encode(), body, hashlib.sha256).hexdigest()
-
-
-def heard_file(settings: Config) -> Path:
-    """Its time is when the forge was heard last, for `doctor`."""
-    return settings.runtime_dir / f"{settings.manager}.webhook"
 
 
 class _Reading:

@@ -19,10 +19,10 @@ from typing import Any, TypeVar
 
 from vmrunner import files
 from vmrunner.errors import HypervisorError, NotPermitted
-from vmrunner.hypervisor.network import bridge_name, network_name
 from vmrunner.model.machine import MachineId
 from vmrunner.network.addresses import gateway, paired
 from vmrunner.network.forge import ForgeAddresses
+from vmrunner.network.names import bridge_name, network_name
 from vmrunner.network.policy import CLOSED, CLOSED6, Bounds, Policy, Reach
 from vmrunner.render import text
 

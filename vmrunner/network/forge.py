@@ -6,15 +6,23 @@ import json
 import socket
 import time
 from contextlib import suppress
-from ipaddress import ip_address
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from vmrunner import files
-from vmrunner.network.policy import ForgeAddress
 
 _EVERY = 60.0  # seconds between two questions
 _KEPT = 3600.0  # seconds that an address stays after the last answer with it: large forges answer with others each time
+
+
+@dataclass(frozen=True)
+class ForgeAddress:
+    """Where the forge answers, as seen from the host."""
+
+    address: IPv4Address | IPv6Address
+    port: int
 
 
 def forge_host(url: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
 CLOSED = tuple(
     IPv4Network(block)
@@ -100,14 +100,6 @@ class Bounds:
     connections: int  # at the same time
     new_connections: int  # a second
     dns_queries: int  # a second
-
-
-@dataclass(frozen=True)
-class ForgeAddress:
-    """Where the forge answers, as seen from the host."""
-
-    address: IPv4Address | IPv6Address
-    port: int
 
 
 def pool_policy(pool: str) -> str:

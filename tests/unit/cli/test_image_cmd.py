@@ -23,6 +23,7 @@ from vmrunner.image.recipe import recipe
 from vmrunner.image.versions import promotion, store, verify
 from vmrunner.image.versions.promotion import Why
 from vmrunner.image.versions.store import MANIFEST
+from vmrunner.model.image import Golden
 
 CONFIG = """
 manager = "m"
@@ -56,7 +57,7 @@ def run(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
         setattr(host, name, getattr(fake, name))
 
     def command(*arguments: str, libvirt: bool = True, good: bool = True, fails: str = "", **changed: Any) -> tuple[int, str, str]:
-        def build(*_: object, promote: bool, **__: object) -> store.Golden:
+        def build(*_: object, promote: bool, **__: object) -> Golden:
             if fails:
                 raise ImageError(fails, "The mirror?")
             golden = publish(images, "2", promote=False, verified=None)
@@ -125,7 +126,7 @@ def test_fresh_and_compress(tmp_path: Path, images: Path, run: Run, monkeypatch:
     manifest = images / "debian-12" / "1" / MANIFEST
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"recipe_digest": wanted.digest()}))
 
-    def build(what: recipe.Recipe, *_: object, fresh: bool, **__: object) -> store.Golden:
+    def build(what: recipe.Recipe, *_: object, fresh: bool, **__: object) -> Golden:
         built.append((fresh, what.compress, what.model_copy(update={"compress": False}) == wanted))
         raise ImageError("That was all.", "")
 

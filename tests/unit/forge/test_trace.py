@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vmrunner.forge.seam import Job, JobState, Scope
 from vmrunner.forge.trace import Place, Trace, by_run
+from vmrunner.model.job import Job, JobState, Scope
 
 INSTANCE, ONE = Scope.parse("instance"), Scope.parse("repository:o/r")
 

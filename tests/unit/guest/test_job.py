@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from vmrunner import render
 from vmrunner.machine.seed import rehearsal_script
 from vmrunner.model.machine import MachineId
-from vmrunner.render import guest
 
 Guest = Any
 RUNNER = """#!/bin/sh
@@ -33,7 +33,7 @@ class Ended(Exception):
 def guest(tmp_path: Path) -> Iterator[Guest]:
     """The code of a machine that waits, with this folder as its root."""
     module: Any = types.ModuleType("guest")
-    exec(compile(guest("job.py"), "guest", "exec"), module.__dict__)  # noqa: S102 — a module that is no file of ours as it is
+    exec(compile(render.guest("job.py"), "job", "exec"), module.__dict__)  # noqa: S102 — a module that is no file of ours as it is
     for name in ("EVENTS", "IMAGE", "ENVIRONMENT", "BEFORE_READY", "BEFORE_JOB", "IS_READY", "WORK", "JOB_FOLDER", "REHEARSAL_HOOKS"):
         setattr(module, name, tmp_path / name.lower())
     module.SYSTEM_CERTIFICATES, module.FORGE_CERTIFICATE = tmp_path / "system.crt", tmp_path / "own/forge.crt"
@@ -185,7 +185,7 @@ def test_the_console_is_nobodys_terminal(guest: Guest, monkeypatch: pytest.Monke
     with guest.console() as output:
         output.write(b"x")
     assert flags[0] & os.O_NOCTTY
-    assert "open(CONSOLE" not in guest("job.py").replace("os.open(CONSOLE", "")
+    assert "open(CONSOLE" not in render.guest("job.py").replace("os.open(CONSOLE", "")
 
 
 def test_a_private_authority(guest: Guest) -> None:

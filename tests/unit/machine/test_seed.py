@@ -13,8 +13,9 @@ import pycdlib
 import pytest
 
 from vmrunner.errors import ConfigError
-from vmrunner.forge.seam import Credentials
-from vmrunner.machine.seed import RUNNERS, SIZE, Job, exec_script, iso, job_script, rehearsal_script, wait_script
+from vmrunner.hypervisor.seam import SIZE
+from vmrunner.machine.seed import RUNNERS, Job, exec_script, iso, job_script, rehearsal_script, wait_script
+from vmrunner.model.job import Credentials
 from vmrunner.model.label import Label
 from vmrunner.model.machine import MachineId
 

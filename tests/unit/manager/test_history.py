@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from vmrunner.errors import ConfigError
-from vmrunner.forge.seam import Credentials, Job, JobState, Scope
-from vmrunner.machine.bindings import Binding
 from vmrunner.manager.history import Failures, History, Ran, Record
+from vmrunner.model.binding import Binding
+from vmrunner.model.job import Credentials, Job, JobState, Scope
 from vmrunner.model.machine import Ending, EventKind, GuestEvent, Machine, MachineId, Metadata
 
 ID = MachineId("m", "0" * 8)

@@ -11,11 +11,11 @@ import pytest
 from tests.fakes import Killed
 from tests.world import POOL, World
 from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeTokenUnknown, ImageError, MachineError
-from vmrunner.forge.seam import JobState, Scope
 from vmrunner.hypervisor.seam import File
-from vmrunner.image.versions.store import Golden
 from vmrunner.manager.manager import Outcome
 from vmrunner.manager.observed import Drain
+from vmrunner.model.image import Golden
+from vmrunner.model.job import JobState, Scope
 from vmrunner.model.machine import EventKind, Limits
 
 

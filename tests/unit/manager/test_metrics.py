@@ -20,10 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.world import POOL, World
 from vmrunner.config import MetricsConfig
 from vmrunner.errors import ConfigError
-from vmrunner.forge.seam import Job, JobState
 from vmrunner.manager import metrics
 from vmrunner.manager.history import BUCKETS, History
 from vmrunner.manager.metrics import Figures
+from vmrunner.model.job import Job, JobState
 from vmrunner.model.machine import Ending, MachineId, Metadata
 
 RULES = Path(__file__).parents[3] / "docs" / "prometheus-rules.yaml"

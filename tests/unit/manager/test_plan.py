@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from vmrunner.forge.seam import Credentials, Job, JobState, RunnerRecord, Scope
-from vmrunner.machine.bindings import Binding
 from vmrunner.manager.actions import Action, Bind, DeleteRunner, DropSeed, Finish, Note, Pause, Plan, Start
 from vmrunner.manager.observed import Backoff, Desired, Drain, Limits, Observed, Queue
 from vmrunner.manager.plan import CANCEL_GRACE, NO_LIFE, plan
+from vmrunner.model.binding import Binding
+from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope
 from vmrunner.model.machine import Capacity, Ending, EventKind, GuestEvent, Machine, MachineId, Metadata, Shape
 
 NOW = 1_000_000.0

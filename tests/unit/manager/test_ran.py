@@ -16,8 +16,8 @@ from vmrunner import config
 from vmrunner.cli import history_cmd
 from vmrunner.cli.app import out
 from vmrunner.errors import ForgeDenied
-from vmrunner.forge.seam import JobState
 from vmrunner.manager.history import Record
+from vmrunner.model.job import JobState
 from vmrunner.model.machine import MachineId
 
 

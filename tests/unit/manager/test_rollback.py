@@ -12,11 +12,11 @@ from tests.fakes import FakeHypervisor
 from tests.goldens import publish
 from tests.world import POOL, World
 from vmrunner.errors import DiskFull
-from vmrunner.forge.seam import JobState
 from vmrunner.image.versions import diff, promotion, store
 from vmrunner.image.versions.promotion import Why
 from vmrunner.image.versions.store import MANIFEST
 from vmrunner.manager.trial import Trial
+from vmrunner.model.job import JobState
 
 NAME = "debian-12"
 RUNNER = {"kind": "gitea-runner", "path": "/usr/local/bin/gitea-runner", "sha256": "0"}

@@ -19,9 +19,9 @@ import pytest
 from tests.fakes import FakeLog
 from tests.world import POOL, World
 from vmrunner.errors import Busy, ConfigError, ForgeUnreachable, HypervisorError
-from vmrunner.forge.seam import JobState
 from vmrunner.manager.manager import Manager
 from vmrunner.manager.serve import Server
+from vmrunner.model.job import JobState
 from vmrunner.model.machine import EventKind
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

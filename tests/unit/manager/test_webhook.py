@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from tests.fakes import Clock, FakeLog
 from tests.forge.gitea import until
-from vmrunner.config import Config, Secret
+from vmrunner.config import Config
 from vmrunner.doctor import examine
 from vmrunner.doctor.examine import Level
 from vmrunner.manager import webhook
 from vmrunner.manager.webhook import Head, Listener, Verdict, judge, signature
+from vmrunner.model.secret import Secret
 
 SECRET = Secret("s3cret-of-the-webhook")
 QUEUED = json.dumps({"action": "queued", "workflow_job": {"id": 7, "labels": ["debian-12"]}}).encode()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from vmrunner.doctor.isolation.lab import Cell, Lab
 from vmrunner.errors import ConfigError
-from vmrunner.forge.seam import Credentials, Forge, Scope
+from vmrunner.forge.seam import Forge
+from vmrunner.model.job import Credentials, Scope
 from vmrunner.model.machine import MachineId
 from vmrunner.network.forge import forge_host
 

@@ -13,8 +13,8 @@ from vmrunner.config import Config
 from vmrunner.errors import MachineError
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.seam import Output
-from vmrunner.image.versions.store import Golden
 from vmrunner.machine import clones, oneshot
+from vmrunner.model.image import Golden
 from vmrunner.model.machine import MachineId, Shape
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import Reach

@@ -16,9 +16,9 @@ from typing import Any
 from vmrunner.doctor.isolation.companion import Companion
 from vmrunner.doctor.isolation.ears import Ears
 from vmrunner.doctor.isolation.lab import Cell, Lab
-from vmrunner.hypervisor.network import bridge_name
 from vmrunner.network.addresses import gateway, paired
 from vmrunner.network.forge import forge_host
+from vmrunner.network.names import bridge_name
 from vmrunner.network.policy import CLOSED, Policy, Reach
 
 _PUBLIC, _RESOLVER = "192.0.2.1", "192.0.2.53"  # addresses for documentation: nobody has them, and they are routed like any other

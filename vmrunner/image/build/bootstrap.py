@@ -20,9 +20,9 @@ from vmrunner.image.build.paths import place, within
 from vmrunner.image.build.programs import Log
 from vmrunner.image.build.stock import TAR, Run
 from vmrunner.image.recipe import packages
-from vmrunner.image.recipe.packages import Package
 from vmrunner.image.recipe.recipe import Recipe
-from vmrunner.image.versions import store, workshop
+from vmrunner.image.versions import workshop
+from vmrunner.model.image import Package
 
 _FRESH = 86400.0  # seconds that what a mirror had is taken for what it has
 _KEPT = 7 * 86400.0  # seconds after its last use
@@ -169,7 +169,7 @@ def _hold(tar: Path, sha256: str, work: Path) -> Path | None:
     except OSError:  # on another file system, say
         held = tar
     try:
-        return held if store.digest(held) == sha256 else None
+        return held if files.digest(held) == sha256 else None
     except OSError:
         return None
 
@@ -180,7 +180,7 @@ def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log
     try:
         with files.replacing(tar) as part:
             log.run("Keeping the bootstrapped packages", "tar", "--create", "--sparse", *TAR, "--directory", tree, "--file", part, ".")
-            layer = Layer(store.digest(part), time.time(), found, lasts)
+            layer = Layer(files.digest(part), time.time(), found, lasts)
             note.unlink(missing_ok=True)
         files.write_whole(note, layer.text())
     except (OSError, ImageError):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vmrunner import __version__
 from vmrunner.errors import ImageError
+from vmrunner.files import digest
 from vmrunner.image.build import apt, containers, kernel
 from vmrunner.image.build.bootstrap import bootstrap
 from vmrunner.image.build.downloads import Downloads
@@ -17,11 +18,11 @@ from vmrunner.image.build.programs import Log
 from vmrunner.image.build.stock import Run
 from vmrunner.image.build.tree import furnish
 from vmrunner.image.recipe import lock
-from vmrunner.image.recipe.packages import Package
 from vmrunner.image.recipe.recipe import Recipe
 from vmrunner.image.versions import workshop
-from vmrunner.image.versions.store import DISK, LOCK, MANIFEST, Golden, Input, Manifest, digest
+from vmrunner.image.versions.store import LOCK, MANIFEST
 from vmrunner.log import Say
+from vmrunner.model.image import DISK, Golden, Input, Manifest, Package
 
 _PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "unshare": "util-linux"}
 

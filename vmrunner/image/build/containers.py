@@ -9,28 +9,28 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.paths import within
 from vmrunner.image.build.programs import Log
 from vmrunner.image.recipe.recipe import ContainerSource
-from vmrunner.image.versions import store
+from vmrunner.model.image import CONTAINERS
 
-FOLDER = "usr/lib/vmrunner/containers"
 """In the tree: N.tar, an archive, and N.name beside it, what jobs call it. The hook before-ready.d/docker reads them."""
 
 
 def lay(sources: tuple[ContainerSource, ...], tree: Path, downloads: Downloads, log: Log) -> dict[str, str]:
     """Put the archives into the tree; returns their sha256 by their paths in the image. Raises ImageError where one can't be had."""
     digests: dict[str, str] = {}
-    folder = within(tree, FOLDER)
+    folder = within(tree, CONTAINERS)
     if sources:
         folder.mkdir(parents=True, exist_ok=True)
     for number, source in enumerate(sources):
         target = folder / f"{number:02}.tar"
         log.step(f"adding the container image {source.name}")
         _get(source, target, downloads, log)
-        digests[f"/{FOLDER}/{target.name}"] = _check(source, target)
+        digests[f"/{CONTAINERS}/{target.name}"] = _check(source, target)
         target.chmod(0o644)
         target.with_suffix(".name").write_text(f"{source.name}\n", encoding="ascii")
     return digests
@@ -60,7 +60,7 @@ def _pull(source: ContainerSource, target: Path, log: Log) -> None:
 
 def _check(source: ContainerSource, target: Path) -> str:
     """That it is what the recipe says, and an archive that Docker loads; returns its sha256."""
-    found = store.digest(target)
+    found = files.digest(target)
     if source.sha256 not in (None, found):
         raise ImageError(
             f"The container image {source.name} has the sha256 {found}, the recipe wants {source.sha256}.", "Check where it comes from."

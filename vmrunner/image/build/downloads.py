@@ -14,7 +14,7 @@ import httpx
 from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image.build.programs import Log
-from vmrunner.image.versions import store, workshop
+from vmrunner.image.versions import workshop
 
 FOLDER = f"{workshop.CACHE}/downloads"
 _ALGORITHMS = {64: "sha256", 128: "sha512"}  # by how long their words are
@@ -34,7 +34,7 @@ class Downloads:
         Raises ImageError, which begins with `what`, where the URL gives none.
         """
         kept, algorithm = self.images / FOLDER / digest, _ALGORITHMS[len(digest)]
-        if kept.is_file() and store.digest(kept, algorithm) == digest:
+        if kept.is_file() and files.digest(kept, algorithm) == digest:
             self.log.step(f"taking {url}, fetched before")
             with suppress(OSError):
                 os.utime(kept)

@@ -18,15 +18,16 @@ from pathlib import Path
 
 from vmrunner.config import HostConfig
 from vmrunner.errors import HypervisorError, ImageError, MachineError
+from vmrunner.files import digest
 from vmrunner.hypervisor.seam import Hypervisor, Output, image_stem
 from vmrunner.image.build import apt
 from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.paths import place
 from vmrunner.image.build.programs import Log
 from vmrunner.image.recipe.recipe import Recipe, StockSource
-from vmrunner.image.versions import store
-from vmrunner.image.versions.store import DISK, MANIFEST, Golden, Manifest
+from vmrunner.image.versions.store import MANIFEST
 from vmrunner.machine import oneshot
+from vmrunner.model.image import DISK, Golden, Manifest
 from vmrunner.model.machine import Shape
 from vmrunner.network.policy import Reach
 
@@ -139,7 +140,7 @@ def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Download
     else:
         original = Path(str(source.path))
         algorithm = "sha512" if source.sha512 else "sha256"
-        if wanted and (given := store.digest(original, algorithm)) != wanted:
+        if wanted and (given := digest(original, algorithm)) != wanted:
             raise ImageError(f"The stock image has the {algorithm} {given}, the recipe wants {wanted}.", "Check where it comes from.")
     described = json.loads(log.run("Looking at the stock image", "qemu-img", "info", "--output=json", original, said=False))
     needs_more = "backing-filename" in described or "data-file" in described.get("format-specific", {}).get("data", {})
@@ -152,7 +153,7 @@ def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Download
     folder.mkdir()
     log.step("reading the stock image")
     log.run("Reading the stock image", "qemu-img", "convert", "-f", described["format"], "-O", "qcow2", original, folder / DISK)
-    found = store.digest(folder / DISK)
+    found = digest(folder / DISK)
     manifest = Manifest(
         name=recipe.name,
         version=f"stock-{found[:12]}-{os.getpid()}",  # no other build's, which would take it away from under our machine

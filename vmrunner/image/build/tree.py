@@ -13,8 +13,8 @@ from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.paths import place, within
 from vmrunner.image.build.programs import Log
 from vmrunner.image.recipe.recipe import Recipe, RunnerSource
-from vmrunner.image.versions.store import Input, Runner
 from vmrunner.machine.seed import further_runner
+from vmrunner.model.image import Input, Runner
 
 _RUNNER_PATH = "/usr/local/bin/{kind}"
 _SCRIPT = "/.vmrunner-script"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from vmrunner import files
 from vmrunner.errors import ImageError
-from vmrunner.image.recipe.packages import Package, some
+from vmrunner.model.image import Package
+from vmrunner.text import some
 
 _LINE = re.compile(r"(?P<name>[a-z0-9][a-z0-9.+-]+) (?P<version>[A-Za-z0-9.+~:-]+) (?P<sha256>[0-9a-f]{64})")
 

@@ -4,31 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, model_validator
 
 from vmrunner.errors import ImageError
+from vmrunner.model.image import Package
+from vmrunner.text import some
 
 # For `dpkg-query --showformat`.
 FORMAT = "${Package}\t${Version}\t${Architecture}\t${db:Status-Status}\n"
 _FIELDS = ("Package", "Version", "Architecture", "SHA256")
-
-
-class Package(BaseModel):
-    """One installed package."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: str
-    architecture: str = ""  # empty, like the digest, in images of a vmrunner that did not note it
-    sha256: str = ""  # of its .deb
-
-    @model_validator(mode="before")
-    @classmethod
-    def _version_alone(cls, data: Any) -> Any:
-        """Older manifests have the version in the package's place. Machines start from such images, so they stay readable."""
-        return {"version": data} if isinstance(data, str) else data
 
 
 def installed(listed: str, lists: Path, *, all_known: bool = True) -> dict[str, Package]:
@@ -47,12 +30,6 @@ def installed(listed: str, lists: Path, *, all_known: bool = True) -> dict[str, 
             "Lists that apt keeps compressed can't be read: look for Acquire::GzipIndexes in /etc/apt/apt.conf.d/99*.",
         )
     return {key[0]: Package(version=key[1], architecture=key[2], sha256=digests.get(key, "")) for key in sorted(wanted)}
-
-
-def some(names: list[str], most: int = 4) -> str:
-    """The first few of many, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _digests(wanted: set[tuple[str, str, str]], lists: Path) -> dict[tuple[str, str, str], str]:

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vmrunner import files
 from vmrunner.config import Mebibytes
 from vmrunner.errors import ImageError
 from vmrunner.image.recipe import lock
 from vmrunner.image.recipe.lines import line_of
-from vmrunner.image.versions import store
 from vmrunner.resources import folder
 
 GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._@+-]+)+$")]
@@ -170,7 +170,7 @@ def has_password(url: str) -> bool:
 
 def _digest(path: Path) -> str:
     try:
-        return store.digest(path)
+        return files.digest(path)
     except OSError as error:
         raise ImageError(f"The file {path} can't be read: {error.strerror}.", _RELATIVE) from None
 

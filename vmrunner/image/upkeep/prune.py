@@ -17,9 +17,10 @@ from vmrunner.hypervisor.seam import IMAGE_PREFIX, SNAPSHOT_PREFIX, File, Hyperv
 from vmrunner.image.build import bootstrap, downloads
 from vmrunner.image.versions import promotion, proof, store, workshop
 from vmrunner.image.versions.promotion import Why
-from vmrunner.image.versions.store import DISK, MANIFEST
+from vmrunner.image.versions.store import MANIFEST
 from vmrunner.log import Say
 from vmrunner.machine import ownership
+from vmrunner.model.image import DISK
 from vmrunner.model.machine import Machine
 
 GONE = ".gone-"

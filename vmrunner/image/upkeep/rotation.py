@@ -18,9 +18,9 @@ from vmrunner.image.versions import diff, promotion, store
 from vmrunner.image.versions import verify as verifying
 from vmrunner.image.versions.promotion import Why
 from vmrunner.image.versions.proof import Proof
-from vmrunner.image.versions.store import Golden
 from vmrunner.log import Say
 from vmrunner.machine import clones
+from vmrunner.model.image import Golden
 from vmrunner.model.machine import Shape
 
 _SNAPSHOT = 600.0  # seconds

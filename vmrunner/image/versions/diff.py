@@ -7,8 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vmrunner.image.recipe.packages import Package
-from vmrunner.image.versions.store import Golden, Manifest, Runner
+from vmrunner.model.image import Golden, Manifest, Package, Runner
 
 _ENOUGH = 12  # of a digest, to tell two apart
 

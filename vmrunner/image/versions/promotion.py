@@ -15,8 +15,9 @@ from pathlib import Path
 from vmrunner import lock
 from vmrunner.errors import ImageError
 from vmrunner.image.versions import diff, proof, store
-from vmrunner.image.versions.store import CURRENT, Forced, Golden
+from vmrunner.image.versions.store import CURRENT
 from vmrunner.log import Say
+from vmrunner.model.image import Forced, Golden
 
 HISTORY = "promotions.jsonl"
 _LOCK, _LOCK_WAIT = ".lock", 120.0  # seconds; whoever holds it reads or deletes some GiB

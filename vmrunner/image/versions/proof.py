@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vmrunner.errors import ImageError
 from vmrunner.image.versions import store
-from vmrunner.image.versions.store import Golden
+from vmrunner.model.image import Golden
 
 RECORD = "verified.json"
 

@@ -6,9 +6,7 @@ from datetime import datetime
 from uuid import NAMESPACE_URL, uuid5
 
 from vmrunner.errors import ImageError
-from vmrunner.image.build.containers import FOLDER
-from vmrunner.image.recipe.packages import Package
-from vmrunner.image.versions.store import Golden, Input, Manifest, Runner
+from vmrunner.model.image import CONTAINERS, Golden, Input, Manifest, Package, Runner
 
 try:
     from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -44,7 +42,7 @@ def text(golden: Golden) -> str:
     if manifest.runner:
         parts.append(_runner(manifest.runner, manifest.runner.kind))
     parts += [_runner(runner, f"runners/{name}") for name, runner in manifest.runners.items()]
-    parts += [_container(path, file, manifest) for path, file in (manifest.inputs or {}).items() if path.startswith(f"/{FOLDER}/")]
+    parts += [_container(path, file, manifest) for path, file in (manifest.inputs or {}).items() if path.startswith(f"/{CONTAINERS}/")]
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(image, parts)

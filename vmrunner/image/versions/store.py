@@ -4,102 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from vmrunner import files
 from vmrunner.errors import ImageError
+from vmrunner.files import digest
 from vmrunner.image.recipe import lock
-from vmrunner.image.recipe.packages import Package
+from vmrunner.model.image import Forced, Golden, Manifest
 
 MANIFEST = "manifest.json"
 CURRENT = "current"
-DISK = "disk.qcow2"
 LOCK = "packages.lock"
-_DOCKER = {"docker.io", "docker-ce", "moby-engine", "podman-docker"}
-
-
-class Runner(BaseModel):
-    """The runner program that an image carries."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: str  # forgejo-runner or gitea-runner
-    path: str  # in the guest
-    sha256: str
-    version: str = ""  # as its --version tells it, where the recipe says which
-
-
-class Input(BaseModel):
-    """A file that the recipe added."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    mode: str
-    sha256: str
-
-
-class Forced(BaseModel):
-    """A promotion of a version that was not verified, or was found bad."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    at: str  # ISO 8601, UTC
-    by: str  # a user's name
-    found: str = ""  # what was bad; empty: nobody had looked
-
-
-class Manifest(BaseModel):
-    """What an image is made of, written beside its disk. Only `forced` is added to after that, and no digest of it counts that.
-
-    What has a default is unknown to manifests of an older vmrunner: an upgrade must not take the images away that machines start from.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    version: str
-    recipe_digest: str  # sha256 over the resolved recipe and every file it names
-    files: dict[str, str]  # file name -> sha256
-    packages: dict[str, Package]  # by name
-    distribution: str = "debian"  # whose archive its packages are of, as the ID in its os-release
-    suite: str = ""  # of that distribution
-    inputs: dict[str, Input] | None = None  # path in the guest -> the recipe's file; None: not noted
-    lock: str = ""  # sha256 of the lock that it was built with, which lies beside it; empty: it was built without
-    kernel: str = ""  # version
-    kernel_arguments: str = ""  # empty: the disk has a boot loader of its own
-    runner: Runner | None = None
-    runners: dict[str, Runner] = {}  # further ones, by their names in the recipe
-    containers: dict[str, str] | None = None  # path of an archive in the guest, as in `inputs` -> what jobs call it; None: not noted
-    checks: dict[str, str] = {}  # name -> a shell command that exits with 0 in a machine of the image
-    listens: tuple[int, ...] = ()  # ports that may be open in a machine of the image
-    built_at: str  # ISO 8601, UTC
-    vmrunner_version: str
-    forced: tuple[Forced, ...] = ()  # the last one last
-
-    @property
-    def lacks_docker(self) -> bool:
-        """Whether neither a package nor a check, which could be about one that a script installed, speaks of Docker."""
-        checked = any("docker" in command for command in self.checks.values())
-        return bool(self.packages) and not checked and self.packages.keys().isdisjoint(_DOCKER)
-
-
-@dataclass(frozen=True)
-class Golden:
-    """One published image."""
-
-    name: str
-    version: str
-    directory: Path
-    manifest: Manifest
-
-    @property
-    def id(self) -> str:
-        """`name/version`, as people and machines' metadata name it."""
-        return f"{self.name}/{self.version}"
 
 
 def _load(directory: Path) -> Golden:
@@ -171,12 +89,6 @@ def current(images: Path, name: str) -> Golden | None:
         return None
 
 
-def digest(path: Path, algorithm: str = "sha256") -> str:
-    """The digest of a file, as hex."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, algorithm).hexdigest()
-
-
 def identity(directory: Path) -> str:
     """The sha256 of what the manifest of the version in this folder says of its content, as hex. Raises OSError and ValueError."""
     plain = _plain(directory)
@@ -210,13 +122,10 @@ def verify(golden: Golden) -> None:
     for name, expected in golden.manifest.files.items():
         try:
             found = digest(golden.directory / name)
-        except OSError as error:  # `image prune` may have taken it since it was found
-            raise ImageError(f"The image {golden.name} {golden.version} can't be read: {name}: {error.strerror}.", "Try again.") from None
+        except OSError as error:
+            raise golden.unreadable(name, error) from None
         if found != expected:
-            raise ImageError(
-                f"The image {golden.name} {golden.version} is damaged: {name} has another sha256 than its manifest says.",
-                f"Build it again: `vmrunner image build {golden.name} --force`.",
-            )
+            raise golden.damaged(name)
     if golden.manifest.lock:
         _verify_lock(golden)
 
@@ -229,7 +138,7 @@ def _verify_lock(golden: Golden) -> None:
     except OSError:
         raise ImageError(f"The image {golden.name} {golden.version} lacks its file {LOCK}.", again) from None
     if hashlib.sha256(content).hexdigest() != golden.manifest.lock:
-        raise ImageError(f"The image {golden.name} {golden.version} is damaged: {LOCK} has another sha256 than its manifest says.", again)
+        raise golden.damaged(LOCK)
     different = lock.differences(lock.parse(content.decode(), str(path)), golden.manifest.packages)
     if different:
         raise ImageError(f"The image {golden.name} {golden.version} is not what its lock says: {'; '.join(different)}.", again)

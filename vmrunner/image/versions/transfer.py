@@ -19,8 +19,9 @@ from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image.versions import store, workshop
 from vmrunner.image.versions.proof import RECORD
-from vmrunner.image.versions.store import CURRENT, LOCK, MANIFEST, Golden, Manifest
+from vmrunner.image.versions.store import CURRENT, LOCK, MANIFEST
 from vmrunner.log import Say
+from vmrunner.model.image import Golden, Manifest
 
 _CHUNK = 1 << 20  # bytes
 _LONGEST_MANIFEST = 16 << 20  # bytes

@@ -14,10 +14,10 @@ from vmrunner.errors import DiskFull, HypervisorError, ImageError, MachineError,
 from vmrunner.hypervisor.seam import Hypervisor, Output
 from vmrunner.image.versions import proof, store
 from vmrunner.image.versions.proof import Check, Proof
-from vmrunner.image.versions.store import Golden
 from vmrunner.log import Say
 from vmrunner.machine import oneshot
 from vmrunner.machine.seed import RUNNERS
+from vmrunner.model.image import Golden
 from vmrunner.model.machine import MachineId, Shape
 from vmrunner.network.policy import Reach
 from vmrunner.render import guest

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from vmrunner import files
 from vmrunner.image.versions import promotion, store
-from vmrunner.image.versions.store import Golden, Manifest
 from vmrunner.log import Say
+from vmrunner.model.image import Golden, Manifest
 
 CACHE = ".cache"
 """In the store: what builds take from builds before them."""

@@ -24,6 +24,7 @@ from vmrunner.errors import ImageError
 from vmrunner.image.build import apt, build
 from vmrunner.image.recipe import recipe
 from vmrunner.image.versions import promotion, store
+from vmrunner.model.image import DISK, Golden
 
 KERNEL = "6.8.0-31-generic"
 ESSENTIAL = {"Essential": "yes", "Priority": "required"}
@@ -126,19 +127,19 @@ def nothing(images: Path) -> bool:
     return left("mine", images, after=True) == [] and {path.name for path in images.iterdir()} <= {".log", ".cache"}
 
 
-def files_of(golden: store.Golden, work: Path, *paths: str) -> list[str]:
+def files_of(golden: Golden, work: Path, *paths: str) -> list[str]:
     """What these files of the image's disk hold."""
     raw = work / "raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / store.DISK, raw], check=True)
+    subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / DISK, raw], check=True)
     read = [subprocess.run(["debugfs", "-R", f"cat {path}", raw], capture_output=True, text=True, check=True).stdout for path in paths]
     raw.unlink()
     return read
 
 
-def listed(golden: store.Golden, work: Path, *folders: str) -> list[set[str]]:
+def listed(golden: Golden, work: Path, *folders: str) -> list[set[str]]:
     """The names in these folders of the image's disk."""
     raw = work / "raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / store.DISK, raw], check=True)
+    subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / DISK, raw], check=True)
     read = [subprocess.run(["debugfs", "-R", f"ls -p {each}", raw], capture_output=True, text=True, check=True).stdout for each in folders]
     raw.unlink()
     return [{line.split("/")[5] for line in text.splitlines() if line.startswith("/")} - {".", ".."} for text in read]
@@ -191,7 +192,7 @@ def test_a_recipe_chooses_its_kernel_and_nothing_of_this_host_is_left(
     golden = build.build(wanted, tmp_path / "images", quiet)
     assert (golden.manifest.kernel, (golden.directory / "vmlinuz").read_text()) == (FULL_KERNEL, "a full kernel")
     raw = tmp_path / "raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / store.DISK, raw], check=True)
+    subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / DISK, raw], check=True)
     assert PASSWORD.encode() not in raw.read_bytes(), "nor in a block that no file has any more"
     raw.unlink()
     folders = listed(

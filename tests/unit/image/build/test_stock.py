@@ -17,7 +17,7 @@ from vmrunner.image.build import bootstrap, build, stock
 from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.programs import Log
 from vmrunner.image.recipe import recipe
-from vmrunner.image.versions.store import Golden
+from vmrunner.model.image import Golden
 
 MINE = 'extends = "debian-12"\n[stock]\n'
 

@@ -17,6 +17,7 @@ from vmrunner.image.build import build
 from vmrunner.image.build.programs import Log
 from vmrunner.image.recipe import lock, packages, recipe
 from vmrunner.image.versions import store
+from vmrunner.model.image import DISK, Golden
 
 LOCKED = 'extends = "debian-12"\nlock = "mine.lock"\n'
 
@@ -168,7 +169,7 @@ def test_a_build_with_its_lock(tmp_path: Path) -> None:
     assert golden.manifest.inputs is not None
     assert golden.manifest.inputs["/etc/motd"] == store.Input(mode="0600", sha256=sha("hello"))
     assert golden.manifest.lock == sha((tmp_path / "mine.lock").read_text())
-    assert (golden.directory / store.DISK).read_text() == "apt's lists: partial", "the lists are gone from the image"
+    assert (golden.directory / DISK).read_text() == "apt's lists: partial", "the lists are gone from the image"
     store.verify(store.find(tmp_path / "images", "mine"))
 
 
@@ -224,7 +225,7 @@ def test_verify_compares_the_packages_with_the_lock(tmp_path: Path) -> None:
     store.verify(golden)
     swapped = golden.manifest.model_copy(update={"packages": PACKAGES | {"curl": package("8.1", "another")}})
     with pytest.raises(ImageError, match=r"is not what its lock says: 1 with other content \(curl\)"):
-        store.verify(store.Golden("mine", "1", golden.directory, swapped))
+        store.verify(Golden("mine", "1", golden.directory, swapped))
     (golden.directory / store.LOCK).write_text(lock.text(swapped.packages))
     with pytest.raises(ImageError, match=r"packages\.lock has another sha256"):
         store.verify(golden)
@@ -241,7 +242,7 @@ def test_the_manifest_of_an_older_vmrunner_still_loads(tmp_path: Path) -> None:
         "name": "mine",
         "version": "1",
         "recipe_digest": "0",
-        "files": {store.DISK: sha("a disk")},
+        "files": {DISK: sha("a disk")},
         "packages": {"curl": "8.1"},
         "built_at": "2026-01-01T00:00:00+00:00",
         "vmrunner_version": "0",

@@ -8,7 +8,7 @@ import pytest
 
 from vmrunner.errors import ImageError
 from vmrunner.image.recipe import packages
-from vmrunner.image.recipe.packages import Package
+from vmrunner.model.image import Package
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 LISTED = "curl\t8.1\tamd64\tinstalled\ntzdata\t2026a\tall\tinstalled\nold\t1\tamd64\tconfig-files\n"

@@ -15,7 +15,8 @@ from tests.goldens import publish
 from vmrunner.errors import ImageError
 from vmrunner.image.versions import promotion, proof, store, workshop
 from vmrunner.image.versions.promotion import HISTORY, Why
-from vmrunner.image.versions.store import CURRENT, DISK, MANIFEST
+from vmrunner.image.versions.store import CURRENT, MANIFEST
+from vmrunner.model.image import DISK
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from tests.goldens import publish
 from vmrunner.errors import ImageError
 from vmrunner.image.versions import store, transfer
 from vmrunner.image.versions.proof import RECORD
-from vmrunner.image.versions.store import DISK, MANIFEST
+from vmrunner.image.versions.store import MANIFEST
+from vmrunner.model.image import DISK
 
 VERSION = "20260101-aa"
 

@@ -22,7 +22,8 @@ from vmrunner.image.upkeep import rotation
 from vmrunner.image.upkeep.rotation import Stage
 from vmrunner.image.versions import promotion, proof, store, verify
 from vmrunner.image.versions.proof import Proof
-from vmrunner.image.versions.store import DISK, MANIFEST
+from vmrunner.image.versions.store import MANIFEST
+from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import MachineId, Shape
 from vmrunner.resources import folder
 
@@ -65,7 +66,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return speak
 
 
-def verified(settings: HostConfig, golden: store.Golden) -> Proof:
+def verified(settings: HostConfig, golden: Golden) -> Proof:
     return verify.verify(FakeHypervisor(), settings, golden, VERSIONS, slow=False, say=print)
 
 
@@ -175,7 +176,7 @@ def stage(settings: HostConfig) -> Stage:
     return Stage(hypervisor, settings, VERSIONS, slow=False, say=print)
 
 
-def candidate(stage: Stage, version: str, *, differs: bool = True) -> store.Golden:
+def candidate(stage: Stage, version: str, *, differs: bool = True) -> Golden:
     golden = publish(stage.settings.images_dir, version, promote=False, verified=None)
     manifest = json.loads((golden.directory / MANIFEST).read_text()) | {"inputs": {}} | ({"kernel": version} if differs else {})
     (golden.directory / MANIFEST).write_text(json.dumps(manifest))

@@ -1,0 +1,123 @@
+"""Jobs, the runners that take them, and where both belong, as a forge has them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from vmrunner.errors import ConfigError
+
+
+class ScopeKind(StrEnum):
+    """Who may use the runners of a pool."""
+
+    INSTANCE = "instance"
+    ORGANISATION = "organisation"
+    USER = "user"
+    REPOSITORY = "repository"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where runners are registered: `instance`, `user`, `organisation:NAME` or `repository:OWNER/NAME`."""
+
+    kind: ScopeKind
+    name: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Scope:
+        """Read the configuration's spelling; raises ConfigError on anything else."""
+        word, _, name = text.partition(":")
+        hint = 'Write "instance", "user", "organisation:NAME" or "repository:OWNER/NAME".'
+        try:
+            kind = ScopeKind(word)
+        except ValueError:
+            raise ConfigError(f"There is no scope {text!r}.", hint) from None
+        parts = name.split("/")
+        wanted = {ScopeKind.ORGANISATION: 1, ScopeKind.REPOSITORY: 2}.get(kind, 0)
+        safe = all(p and p not in {".", ".."} and all(c.isalnum() or c in "-_." for c in p) for p in parts)
+        if (wanted == 0 and name) or (wanted and (len(parts) != wanted or not safe)):
+            raise ConfigError(f"There is no scope {text!r}.", hint)
+        return cls(kind, name)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}" if self.name else str(self.kind)
+
+
+class JobState(StrEnum):
+    """A job as the forge sees it."""
+
+    BLOCKED = "blocked"  # by `needs` or a concurrency group; where the forge lists such jobs at all
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One Actions job. `handle` is empty on Gitea; `key` tells jobs and their attempts apart on both forges."""
+
+    id: int
+    name: str
+    labels: tuple[str, ...]
+    state: JobState
+    key: str
+    handle: str = ""
+    repository: str = ""  # owner/name, where the forge tells
+    task_id: int = 0  # of the attempt that runs, where the forge tells
+    runner_name: str = ""  # who runs it, or ran it, where the forge tells
+    runner_id: int = 0  # the same one's record
+    conclusion: str = ""  # success, failure, cancelled, skipped; only when DONE
+    attempt: int = 0  # how often it has been begun, this time included; 0 where the forge doesn't tell
+    sha: str = ""  # the commit that it is about
+    url: str = ""
+    run_url: str = ""
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def title(self) -> str:
+        """Its repository and name, for people."""
+        return f"{self.repository}: {self.name}" if self.repository else self.name
+
+    def fits(self, labels: Collection[str]) -> bool:
+        """Whether a runner with exactly these labels could take it."""
+        return set(self.labels) <= set(labels)
+
+
+@dataclass(frozen=True)
+class RunnerRecord:
+    """The forge's record of a runner, as its list shows it."""
+
+    id: int
+    name: str
+    online: bool
+    busy: bool = False  # has a job; Gitea doesn't tell here, see Job.runner_name
+    labels: tuple[str, ...] = ()
+    ephemeral: bool = True
+    disabled: bool = False  # gets no job; Gitea only
+    is_silent: bool = False  # has told nothing of a job for ten seconds; one at work does every five
+
+
+@dataclass(frozen=True)
+class Sought:
+    """A runner that is no more, and whose job is asked for.
+
+    `hints` are jobs that it may have had, by their repository and key: the one that it was made for, or one that was seen on it.
+    """
+
+    runner_id: int
+    labels: tuple[str, ...] = ()  # that it had; empty where that is not known any more
+    hints: tuple[Job, ...] = ()
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What enters a machine: worth exactly one job. The token is never shown by repr()."""
+
+    id: int
+    uuid: str
+    token: str = field(repr=False)

@@ -1,0 +1,14 @@
+"""Words for people: others' text made safe to show, long lists made short."""
+
+from __future__ import annotations
+
+
+def presentable(text: str, longest: int = 200) -> str:
+    """Others' words, such as a job's name: on one line, not too long, and nothing in them that a terminal would obey."""
+    return "".join(char if char.isprintable() else " " for char in text[:longest])
+
+
+def some(names: list[str], most: int = 4) -> str:
+    """The first few of many, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
