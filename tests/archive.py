@@ -1,4 +1,5 @@
-"""An archive of packages like Debian's or Ubuntu's, of a test's own: what is needed of each package, signed by a key that nobody else has.
+"""An archive of packages like Debian's or Ubuntu's, of a test's own: what is needed of each
+package, signed by a key that nobody else has.
 
 The programs that a bootstrap runs inside are copies of this host's.
 """
@@ -22,7 +23,10 @@ from pathlib import Path
 from pysequoia import SignatureMode, Tsk, sign
 
 ARCHITECTURE = "amd64"
-_PROGRAMS = "sh chmod chroot diff dpkg dpkg-deb dpkg-query dpkg-split env ldconfig mount rm start-stop-daemon systemctl tar true"
+_PROGRAMS = (
+    "sh chmod chroot diff dpkg dpkg-deb dpkg-query dpkg-split env ldconfig mount rm "
+    "start-stop-daemon systemctl tar true"
+)
 """What dpkg wants to find, what the packages' scripts run, and what a build runs in a tree."""
 _MERGED = ("bin", "sbin", "lib", "lib64")
 
@@ -41,8 +45,16 @@ class Package:
 
     def control(self) -> str:
         """The stanza that is in it, and in the lists."""
-        own = {"Package": self.name, "Version": self.version, "Architecture": "all", "Maintainer": "nobody <nobody@example>"}
-        return "".join(f"{key}: {value}\n" for key, value in (own | {"Description": "a test's"} | self.fields).items())
+        own = {
+            "Package": self.name,
+            "Version": self.version,
+            "Architecture": "all",
+            "Maintainer": "nobody <nobody@example>",
+        }
+        return "".join(
+            f"{key}: {value}\n"
+            for key, value in (own | {"Description": "a test's"} | self.fields).items()
+        )
 
     def build(self, target: Path) -> None:
         """Make the .deb."""
@@ -84,7 +96,9 @@ def publish(
     day: str = "Wed, 01 Jan 2025",
     until: str = "",
 ) -> None:
-    """Add a suite to the archive in the folder `root`, signed by `owner` on that day; its codename is its name unless there is another."""
+    """Add a suite to the archive in the folder `root`, signed by `owner` on that day; its codename
+    is its name unless there is another.
+    """
     dists, lines = root / "dists" / suite, list[str]()
     (root / "pool").mkdir(parents=True, exist_ok=True)
     for component, packages in components.items():
@@ -93,11 +107,15 @@ def publish(
             deb = root / "pool" / f"{package.name}_{package.version}.deb"
             package.build(deb)
             digest = hashlib.sha256(deb.read_bytes()).hexdigest()
-            listed += f"{package.control()}Filename: pool/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {digest}\n\n"
+            listed += f"{package.control()}Filename: pool/{deb.name}\n"
+            listed += f"Size: {deb.stat().st_size}\nSHA256: {digest}\n\n"
         path = dists / component / f"binary-{ARCHITECTURE}" / "Packages"
         path.parent.mkdir(parents=True)
         path.write_text(listed)
-        lines.append(f" {hashlib.sha256(listed.encode()).hexdigest()} {len(listed)} {path.relative_to(dists)}\n")
+        lines.append(
+            f" {hashlib.sha256(listed.encode()).hexdigest()} {len(listed)} "
+            f"{path.relative_to(dists)}\n"
+        )
     head = {
         "Suite": suite,
         "Codename": codename or suite,
@@ -105,7 +123,9 @@ def publish(
         "Architectures": ARCHITECTURE,
         "Date": f"{day} 00:00:00 UTC",
     } | ({"Valid-Until": f"{until} 00:00:00 UTC"} if until else {})
-    text = "".join(f"{key}: {value}\n" for key, value in head.items()) + f"SHA256:\n{''.join(lines)}"
+    text = (
+        "".join(f"{key}: {value}\n" for key, value in head.items()) + f"SHA256:\n{''.join(lines)}"
+    )
     (dists / "InRelease").write_bytes(sign(owner.signer(), text.encode(), mode=SignatureMode.CLEAR))
 
 
@@ -118,11 +138,20 @@ def base(*more: str) -> Package:
     for name in (*_PROGRAMS.split(), *more):
         program = Path(str(shutil.which(name)))
         files[_unmerged(program)] = program.resolve()
-        told = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout  # a script has no libraries
-        files |= {_unmerged(Path(path)): Path(path).resolve() for path in re.findall(r"(/\S+) \(0x", told)}
+        # A script has no libraries.
+        told = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
+        files |= {
+            _unmerged(Path(path)): Path(path).resolve() for path in re.findall(r"(/\S+) \(0x", told)
+        }
     links = {name: f"usr/{name}" for name in _MERGED}
     fields = {"Essential": "yes", "Priority": "required"}
-    return Package("base-files", fields=fields, files=files, links=links, folders=("dev", "proc", "root", "run", "sys", "tmp"))
+    return Package(
+        "base-files",
+        fields=fields,
+        files=files,
+        links=links,
+        folders=("dev", "proc", "root", "run", "sys", "tmp"),
+    )
 
 
 def _unmerged(path: Path) -> str:
@@ -132,8 +161,8 @@ def _unmerged(path: Path) -> str:
 
 
 class Site(ThreadingHTTPServer):
-    """Serves a folder. `cuts` says how often the sending of a file whose name begins with `cut` is reset in its middle; with `is_last` the
-    whole server is gone then.
+    """Serves a folder. `cuts` says how often the sending of a file whose name begins with `cut` is
+    reset in its middle; with `is_last` the whole server is gone then.
     """
 
     cut = ""

@@ -1,6 +1,7 @@
 """Known vulnerabilities of what vmrunner runs on: `python -m tests.audit`, with the network.
 
-It ends with 0 only if every package was looked up: pip-audit by itself calls it a success when the service knew none of them.
+It ends with 0 only if every package was looked up: pip-audit by itself calls it a success when the
+service knew none of them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-KNOWN = "jinja2==2.4.1"  # vulnerable, and known to be since 2014: a service that does not say so would not say anything
+# Vulnerable, and known to be since 2014: a service that does not say so would not say anything.
+KNOWN = "jinja2==2.4.1"
 
 
 def main() -> int:
-    """Resolve, look up, print; 0 for nothing known, 1 for something, 2 where that could not be found out."""
+    """Resolve, look up, print; 0 for nothing known, 1 for something, 2 where that could not be
+    found out.
+    """
     with tempfile.TemporaryDirectory() as folder:
         pinned = resolved(Path(folder))
         print(f"audit: {' '.join(pinned)}")
@@ -32,7 +36,9 @@ def main() -> int:
 
 
 def resolved(folder: Path) -> list[str]:
-    """What pip takes today for pyproject's dependencies and theirs; libvirt-python is Debian's, as in the README."""
+    """What pip takes today for pyproject's dependencies and theirs; libvirt-python is Debian's, as
+    in the README.
+    """
     venv.create(folder / "venv", with_pip=True, system_site_packages=True)
     pip = [str(folder / "venv" / "bin" / "python"), "-m", "pip"]
     subprocess.run([*pip, "install", "--quiet", str(ROOT)], check=True)
@@ -47,8 +53,14 @@ def below(name: str, installed: Iterable[dict[str, Any]]) -> list[str]:
     ahead = {canonicalize_name(name)}
     while ahead:
         found |= ahead
-        needed = [Requirement(text) for each in ahead for text in known[each].get("requires_dist", [])]
-        ahead = {canonicalize_name(each.name) for each in needed if not each.marker or each.marker.evaluate({"extra": ""})} - found
+        needed = [
+            Requirement(text) for each in ahead for text in known[each].get("requires_dist", [])
+        ]
+        ahead = {
+            canonicalize_name(each.name)
+            for each in needed
+            if not each.marker or each.marker.evaluate({"extra": ""})
+        } - found
     return sorted(f"{each}=={known[each]['version']}" for each in found - {canonicalize_name(name)})
 
 
@@ -57,7 +69,9 @@ def looked_up(pinned: list[str], folder: Path) -> dict[str, Any]:
     wanted = folder / "requirements.txt"
     wanted.write_text("\n".join(pinned))
     options = ["--disable-pip", "--no-deps", "--format", "json", "--progress-spinner", "off"]
-    done = subprocess.run([sys.executable, "-m", "pip_audit", *options, "-r", wanted], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip_audit", *options, "-r", wanted], capture_output=True, text=True
+    )
     try:
         report: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -70,14 +84,26 @@ def judge(report: dict[str, Any], control: dict[str, Any]) -> tuple[str, int]:
     """A sentence and an exit code; `control` is the report about KNOWN."""
     packages = report.get("dependencies", [])
     missed = [each["name"] for each in packages if "skip_reason" in each]
-    found = {f"{each['name']} {each['version']}": each["vulns"] for each in packages if each.get("vulns")}
+    found = {
+        f"{each['name']} {each['version']}": each["vulns"] for each in packages if each.get("vulns")
+    }
     if found:
-        listed = "; ".join(f"{name}: {', '.join(flaw['id'] for flaw in flaws)}" for name, flaws in sorted(found.items()))
+        listed = "; ".join(
+            f"{name}: {', '.join(flaw['id'] for flaw in flaws)}"
+            for name, flaws in sorted(found.items())
+        )
         return f"known vulnerabilities in {listed}.", 1
     if not any(each.get("vulns") for each in control.get("dependencies", [])):
-        return f"nothing was audited: from here the vulnerability service (pypi.org) does not even know those of {KNOWN}.", 2
+        return (
+            "nothing was audited: from here the vulnerability service (pypi.org) does not even "
+            f"know those of {KNOWN}.",
+            2,
+        )
     if missed or not packages:
-        return f"the vulnerability service could not tell about {', '.join(missed) or 'any package'}.", 2
+        return (
+            f"the vulnerability service could not tell about {', '.join(missed) or 'any package'}.",
+            2,
+        )
     return f"no known vulnerabilities in {len(packages)} packages.", 0
 
 

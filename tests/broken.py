@@ -1,5 +1,6 @@
-"""A part of `make images`: images that are broken in five ways: each is refused by `verify` and `promote`, and when it is forced, rolled
-back without a job lost. Real Gitea, and `vmrunner serve`. The last line is JSON.
+"""A part of `make images`: images that are broken in five ways: each is refused by `verify` and
+`promote`, and when it is forced, rolled back without a job lost. Real Gitea, and `vmrunner serve`.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def edited(folder: Path, *commands: str) -> None:
     subprocess.run(["qemu-img", "convert", "-O", "raw", folder / DISK, raw], check=True)
     for command in commands:
         if "{free}" in command:
-            told = subprocess.run(["dumpe2fs", "-h", raw], check=True, capture_output=True, text=True).stdout
+            told = subprocess.run(
+                ["dumpe2fs", "-h", raw], check=True, capture_output=True, text=True
+            ).stdout
             command = command.format(free=int(re.findall(r"Free blocks:\s+(\d+)", told)[0]) - 64)
         subprocess.run(["debugfs", "-w", "-R", command, raw], check=True, capture_output=True)
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, disk], check=True)
@@ -122,18 +125,30 @@ def refused(ground: Ground) -> str:
     verified = ground.run("image", "verify", f"{NAME}/{BAD}", check=False)
     assert verified.returncode == ImageError.exit_code, verified.stdout + verified.stderr
     promoted = ground.run("image", "promote", NAME, BAD, check=False)
-    assert (promoted.returncode, promotion.current(ground.folder / "state" / "images", NAME)) == (ImageError.exit_code, GOOD)
+    assert (promoted.returncode, promotion.current(ground.folder / "state" / "images", NAME)) == (
+        ImageError.exit_code,
+        GOOD,
+    )
     return next(line for line in verified.stderr.splitlines() if line.startswith("vmrunner: "))
 
 
 def forced(site: Site, ground: Ground, jobs: int) -> dict[str, object]:
     """Promote the bad version all the same, while jobs wait; they all have to run in the end."""
     ground.run("image", "promote", NAME, BAD, "--force")
-    repository = site.repository("rig", "broken", "on: [push]\njobs:\n" + "".join(JOB.format(number=number) for number in range(jobs)))
+    repository = site.repository(
+        "rig",
+        "broken",
+        "on: [push]\njobs:\n" + "".join(JOB.format(number=number) for number in range(jobs)),
+    )
     until(lambda: len(repository.jobs()) == jobs, 60, "every job queued")
     began, manager = time.monotonic(), serve(ground)
     try:
-        until(lambda: all(job["status"] == "completed" for job in repository.jobs()), 600, "every job done", every=2)
+        until(
+            lambda: all(job["status"] == "completed" for job in repository.jobs()),
+            600,
+            "every job done",
+            every=2,
+        )
         seconds = time.monotonic() - began
         until(lambda: not ground.leftovers(), 60, "nothing left", every=1)
         (pool,) = ground.status()["pools"]
@@ -148,7 +163,12 @@ def forced(site: Site, ground: Ground, jobs: int) -> dict[str, object]:
     assert pool["backoff"] is None, pool
     failed = [row for row in ended if row["image"] == f"{NAME}/{BAD}"]
     assert len(failed) == 3, failed
-    return {"lost": jobs - good, "machines_failed": len(failed), "seconds": round(seconds), "cause": failed[-1]["reason"]}
+    return {
+        "lost": jobs - good,
+        "machines_failed": len(failed),
+        "seconds": round(seconds),
+        "cause": failed[-1]["reason"],
+    }
 
 
 def main() -> None:

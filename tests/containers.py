@@ -1,4 +1,5 @@
-"""Container images of the tests' own, as archives that Docker loads: Debian's static busybox, and a small Debian that jobs can run in.
+"""Container images of the tests' own, as archives that Docker loads: Debian's static busybox, and a
+small Debian that jobs can run in.
 
 There is no registry to pull one from.
 """
@@ -25,20 +26,36 @@ ARCHIVE = Path(__file__).parent / "images" / "base.tar"
 JOB_NAME = "tests/job:1"
 JOB_ARCHIVE = ARCHIVE.with_name("job.tar")
 """Where the recipe test-jobs-docker looks for it."""
-JOB_PACKAGES = ("bash", "ca-certificates", "curl", "git", "nodejs", "perl-base", "procps", "python3")
+JOB_PACKAGES = (
+    "bash",
+    "ca-certificates",
+    "curl",
+    "git",
+    "nodejs",
+    "perl-base",
+    "procps",
+    "python3",
+)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAMS = ("cat", "echo", "id", "ls", "nslookup", "sh", "sleep", "tail", "test", "wget")
 
 
 def prepare(cache: Path) -> None:
-    """Make the archive if the cache has none, and lay it into the checkout. Needs the network of the host."""
+    """Make the archive if the cache has none, and lay it into the checkout.
+
+    Needs the network of the host.
+    """
     _lay(cache, ARCHIVE, lambda: archive(_layer(_busybox()), NAME))
 
 
 def prepare_job(folder: Path) -> None:
     """The same for the Debian that jobs run in, in this folder of the cache."""
     key = hashlib.sha256(" ".join(JOB_PACKAGES).encode()).hexdigest()[:16]
-    _lay(folder / f"job-{key}.tar", JOB_ARCHIVE, lambda: archive(_debian(), JOB_NAME, path=_PATH, command="/bin/bash"))
+    _lay(
+        folder / f"job-{key}.tar",
+        JOB_ARCHIVE,
+        lambda: archive(_debian(), JOB_NAME, path=_PATH, command="/bin/bash"),
+    )
 
 
 def _lay(cache: Path, place: Path, make: Callable[[], bytes]) -> None:
@@ -58,9 +75,22 @@ def _debian() -> bytes:
         sources, tree = Path(work, "sources.list"), Path(work, "tree.tar")
         sources.write_text(apt.sources(wanted))
         settings = [f"--aptopt={path}" for path in apt.host_settings()]
-        excluded = [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "locale", "man")]
-        options = ["--quiet", "--mode=root", "--variant=minbase", *excluded, *settings, f"--include={','.join(JOB_PACKAGES)}"]
-        subprocess.run(["mmdebstrap", *options, wanted.suite, tree, sources], check=True, stdin=subprocess.DEVNULL)
+        excluded = [
+            f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "locale", "man")
+        ]
+        options = [
+            "--quiet",
+            "--mode=root",
+            "--variant=minbase",
+            *excluded,
+            *settings,
+            f"--include={','.join(JOB_PACKAGES)}",
+        ]
+        subprocess.run(
+            ["mmdebstrap", *options, wanted.suite, tree, sources],
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
         return tree.read_bytes()
 
 
@@ -71,12 +101,17 @@ def archive(layer: bytes, name: str, path: str = "/bin", command: str = "/bin/sh
             "architecture": "amd64",
             "os": "linux",
             "config": {"Env": [f"PATH={path}"], "Cmd": [command]},
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+            "rootfs": {
+                "type": "layers",
+                "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"],
+            },
             "history": [{"created_by": "the tests"}],
         }
     ).encode()
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
+    manifest = json.dumps(
+        [{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]
+    ).encode()
     return _tar({config_name: config, "layer.tar": layer, "manifest.json": manifest})
 
 
@@ -95,7 +130,9 @@ def _tar(files: dict[str, bytes], mode: int = 0o644, links: dict[str, str] | Non
 
 
 def _layer(busybox: bytes) -> bytes:
-    return _tar({"bin/busybox": busybox}, 0o755, {f"bin/{program}": "busybox" for program in PROGRAMS})
+    return _tar(
+        {"bin/busybox": busybox}, 0o755, {f"bin/{program}": "busybox" for program in PROGRAMS}
+    )
 
 
 def _busybox() -> bytes:
@@ -103,7 +140,16 @@ def _busybox() -> bytes:
         # As root apt would read through its own user, who may not enter this folder.
         options = ["-qq", "-o", "APT::Sandbox::User=root"]
         subprocess.run(["apt-get", *options, "update"], check=True, stdin=subprocess.DEVNULL)
-        subprocess.run(["apt-get", *options, "download", "busybox-static"], check=True, stdin=subprocess.DEVNULL, cwd=work)
+        subprocess.run(
+            ["apt-get", *options, "download", "busybox-static"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            cwd=work,
+        )
         (package,) = Path(work).glob("*.deb")
         subprocess.run(["dpkg-deb", "--extract", package, f"{work}/tree"], check=True)
-        return next(path for path in Path(work, "tree").rglob("busybox") if path.is_file() and not path.is_symlink()).read_bytes()
+        return next(
+            path
+            for path in Path(work, "tree").rglob("busybox")
+            if path.is_file() and not path.is_symlink()
+        ).read_bytes()

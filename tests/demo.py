@@ -1,4 +1,6 @@
-"""`make demo`: a two-job workflow on real Gitea, run by `vmrunner up` in throwaway machines, shown phase by phase."""
+"""`make demo`: a two-job workflow on real Gitea, run by `vmrunner up` in throwaway machines, shown
+phase by phase.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +71,20 @@ def timeline(job: dict[str, Any], record: sqlite3.Row) -> Table:
         ("destroyed", record["destroyed"]),
     ]
     began = marks[0][1]
-    table = Table("phase", "after", "", box=None, title=f"{job['name']}: {record['machine']}", title_justify="left")
+    table = Table(
+        "phase",
+        "after",
+        "",
+        box=None,
+        title=f"{job['name']}: {record['machine']}",
+        title_justify="left",
+    )
     for name, at in marks:
-        table.add_row(name, f"{at - began:6.1f} s" if at else "-", "▪" * min(60, int(at - began)) if at else "")
+        table.add_row(
+            name,
+            f"{at - began:6.1f} s" if at else "-",
+            "▪" * min(60, int(at - began)) if at else "",
+        )
     return table
 
 
@@ -81,7 +94,9 @@ def picture(path: Path, title: str, *parts: Any) -> None:
     for part in parts:
         console.print(part)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL))
+    path.write_text(
+        re.sub(r"@font-face \{.*?\}", "", console.export_svg(title=title), flags=re.DOTALL)
+    )
 
 
 def follow(ground: Ground, repository: Repository, pictures: Path | None) -> list[dict[str, Any]]:
@@ -90,7 +105,9 @@ def follow(ground: Ground, repository: Repository, pictures: Path | None) -> lis
     while time.monotonic() < deadline:
         done = ground.run("up")
         for line in (done.stderr + done.stdout).splitlines():
-            if not line.startswith("0 started, 0 destroyed, 0") and not (warned and line.startswith("warning: ")):
+            if not line.startswith("0 started, 0 destroyed, 0") and not (
+                warned and line.startswith("warning: ")
+            ):
                 out.print(f"  {line}", markup=False)
             warned = warned or line.startswith("warning: ")
         jobs = repository.jobs()
@@ -104,8 +121,16 @@ def follow(ground: Ground, repository: Repository, pictures: Path | None) -> lis
                 picture(pictures / "status.svg", "vmrunner status", status.rstrip())
         if jobs and all(job["status"] == "completed" for job in jobs) and not ground.leftovers():
             return jobs
-        states = ", ".join(f"{job['name']} {job['status']}" for job in jobs) + "; " + ", ".join(machine["phase"] for machine in machines)
-        out.print(f"  {time.monotonic() - deadline + DEADLINE:5.1f} s  {states}", style="dim", markup=False)
+        states = (
+            ", ".join(f"{job['name']} {job['status']}" for job in jobs)
+            + "; "
+            + ", ".join(machine["phase"] for machine in machines)
+        )
+        out.print(
+            f"  {time.monotonic() - deadline + DEADLINE:5.1f} s  {states}",
+            style="dim",
+            markup=False,
+        )
         time.sleep(1)
     sys.exit(f"the jobs were not done within {DEADLINE:.0f} s")
 
@@ -113,17 +138,33 @@ def follow(ground: Ground, repository: Repository, pictures: Path | None) -> lis
 def main() -> None:
     """Run the demo; exits non-zero unless both verdicts are right and nothing is left."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pictures", type=Path, help="Also draw the status and the timelines as SVG into this folder.")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        help="Also draw the status and the timelines as SVG into this folder.",
+    )
     options = parser.parse_args()
     site = Site()
     ground = lay(Path("/tmp/vmrunner-demo"), "demo", "10.92.0.0/24", token=site.token, start="auto")
     ground.run("down", "--now", timeout=60)  # what an interrupted demo left
     ground.run("up", "main")  # "down" holds until a pool is brought up by its name
-    out.print("$ vmrunner snapshot create --pool main        (boots a machine once; every later one is a clone of it)", style="bold")
+    out.print(
+        "$ vmrunner snapshot create --pool main        (boots a machine once; every later one is a "
+        "clone of it)",
+        style="bold",
+    )
     environment = os.environ | {"VMRUNNER_CONFIG": str(ground.config)}
-    subprocess.run(ground.command("snapshot", "create", "--pool", "main"), env=environment, check=True, timeout=DEADLINE)
+    subprocess.run(
+        ground.command("snapshot", "create", "--pool", "main"),
+        env=environment,
+        check=True,
+        timeout=DEADLINE,
+    )
     site.organisation("demo")
-    out.print("Pushing a repository with two jobs, one that passes and one that fails, to Gitea …", style="bold")
+    out.print(
+        "Pushing a repository with two jobs, one that passes and one that fails, to Gitea …",
+        style="bold",
+    )
     repository = site.repository("demo", "two-jobs", WORKFLOW)
     until(lambda: len(repository.jobs()) == 2, 30, "both jobs queued")
     out.print("$ vmrunner up        (again every second until both are done)", style="bold")
@@ -132,20 +173,37 @@ def main() -> None:
     history.row_factory = sqlite3.Row
     tables = []
     for job in jobs:
-        record = history.execute("SELECT * FROM machines WHERE machine = ?", (job["runner_name"],)).fetchone()
+        record = history.execute(
+            "SELECT * FROM machines WHERE machine = ?", (job["runner_name"],)
+        ).fetchone()
         out.print()
         tables.append(timeline(job, record))
         out.print(tables[-1])
-        out.print(f"the forge's verdict: {job['name']} is {job['status']}, {job['conclusion']}", style="bold", markup=False)
-        for line in repository.said(job["id"]).splitlines()[2:6]:  # the first two are the runner's own
+        out.print(
+            f"the forge's verdict: {job['name']} is {job['status']}, {job['conclusion']}",
+            style="bold",
+            markup=False,
+        )
+        # The first two are the runner's own.
+        for line in repository.said(job["id"]).splitlines()[2:6]:
             out.print(f"  log | {line}", markup=False)
     history.close()
     if options.pictures:
         picture(options.pictures / "timeline.svg", "make demo", *tables)
-    records = [runner["name"] for runner in site.runners() if runner["name"].startswith("vmr-demo-")]
+    records = [
+        runner["name"] for runner in site.runners() if runner["name"].startswith("vmr-demo-")
+    ]
     left = ground.leftovers()
-    out.print(f"\nLeft on the host: {len(left)} domains, volumes or seeds {left or ''}", style="bold", markup=False)
-    out.print(f"Left at the forge: {len(records)} runner records {records or ''}", style="bold", markup=False)
+    out.print(
+        f"\nLeft on the host: {len(left)} domains, volumes or seeds {left or ''}",
+        style="bold",
+        markup=False,
+    )
+    out.print(
+        f"Left at the forge: {len(records)} runner records {records or ''}",
+        style="bold",
+        markup=False,
+    )
     repository.delete()
     site.close()
     if os.environ.get("VMRUNNER_TEST_RIG") == "host":

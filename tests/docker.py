@@ -1,7 +1,8 @@
-"""A part of `make images`: how long a job's first `docker run` takes in a clone, and in a machine that was booted a minute ago.
+"""A part of `make images`: how long a job's first `docker run` takes in a clone, and in a machine
+that was booted a minute ago.
 
-Jobs of the real Gitea, one at a time; in a clone's job nothing comes before it. The container image is one that the recipe brings.
-Seconds by the machine's own clock; the last line is JSON.
+Jobs of the real Gitea, one at a time; in a clone's job nothing comes before it. The container image
+is one that the recipe brings. Seconds by the machine's own clock; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Way(NamedTuple):
     def section(self) -> str:
         """Of the configuration."""
         return (
-            f'[pools.{self.pool}]\nlabels = ["{self.pool}"]\nimage = "{DOCKER}"\nmemory = "1GiB"\ndisk = "6GiB"\nmax = 1\n'
+            f'[pools.{self.pool}]\nlabels = ["{self.pool}"]\nimage = "{DOCKER}"\nmemory = '
+            '"1GiB"\ndisk = "6GiB"\nmax = 1\n'
             f'start = "{self.start}"\nwarm = {self.warm}\n'
         )
 
@@ -83,7 +85,9 @@ def runs_in_one(ground: Ground, repository: Repository, way: Way) -> list[float]
     repository.dispatch(way.file)
     until(lambda: len(repository.jobs()) > before, WITHIN, "the forge has the job")
     ground.run("up", way.pool)  # one pass, of one pool: while the job runs nothing else does
-    until(lambda: repository.jobs()[-1]["status"] == "completed", WITHIN, "the job is done", every=1)
+    until(
+        lambda: repository.jobs()[-1]["status"] == "completed", WITHIN, "the job is done", every=1
+    )
     ground.run("down", way.pool)
     job = repository.jobs()[-1]
     log = repository.said(job["id"])
@@ -101,19 +105,27 @@ def _parked(ground: Ground, way: Way) -> int:
 
 
 def side_by_side(ground: Ground, repository: Repository, machines: int) -> dict[str, Any]:
-    """Medians of so many machines of each kind, which take turns, and how much longer the first run takes in clones."""
+    """Medians of so many machines of each kind, which take turns, and how much longer the first run
+    takes in clones.
+    """
     taken: dict[str, list[list[float]]] = {name: [] for name in _WAYS}
     for number in range(machines):
         for name, way in _WAYS.items():
             taken[name].append(runs_in_one(ground, repository, way))
-            said = ", ".join(f"{run} {seconds:.2f} s" for run, seconds in zip(RUNS, taken[name][-1], strict=True))
+            said = ", ".join(
+                f"{run} {seconds:.2f} s" for run, seconds in zip(RUNS, taken[name][-1], strict=True)
+            )
             print(f"{number + 1}/{machines}, {name}: {said}", file=sys.stderr, flush=True)
     rows = {
-        name: dict(zip(RUNS, (median(list(run)) for run in zip(*each, strict=True)), strict=True)) | {"machines": machines}
+        name: dict(zip(RUNS, (median(list(run)) for run in zip(*each, strict=True)), strict=True))
+        | {"machines": machines}
         for name, each in taken.items()
     }
     *clones, booted = rows
-    return rows | {f"{clone} / {booted}": round(rows[clone]["first run"] / rows[booted]["first run"], 2) for clone in clones}
+    return rows | {
+        f"{clone} / {booted}": round(rows[clone]["first run"] / rows[booted]["first run"], 2)
+        for clone in clones
+    }
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""Both seams in memory: the hypervisor and the forge that the manager's tests run on, with a clock that stands still until it is told."""
+"""Both seams in memory: the hypervisor and the forge that the manager's tests run on, with a clock
+that stands still until it is told.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
-from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Output, Residue, Snapshot, Volume, image_stem
+from vmrunner.hypervisor.seam import (
+    SNAPSHOT_PREFIX,
+    File,
+    Output,
+    Residue,
+    Snapshot,
+    Volume,
+    image_stem,
+)
 from vmrunner.image.versions.store import MANIFEST
 from vmrunner.log import Say
 from vmrunner.machine.bindings import Bindings
 from vmrunner.model.binding import Binding
 from vmrunner.model.image import DISK, Golden
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
-from vmrunner.model.machine import NO_LIMITS, Capacity, EventKind, GuestEvent, Limits, Machine, MachineId, Metadata, Shape
+from vmrunner.model.machine import (
+    NO_LIMITS,
+    Capacity,
+    EventKind,
+    GuestEvent,
+    Limits,
+    Machine,
+    MachineId,
+    Metadata,
+    Shape,
+)
 
 
 @dataclass
@@ -42,7 +62,9 @@ class Doom:
     dead: bool = False
 
     def step(self) -> None:
-        """Called at each step that changes something anywhere; raises Killed when the time has come, and ever after."""
+        """Called at each step that changes something anywhere; raises Killed when the time has
+        come, and ever after.
+        """
         if self.after is not None:
             self.dead = self.dead or self.after == 0
             self.after -= 1
@@ -80,7 +102,10 @@ class FakeLog:
 
 @dataclass
 class FakeHypervisor:
-    """A host in memory. `fail_at` names a method (or `put seed.iso`) that fails once, before it did anything."""
+    """A host in memory.
+
+    `fail_at` names a method (or `put seed.iso`) that fails once, before it did anything.
+    """
 
     manager: str = "m"
     fail_at: str = ""
@@ -112,7 +137,9 @@ class FakeHypervisor:
     def prepare(self, golden: Golden) -> None:
         self.step("prepare")
         stem = image_stem(golden.name, golden.version)
-        self.published += [name for part in (DISK, MANIFEST) if (name := f"{stem}{part}") not in self.published]
+        self.published += [
+            name for part in (DISK, MANIFEST) if (name := f"{stem}{part}") not in self.published
+        ]
 
     def guard(self) -> None: ...
 
@@ -134,10 +161,16 @@ class FakeHypervisor:
             for machine, names in sorted(named.items(), key=lambda item: str(item[0]))
         ]
 
-    def create_overlay(self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None) -> None:
+    def create_overlay(
+        self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None
+    ) -> None:
         self.step("create_overlay")
         self.files[machine, File.OVERLAY] = b""
-        self.lies_on[machine] = f"{SNAPSHOT_PREFIX}{snapshot.key}.qcow2" if snapshot else f"{image_stem(golden.name, golden.version)}{DISK}"
+        self.lies_on[machine] = (
+            f"{SNAPSHOT_PREFIX}{snapshot.key}.qcow2"
+            if snapshot
+            else f"{image_stem(golden.name, golden.version)}{DISK}"
+        )
 
     def put(self, machine: MachineId, file: File, content: bytes) -> None:
         self.step(f"put {file}")
@@ -148,7 +181,14 @@ class FakeHypervisor:
             return repr(self.events.get(machine, ())).encode()
         return self.files.get((machine, file), b"")[-tail:]
 
-    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None, limits: Limits = NO_LIMITS) -> None:
+    def start(
+        self,
+        golden: Golden,
+        shape: Shape,
+        metadata: Metadata,
+        snapshot: Snapshot | None = None,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
         self.step("start")
         if snapshot:
             self.files[metadata.machine, File.SEED] = b""
@@ -187,10 +227,20 @@ class FakeHypervisor:
     def snapshots(self) -> list[Snapshot]:
         return list(self.kept.values())
 
-    def make_snapshot(self, golden: Golden, shape: Shape, machine: MachineId, seed: bytes, timeout: float, say: Say) -> Snapshot:
+    def make_snapshot(
+        self,
+        golden: Golden,
+        shape: Shape,
+        machine: MachineId,
+        seed: bytes,
+        timeout: float,
+        say: Say,
+    ) -> Snapshot:
         self.step("make_snapshot")
         key = self.snapshot_key(golden, shape)
-        self.kept[key] = Snapshot(key, f"{golden.name}/{golden.version}", shape, self.now(), "10.0.0", "11.3.0", {})
+        self.kept[key] = Snapshot(
+            key, f"{golden.name}/{golden.version}", shape, self.now(), "10.0.0", "11.3.0", {}
+        )
         return self.kept[key]
 
     def verify_snapshot(self, snapshot: Snapshot) -> None: ...
@@ -204,8 +254,13 @@ class FakeHypervisor:
         for key, kept in self.kept.items():
             bases[f"{SNAPSHOT_PREFIX}{key}.qcow2"] = f"{image_stem(*kept.image.split('/'))}{DISK}"
         for machine, file in self.files:
-            bases[f"{machine}.{file}"] = self.lies_on.get(machine, "") if file is File.OVERLAY else ""
-        return [Volume(name, f"/pool/{name}", f"/pool/{base}" if base else "", True) for name, base in bases.items()]
+            bases[f"{machine}.{file}"] = (
+                self.lies_on.get(machine, "") if file is File.OVERLAY else ""
+            )
+        return [
+            Volume(name, f"/pool/{name}", f"/pool/{base}" if base else "", True)
+            for name, base in bases.items()
+        ]
 
     def drop_volumes(self, names: Sequence[str]) -> None:
         self.step("drop_volumes")
@@ -221,10 +276,16 @@ class FakeHypervisor:
     def capacity(self) -> Capacity:
         used = [self.shapes[machine] for machine in self.domains]
         return Capacity(
-            self.memory_mib, self.cores, sum(each.memory_mib for each in used), sum(each.vcpus for each in used), self.free_disk_mib
+            self.memory_mib,
+            self.cores,
+            sum(each.memory_mib for each in used),
+            sum(each.vcpus for each in used),
+            self.free_disk_mib,
         )
 
-    def stream(self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]) -> None:
+    def stream(
+        self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]
+    ) -> None:
         raise NotImplementedError("the fake's machines have no output")
 
     def alive(self, machine: MachineId) -> bool:
@@ -247,9 +308,14 @@ class FakeHypervisor:
             self.files.pop((machine, file), None)
 
     def residue(self) -> Residue:
-        return Residue(tuple(map(str, self.domains)), tuple(f"{machine}.{file}" for machine, file in self.files))
+        return Residue(
+            tuple(map(str, self.domains)),
+            tuple(f"{machine}.{file}" for machine, file in self.files),
+        )
 
-    def watch(self, wake: Callable[[], None], progress: Callable[[], object] = lambda: None) -> None:
+    def watch(
+        self, wake: Callable[[], None], progress: Callable[[], object] = lambda: None
+    ) -> None:
         self.wake = wake
 
     def close(self) -> None: ...
@@ -265,7 +331,9 @@ class FakeHypervisor:
 
     def report(self, machine: MachineId, *kinds: EventKind, text: str = "") -> None:
         """The guest reports these phases."""
-        self.events[machine] = self.events.get(machine, ()) + tuple(GuestEvent(kind, 1.0, text) for kind in kinds)
+        self.events[machine] = self.events.get(machine, ()) + tuple(
+            GuestEvent(kind, 1.0, text) for kind in kinds
+        )
 
     def power_off(self, machine: MachineId) -> None:
         """The guest powers off; the transient domain vanishes."""
@@ -291,7 +359,10 @@ class FakeRunner:
 
 @dataclass
 class FakeForge:
-    """A forge in memory; `binds_jobs` as Forgejo has it, or not as Gitea. `down` makes every call fail, `fail_at` one."""
+    """A forge in memory; `binds_jobs` as Forgejo has it, or not as Gitea.
+
+    `down` makes every call fail, `fail_at` one.
+    """
 
     binds_jobs: bool = False
     down: bool = False
@@ -324,17 +395,36 @@ class FakeForge:
 
     # ---- what users and runners do ----
 
-    def queue(self, number: int, labels: Sequence[str] = ("debian-12",), repository: str = "o/r", *, blocked: bool = False) -> Job:
+    def queue(
+        self,
+        number: int,
+        labels: Sequence[str] = ("debian-12",),
+        repository: str = "o/r",
+        *,
+        blocked: bool = False,
+    ) -> Job:
         """A job begins to wait."""
         handle = f"handle-{number}" if self.binds_jobs else ""
         state = JobState.BLOCKED if blocked else JobState.WAITING
         at = datetime.fromtimestamp(self.clock.now, UTC)
-        self.known[number] = Job(number, f"job {number}", tuple(labels), state, handle or f"{number}.0", handle, repository, queued_at=at)
+        self.known[number] = Job(
+            number,
+            f"job {number}",
+            tuple(labels),
+            state,
+            handle or f"{number}.0",
+            handle,
+            repository,
+            queued_at=at,
+        )
         return self.known[number]
 
     def by_name(self, name: str) -> FakeRunner | None:
         """A machine's runner; the newest where an interrupted pass left one of the same name."""
-        return next((runner for runner in reversed(self.runners_.values()) if runner.record.name == name), None)
+        return next(
+            (runner for runner in reversed(self.runners_.values()) if runner.record.name == name),
+            None,
+        )
 
     def connect(self, name: str) -> None:
         """A runner declares itself."""
@@ -348,7 +438,10 @@ class FakeForge:
             return 0
         self.connect(name)
         for number, job in sorted(self.known.items()):
-            covered = runner.scope.kind is ScopeKind.INSTANCE or runner.scope.name in (job.repository, job.repository.partition("/")[0])
+            covered = runner.scope.kind is ScopeKind.INSTANCE or runner.scope.name in (
+                job.repository,
+                job.repository.partition("/")[0],
+            )
             if (
                 job.state is JobState.WAITING
                 and covered
@@ -362,7 +455,8 @@ class FakeForge:
     def take(self, number: int, name: str) -> None:
         """A runner takes a job."""
         assert self.known[number].state is JobState.WAITING
-        key = self.known[number].key if self.binds_jobs else f"{number}.1"  # Gitea counts the attempt when it begins
+        # Gitea counts the attempt when it begins.
+        key = self.known[number].key if self.binds_jobs else f"{number}.1"
         now = datetime.fromtimestamp(int(self.clock.now), UTC)  # a forge's times are whole seconds
         runner = self.by_name(name)
         self.known[number] = replace(
@@ -385,9 +479,15 @@ class FakeForge:
         """The job is done; its ephemeral runner's record goes."""
         runner = self.known[number].runner_name
         now = datetime.fromtimestamp(int(self.clock.now), UTC)
-        self.known[number] = replace(self.known[number], state=JobState.DONE, conclusion=verdict, finished_at=now)
+        self.known[number] = replace(
+            self.known[number], state=JobState.DONE, conclusion=verdict, finished_at=now
+        )
         self.verdicts.setdefault(number, []).append(verdict)
-        self.runners_ = {key: known for key, known in self.runners_.items() if known.record.name != runner or not runner}
+        self.runners_ = {
+            key: known
+            for key, known in self.runners_.items()
+            if known.record.name != runner or not runner
+        }
 
     def cancel(self, number: int) -> None:
         """A user cancels a job."""
@@ -401,7 +501,10 @@ class FakeForge:
             replace(job, runner_name="") if self.binds_jobs else job  # Forgejo doesn't tell
             for job in self.known.values()
             if job.state is not JobState.DONE
-            and (scope.kind is ScopeKind.INSTANCE or scope.name in (job.repository, job.repository.partition("/")[0]))
+            and (
+                scope.kind is ScopeKind.INSTANCE
+                or scope.name in (job.repository, job.repository.partition("/")[0])
+            )
         ]
 
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
@@ -410,23 +513,34 @@ class FakeForge:
         return {each.runner_id: None if self.forgets else self._had(each) for each in sought}
 
     def _had(self, sought: Sought) -> Job | None:
-        """Gitea knows a job's runner; Forgejo does not tell it, but binds it to the job by its key."""
+        """Gitea knows a job's runner; Forgejo does not tell it, but binds it to the job by its
+        key.
+        """
         keys = {hint.key for hint in sought.hints}
         return next(
             (
                 job
                 for job in self.known.values()
-                if job.runner_id and (job.key in keys if self.binds_jobs else job.runner_id == sought.runner_id)
+                if job.runner_id
+                and (job.key in keys if self.binds_jobs else job.runner_id == sought.runner_id)
             ),
             None,
         )
 
     def waiting(self, scope: Scope) -> int | None:
-        return None if self.binds_jobs else sum(job.state is JobState.WAITING for job in self.jobs(scope))
+        return (
+            None
+            if self.binds_jobs
+            else sum(job.state is JobState.WAITING for job in self.jobs(scope))
+        )
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         self.step("runners")
-        return [runner.record for runner in self.runners_.values() if scope.kind is ScopeKind.INSTANCE or scope == runner.scope]
+        return [
+            runner.record
+            for runner in self.runners_.values()
+            if scope.kind is ScopeKind.INSTANCE or scope == runner.scope
+        ]
 
     def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
         self.step("create_runner")
@@ -451,7 +565,11 @@ class FakeForge:
     def fail_job(self, job: Job, credentials: Credentials, lines: Sequence[str]) -> bool:
         self.step("fail_job")
         runner = self.runners_.get(credentials.id)
-        if runner is None or runner.job != job.id or self.known[job.id].state is not JobState.RUNNING:
+        if (
+            runner is None
+            or runner.job != job.id
+            or self.known[job.id].state is not JobState.RUNNING
+        ):
             return False
         self.logs.setdefault(job.id, []).extend(lines)
         self.finish(job.id, "failure")

@@ -1,8 +1,10 @@
-"""`make faults`: every step of a job's life with everything that can go wrong at it, with the real Gitea and real machines.
+"""`make faults`: every step of a job's life with everything that can go wrong at it, with the real
+Gitea and real machines.
 
-The steps are not picked by hand: each life is lived once, its passes write down what they do, and for every step so found, cells are made
-with every fault. In each cell the life is lived up to the step, the fault happens, what can be mended is mended, and ordinary passes
-follow. Then nothing may be left, and the job has one verdict and ran once.
+The steps are not picked by hand: each life is lived once, its passes write down what they do, and
+for every step so found, cells are made with every fault. In each cell the life is lived up to the
+step, the fault happens, what can be mended is mended, and ordinary passes follow. Then nothing may
+be left, and the job has one verdict and ran once.
 """
 
 from __future__ import annotations
@@ -42,8 +44,10 @@ FOLDER = Path("/tmp/vmrunner-faults")
 PORT = 3001  # of the proxy, on the forge's own address: machines and manager know the forge by it
 MEMORY = 1024  # MiB of a machine: what a snapshot's file may take
 LIFE = 90.0  # seconds that one wait in a life may take on a slow day
-SETTLED = 120.0  # seconds that mended things may take to end well, a second machine and a missed deadline included
-GRACE = 30.0  # seconds from a job's end to its machine's: what the manager gives a guest that works on, and more
+# Seconds that mended things may take to end well, a second machine and a missed deadline included.
+SETTLED = 120.0
+# Seconds from a job's end to its machine's: what the manager gives a guest that works on, and more.
+GRACE = 30.0
 _JSON = "application/json"
 PASSES = 2  # after which nothing may be left
 ATTEMPT = """\
@@ -60,16 +64,19 @@ jobs:
 """
 
 
-# ---- between the manager and the forge, and between a job and us -------------------------------------------------------------------------
+# ---- between the manager and the forge, and between a job and us
+# -------------------------------------------------------------------------
 
 
 @dataclass
 class Stage:
-    """Holds a job, and a runner that has reported its end, until we have looked; lets everything else through. All of it over one port,
-    so that machines need to reach nothing but the forge."""
+    """Holds a job, and a runner that has reported its end, until we have looked; lets everything
+    else through. All of it over one port, so that machines need to reach nothing but the forge.
+    """
 
     gate: Event = field(default_factory=Event)  # open: jobs end
-    curtain: Event = field(default_factory=Event)  # open: runners hear that the forge has taken their job's end
+    # open: runners hear that the forge has taken their job's end.
+    curtain: Event = field(default_factory=Event)
     arrived: Event = field(default_factory=Event)  # a job runs
     over: Event = field(default_factory=Event)  # the forge knows a job's end
     runs: int = 0
@@ -137,12 +144,18 @@ class Proxy:
     def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, str]:
         with closing(HTTPConnection(*self._forge, timeout=30)) as connection:
             dropped = {"host", "connection", "accept-encoding", FAULT_HEADER.lower()}
-            headers = {name: value for name, value in request.headers.items() if name.lower() not in dropped}
+            headers = {
+                name: value
+                for name, value in request.headers.items()
+                if name.lower() not in dropped
+            }
             connection.request(request.command, request.path, body or None, headers)
             answer = connection.getresponse()
             return answer.status, answer.read(), answer.headers.get("Content-Type", _JSON)
 
-    def _send(self, request: BaseHTTPRequestHandler, status: int, body: bytes, kind: str = _JSON) -> None:
+    def _send(
+        self, request: BaseHTTPRequestHandler, status: int, body: bytes, kind: str = _JSON
+    ) -> None:
         request.send_response(status)
         request.send_header("Content-Type", kind)
         if status != 204:
@@ -157,7 +170,8 @@ def _is_the_end(update: bytes) -> bool:
     return isinstance(state, bytes) and any(number == 2 for number, _ in fields(state))
 
 
-# ---- what a cell is --------------------------------------------------------------------------------------------------------------------
+# ---- what a cell is
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -174,13 +188,19 @@ class Step:
 
     @property
     def is_inner(self) -> bool:
-        """Whether it is one call of libvirt or one rename, inside a step of the seam or of the bindings."""
+        """Whether it is one call of libvirt or one rename, inside a step of the seam or of the
+        bindings.
+        """
         return self.name.startswith(("vir", "rename"))
 
     def faults(self) -> list[Kind]:
         """What can go wrong here. Before a call of libvirt is after the one before it."""
         if self.is_inner:
-            return [Kind.KILL_BEFORE] if self.name.startswith("rename") else [Kind.KILL_AFTER, Kind.LIBVIRTD]
+            return (
+                [Kind.KILL_BEFORE]
+                if self.name.startswith("rename")
+                else [Kind.KILL_AFTER, Kind.LIBVIRTD]
+            )
         is_request = self.name.split(" ")[0] in steps._FORGE
         kinds = [Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.LIBVIRTD, Kind.DISK]
         kinds += [Kind.LIBVIRTD_MID] if self.name in steps.SLOW else []
@@ -229,12 +249,17 @@ class World:
         images.unlink()
         golden = quick.make(images)
         room = (512 << 20) + (MEMORY << 20 if start == "snapshot" else 0)
-        self._mount(sum((golden.directory / part).stat().st_size for part in golden.manifest.files) + room)
-        text = self.ground.config.read_text().replace("[libvirt]", f'[libvirt]\nstorage_path = "{self.disk}"')
+        self._mount(
+            sum((golden.directory / part).stat().st_size for part in golden.manifest.files) + room
+        )
+        text = self.ground.config.read_text().replace(
+            "[libvirt]", f'[libvirt]\nstorage_path = "{self.disk}"'
+        )
         deadlines = 'boot_timeout = "60s"\npickup_timeout = "20s"\n'
         self.ground.config.write_text(f'{text}{deadlines}[capacity]\ndisk_floor = "0MiB"\n')
         self._notes = FOLDER / "notes"
-        context = multiprocessing.get_context("forkserver")  # a pass costs no start of Python, and inherits none of our threads
+        # A pass costs no start of Python, and inherits none of our threads.
+        context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.steps"])
         self._process = context.Process
         self.repository: Repository | None = None
@@ -244,7 +269,10 @@ class World:
         """A file system of its own for the storage pool, so that it can be filled."""
         self.disk.mkdir(exist_ok=True)
         if not self.disk.is_mount():
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "none", str(self.disk)], check=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "none", str(self.disk)],
+                check=True,
+            )
 
     def close(self) -> None:
         """Take down what we made."""
@@ -270,14 +298,19 @@ class World:
     def run(self, fault: Fault | None = None, *, drained: bool = False) -> list[dict[str, Any]]:
         """One pass; returns what it wrote down. Raises Wrong where it met a bug."""
         self._notes.write_text("")
-        work = self._process(target=steps.run, args=(steps.Ground(self.ground.config, self._notes, self.disk), fault, drained))
+        work = self._process(
+            target=steps.run,
+            args=(steps.Ground(self.ground.config, self._notes, self.disk), fault, drained),
+        )
         work.start()
         work.join(LIFE)
         if work.exitcode is None:
             work.kill()
             work.join()
             raise Wrong(f"a pass did not end within {LIFE:.0f} s")
-        notes: list[dict[str, Any]] = [json.loads(line) for line in self._notes.read_text().splitlines()]
+        notes: list[dict[str, Any]] = [
+            json.loads(line) for line in self._notes.read_text().splitlines()
+        ]
         bugs = [note["bug"] for note in notes if "bug" in note]
         killed = fault and fault.kind in {Kind.KILL_BEFORE, Kind.KILL_AFTER}
         if bugs or work.exitcode not in ({-9, 0} if killed else {0}):
@@ -295,7 +328,9 @@ class World:
         self.ground.config.write_text(re.sub(r'(?m)^start = "\w+"', f'start = "{how}"', text))
 
     def ensure_snapshot(self) -> None:
-        """Make the machines' snapshot, if they are cloned and it is not there: a life before this one may have lost it."""
+        """Make the machines' snapshot, if they are cloned and it is not there: a life before this
+        one may have lost it.
+        """
         if self.start == "snapshot" and not list(self.storage.glob("snapshot-*.manifest.json")):
             self.ground.run("snapshot", "create", "--pool", "main")
 
@@ -319,9 +354,17 @@ class World:
         found += [] if self.forgives else [f"libvirt {path}" for path in _libvirts_own(head)]
         found += [f"process {pid}" for pid in steps.machines_of(MANAGER)]
         with closing(libvirt.open("qemu:///system")) as connection, suppress(libvirt.libvirtError):
-            bridge = Path("/sys/class/net") / connection.networkLookupByName(f"vmr-{MANAGER}").bridgeName() / "brif"
+            bridge = (
+                Path("/sys/class/net")
+                / connection.networkLookupByName(f"vmr-{MANAGER}").bridgeName()
+                / "brif"
+            )
             found += [f"tap {path.name}" for path in bridge.glob("*")]
-        return found + [f"runner {record['name']}" for record in self.site.runners() if record["name"].startswith(head)]
+        return found + [
+            f"runner {record['name']}"
+            for record in self.site.runners()
+            if record["name"].startswith(head)
+        ]
 
     def job(self) -> dict[str, Any]:
         """The attempt's one job."""
@@ -339,25 +382,37 @@ class World:
     def mend(self) -> None:
         """libvirtd runs, the disk has room, the forge answers."""
         (self.disk / "filler").unlink(missing_ok=True)
-        for daemon, pid_file in (("virtlogd", LIBVIRTD.with_name("virtlogd.pid")), ("libvirtd", LIBVIRTD)):
+        for daemon, pid_file in (
+            ("virtlogd", LIBVIRTD.with_name("virtlogd.pid")),
+            ("libvirtd", LIBVIRTD),
+        ):
             if not _runs(pid_file):
                 pid_file.unlink(missing_ok=True)
                 subprocess.run([daemon, "-d"], check=True)
         until(_libvirt_answers, 60, "libvirtd answers", every=0.1)
 
     def clean(self) -> None:
-        """Remove what the last attempt left, by every means: the next one shall not inherit its faults."""
+        """Remove what the last attempt left, by every means: the next one shall not inherit its
+        faults.
+        """
         self.proxy.stage.let_go()
         self.mend()
         for name in self.domains():
-            with suppress(libvirt.libvirtError), closing(libvirt.open("qemu:///system")) as connection:
+            with (
+                suppress(libvirt.libvirtError),
+                closing(libvirt.open("qemu:///system")) as connection,
+            ):
                 connection.lookupByName(name).destroy()
         for pid in steps.machines_of(MANAGER):
             steps.kill(pid)
         for path in _libvirts_own(f"vmr-{MANAGER}-"):
             shutil.rmtree(path, ignore_errors=True)
         self.forgives = False
-        for path in (*self.storage.glob("vmr-*"), *(FOLDER / "state").glob("history*"), *(FOLDER / "run").rglob("*")):
+        for path in (
+            *self.storage.glob("vmr-*"),
+            *(FOLDER / "state").glob("history*"),
+            *(FOLDER / "run").rglob("*"),
+        ):
             if path.is_file():
                 path.unlink()
         if self.repository:
@@ -393,9 +448,11 @@ def _libvirt_answers() -> bool:
     return True
 
 
-# ---- lives -----------------------------------------------------------------------------------------------------------------------------
+# ---- lives
+# --------------------------------------------------------------------------------------------------
 
-# A life gives, for each of its passes, the phase; what has to happen before the pass happens before it is given.
+# A life gives, for each of its passes, the phase; what has to happen before the pass happens before
+# it is given.
 Life = Callable[[World], Iterator[str]]
 
 
@@ -419,7 +476,9 @@ def _job(world: World) -> Iterator[str]:
     _wait(world.proxy.stage.over, "the job's end")
     yield "over"
     world.proxy.stage.curtain.set()
-    _await(lambda: not steps.machines_of(MANAGER) and not world.domains(), "the machine's power-off")
+    _await(
+        lambda: not steps.machines_of(MANAGER) and not world.domains(), "the machine's power-off"
+    )
     yield "finish"
 
 
@@ -476,18 +535,37 @@ def _drained(world: World) -> Iterator[str]:
     yield "drain"
 
 
-LIVES: dict[str, Life] = {"cold": _cold, "warm": _warm, "dead": _dead, "drained": _drained, "fresh": _fresh}
+LIVES: dict[str, Life] = {
+    "cold": _cold,
+    "warm": _warm,
+    "dead": _dead,
+    "drained": _drained,
+    "fresh": _fresh,
+}
 
 
 def is_tried(step: Step, *, cloned: bool) -> bool:
-    """Whether another step stands for it: a life that begins like another, an inner one whose step has no other."""
+    """Whether another step stands for it: a life that begins like another, an inner one whose step
+    has no other.
+    """
     if step.is_inner:
-        return (step.life, step.phase) in {("fresh", "create"), ("warm", "bind")} | ({("cold", "create")} if cloned else set())
-    return step.life in {"cold", "warm"} or step.phase in {"dead", "drain"} or str(step) == "fresh/create/prepare"
+        return (step.life, step.phase) in {("fresh", "create"), ("warm", "bind")} | (
+            {("cold", "create")} if cloned else set()
+        )
+    return (
+        step.life in {"cold", "warm"}
+        or step.phase in {"dead", "drain"}
+        or str(step) == "fresh/create/prepare"
+    )
 
 
-def live(world: World, name: str, fault: tuple[str, Fault] | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Live this life to its end, or to the fault's phase. Returns what each phase's pass wrote down."""
+def live(
+    world: World, name: str, fault: tuple[str, Fault] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Live this life to its end, or to the fault's phase.
+
+    Returns what each phase's pass wrote down.
+    """
     notes: dict[str, list[dict[str, Any]]] = {}
     for phase in LIVES[name](world):
         here = fault[1] if fault and fault[0] == phase else None
@@ -498,23 +576,34 @@ def live(world: World, name: str, fault: tuple[str, Fault] | None = None) -> dic
 
 
 def settle(world: World, *, may_fail: bool) -> None:
-    """Mend, then ordinary passes until the job is over and two more. Raises Wrong unless all is as it should be."""
+    """Mend, then ordinary passes until the job is over and two more.
+
+    Raises Wrong unless all is as it should be.
+    """
     world.mend()
     world.proxy.stage.let_go()
     world.set_warm(0)
     if world.repository is None:
         world.queue()
     living = world.domains()
-    stale = {name for left in world.left() for name in re.findall(rf"vmr-{MANAGER}-[0-9a-f]{{8}}", left)} - living
+    stale = {
+        name for left in world.left() for name in re.findall(rf"vmr-{MANAGER}-[0-9a-f]{{8}}", left)
+    } - living
     deadline, ended, after, said = time.monotonic() + SETTLED, 0.0, 0, list[str]()
     for number in range(1, 10_000):
         status = world.job()["status"]
         ended = ended or (time.monotonic() if status == "completed" else 0.0)
-        is_over = bool(ended) and (not steps.machines_of(MANAGER) or time.monotonic() > ended + GRACE)
+        is_over = bool(ended) and (
+            not steps.machines_of(MANAGER) or time.monotonic() > ended + GRACE
+        )
         said += [note["failure"] for note in world.run() if "failure" in note]
         left = world.left()
-        if number == PASSES and (kept := [each for each in left if any(name in each for name in stale)]):
-            raise Wrong(f"left after {PASSES} passes of machines that were gone before: {kept}; {said}")
+        if number == PASSES and (
+            kept := [each for each in left if any(name in each for name in stale)]
+        ):
+            raise Wrong(
+                f"left after {PASSES} passes of machines that were gone before: {kept}; {said}"
+            )
         after += is_over
         if is_over and not left:
             break
@@ -530,19 +619,28 @@ def settle(world: World, *, may_fail: bool) -> None:
 def _doze(world: World, *, was_over: bool) -> None:
     """Until the next pass: a second, or shorter where something ends."""
     until_then = time.monotonic() + 1.0
-    while time.monotonic() < until_then and (steps.machines_of(MANAGER) if was_over else not world.proxy.stage.over.is_set()):
+    while time.monotonic() < until_then and (
+        steps.machines_of(MANAGER) if was_over else not world.proxy.stage.over.is_set()
+    ):
         time.sleep(0.1)
 
 
 def _judge(world: World, *, may_fail: bool, said: Sequence[str]) -> None:
-    """One verdict, one run; one that may fail has its machine's end in its log, and need not have begun."""
+    """One verdict, one run; one that may fail has its machine's end in its log, and need not have
+    begun.
+    """
     assert world.repository is not None
     job, runs = world.job(), world.proxy.stage.runs
     log = world.repository.said(job["id"])
     verdict = job["conclusion"]
     failed_rightly = may_fail and verdict == "failure" and "vmrunner: machine" in log
-    if job["run_attempt"] != 1 or not (log.count("ran on") == runs == 1 or (failed_rightly and log.count("ran on") <= runs <= 1)):
-        raise Wrong(f"attempt {job['run_attempt']}, {log.count('ran on')} times in its log, {runs} times at the gate; {said}\n{log}")
+    if job["run_attempt"] != 1 or not (
+        log.count("ran on") == runs == 1 or (failed_rightly and log.count("ran on") <= runs <= 1)
+    ):
+        raise Wrong(
+            f"attempt {job['run_attempt']}, {log.count('ran on')} times in its log, {runs} times "
+            f"at the gate; {said}\n{log}"
+        )
     if verdict == "success" or failed_rightly:
         return
     raise Wrong(f"the job's verdict is {verdict}; {said}\n{log}")
@@ -553,16 +651,23 @@ def try_cell(world: World, cell: Cell) -> None:
     notes = live(world, cell.step.life, (cell.step.phase, Fault(cell.step.name, cell.kind)))
     if not any("hit" in note for note in notes.get(cell.step.phase, ())):
         raise Wrong("the pass did not come to this step")
-    # A libvirtd that dies while it starts a domain leaves that one's monitor socket and key for ever; no call of its API removes them.
+    # A libvirtd that dies while it starts a domain leaves that one's monitor socket and key for
+    # ever; no call of its API removes them.
     world.forgives = cell.kind is Kind.LIBVIRTD_MID and cell.step.name == "start"
     job = world.job()["status"] if world.repository else ""
-    # A machine that is gone while its job ran, or that had a full disk: it may have taken the job any moment. (A clone dies of a full tmpfs
-    # even while it only reads: there, and not on a disk, the holes of the memory file take room when they are read.)
-    may_fail = cell.step.life == "dead" or (cell.kind is Kind.QEMU and job != "queued") or (cell.kind is Kind.DISK and cell.step.has_qemu)
+    # A machine that is gone while its job ran, or that had a full disk: it may have taken the job
+    # any moment. (A clone dies of a full tmpfs even while it only reads: there, and not on a disk,
+    # the holes of the memory file take room when they are read.)
+    may_fail = (
+        cell.step.life == "dead"
+        or (cell.kind is Kind.QEMU and job != "queued")
+        or (cell.kind is Kind.DISK and cell.step.has_qemu)
+    )
     settle(world, may_fail=may_fail)
 
 
-# ---- the matrix ------------------------------------------------------------------------------------------------------------------------
+# ---- the matrix
+# --------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -583,39 +688,71 @@ def find_steps(world: World, lives: Sequence[str]) -> list[Step]:
         with attempt(world):
             notes = live(world, name)
             settle(world, may_fail=name == "dead")
-        lived = [Step(name, phase, note["step"], note["qemu"]) for phase, lines in notes.items() for note in lines if "step" in note]
-        print(f"{name}: {len(lived)} steps, {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+        lived = [
+            Step(name, phase, note["step"], note["qemu"])
+            for phase, lines in notes.items()
+            for note in lines
+            if "step" in note
+        ]
+        print(
+            f"{name}: {len(lived)} steps, {time.monotonic() - began:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
         found += [step for step in lived if is_tried(step, cloned=world.start == "snapshot")]
     return found
 
 
 def chosen(cells: Sequence[Cell], only: str, sample: int) -> list[Cell]:
-    """Those that match the pattern; of them `sample`, each kind of fault as often as the others, always the same ones."""
+    """Those that match the pattern; of them `sample`, each kind of fault as often as the others,
+    always the same ones.
+    """
     matching = [cell for cell in cells if re.search(only, str(cell))]
     by_kind: dict[Kind, list[Cell]] = defaultdict(list)
     for cell in random.Random(1).sample(matching, len(matching)):  # noqa: S311 — not for secrets
         by_kind[cell.kind].append(cell)
     turns = list(by_kind.values())
-    mixed = [kind[turn] for turn in range(max(map(len, turns), default=0)) for kind in turns if turn < len(kind)]
+    mixed = [
+        kind[turn]
+        for turn in range(max(map(len, turns), default=0))
+        for kind in turns
+        if turn < len(kind)
+    ]
     return mixed[:sample] if sample else mixed
 
 
 def matrix(cells: Sequence[Cell], results: dict[Cell, str]) -> str:
-    """A row for each step, a column for each fault: `.` fine, `F` not, blank where it can't be, `-` not tried."""
+    """A row for each step, a column for each fault: `.` fine, `F` not, blank where it can't be, `-`
+    not tried.
+    """
     kinds = list(Kind)
     rows: dict[Step, dict[Kind, str]] = defaultdict(dict)
     for cell in cells:
         rows[cell.step][cell.kind] = "-" if cell not in results else "F" if results[cell] else "."
     width = max(len(str(step)) for step in rows)
     lines = [" " * width + "  " + " ".join(kinds)]
-    lines += [f"{step!s:{width}}  " + " ".join(f"{row.get(kind, ' '):^{len(kind)}}" for kind in kinds) for step, row in rows.items()]
+    lines += [
+        f"{step!s:{width}}  " + " ".join(f"{row.get(kind, ' '):^{len(kind)}}" for kind in kinds)
+        for step, row in rows.items()
+    ]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def try_all(world: World, *, lives: Sequence[str] = (), only: str = "", sample: int = 0, listed: bool = False) -> dict[str, Any]:
+def try_all(
+    world: World,
+    *,
+    lives: Sequence[str] = (),
+    only: str = "",
+    sample: int = 0,
+    listed: bool = False,
+) -> dict[str, Any]:
     """Try the cells, a line each; returns the figures."""
     began = time.monotonic()
-    every = [Cell(step, kind) for step in find_steps(world, lives or list(LIVES)) for kind in step.faults()]
+    every = [
+        Cell(step, kind)
+        for step in find_steps(world, lives or list(LIVES))
+        for kind in step.faults()
+    ]
     cells, results = chosen(every, only, sample), dict[Cell, str]()
     if listed:
         print(*sorted(map(str, cells)), sep="\n")
@@ -629,9 +766,14 @@ def try_all(world: World, *, lives: Sequence[str] = (), only: str = "", sample: 
             except (Wrong, AssertionError) as wrong:
                 results[cell] = str(wrong) or "assertion"
             except Exception:
-                results[cell] = traceback.format_exc()  # the next cell begins on clean ground all the same
+                # The next cell begins on clean ground all the same.
+                results[cell] = traceback.format_exc()
         verdict = "FAILED" if results[cell] else "ok"
-        print(f"{number:3}/{len(cells)} {verdict:6} {time.monotonic() - at:5.1f} s  {cell}", file=sys.stderr, flush=True)
+        print(
+            f"{number:3}/{len(cells)} {verdict:6} {time.monotonic() - at:5.1f} s  {cell}",
+            file=sys.stderr,
+            flush=True,
+        )
         if results[cell]:
             print("    " + results[cell].replace("\n", "\n    "), file=sys.stderr, flush=True)
     print(matrix(every, results), file=sys.stderr)
@@ -658,16 +800,37 @@ def open_world(start: str) -> Iterator[World]:
 def main() -> None:
     """Run the matrix; the last line is its figures as JSON; exits non-zero unless all is right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", default="", metavar="PATTERN", help="a regular expression, such as 'warm/bind/.*: kill'")
-    parser.add_argument("--sample", type=int, default=0, metavar="N", help="N cells, spread over the faults, always the same")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="PATTERN",
+        help="a regular expression, such as 'warm/bind/.*: kill'",
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N cells, spread over the faults, always the same",
+    )
     parser.add_argument("--list", action="store_true", help="list the cells and try none")
-    parser.add_argument("--life", action="append", default=[], choices=list(LIVES), help="this life only; may be given again")
-    parser.add_argument("--start", default="snapshot", choices=("snapshot", "boot"), help="how machines are started")
+    parser.add_argument(
+        "--life",
+        action="append",
+        default=[],
+        choices=list(LIVES),
+        help="this life only; may be given again",
+    )
+    parser.add_argument(
+        "--start", default="snapshot", choices=("snapshot", "boot"), help="how machines are started"
+    )
     options = parser.parse_args()
     if os.environ.get("VMRUNNER_TEST_RIG") == "host":
         sys.exit("this kills libvirtd: not the host's own, please")
     with open_world(options.start) as world:
-        figures = try_all(world, lives=options.life, only=options.only, sample=options.sample, listed=options.list)
+        figures = try_all(
+            world, lives=options.life, only=options.only, sample=options.sample, listed=options.list
+        )
     print(json.dumps(figures))
     sys.exit(1 if figures["failed"] else 0)
 

@@ -21,10 +21,16 @@ def package(version: str, content: str = "") -> Package:
     return Package(version=version, architecture="amd64", sha256=sha(content or version))
 
 
-PACKAGES = {"curl": package("8.1"), "git": package("1:2.39.5-0+deb12u2"), "libc6": package("2.36~1")}
+PACKAGES = {
+    "curl": package("8.1"),
+    "git": package("1:2.39.5-0+deb12u2"),
+    "libc6": package("2.36~1"),
+}
 
 
-def publish(images: Path, name: str = "mine", version: str = "1", *, locked: bool = False, **changed: Any) -> Golden:
+def publish(
+    images: Path, name: str = "mine", version: str = "1", *, locked: bool = False, **changed: Any
+) -> Golden:
     """Make it the current version of its name."""
     directory = images / name / version
     directory.mkdir(parents=True)

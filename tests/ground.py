@@ -1,4 +1,6 @@
-"""A place to run the real `vmrunner` program in: a configuration for this rig, a state folder, and nothing left from before."""
+"""A place to run the real `vmrunner` program in: a configuration for this rig, a state folder, and
+nothing left from before.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Ground:
         """The command line of the program, with this configuration."""
         return [sys.executable, "-c", _RUN, *arguments]
 
-    def run(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, check: bool = True, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         """Run `vmrunner` to its end."""
         done = subprocess.run(
             self.command(*arguments),
@@ -43,7 +47,9 @@ class Ground:
             timeout=timeout,
             env=os.environ | {"VMRUNNER_CONFIG": str(self.config)},
         )
-        assert not check or done.returncode == 0, f"vmrunner {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        assert not check or done.returncode == 0, (
+            f"vmrunner {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+        )
         return done
 
     def status(self) -> dict[str, Any]:
@@ -52,13 +58,25 @@ class Ground:
         return found
 
     def leftovers(self) -> list[str]:
-        """Domains, machine files and runtime files of this manager, asked of libvirt and the file system, not of vmrunner."""
+        """Domains, machine files and runtime files of this manager, asked of libvirt and the file
+        system, not of vmrunner.
+        """
         connection = libvirt.open("qemu:///system")
         head = f"vmr-{self.manager}-"
-        found = [f"domain {domain.name()}" for domain in connection.listAllDomains() if domain.name().startswith(head)]
+        found = [
+            f"domain {domain.name()}"
+            for domain in connection.listAllDomains()
+            if domain.name().startswith(head)
+        ]
         folder = STORAGE / self.manager
-        found += [f"file {path.name}" for path in sorted(folder.glob(f"{head}*"))] if folder.is_dir() else []
-        found += [f"runtime {path.name}" for path in sorted((self.folder / "run").rglob(f"{head}*"))]
+        found += (
+            [f"file {path.name}" for path in sorted(folder.glob(f"{head}*"))]
+            if folder.is_dir()
+            else []
+        )
+        found += [
+            f"runtime {path.name}" for path in sorted((self.folder / "run").rglob(f"{head}*"))
+        ]
         return found
 
 
@@ -76,7 +94,10 @@ def lay(
     start: str = "boot",
     more: str = "",
 ) -> Ground:
-    """Write the configuration; `more` is added to the pool's table. Machines are booted unless `start` says otherwise."""
+    """Write the configuration; `more` is added to the pool's table.
+
+    Machines are booted unless `start` says otherwise.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = folder / "state"
     state.mkdir(exist_ok=True)

@@ -1,4 +1,6 @@
-"""Builds that are killed at any moment, or whose disk is full: no half image, no mount, no process is left, and the next build succeeds."""
+"""Builds that are killed at any moment, or whose disk is full: no half image, no mount, no process
+is left, and the next build succeeds.
+"""
 
 from __future__ import annotations
 
@@ -25,18 +27,28 @@ try:
     build.build(recipe.load(sys.argv[1], Path(sys.argv[3])), Path(sys.argv[2]), lambda step: print(step, flush=True))
 except VmrunnerError as error:
     sys.exit(f"{error.sentence}\\n{error.hint}")
-"""
+"""  # noqa: E501
 OURS = folder("images")
 
 
 def begin(name: str, images: Path, recipes: Path) -> subprocess.Popen[str]:
     """A build in a process of its own."""
     command = [sys.executable, "-c", BUILD, name, images, recipes]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
-def kill_at_random(name: str, images: Path, *, kills: int, cold: int, seed: int, recipes: Path = OURS) -> dict[str, Any]:
-    """Kill -9 a build of this recipe again and again, `cold` times one that has to bootstrap; then build. Raises AssertionError."""
+def kill_at_random(
+    name: str, images: Path, *, kills: int, cold: int, seed: int, recipes: Path = OURS
+) -> dict[str, Any]:
+    """Kill -9 a build of this recipe again and again, `cold` times one that has to bootstrap; then
+    build. Raises AssertionError.
+    """
     chance = random.Random(seed)  # noqa: S311 — moments, not secrets
     shutil.rmtree(images, ignore_errors=True)
     whole = _finish(begin(name, images, recipes))
@@ -59,15 +71,26 @@ def kill_at_random(name: str, images: Path, *, kills: int, cold: int, seed: int,
     _finish(begin(name, images, recipes))
     wrong += left(name, images, after=True)
     assert not wrong, wrong
-    return {"kills": kills, "of them before the end": killed, "seconds of a build with its packages": round(warm)}
+    return {
+        "kills": kills,
+        "of them before the end": killed,
+        "seconds of a build with its packages": round(warm),
+    }
 
 
-def fill_at_sizes(name: str, images: Path, sizes: list[int], recipes: Path = OURS) -> dict[str, Any]:
-    """Build in a file system of each of these sizes, in MiB; then in one that is big enough. Raises AssertionError."""
+def fill_at_sizes(
+    name: str, images: Path, sizes: list[int], recipes: Path = OURS
+) -> dict[str, Any]:
+    """Build in a file system of each of these sizes, in MiB; then in one that is big enough.
+
+    Raises AssertionError.
+    """
     images.mkdir(parents=True, exist_ok=True)
     sentences: list[str] = []
     for size in sizes:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=755", "tmpfs", images], check=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=755", "tmpfs", images], check=True
+        )
         try:
             build = begin(name, images, recipes)
             said = build.communicate()[1]
@@ -83,7 +106,9 @@ def fill_at_sizes(name: str, images: Path, sizes: list[int], recipes: Path = OUR
 
 
 def left(name: str, images: Path, *, after: bool = False) -> list[str]:
-    """What is there of a build that must not be: half a version, a mount, a process; `after` one that could clean up, its folder, too."""
+    """What is there of a build that must not be: half a version, a mount, a process; `after` one
+    that could clean up, its folder, too.
+    """
     wrong = []
     for version in store.versions(images, name):
         try:
@@ -94,9 +119,17 @@ def left(name: str, images: Path, *, after: bool = False) -> list[str]:
     while (running := _processes(images)) and time.monotonic() < deadline:
         time.sleep(0.05)
     wrong += [f"process {each}" for each in running]
-    wrong += [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if f"{images}/." in line]
+    wrong += [
+        f"mount {line}"
+        for line in Path("/proc/mounts").read_text().splitlines()
+        if f"{images}/." in line
+    ]
     if after:
-        wrong += [str(path) for pattern in (".building-*", f"{CACHE}/.part-*") for path in images.glob(pattern)]
+        wrong += [
+            str(path)
+            for pattern in (".building-*", f"{CACHE}/.part-*")
+            for path in images.glob(pattern)
+        ]
     return wrong
 
 

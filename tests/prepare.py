@@ -1,7 +1,8 @@
-"""Builds the golden images that the VM tests start from, into the cache; reuses them while their recipes' digests are the same.
+"""Builds the golden images that the VM tests start from, into the cache; reuses them while their
+recipes' digests are the same.
 
-Run with the host's network (`rig/rig run --outside -- python -m tests.prepare [NAME…]`): nothing else in the suite but tests.stock needs a
-package registry.
+Run with the host's network (`rig/rig run --outside -- python -m tests.prepare [NAME…]`): nothing
+else in the suite but tests.stock needs a package registry.
 """
 
 from __future__ import annotations
@@ -15,14 +16,26 @@ from pathlib import Path
 from tests import containers
 from vmrunner import files
 from vmrunner.errors import ImageError
-from vmrunner.image.build import apt, bootstrap, build, downloads, kernel, paths, programs, stock, tree
+from vmrunner.image.build import (
+    apt,
+    bootstrap,
+    build,
+    downloads,
+    kernel,
+    paths,
+    programs,
+    stock,
+    tree,
+)
 from vmrunner.image.build import containers as laying
 from vmrunner.image.recipe import recipe
 from vmrunner.image.versions import promotion, store
 from vmrunner.image.versions.promotion import Why
 from vmrunner.resources import folder
 
-IMAGES = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
+IMAGES = (
+    Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
+)
 RECIPES = Path(__file__).parent / "images"
 GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 JOBS, JOBS_DOCKER = "test-jobs", "test-jobs-docker"
@@ -30,10 +43,27 @@ JOBS, JOBS_DOCKER = "test-jobs", "test-jobs-docker"
 
 
 SHAPING = [
-    Path(str(module.__file__)) for module in (apt, bootstrap, build, downloads, kernel, laying, paths, programs, recipe, stock, tree)
+    Path(str(module.__file__))
+    for module in (
+        apt,
+        bootstrap,
+        build,
+        downloads,
+        kernel,
+        laying,
+        paths,
+        programs,
+        recipe,
+        stock,
+        tree,
+    )
 ]
 BUILDER = "".join(
-    files.digest(path) for path in [*SHAPING, *sorted(path for path in (folder("images") / "guest").iterdir() if path.suffix != ".py")]
+    files.digest(path)
+    for path in [
+        *SHAPING,
+        *sorted(path for path in (folder("images") / "guest").iterdir() if path.suffix != ".py"),
+    ]
 )
 
 
@@ -63,7 +93,9 @@ def main(names: Sequence[str]) -> None:
         if usable(IMAGES, name, wanted.digest()):
             continue
         shutil.rmtree(IMAGES / name, ignore_errors=True)
-        golden = build.build(wanted, IMAGES, lambda step, name=name: say(f"image {name}: {step} …"), promote=False)
+        golden = build.build(
+            wanted, IMAGES, lambda step, name=name: say(f"image {name}: {step} …"), promote=False
+        )
         with promotion.changing(IMAGES, say):  # not by force: the tests are what verifies it
             promotion.switch(IMAGES, name, golden.version, Why.BUILT)
         (IMAGES / name / "builder").write_text(BUILDER)

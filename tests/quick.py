@@ -1,7 +1,9 @@
-"""The Gitea test image with another initrd: it boots in a few seconds where the whole Debian takes a minute under software emulation.
+"""The Gitea test image with another initrd: it boots in a few seconds where the whole Debian takes
+a minute under software emulation.
 
-Disk, kernel and runner are the same, and what vmrunner says to a guest and hears of it is, too: event port, both seeds, power-off.
-Only systemd and udev are left out, so this is for tests of the manager that need many machines, not for tests of the guest.
+Disk, kernel and runner are the same, and what vmrunner says to a guest and hears of it is, too:
+event port, both seeds, power-off. Only systemd and udev are left out, so this is for tests of the
+manager that need many machines, not for tests of the guest.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from vmrunner.model.image import Golden
 QUICK = "test-quick"
 _ARGUMENTS = "console=ttyS0 quiet mitigations=off net.ifnames=0 panic=1"
 _MODULES = (
-    "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk failover net_failover virtio_net cdrom isofs"
+    "virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk "
+    "failover net_failover virtio_net cdrom isofs"
 )
 _PROGRAMS = ("sh", "mount", "insmod", "run-init", "cat")
 
@@ -38,7 +41,8 @@ for folder in dev proc sys run; do mount -o move /$folder /root/$folder; done
 exec run-init /root /bin/bash /run/quick </dev/console >/dev/console 2>&1
 """
 
-# What systemd, udev and vmrunner-guest do for us otherwise. Runs as PID 1: when it ends the kernel panics, and the machine is gone.
+# What systemd, udev and vmrunner-guest do for us otherwise. Runs as PID 1: when it ends the kernel
+# panics, and the machine is gone.
 _QUICK = r"""export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 modprobe virtio_console
 mkdir -p /dev/virtio-ports /dev/disk/by-id /run/seed /run/vmrunner-guest /run/systemd/resolve
@@ -74,7 +78,7 @@ fi
 read -r interpreter </run/vmrunner-guest/user-data
 "${interpreter#??}" /run/vmrunner-guest/user-data
 sleep 5
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,9 @@ def _padded(raw: bytes) -> bytes:
 def _members(raw: bytes) -> Iterator[_Member]:
     at = 0
     while raw[at : at + 6] == b"070701":
-        mode, size, length = (int(raw[at + 6 + 8 * field : at + 14 + 8 * field], 16) for field in (1, 6, 11))
+        mode, size, length = (
+            int(raw[at + 6 + 8 * field : at + 14 + 8 * field], 16) for field in (1, 6, 11)
+        )
         begin = at + 110 + length + -(110 + length) % 4
         yield _Member(raw[at + 110 : at + 109 + length].decode(), mode, raw[begin : begin + size])
         at = begin + size + -size % 4
@@ -110,11 +116,17 @@ def _initrd(whole: bytes) -> bytes:
     wanted = {f"usr/bin/{program}": f"bin/{program}" for program in _PROGRAMS}
     modules = {f"{module}.ko": f"modules/{module}.ko" for module in _MODULES.split()}
     folders = ("bin", "lib", "modules", "dev", "proc", "sys", "run", "root")
-    taken = [_Member(name, 0o40755, b"") for name in folders] + [_Member("init", 0o100755, _INIT.encode())]
+    taken = [_Member(name, 0o40755, b"") for name in folders] + [
+        _Member("init", 0o100755, _INIT.encode())
+    ]
     taken += [_Member("quick", 0o100644, _QUICK.encode()), _Member("dev/console", 0o20600, b"")]
     for member in _members(whole):
         last = member.name.rpartition("/")[2]
-        name = wanted.get(member.name) or modules.get(last) or (f"lib/{last}" if last.startswith("klibc-") else "")
+        name = (
+            wanted.get(member.name)
+            or modules.get(last)
+            or (f"lib/{last}" if last.startswith("klibc-") else "")
+        )
         if name and member.content:
             taken.append(_Member(name, 0o100755, member.content))
     return b"".join(member.packed() for member in (*taken, _Member("TRAILER!!!", 0, b"")))
@@ -129,7 +141,9 @@ def make(images: Path) -> Golden:
     for part in golden.manifest.files:
         (folder / part).symlink_to(golden.directory / part)
     (folder / "initrd").unlink()
-    (folder / "initrd").write_bytes(_initrd(gzip.decompress((golden.directory / "initrd").read_bytes())))
+    (folder / "initrd").write_bytes(
+        _initrd(gzip.decompress((golden.directory / "initrd").read_bytes()))
+    )
     files = golden.manifest.files | {"initrd": digest(folder / "initrd")}
     changed = {"name": QUICK, "files": files, "kernel_arguments": _ARGUMENTS}
     (folder / "manifest.json").write_text(json.dumps(golden.manifest.model_dump() | changed))

@@ -1,8 +1,10 @@
-"""Builds every recipe that vmrunner brings: `python -m tests.recipes`, with the host's network. What came out is in FIGURES.
+"""Builds every recipe that vmrunner brings: `python -m tests.recipes`, with the host's network.
+What came out is in FIGURES.
 
-Each is built twice, the second time with another script, which takes the packages of the first; debian-12 also from a stock cloud image.
-The images stay in the cache, in a store of their own (tests.verified boots them). Then one of them is killed at random moments, and built
-where there is too little room.
+Each is built twice, the second time with another script, which takes the packages of the first;
+debian-12 also from a stock cloud image. The images stay in the cache, in a store of their own
+(tests.verified boots them). Then one of them is killed at random moments, and built where there is
+too little room.
 """
 
 from __future__ import annotations
@@ -35,19 +37,26 @@ from vmrunner.model.image import Golden
 from vmrunner.resources import folder
 
 STORE = IMAGES.parents[1] / "recipes" / IMAGES.name
-FIGURES = STORE / "figures.json"  # each part of `make images` adds its own, the last one prints them
+# Each part of `make images` adds its own, the last one prints them.
+FIGURES = STORE / "figures.json"
 STOCK = "debian-12-stock"
-FULL = [100, 350, 800, 1100, 1500]  # MiB: while it bootstraps, while it keeps the packages, while it writes the disk
+# MiB: while it bootstraps, while it keeps the packages, while it writes the disk.
+FULL = [100, 350, 800, 1100, 1500]
 
 
 def main() -> int:
     """Build them one after the other; the first that fails ends it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", action="append", default=[], help="this recipe; may be given again")
+    parser.add_argument(
+        "--only", action="append", default=[], help="this recipe; may be given again"
+    )
     parser.add_argument("--kills", type=int, default=20, help="how many builds are killed")
     options = parser.parse_args()
     built, elsewhere = [], []
-    for name in options.only or [*sorted(path.stem for path in folder("images").glob("*.toml")), STOCK]:
+    for name in options.only or [
+        *sorted(path.stem for path in folder("images").glob("*.toml")),
+        STOCK,
+    ]:
         try:
             if is_reached(wanted := from_stock() if name == STOCK else recipe.load(name)):
                 built.append(result(wanted, STORE))
@@ -59,7 +68,9 @@ def main() -> int:
     figures: dict[str, Any] = {"built": built, "mirror not reached, or no keys of it": elsewhere}
     if options.kills:
         place = STORE / "interrupted"
-        figures |= interrupted.kill_at_random("debian-12", place, kills=options.kills, cold=options.kills // 3, seed=options.kills)
+        figures |= interrupted.kill_at_random(
+            "debian-12", place, kills=options.kills, cold=options.kills // 3, seed=options.kills
+        )
         figures |= interrupted.fill_at_sizes("debian-12", STORE / "full", FULL)
         shutil.rmtree(place)
     FIGURES.unlink(missing_ok=True)
@@ -78,14 +89,21 @@ def noted(figures: dict[str, Any]) -> dict[str, Any]:
 def from_stock() -> Recipe:
     """debian-12 with a stock image (see tests.stock) in the place of the bootstrap."""
     base, path = recipe.load("debian-12"), stock.ensure(stock.SUITE, say)
-    return base.model_copy(update={"name": STOCK, "stock": StockSource(path=path, sha256=digest(path))})
+    return base.model_copy(
+        update={"name": STOCK, "stock": StockSource(path=path, sha256=digest(path))}
+    )
 
 
 def boot(golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]) -> int:
     """On the rig's libvirtd. There is no network to filter: this process is not in the rig's."""
     place = STORE / ".host"
-    libvirt, network = LibvirtConfig(subnet=IPv4Network("10.83.0.0/24")), NetworkConfig(filter=False)
-    settings = HostConfig(manager="recipes", state_dir=place, runtime_dir=place, libvirt=libvirt, network=network)
+    libvirt, network = (
+        LibvirtConfig(subnet=IPv4Network("10.83.0.0/24")),
+        NetworkConfig(filter=False),
+    )
+    settings = HostConfig(
+        manager="recipes", state_dir=place, runtime_dir=place, libvirt=libvirt, network=network
+    )
     host = open_host(settings, say)
     try:
         return stock_image.boot(host, settings, golden, command, write)
@@ -95,29 +113,46 @@ def boot(golden: Golden, command: Sequence[str], write: Callable[[Output, bytes]
 
 
 def is_reached(wanted: Recipe) -> bool:
-    """Whether this host reaches the recipe's mirror, and has its keys; one that names none takes the host's own."""
+    """Whether this host reaches the recipe's mirror, and has its keys; one that names none takes
+    the host's own.
+    """
     if wanted.keyring and not wanted.keyring.is_file():
         return False
     try:
-        return wanted.mirror is None or httpx.head(f"{wanted.mirror}/dists/{wanted.suite}/InRelease", follow_redirects=True).is_success
+        return (
+            wanted.mirror is None
+            or httpx.head(
+                f"{wanted.mirror}/dists/{wanted.suite}/InRelease", follow_redirects=True
+            ).is_success
+        )
     except httpx.HTTPError:
         return False
 
 
 def result(wanted: Recipe, images: Path) -> dict[str, Any]:
-    """Build one, and again with its packages and another script; compare it with its manifest, and drop older ones."""
+    """Build one, and again with its packages and another script; compare it with its manifest, and
+    drop older ones.
+    """
     shutil.rmtree(images / wanted.name, ignore_errors=True)
     cold, _ = _timed(wanted, images, fresh=True)
     script = Script(name="another", text="echo another >/etc/another")
     warm, golden = _timed(wanted.model_copy(update={"scripts": (*wanted.scripts, script)}), images)
     store.verify(golden)
     size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
-    return {"name": wanted.name, "packages": len(golden.manifest.packages), "size_mib": size, "seconds": cold, "again_seconds": warm}
+    return {
+        "name": wanted.name,
+        "packages": len(golden.manifest.packages),
+        "size_mib": size,
+        "seconds": cold,
+        "again_seconds": warm,
+    }
 
 
 def _timed(wanted: Recipe, images: Path, *, fresh: bool = False) -> tuple[int, Golden]:
     began = time.monotonic()
-    golden = build.build(wanted, images, lambda step: say(f"{wanted.name}: {step} …"), fresh=fresh, run=boot)
+    golden = build.build(
+        wanted, images, lambda step: say(f"{wanted.name}: {step} …"), fresh=fresh, run=boot
+    )
     return round(time.monotonic() - began), golden
 
 

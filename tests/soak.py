@@ -1,10 +1,13 @@
-"""`make soak JOBS=20`: jobs through real Gitea, in two pools of one machine each; every verdict, leftover and line of history is checked.
+"""`make soak JOBS=20`: jobs through real Gitea, in two pools of one machine each; every verdict,
+leftover and line of history is checked.
 
-The jobs are of five kinds, some fail on purpose, and each takes a second. Afterwards `vmrunner history` is held against the forge's own
-record: which job ran on which machine, of which commit, from when to when, and its verdict.
+The jobs are of five kinds, some fail on purpose, and each takes a second. Afterwards `vmrunner
+history` is held against the forge's own record: which job ran on which machine, of which commit,
+from when to when, and its verdict.
 
-`vmrunner serve` runs them, and is killed (-9) and started again every minute. `make soak ROTATIONS=10` goes on with jobs until their image
-has been renewed so often: verified, its snapshot made, promoted, old versions pruned, and no overlay ever without what it lies on.
+`vmrunner serve` runs them, and is killed (-9) and started again every minute. `make soak
+ROTATIONS=10` goes on with jobs until their image has been renewed so often: verified, its snapshot
+made, promoted, old versions pruned, and no overlay ever without what it lies on.
 """
 
 from __future__ import annotations
@@ -80,7 +83,12 @@ AT_LEAST = 4  # jobs that wait or run while the image is renewed
 def serve(ground: Ground) -> subprocess.Popen[bytes]:
     """The manager, in the background, its log beside its configuration."""
     with (ground.folder / "serve.log").open("ab") as log:
-        return subprocess.Popen(ground.command("serve"), stdout=log, stderr=log, env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)})
+        return subprocess.Popen(
+            ground.command("serve"),
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)},
+        )
 
 
 class Rotations:
@@ -111,7 +119,9 @@ class Rotations:
                 return
             self.done += 1
             self.seconds.append(time.monotonic() - began)
-            print(f"rotation {number}: {said}, {self.seconds[-1]:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"rotation {number}: {said}, {self.seconds[-1]:.0f} s", file=sys.stderr, flush=True
+            )
 
     def look(self) -> None:
         """Whether each overlay's backing file is there: read in the overlay itself."""
@@ -140,7 +150,10 @@ def jobs_of(repositories: list[Repository]) -> list[dict[str, Any]]:
 
 
 def batch(site: Site, first: int, count: int) -> tuple[Repository, dict[str, str]]:
-    """A repository with so many jobs, all queued, and the verdicts that they should have. Of the five kinds two are for one pool alone."""
+    """A repository with so many jobs, all queued, and the verdicts that they should have.
+
+    Of the five kinds two are for one pool alone.
+    """
     wanted: dict[str, str] = {}
     parts, cells = [], list[int]()
     for number in range(first, first + count):
@@ -169,12 +182,16 @@ def batch(site: Site, first: int, count: int) -> tuple[Repository, dict[str, str
 
 def history(ground: Ground) -> list[dict[str, Any]]:
     """What vmrunner has written down, oldest first."""
-    rows: list[dict[str, Any]] = json.loads(ground.run("history", "--json", "--limit", "100000").stdout)
+    rows: list[dict[str, Any]] = json.loads(
+        ground.run("history", "--json", "--limit", "100000").stdout
+    )
     return rows
 
 
 def unlike(ground: Ground, jobs: list[dict[str, Any]]) -> list[str]:
-    """Where `vmrunner history` says something else than the forge: machines, jobs, commits, times and verdicts."""
+    """Where `vmrunner history` says something else than the forge: machines, jobs, commits, times
+    and verdicts.
+    """
     ran = {job.get("runner_name", ""): job for job in jobs}
     for _ in range(30):  # the last answers may not be there yet
         rows = {row["machine"]: row for row in history(ground)}
@@ -220,7 +237,9 @@ def ground_for(folder: Path, token: str, start: str, rotations: int) -> Ground:
         linked(images, ORIGIN, GITEA, "9000")
         with promotion.changing(images, print):
             promotion.switch(images, GITEA, "9000", Why.BUILT)
-    ground = lay(folder, "soak", "10.86.0.0/24", token=token, labels='debian-12", "main', start=start, most=1)
+    ground = lay(
+        folder, "soak", "10.86.0.0/24", token=token, labels='debian-12", "main', start=start, most=1
+    )
     ground.config.write_text(ground.config.read_text() + SECOND.format(image=GITEA, start=start))
     return ground
 
@@ -229,12 +248,26 @@ def main() -> None:
     """Run the soak; the last line is its figures as JSON; exits non-zero unless all is right."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=20)
-    parser.add_argument("--rotations", type=int, default=0, help="How often the image is renewed meanwhile; there are jobs until then.")
-    parser.add_argument("--kill-every", type=float, default=60.0, help="Seconds between two kills of the manager.")
-    parser.add_argument("--start", default="snapshot", choices=("snapshot", "boot"), help="How machines are started.")
+    parser.add_argument(
+        "--rotations",
+        type=int,
+        default=0,
+        help="How often the image is renewed meanwhile; there are jobs until then.",
+    )
+    parser.add_argument(
+        "--kill-every", type=float, default=60.0, help="Seconds between two kills of the manager."
+    )
+    parser.add_argument(
+        "--start",
+        default="snapshot",
+        choices=("snapshot", "boot"),
+        help="How machines are started.",
+    )
     options = parser.parse_args()
     with closing(Site()) as site:
-        ground = ground_for(Path("/tmp/vmrunner-soak"), site.token, options.start, options.rotations)
+        ground = ground_for(
+            Path("/tmp/vmrunner-soak"), site.token, options.start, options.rotations
+        )
         ground.run("down", "--now")
         for pool in ("main", "second"):
             ground.run("up", pool)  # "down" holds until then
@@ -253,18 +286,31 @@ def main() -> None:
             if time.monotonic() > next_kill:
                 manager.kill()
                 manager.wait()
-                kills, next_kill, manager = kills + 1, time.monotonic() + options.kill_every, serve(ground)
+                kills, next_kill, manager = (
+                    kills + 1,
+                    time.monotonic() + options.kill_every,
+                    serve(ground),
+                )
             jobs = jobs_of(repositories)
             left = ground.leftovers()
             machines = sum(name.startswith("domain ") for name in left)
             most = max(most, machines)
             done = sum(job["status"] == "completed" for job in jobs)
-            print(f"{time.monotonic() - began:6.1f} s  {done} of {len(wanted)} jobs done, {machines} machines", file=sys.stderr, flush=True)
+            print(
+                f"{time.monotonic() - began:6.1f} s  {done} of {len(wanted)} jobs done, {machines} "
+                "machines",
+                file=sys.stderr,
+                flush=True,
+            )
             if not rotations.over and len(wanted) - done < AT_LEAST:
                 repository, more = batch(site, len(wanted) + 1, options.jobs)
                 repositories.append(repository)
                 wanted |= more
-            if (done == len(wanted) and not left and rotations.over) or time.monotonic() > deadline or manager.poll() is not None:
+            if (
+                (done == len(wanted) and not left and rotations.over)
+                or time.monotonic() > deadline
+                or manager.poll() is not None
+            ):
                 break
         seconds = time.monotonic() - began
         manager.kill()
@@ -277,16 +323,22 @@ def main() -> None:
             if repository.said(job["id"]).splitlines().count(f"{job['name']} ran") != 1
         ]
         shared = len(jobs) - len({job["runner_name"] for job in jobs})
-        records = [record["name"] for record in site.runners() if record["name"].startswith("vmr-soak-")]
+        records = [
+            record["name"] for record in site.runners() if record["name"].startswith("vmr-soak-")
+        ]
         left = ground.leftovers()
         untrue = unlike(ground, jobs)
         for repository in repositories:
             repository.delete()
     mine = {job["runner_name"] for job in jobs}
-    swapped = sum(row["machine"] in mine and row["made_for"] not in ("", row["job"]) for row in history(ground))
+    swapped = sum(
+        row["machine"] in mine and row["made_for"] not in ("", row["job"])
+        for row in history(ground)
+    )
     print("\n".join(untrue), file=sys.stderr)
     print(
-        f"wrong verdicts: {wrong}; not run exactly once: {twice}; left on the host: {left}; left at the forge: {records}; "
+        f"wrong verdicts: {wrong}; not run exactly once: {twice}; left on the host: {left}; left "
+        f"at the forge: {records}; "
         f"overlays without their base: {sorted(rotations.missing)}; {rotations.trouble}",
         file=sys.stderr,
     )
@@ -315,7 +367,16 @@ def main() -> None:
             "overlays_without_base": len(rotations.missing),
         }
     print(json.dumps(figures))
-    bad = untrue or wrong or twice or shared or left or records or rotations.missing or rotations.done != options.rotations
+    bad = (
+        untrue
+        or wrong
+        or twice
+        or shared
+        or left
+        or records
+        or rotations.missing
+        or rotations.done != options.rotations
+    )
     if bad or most > (3 if options.rotations else 2):  # one that is verified, or saved
         print((ground.folder / "serve.log").read_text()[-20000:], file=sys.stderr)
         sys.exit(1)

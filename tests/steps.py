@@ -1,7 +1,9 @@
-"""One pass of the real manager in a process of its own, whose steps are written down, and in one of which something goes wrong.
+"""One pass of the real manager in a process of its own, whose steps are written down, and in one of
+which something goes wrong.
 
-The product has no hook for this: its two seams and its bindings are real objects whose methods are wrapped here. A step is a call that
-changes something on the host, at the forge (there each request is one, the reading ones included) or in the bindings.
+The product has no hook for this: its two seams and its bindings are real objects whose methods are
+wrapped here. A step is a call that changes something on the host, at the forge (there each request
+is one, the reading ones included) or in the bindings.
 """
 
 from __future__ import annotations
@@ -41,7 +43,17 @@ _NOBODY = "http://127.0.0.1:9"  # refuses connections
 _PATIENCE = 1.0  # seconds; the product's own is too long for a matrix
 _MOMENT = 0.3  # seconds; libvirt takes 0.5 and more to start a domain
 SLOW = ("start", "bind", "destroy")  # steps that libvirtd takes longer for
-_HYPERVISOR = ("prepare", "create_overlay", "put", "start", "bind", "note", "delete", "destroy", "drop_snapshot")
+_HYPERVISOR = (
+    "prepare",
+    "create_overlay",
+    "put",
+    "start",
+    "bind",
+    "note",
+    "delete",
+    "destroy",
+    "drop_snapshot",
+)
 _LIBVIRT = {  # what changes something, of what vmrunner calls
     "virConnect": ("createXML", "storagePoolDefineXML", "networkDefineXML"),
     "virStoragePool": ("build", "setAutostart", "create", "createXML"),
@@ -84,7 +96,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Ground:
-    """What a pass needs to know: the configuration, where to write down its steps, the folder that a full disk is made of."""
+    """What a pass needs to know: the configuration, where to write down its steps, the folder that
+    a full disk is made of.
+    """
 
     config: Path
     notes: Path
@@ -155,7 +169,10 @@ class Steps:
 
     @contextmanager
     def step(self, what: str) -> Iterator[Kind | None]:
-        """Around the call. What it gives is the fault that the caller has to bring about by itself."""
+        """Around the call.
+
+        What it gives is the fault that the caller has to bring about by itself.
+        """
         with self._lock:
             self._seen[what] += 1
             name = what if self._seen[what] == 1 else f"{what} #{self._seen[what]}"
@@ -164,7 +181,11 @@ class Steps:
         if kind:
             self._notes.write(hit=name, kind=kind)
             self._strike(kind)
-        later = Timer(_MOMENT, kill, (int(LIBVIRTD.read_text()),)) if kind is Kind.LIBVIRTD_MID else None
+        later = (
+            Timer(_MOMENT, kill, (int(LIBVIRTD.read_text()),))
+            if kind is Kind.LIBVIRTD_MID
+            else None
+        )
         if later:
             later.start()
         try:
@@ -187,7 +208,9 @@ class Steps:
             fill(self._ground.disk)
 
     def wrap(self, owner: Any, name: str, describe: Callable[..., str]) -> None:
-        """Make every call of this method a step, the object's own calls of it included; one without a description is none."""
+        """Make every call of this method a step, the object's own calls of it included; one without
+        a description is none.
+        """
         method = getattr(owner, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
@@ -217,9 +240,14 @@ def _wrap_forge(forge: Any, steps: Steps) -> None:
             if kind is None or not kind.is_forges:
                 return send(method, path, doing, headers=headers, **options)  # type: ignore[no-any-return]
             url, timeout = http.url, http._client.timeout
-            http.url, http._client.timeout = _NOBODY if kind is Kind.REFUSE else url, _PATIENCE if kind is Kind.HANG else timeout
+            http.url, http._client.timeout = (
+                _NOBODY if kind is Kind.REFUSE else url,
+                _PATIENCE if kind is Kind.HANG else timeout,
+            )
             try:
-                return send(method, path, doing, headers={**headers, FAULT_HEADER: kind.value}, **options)  # type: ignore[no-any-return]
+                return send(
+                    method, path, doing, headers={**headers, FAULT_HEADER: kind.value}, **options
+                )  # type: ignore[no-any-return]
             finally:
                 http.url, http._client.timeout = url, timeout
 
@@ -236,7 +264,10 @@ def _wrap_forge(forge: Any, steps: Steps) -> None:
 
 
 def _wrap_libvirt(steps: Steps) -> None:
-    """Between two calls of one method of the seam, too, a manager can be killed. This process makes one pass, so its classes are ours."""
+    """Between two calls of one method of the seam, too, a manager can be killed.
+
+    This process makes one pass, so its classes are ours.
+    """
     for kind, names in _LIBVIRT.items():
         for name in names:
             steps.wrap(getattr(libvirt, kind), name, lambda *_, called=f"{kind}.{name}": called)
@@ -249,9 +280,14 @@ def _described_command(_domain: Any, command: str, *_: Any) -> str:
 
 
 def run(ground: Ground, fault: Fault | None, drained: bool) -> None:
-    """The pass. A failure of the product's own kind is written down; anything else is a bug, and so is an exit code other than 0 or -9."""
+    """The pass.
+
+    A failure of the product's own kind is written down; anything else is a bug, and so is an exit
+    code other than 0 or -9.
+    """
     notes = Notes(ground.notes)
-    passes._FIRST_BACKOFF = 0.2  # a machine that a fault took shall be followed by the next one at once
+    # A machine that a fault took shall be followed by the next one at once.
+    passes._FIRST_BACKOFF = 0.2
     try:
         settings = config.load(ground.config)
         steps = Steps(ground, settings.manager, notes, fault)
@@ -259,16 +295,23 @@ def run(ground: Ground, fault: Fault | None, drained: bool) -> None:
         forge = connect(settings.forge, config.forge_token(settings.forge, notes.warning))
         bindings = Bindings(settings.runtime_dir, settings.manager)
         for name in _HYPERVISOR:
-            steps.wrap(host, name, _described_file(name) if name in {"put", "delete"} else lambda *_, name=name: name)
+            steps.wrap(
+                host,
+                name,
+                _described_file(name) if name in {"put", "delete"} else lambda *_, name=name: name,
+            )
         steps.wrap(bindings, "save", _described_binding)
         steps.wrap(bindings, "drop", lambda *_: "drop")
         _wrap_forge(forge, steps)
         _wrap_libvirt(steps)
-        steps.wrap(Path, "replace", lambda _, target: f"rename {Path(target).suffix}")  # a file written beside its place
+        # A file written beside its place.
+        steps.wrap(Path, "replace", lambda _, target: f"rename {Path(target).suffix}")
         history = History(settings.state_dir / "history.sqlite", notes.warning)
         manager = Manager(settings, host, forge, history, notes, bindings=bindings)
         with manager.lock():
-            outcome, _ = manager.pass_once(dict.fromkeys(settings.pools, Drain.IDLE) if drained else None)
+            outcome, _ = manager.pass_once(
+                dict.fromkeys(settings.pools, Drain.IDLE) if drained else None
+            )
         for failure in outcome.failures:
             notes.write(failure=failure.sentence, kind=type(failure).__name__)
     except VmrunnerError as error:

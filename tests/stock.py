@@ -1,7 +1,9 @@
-"""A stock cloud image as a distribution makes one: GPT, GRUB, an ext4 root, cloud-init, an SSH server, and nothing of vmrunner's.
+"""A stock cloud image as a distribution makes one: GPT, GRUB, an ext4 root, cloud-init, an SSH
+server, and nothing of vmrunner's.
 
-Run with the host's network (`rig/rig run --outside -- python -m tests.stock`), by those who need it only. No loop device and no mount: the
-file system is made in its place in the disk, the partition table by sfdisk, and what `grub-install` would write is written here.
+Run with the host's network (`rig/rig run --outside -- python -m tests.stock`), by those who need it
+only. No loop device and no mount: the file system is made in its place in the disk, the partition
+table by sfdisk, and what `grub-install` would write is written here.
 """
 
 from __future__ import annotations
@@ -45,12 +47,14 @@ _PACKAGES = (
 )
 _SECTOR, _MIB = 512, 1 << 20
 _SIZE = 3 << 30
-_BOOT, _ROOT = 1 * _MIB, 2 * _MIB  # where GRUB's own partition and the root begin; the root ends a MiB before the disk, for the GPT's copy
+# Where GRUB's own partition and the root begin; the root ends a MiB before the disk, for the GPT's
+# copy.
+_BOOT, _ROOT = 1 * _MIB, 2 * _MIB
 _LAYOUT = f"""\
 label: gpt
 disk14: start={_BOOT // _SECTOR}, size={(_ROOT - _BOOT) // _SECTOR}, type=21686148-6449-6E6F-744E-656564454649
 disk1: start={_ROOT // _SECTOR}, size={(_SIZE - _MIB - _ROOT) // _SECTOR}, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709
-"""  # the root comes last, so that it can grow; its number is 1, as everybody expects
+"""  # the root comes last, so that it can grow; its number is 1, as everybody expects  # noqa: E501
 _GRUB = "/usr/lib/grub/i386-pc"
 _MODULES = ("biosdisk", "part_gpt", "ext2", "normal", "linux", "serial", "terminal", "minicmd")
 _MENU = """\
@@ -63,7 +67,8 @@ menuentry "Debian" {
   initrd /initrd.img
 }
 """
-# The fields that grub-install fills: where boot.img finds core.img, and where core.img's first sector finds the rest of it.
+# The fields that grub-install fills: where boot.img finds core.img, and where core.img's first
+# sector finds the rest of it.
 _CORE_SECTOR, _REST_SECTOR = 0x5C, _SECTOR - 12
 Say = Callable[[str], None]
 
@@ -91,7 +96,10 @@ def cached(suite: str) -> Path:
 
 
 def build(suite: str, target: Path, say: Say) -> Path:
-    """Make the image of a Debian suite, a qcow2. Nothing is at `target` before all of it is there."""
+    """Make the image of a Debian suite, a qcow2.
+
+    Nothing is at `target` before all of it is there.
+    """
     part = target.with_suffix(".part")
     with tempfile.TemporaryDirectory(prefix="vmrunner-stock-") as name:
         work = Path(name)
@@ -104,12 +112,27 @@ def build(suite: str, target: Path, say: Say) -> Path:
         say("writing the disk")
         with disk.open("wb") as empty:
             empty.truncate(_SIZE)
-        # GRUB of Debian 12 refuses a file system with metadata_csum_seed, which newer mke2fs turn on.
-        options = ["-q", "-t", "ext4", "-L", "root", "-O", "^metadata_csum_seed", "-E", f"offset={_ROOT},lazy_itable_init=0"]
+        # GRUB of Debian 12 refuses a file system with metadata_csum_seed, which newer mke2fs turn
+        # on.
+        options = [
+            "-q",
+            "-t",
+            "ext4",
+            "-L",
+            "root",
+            "-O",
+            "^metadata_csum_seed",
+            "-E",
+            f"offset={_ROOT},lazy_itable_init=0",
+        ]
         _run("mke2fs", *options, "-d", tree, disk, f"{(_SIZE - _MIB - _ROOT) // 1024}k")
         _partition(tree, disk)
         with disk.open("r+b") as raw:
-            raw.write(_patched((tree / _GRUB[1:] / "boot.img").read_bytes(), _CORE_SECTOR, _BOOT // _SECTOR)[:440])
+            raw.write(
+                _patched(
+                    (tree / _GRUB[1:] / "boot.img").read_bytes(), _CORE_SECTOR, _BOOT // _SECTOR
+                )[:440]
+            )
             raw.seek(_BOOT)
             raw.write(_patched(core, _REST_SECTOR, _BOOT // _SECTOR + 1))
         _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "compat=1.1", disk, part)
@@ -118,20 +141,37 @@ def build(suite: str, target: Path, say: Say) -> Path:
 
 
 def _run(*command: str | Path, stdin: str = "") -> None:
-    done = subprocess.run([str(word) for word in command], input=stdin, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        [str(word) for word in command],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
     if done.returncode:
-        raise RuntimeError(f"{command[0]} failed (exit {done.returncode}):\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"{command[0]} failed (exit "
+            f"{done.returncode}):\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
 
 
 def _bootstrap(suite: str, tree: Path, work: Path) -> None:
     """Debian's packages, from where the rig's own came."""
     apt = Path("/etc/apt")
-    text = "\n".join(path.read_text() for path in sorted((apt / "sources.list.d").glob("*.sources")))
+    text = "\n".join(
+        path.read_text() for path in sorted((apt / "sources.list.d").glob("*.sources"))
+    )
     (own,) = re.findall(r"(?m)^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text())
     sources = work / "stock.sources"
     sources.write_text(re.sub(rf"\b{own}\b", suite, text))
     settings = [f"--aptopt={path}" for path in sorted((apt / "apt.conf.d").glob("99*"))]
-    options = ["--mode=root", "--variant=minbase", "--format=directory", "--dpkgopt=force-unsafe-io", f"--include={','.join(_PACKAGES)}"]
+    options = [
+        "--mode=root",
+        "--variant=minbase",
+        "--format=directory",
+        "--dpkgopt=force-unsafe-io",
+        f"--include={','.join(_PACKAGES)}",
+    ]
     _run("mmdebstrap", *options, *settings, suite, tree, sources)
 
 
@@ -139,22 +179,46 @@ def _furnish(tree: Path) -> None:
     """What a distribution's own build script does after the packages."""
     (tree / "etc/fstab").write_text("LABEL=root / ext4 rw,errors=remount-ro 0 1\n")
     (tree / "etc/hostname").write_text("localhost\n")
-    (tree / "etc/cloud/cloud.cfg.d/01_stock.cfg").write_text("locale: false\n")  # the C locale is all there is
+    # The C locale is all there is.
+    (tree / "etc/cloud/cloud.cfg.d/01_stock.cfg").write_text("locale: false\n")
     (tree / "etc/machine-id").write_text("")  # each machine makes its own at its first boot
     for key in (tree / "etc/ssh").glob("ssh_host_*"):
         key.unlink()
     resolver = tree / "etc/resolv.conf"
     resolver.unlink(missing_ok=True)
     resolver.symlink_to("../run/systemd/resolve/stub-resolv.conf")
-    _run("chroot", tree, "systemctl", "enable", "systemd-networkd.service", "systemd-resolved.service")
+    _run(
+        "chroot",
+        tree,
+        "systemctl",
+        "enable",
+        "systemd-networkd.service",
+        "systemd-resolved.service",
+    )
 
 
 def _boot_loader(tree: Path) -> bytes:
     """GRUB's folder in the tree; returns its core, which goes into a partition of its own."""
     folder, core = tree / "boot/grub", tree / "boot/grub/i386-pc/core.img"
-    shutil.copytree(tree / _GRUB[1:], folder / "i386-pc", ignore=shutil.ignore_patterns("*.image", "*.exec"), dirs_exist_ok=True)
+    shutil.copytree(
+        tree / _GRUB[1:],
+        folder / "i386-pc",
+        ignore=shutil.ignore_patterns("*.image", "*.exec"),
+        dirs_exist_ok=True,
+    )
     (folder / "grub.cfg").write_text(_MENU)
-    _run("chroot", tree, "grub-mkimage", "-O", "i386-pc", "-p", "(,gpt1)/boot/grub", "-o", f"/{core.relative_to(tree)}", *_MODULES)
+    _run(
+        "chroot",
+        tree,
+        "grub-mkimage",
+        "-O",
+        "i386-pc",
+        "-p",
+        "(,gpt1)/boot/grub",
+        "-o",
+        f"/{core.relative_to(tree)}",
+        *_MODULES,
+    )
     return core.read_bytes()
 
 
@@ -162,7 +226,17 @@ def _partition(tree: Path, disk: Path) -> None:
     """With the image's own sfdisk: the rig has none."""
     inside = tree / "disk"
     disk.rename(inside)
-    _run("chroot", tree, "sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", "--wipe=never", "/disk", stdin=_LAYOUT)
+    _run(
+        "chroot",
+        tree,
+        "sfdisk",
+        "--quiet",
+        "--no-reread",
+        "--no-tell-kernel",
+        "--wipe=never",
+        "/disk",
+        stdin=_LAYOUT,
+    )
     inside.rename(disk)
 
 

@@ -1,4 +1,6 @@
-"""A part of `make images`: every image that tests.recipes has built is verified in a machine, and a machine is cloned of it."""
+"""A part of `make images`: every image that tests.recipes has built is verified in a machine, and a
+machine is cloned of it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def main() -> int:
 def figure(ground: Ground, name: str) -> dict[str, Any]:
     """What `image verify` says, and seconds until a command of a clone has run."""
     version = store.versions(STORE, name)[-1]
-    found = json.loads(ground.run("image", "verify", f"{name}/{version}", "--json", check=False, timeout=900).stdout)
+    found = json.loads(
+        ground.run(
+            "image", "verify", f"{name}/{version}", "--json", check=False, timeout=900
+        ).stdout
+    )
     bad = [f"{each['name']}: {each['measured']}" for each in found["checks"] if not each["passed"]]
     ground.run("snapshot", "create", "--image", name, timeout=900)
     starts = []

@@ -1,4 +1,6 @@
-"""A world in memory for the manager: the fakes, guests that boot, take jobs and power off, and users who queue and cancel them."""
+"""A world in memory for the manager: the fakes, guests that boot, take jobs and power off, and
+users who queue and cancel them.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,20 @@ POOL = {"labels": ["debian-12"], "image": "debian-12", "max": 2, "start": "boot"
 
 
 class World:
-    """A manager on the fakes; the pool `p` has two machines at most unless `pools` says otherwise."""
+    """A manager on the fakes; the pool `p` has two machines at most unless `pools` says
+    otherwise.
+    """
 
     opened: ClassVar[list[World]] = []  # for whoever has to close their histories
 
-    def __init__(self, folder: Path, *, binds_jobs: bool = False, pools: dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        binds_jobs: bool = False,
+        pools: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
         self.opened.append(self)
         self.folder = folder
         kind = "forgejo-runner" if binds_jobs else "gitea-runner"
@@ -52,7 +63,9 @@ class World:
         """A new version of the image."""
         image = self.folder / "images" / "debian-12" / version
         image.mkdir(parents=True, exist_ok=True)
-        (image / "manifest.json").write_text(json.dumps(MANIFEST | {"version": version, "runner": runner}))
+        (image / "manifest.json").write_text(
+            json.dumps(MANIFEST | {"version": version, "runner": runner})
+        )
         current = image.parent / "current"
         current.unlink(missing_ok=True)
         current.symlink_to(version)
@@ -72,21 +85,38 @@ class World:
         self.restart()
 
     def restart(self) -> None:
-        """The manager's process ends and another begins: only what is on disk, at the hypervisor and at the forge remains."""
+        """The manager's process ends and another begins: only what is on disk, at the hypervisor
+        and at the forge remains.
+        """
         if hasattr(self, "history"):
             self.history.close()
         self.history = History(self.folder / "history.sqlite", lambda text: self.log.warning(text))
         self.doom.after, self.doom.dead = None, False
         bindings = FakeBindings(self.settings.runtime_dir, "m", self.doom)
         self.manager = Manager(
-            self.settings, self.hypervisor, self.forge, self.history, self.log, bindings=bindings, clock=self.clock, workers=1
+            self.settings,
+            self.hypervisor,
+            self.forge,
+            self.history,
+            self.log,
+            bindings=bindings,
+            clock=self.clock,
+            workers=1,
         )
 
     def make_snapshot(self, pool: str) -> Snapshot:
         """As `vmrunner snapshot create --pool` does."""
         section = self.settings.pools[pool]
         golden = store.find(self.settings.images_dir, section.image)
-        return clones.make(self.hypervisor, self.settings, golden, section.shape, timeout=1, say=self.log.info, clock=self.clock)
+        return clones.make(
+            self.hypervisor,
+            self.settings,
+            golden,
+            section.shape,
+            timeout=1,
+            say=self.log.info,
+            clock=self.clock,
+        )
 
     def up(self) -> tuple[int, int, int, int]:
         """One pass: started or bound, destroyed, swept, failures."""
@@ -105,20 +135,32 @@ class World:
     def boot(self, machine: MachineId) -> None:
         """The guest comes up and reads its seed; a warm one then waits."""
         warm = not self.hypervisor.domains[machine].is_bound
-        self.hypervisor.report(machine, EventKind.UP, EventKind.SEED, EventKind.READY if warm else EventKind.RUNNER)
+        self.hypervisor.report(
+            machine, EventKind.UP, EventKind.SEED, EventKind.READY if warm else EventKind.RUNNER
+        )
         if not warm:
             self.forge.connect(str(machine))
 
-    def step(self, machine: MachineId, choose: Callable[[list[str]], str] = lambda choices: choices[0]) -> str:
-        """The guest does the next thing that it can do; returns what. `choose` picks among several."""
+    def step(
+        self, machine: MachineId, choose: Callable[[list[str]], str] = lambda choices: choices[0]
+    ) -> str:
+        """The guest does the next thing that it can do; returns what.
+
+        `choose` picks among several.
+        """
         before = self.phase(machine)
         done = self._step(machine, choose)
-        assert may_follow(before, self.phase(machine)), f"{before} to {self.phase(machine)} by {done}"
+        assert may_follow(before, self.phase(machine)), (
+            f"{before} to {self.phase(machine)} by {done}"
+        )
         return done
 
     def phase(self, machine: MachineId) -> Phase:
         """What the manager would see."""
-        return next((seen.phase for seen in self.hypervisor.machines() if seen.id == machine), Phase.DESTROYED)
+        return next(
+            (seen.phase for seen in self.hypervisor.machines() if seen.id == machine),
+            Phase.DESTROYED,
+        )
 
     def _step(self, machine: MachineId, choose: Callable[[list[str]], str]) -> str:
         metadata = self.hypervisor.domains[machine]
@@ -162,7 +204,11 @@ class World:
                 if machine in self.hypervisor.domains:
                     self.step(machine)
             self.clock.now += 5
-            open_jobs = [job for job in self.forge.known.values() if job.state in (JobState.WAITING, JobState.RUNNING)]
+            open_jobs = [
+                job
+                for job in self.forge.known.values()
+                if job.state in (JobState.WAITING, JobState.RUNNING)
+            ]
             if not open_jobs and not self.left():
                 return
         raise AssertionError(f"not settled: {self.left()} {self.reasons()}")
@@ -177,7 +223,9 @@ class World:
             self.clock.now += 5
             if self.known_states() == {JobState.DONE}:
                 break
-        self.manager.down(["p"], now=False, wait=lambda _: [self.step(machine) for machine in self.machines()])
+        self.manager.down(
+            ["p"], now=False, wait=lambda _: [self.step(machine) for machine in self.machines()]
+        )
         assert self.left() == []
 
     def known_states(self) -> set[JobState]:
@@ -187,6 +235,10 @@ class World:
     def left(self) -> list[str]:
         """Whatever of this manager exists, anywhere."""
         residue = self.hypervisor.residue()
-        records = [runner.record.name for runner in self.forge.runners_.values() if runner.record.name.startswith("vmr-m-")]
+        records = [
+            runner.record.name
+            for runner in self.forge.runners_.values()
+            if runner.record.name.startswith("vmr-m-")
+        ]
         bindings = [path.name for path in (self.folder / "run" / "bindings").iterdir()]
         return [*residue.domains, *residue.files, *records, *bindings]

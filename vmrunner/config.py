@@ -15,14 +15,30 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from cronsim import CronSim, CronSimError
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from vmrunner.errors import ConfigError, VmrunnerError
 from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
 from vmrunner.model.machine import Limits, Shape
 from vmrunner.model.secret import Secret
-from vmrunner.network.policy import CLOSED6, UNIQUE_LOCAL, Bounds, Destination, Policy, Reach, pool_policy
+from vmrunner.network.policy import (
+    CLOSED6,
+    UNIQUE_LOCAL,
+    Bounds,
+    Destination,
+    Policy,
+    Reach,
+    pool_policy,
+)
 from vmrunner.resources import folder
 from vmrunner.runner_config import fault
 
@@ -88,7 +104,10 @@ def _label(value: object) -> Label:
 
 
 def _site(value: object) -> str:
-    """The URL of a service that machines use. Its host and port become a destination, so they have to have a destination's form."""
+    """The URL of a service that machines use.
+
+    Its host and port become a destination, so they have to have a destination's form.
+    """
     url = urlsplit(value) if isinstance(value, str) and re.fullmatch(r"[!-~]+", value) else None
     if url is None or url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError('it is written like "http://proxy.example:3128"')
@@ -175,7 +194,10 @@ class NetworkConfig(Section):
         if not 64 <= prefix.prefixlen <= 112:
             raise ValueError("an IPv6 network for machines is a /64 to /112")
         if not prefix.subnet_of(UNIQUE_LOCAL) and any(prefix.overlaps(block) for block in CLOSED6):
-            raise ValueError('an IPv6 network for machines is a unique local one, like "fd87::/64", or one of global addresses')
+            raise ValueError(
+                'an IPv6 network for machines is a unique local one, like "fd87::/64", or one of '
+                "global addresses"
+            )
         return prefix
 
     @property
@@ -228,7 +250,9 @@ class PoolConfig(Section):
         places: dict[str, str] = {}
         for label in labels:
             if places.setdefault(label.name, label.place) != label.place:
-                raise ValueError(f"the label {label.name} has two places, {places[label.name]} and {label.place}")
+                raise ValueError(
+                    f"the label {label.name} has two places, {places[label.name]} and {label.place}"
+                )
         return labels
 
     @property
@@ -239,9 +263,14 @@ class PoolConfig(Section):
     @model_validator(mode="after")
     def _allows_what_it_can(self) -> PoolConfig:
         if self.network is Reach.NONE and self.allow:
-            raise ValueError('allow is for network = "allowlist" or "internet"; with "none" only the forge is reached')
+            raise ValueError(
+                'allow is for network = "allowlist" or "internet"; with "none" only the forge is '
+                "reached"
+            )
         if self.network is Reach.NONE and (self.registry_mirror or self.proxy):
-            raise ValueError('with network = "none" only the forge is reached: no registry_mirror, and no proxy')
+            raise ValueError(
+                'with network = "none" only the forge is reached: no registry_mirror, and no proxy'
+            )
         if self.no_proxy and not self.proxy:
             raise ValueError("no_proxy is for pools with a proxy")
         return self
@@ -249,11 +278,18 @@ class PoolConfig(Section):
     @property
     def destinations(self) -> tuple[Destination, ...]:
         """What `allow` names, and the mirror and the proxy, which machines are there to reach."""
-        return self.allow + tuple(_destination_of(url) for url in (self.registry_mirror, self.proxy) if url)
+        return self.allow + tuple(
+            _destination_of(url) for url in (self.registry_mirror, self.proxy) if url
+        )
 
     def warm_at(self, now: datetime) -> int:
-        """How many warm machines there should be: what the line of the schedule says whose time came last, else `warm`."""
-        last = [(next(CronSim(line.cron, now, reverse=True)), -number, line.warm) for number, line in enumerate(self.schedule)]
+        """How many warm machines there should be: what the line of the schedule says whose time
+        came last, else `warm`.
+        """
+        last = [
+            (next(CronSim(line.cron, now, reverse=True)), -number, line.warm)
+            for number, line in enumerate(self.schedule)
+        ]
         return max(last)[2] if last else self.warm
 
     @property
@@ -277,7 +313,9 @@ class CapacityConfig(Section):
 
     @property
     def guard(self) -> int:
-        """`disk_guard`, in MiB; with a lower floor it is the floor: what may be used is no danger."""
+        """`disk_guard`, in MiB; with a lower floor it is the floor: what may be used is no
+        danger.
+        """
         return min(self.disk_guard, self.disk_floor)
 
 
@@ -290,7 +328,9 @@ class WebhookConfig(Section):
     @model_validator(mode="after")
     def _both_or_none(self) -> WebhookConfig:
         if (self.listen is None) != (self.secret_file is None):
-            raise ValueError("listen and secret_file go together: a webhook that is not signed could be anyone's")
+            raise ValueError(
+                "listen and secret_file go together: a webhook that is not signed could be anyone's"
+            )
         return self
 
 
@@ -339,7 +379,9 @@ class HostConfig(Section):
     def _room_in_both(self) -> HostConfig:
         prefix, subnet = self.network.ipv6, self.libvirt.subnet
         if prefix and prefix.num_addresses < subnet.num_addresses:
-            raise ValueError(f"network.ipv6 needs as many addresses as libvirt.subnet, which is {subnet}")
+            raise ValueError(
+                f"network.ipv6 needs as many addresses as libvirt.subnet, which is {subnet}"
+            )
         return self
 
     @property
@@ -349,7 +391,9 @@ class HostConfig(Section):
 
     @property
     def policies(self) -> tuple[Policy, ...]:
-        """What machines may reach: those of `vmrunner exec`, which has two, and those of each pool."""
+        """What machines may reach: those of `vmrunner exec`, which has two, and those of each
+        pool.
+        """
         return tuple(Policy(reach, reach) for reach in (Reach.INTERNET, Reach.NONE))
 
     @property
@@ -380,7 +424,10 @@ class Config(HostConfig):
         if self.network.ipv6 is None:
             for name, pool in self.pools.items():
                 if any(isinstance(to.host, IPv6Network) for to in pool.destinations):
-                    raise ValueError(f"pools.{name} names an IPv6 address, and machines have none without network.ipv6")
+                    raise ValueError(
+                        f"pools.{name} names an IPv6 address, and machines have none without "
+                        "network.ipv6"
+                    )
         return self
 
     @property
@@ -391,7 +438,10 @@ class Config(HostConfig):
     @property
     def policies(self) -> tuple[Policy, ...]:
         """See HostConfig."""
-        return super().policies + tuple(Policy(pool_policy(name), pool.network, pool.destinations) for name, pool in self.pools.items())
+        return super().policies + tuple(
+            Policy(pool_policy(name), pool.network, pool.destinations)
+            for name, pool in self.pools.items()
+        )
 
     @property
     def forge_url(self) -> str:
@@ -401,7 +451,11 @@ class Config(HostConfig):
 
 def default_manager() -> str:
     """The host's short name, reduced to what libvirt, DNS and both forges accept in a name."""
-    short = re.sub(r"[^a-z0-9-]", "-", socket.gethostname().partition(".")[0].lower()).strip("-")[:24].strip("-")
+    short = (
+        re.sub(r"[^a-z0-9-]", "-", socket.gethostname().partition(".")[0].lower())
+        .strip("-")[:24]
+        .strip("-")
+    )
     return short or "host"
 
 
@@ -416,46 +470,75 @@ def load(path: Path) -> Config:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(
-            f"There is no configuration at {path}.", "Start from `vmrunner config example`, or name a file with --config."
+            f"There is no configuration at {path}.",
+            "Start from `vmrunner config example`, or name a file with --config.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration {path} can't be read: {error}.", "It must be a UTF-8 file that this user may read.") from None
+        raise ConfigError(
+            f"The configuration {path} can't be read: {error}.",
+            "It must be a UTF-8 file that this user may read.",
+        ) from None
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.", "Compare with `vmrunner config example`.") from None
+        raise ConfigError(
+            f"{path} is not valid TOML: {error}.", "Compare with `vmrunner config example`."
+        ) from None
     try:
         return Config.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        what = "is not a key that vmrunner knows" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        what = (
+            "is not a key that vmrunner knows"
+            if first["type"] == "extra_forbidden"
+            else first["msg"].removeprefix("Value error, ")
+        )
         what = "is missing" if first["type"] == "missing" else what
         more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
         where = f"{path}: {key}" if key else str(path)
-        raise ConfigError(f"{where}: {what}{more}.", "Every key is described in `vmrunner config example`.") from None
+        raise ConfigError(
+            f"{where}: {what}{more}.", "Every key is described in `vmrunner config example`."
+        ) from None
 
 
 def load_host(path: Path) -> HostConfig:
-    """The configuration for commands that need no forge: the defaults where there is no file at the default place."""
+    """The configuration for commands that need no forge: the defaults where there is no file at the
+    default place.
+    """
     return HostConfig() if path == DEFAULT_PATH and not path.exists() else load(path)
 
 
 def forge_token(config: ForgeConfig, warn: Callable[[str], None]) -> Secret:
-    """The forge token, from `token_file`, else from systemd's `$CREDENTIALS_DIRECTORY/forge-token`, else from the default place.
+    """The forge token, from `token_file`, else from systemd's `$CREDENTIALS_DIRECTORY/forge-token`,
+    else from the default place.
 
     `warn` is called with one sentence where others on this host can read the file.
     """
-    hint = f"Put the token into {DEFAULT_TOKEN}, mode 0600, or name another file as forge.token_file."
+    hint = (
+        f"Put the token into {DEFAULT_TOKEN}, mode 0600, or name another file as forge.token_file."
+    )
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    path = config.token_file or (Path(credentials) / "forge-token" if credentials else DEFAULT_TOKEN)
+    path = config.token_file or (
+        Path(credentials) / "forge-token" if credentials else DEFAULT_TOKEN
+    )
     # systemd's copy is guarded by an ACL, which shows as a readable group.
-    return _secret("token", path, hint, warn if config.token_file or not credentials else lambda _: None)
+    return _secret(
+        "token", path, hint, warn if config.token_file or not credentials else lambda _: None
+    )
 
 
 def webhook_secret(path: Path, warn: Callable[[str], None]) -> Secret:
-    """What the forge signs its webhook with, from serve.webhook.secret_file. `warn` as for `forge_token`."""
-    return _secret("secret", path, f"Put what the webhook has as its secret at the forge into {path}, mode 0600.", warn)
+    """What the forge signs its webhook with, from serve.webhook.secret_file.
+
+    `warn` as for `forge_token`.
+    """
+    return _secret(
+        "secret",
+        path,
+        f"Put what the webhook has as its secret at the forge into {path}, mode 0600.",
+        warn,
+    )
 
 
 def _secret(what: str, path: Path, hint: str, warn: Callable[[str], None]) -> Secret:

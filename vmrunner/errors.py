@@ -1,7 +1,7 @@
 """Every error that a user can meet, in one tree.
 
-An error is a sentence, a hint and an exit code. Tracebacks are for bugs only: `main()` prints a `VmrunnerError` as two lines and
-exits with its code, and lets everything else through.
+An error is a sentence, a hint and an exit code. Tracebacks are for bugs only: `main()` prints a
+`VmrunnerError` as two lines and exits with its code, and lets everything else through.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class ForgeError(VmrunnerError):
 
 
 class ForgeUnreachable(ForgeError):
-    """No usable answer: connection refused, name unknown, timeout, TLS failure, 5xx, an answer that is not JSON."""
+    """No usable answer: connection refused, name unknown, timeout, TLS failure, 5xx, an answer that
+    is not JSON.
+    """
 
 
 class ForgeDenied(ForgeError):
@@ -41,7 +43,10 @@ class ForgeDenied(ForgeError):
 
 
 class ForgeTokenUnknown(ForgeDenied):
-    """401: the token is not, or not any more, one of the forge's. A new one in its file mends it."""
+    """401: the token is not, or not any more, one of the forge's.
+
+    A new one in its file mends it.
+    """
 
 
 class ForgeNotFound(ForgeError):

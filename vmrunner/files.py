@@ -1,4 +1,6 @@
-"""Files that change as a whole: whoever reads one finds the old content or the new one, also after a kill or on a full disk."""
+"""Files that change as a whole: whoever reads one finds the old content or the new one, also after
+a kill or on a full disk.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PART = ".part-"
-"""What files begin with while they are written; the process's id follows, a dot, and what tells them from others of that process."""
+"""What files begin with while they are written; the process's id follows, a dot, and what tells
+them from others of that process.
+"""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place beside `path` for its new content, which replaces it when the block ends; where the block fails it is removed."""
-    part = path.with_name(f"{PART}{os.getpid()}.{secrets.token_hex(6)}")  # neither another thread's nor another process's
+    """A place beside `path` for its new content, which replaces it when the block ends; where the
+    block fails it is removed.
+    """
+    # Neither another thread's nor another process's.
+    part = path.with_name(f"{PART}{os.getpid()}.{secrets.token_hex(6)}")
     try:
         yield part
         part.replace(path)
@@ -26,14 +33,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: Path, content: str, mode: int | None = None, *, durable: bool = False) -> None:
+def write_whole(
+    path: Path, content: str, mode: int | None = None, *, durable: bool = False
+) -> None:
     """Write a file, all of it or nothing of it. Raises OSError.
 
-    It has this `mode` before anything is in it; without one it is as the umask wants it. `durable`: it is on the disk before it is seen.
+    It has this `mode` before anything is in it; without one it is as the umask wants it. `durable`:
+    it is on the disk before it is seen.
     """
     with replacing(path) as part:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with os.fdopen(os.open(part, flags, 0o666 if mode is None else mode & 0o600), "w", encoding="utf-8") as file:
+        with os.fdopen(
+            os.open(part, flags, 0o666 if mode is None else mode & 0o600), "w", encoding="utf-8"
+        ) as file:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             file.write(content)
@@ -43,8 +55,13 @@ def write_whole(path: Path, content: str, mode: int | None = None, *, durable: b
 
 
 def abandoned(folder: Path, prefix: str = PART) -> list[Path]:
-    """What processes that have died left in a folder: named with this prefix, their id, and maybe a suffix."""
-    found = ((path, path.name.removeprefix(prefix).partition(".")[0]) for path in sorted(folder.glob(f"{prefix}*")))
+    """What processes that have died left in a folder: named with this prefix, their id, and maybe a
+    suffix.
+    """
+    found = (
+        (path, path.name.removeprefix(prefix).partition(".")[0])
+        for path in sorted(folder.glob(f"{prefix}*"))
+    )
     return [path for path, pid in found if pid.isdigit() and not Path(f"/proc/{pid}").exists()]
 
 

@@ -1,4 +1,6 @@
-"""One writer per manager id, or per store of images: a file lock that the kernel drops when its holder dies."""
+"""One writer per manager id, or per store of images: a file lock that the kernel drops when its
+holder dies.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,26 @@ from vmrunner.log import Say
 _POLL = 0.2  # seconds
 
 
-def exclusive(runtime_dir: Path, manager: str, *, wait: float, say: Say) -> AbstractContextManager[None]:
+def exclusive(
+    runtime_dir: Path, manager: str, *, wait: float, say: Say
+) -> AbstractContextManager[None]:
     """The lock of a manager; see `held`."""
     other = f"Another vmrunner is at work as the manager {manager!r}"
-    return held(runtime_dir / f"{manager}.lock", other, "Wait for it, or give this one another `manager` name.", wait=wait, say=say)
+    return held(
+        runtime_dir / f"{manager}.lock",
+        other,
+        "Wait for it, or give this one another `manager` name.",
+        wait=wait,
+        say=say,
+    )
 
 
 @contextmanager
 def held(path: Path, other: str, hint: str, *, wait: float, say: Say) -> Iterator[None]:
-    """Hold the lock; where another vmrunner has it, `say` so once and wait up to `wait` seconds. Raises Busy, with these words."""
+    """Hold the lock; where another vmrunner has it, `say` so once and wait up to `wait` seconds.
+
+    Raises Busy, with these words.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
@@ -33,7 +46,8 @@ def held(path: Path, other: str, hint: str, *, wait: float, say: Say) -> Iterato
             os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
     except OSError as error:
         raise ConfigError(
-            f"The lock {path} can't be opened: {error.strerror}.", "Run as root, or name another folder in the configuration."
+            f"The lock {path} can't be opened: {error.strerror}.",
+            "Run as root, or name another folder in the configuration.",
         ) from None
     with file:
         deadline, told = time.monotonic() + wait, False

@@ -31,28 +31,44 @@ class Log(Protocol):
 
 def open_log(form: Format) -> Log:
     """A logger that writes lines of text, or JSON."""
-    import structlog  # here: it takes longer to load than all of ours, and some commands log nothing
+    # here: it takes longer to load than all of ours, and some commands log nothing.
+    import structlog
 
     processors: list[Any] = [_line]
     if form == "json":
         stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-        processors = [structlog.processors.add_log_level, stamp, structlog.processors.JSONRenderer(default=str)]
+        processors = [
+            structlog.processors.add_log_level,
+            stamp,
+            structlog.processors.JSONRenderer(default=str),
+        ]
     logger = structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+        structlog.PrintLogger(sys.stderr),
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
     )
     return cast("Log", logger)
 
 
 def _line(_logger: object, method: str, fields: MutableMapping[str, Any]) -> str:
-    """The event, then its fields. journald reads `<6>` at the beginning as the priority, and adds the time by itself."""
+    """The event, then its fields.
+
+    journald reads `<6>` at the beginning as the priority, and adds the time by itself.
+    """
     head = f"<{_LEVELS[method]}>" if "JOURNAL_STREAM" in os.environ else time.strftime("%H:%M:%S ")
     event = str(fields.pop("event"))
-    told = (f"{key}={_quoted(str(value))}" for key, value in fields.items() if value not in ("", None))
+    told = (
+        f"{key}={_quoted(str(value))}" for key, value in fields.items() if value not in ("", None)
+    )
     return head + " ".join([event if event.isprintable() else json.dumps(event)[1:-1], *told])
 
 
 def _quoted(text: str) -> str:
-    """A field's value on one line. Jobs' names, and what guests and servers say, are others' words: no line or colour may come of them."""
+    """A field's value on one line.
+
+    Jobs' names, and what guests and servers say, are others' words: no line or colour may come of
+    them.
+    """
     if text.isprintable() and " " not in text and '"' not in text:
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())

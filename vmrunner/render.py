@@ -1,4 +1,6 @@
-"""The one place that renders templates: XML with escaping, shell and YAML from values that were checked or quoted."""
+"""The one place that renders templates: XML with escaping, shell and YAML from values that were
+checked or quoted.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from vmrunner.resources import folder
 
 @cache
 def _environment(escape: bool) -> Environment:
-    # Escaping is for XML; shell and YAML templates quote with the `sh` filter or use values of a checked form.
+    # Escaping is for XML; shell and YAML templates quote with the `sh` filter or use values of a
+    # checked form.
     environment = Environment(
         loader=FileSystemLoader(folder("templates")),
         autoescape=escape,  # noqa: S701 — see above

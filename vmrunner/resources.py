@@ -1,4 +1,6 @@
-"""Where templates and image recipes are: inside the installed package, or beside it in a checkout."""
+"""Where templates and image recipes are: inside the installed package, or beside it in a
+checkout.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The configuration that the forge's runner starts with: a pool's limits in the runner's own words, and what an admin adds to them. Pure.
+"""The configuration that the forge's runner starts with: a pool's limits in the runner's own words,
+and what an admin adds to them. Pure.
 
-Both runners read YAML and pass over keys that they don't know without a word, so keys are checked here. Sources: `internal/pkg/config` of
-Gitea's runner 1.0.8, and the file that forgejo-runner 12 prints with `generate-config`.
+Both runners read YAML and pass over keys that they don't know without a word, so keys are checked
+here. Sources: `internal/pkg/config` of Gitea's runner 1.0.8, and the file that forgejo-runner 12
+prints with `generate-config`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ from typing import Any
 from vmrunner.model.label import Label
 
 PATIENCE = timedelta(minutes=5)
-"""What the runner's own limit of a job has beyond the pool's: the host's deadline comes first, since it can say why in the job's log."""
+"""What the runner's own limit of a job has beyond the pool's: the host's deadline comes first,
+since it can say why in the job's log.
+"""
 _ANSWER = timedelta(seconds=60)  # for FetchTask: a job whose answer comes later is lost
 _DELIVERY = timedelta(minutes=2)  # one try to deliver a job's end
 WORK = "/job"
-"""Where jobs have their workspaces in the machine, below a folder with a random name that the runner gives each."""
+"""Where jobs have their workspaces in the machine, below a folder with a random name that the
+runner gives each.
+"""
 
 
 class Kind(Enum):
@@ -96,10 +102,16 @@ KEYS: dict[str, dict[str, Kind]] = {
 }
 """By the forge's kind: the keys that `runner_config` may have, as `section.key`."""
 _OURS = {
-    **dict.fromkeys(("runner.file", "runner.capacity"), "vmrunner writes it: a machine has one runner, for one job"),
+    **dict.fromkeys(
+        ("runner.file", "runner.capacity"),
+        "vmrunner writes it: a machine has one runner, for one job",
+    ),
     "runner.labels": "the pool's labels rule",
     **dict.fromkeys(("runner.timeout", "runner.shutdown_timeout"), "the pool's job_timeout rules"),
-    **dict.fromkeys(("cache.external_secret", "cache.secret"), "it is a secret, and every job can read this file"),
+    **dict.fromkeys(
+        ("cache.external_secret", "cache.secret"),
+        "it is a secret, and every job can read this file",
+    ),
     "cache.external_server": "it takes a secret, and every job could read that",
 }
 KNOWN_FROM = {"gitea": (1, 0, 8), "forgejo": (12, 8)}
@@ -107,21 +119,28 @@ KNOWN_FROM = {"gitea": (1, 0, 8), "forgejo": (12, 8)}
 
 
 def fault(kind: str, more: Mapping[str, Any]) -> str:
-    """What is wrong with a pool's `runner_config` for this kind of forge, as the end of a sentence; empty where nothing is."""
+    """What is wrong with a pool's `runner_config` for this kind of forge, as the end of a sentence;
+    empty where nothing is.
+    """
     known = KEYS[kind]
     for key, value in _flat(more, known):
         if key in _OURS:
             return f"{key} can't be set here: {_OURS[key]}"
         if key not in known:
             near = difflib.get_close_matches(key, known, 1, 0.75)
-            return f"the runner of a {kind} forge knows no key {key}" + (f"; did you mean {near[0]}?" if near else "")
+            return f"the runner of a {kind} forge knows no key {key}" + (
+                f"; did you mean {near[0]}?" if near else ""
+            )
         if not _fits(value, known[key]):
             return f"{key} has to be {known[key].value}"
     return ""
 
 
 def too_old(kind: str, version: str) -> bool:
-    """Whether a runner of this version may pass over keys of `runner_config` without a word. Unknown versions are believed."""
+    """Whether a runner of this version may pass over keys of `runner_config` without a word.
+
+    Unknown versions are believed.
+    """
     numbers = re.findall(r"\d+", version.partition("-")[0])
     return bool(numbers) and tuple(map(int, numbers)) < KNOWN_FROM[kind]
 
@@ -142,13 +161,14 @@ def runner_config(
 ) -> str:
     """The file's text, which is JSON and so YAML.
 
-    `environment` is what jobs have in addition, also in their containers, and `mounts` are the machine's files that these have, too.
-    `more` is the pool's `runner_config`, and comes on top.
+    `environment` is what jobs have in addition, also in their containers, and `mounts` are the
+    machine's files that these have, too. `more` is the pool's `runner_config`, and comes on top.
     """
     limit = _go(job_timeout + PATIENCE)
     runner: dict[str, Any] = {
         "timeout": limit,
-        # Without it a runner that is told to end (SIGTERM) calls the unfinished job a success: Gitea's runner 1.0.8.
+        # Without it a runner that is told to end (SIGTERM) calls the unfinished job a success:
+        # Gitea's runner 1.0.8.
         "shutdown_timeout": limit,
         "fetch_timeout": _go(_ANSWER),
         "fetch_interval": "1s",
@@ -156,11 +176,19 @@ def runner_config(
     }
     container: dict[str, Any] = {"force_pull": False}
     if mounts:
-        container |= {"valid_volumes": list(mounts), "options": " ".join(f"--volume {path}:{path}:ro" for path in mounts)}
+        container |= {
+            "valid_volumes": list(mounts),
+            "options": " ".join(f"--volume {path}:{path}:ro" for path in mounts),
+        }
     if kind == "gitea":
-        runner |= {"report_close_timeout": _go(_DELIVERY), "labels": [str(label) for label in labels]}
+        runner |= {
+            "report_close_timeout": _go(_DELIVERY),
+            "labels": [str(label) for label in labels],
+        }
     else:
-        runner |= {"report_retry": {"max_retries": 20, "initial_delay": "100ms", "max_delay": "15s"}}
+        runner |= {
+            "report_retry": {"max_retries": 20, "initial_delay": "100ms", "max_delay": "15s"}
+        }
     # A cache server inside the machine is gone with it: nothing would ever be found again.
     plain = {
         "log": {"level": "info"},
@@ -172,7 +200,9 @@ def runner_config(
     return json.dumps(_merged(plain, more), indent=1)
 
 
-def _flat(table: Mapping[str, Any], known: Mapping[str, Kind], head: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(
+    table: Mapping[str, Any], known: Mapping[str, Kind], head: str = ""
+) -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
         key = head + name
         if isinstance(value, Mapping) and known.get(key) is not Kind.MAP:
@@ -192,7 +222,9 @@ def _fits(value: object, kind: Kind) -> bool:
         case Kind.TEXTS:
             return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
         case Kind.MAP:
-            return isinstance(value, Mapping) and all(isinstance(each, str) for each in value.values())
+            return isinstance(value, Mapping) and all(
+                isinstance(each, str) for each in value.values()
+            )
     return isinstance(value, str)
 
 
@@ -200,7 +232,11 @@ def _merged(plain: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
     both = dict(plain)
     for key, value in more.items():
         before = both.get(key)
-        both[key] = _merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+        both[key] = (
+            _merged(before, value)
+            if isinstance(before, Mapping) and isinstance(value, Mapping)
+            else value
+        )
     return both
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 def presentable(text: str, longest: int = 200) -> str:
-    """Others' words, such as a job's name: on one line, not too long, and nothing in them that a terminal would obey."""
+    """Others' words, such as a job's name: on one line, not too long, and nothing in them that a
+    terminal would obey.
+    """
     return "".join(char if char.isprintable() else " " for char in text[:longest])
 
 

@@ -1,11 +1,14 @@
-"""What runs in a machine: it waits for a seed where it has none yet, and starts the forge's runner for one job. Written by vmrunner.
+"""What runs in a machine: it waits for a seed where it has none yet, and starts the forge's runner
+for one job. Written by vmrunner.
 
-In front of it stand a few lines that the host has written: CODE, which names this very code, and JOB or REHEARSAL, which say what to do.
-Behind it stands a call of `run_job` or `wait`. cloud-init, or our image's seed reader, runs that as it is.
+In front of it stand a few lines that the host has written: CODE, which names this very code, and
+JOB or REHEARSAL, which say what to do. Behind it stands a call of `run_job` or `wait`. cloud-init,
+or our image's seed reader, runs that as it is.
 
-A machine that waits holds no credentials and has no network. It sleeps until its seed is another one. Until then it may be paused, or saved
-and cloned any number of times: what every clone must have for itself is in the new seed, and is set here before anything else of that
-seed happens. It has the code that starts a job in itself, so that nothing has to begin when the job comes.
+A machine that waits holds no credentials and has no network. It sleeps until its seed is another
+one. Until then it may be paused, or saved and cloned any number of times: what every clone must
+have for itself is in the new seed, and is set here before anything else of that seed happens. It
+has the code that starts a job in itself, so that nothing has to begin when the job comes.
 """
 
 import ast
@@ -35,42 +38,61 @@ from pathlib import Path
 EVENTS = Path("/dev/virtio-ports/org.vmrunner.events")
 CONSOLE = "/dev/console"
 WORK = Path("/job")
-JOB_FOLDER = Path("/var/lib/vmrunner-job")  # on the disk: /run is a small tmpfs that nothing may be executed on
+# On the disk: /run is a small tmpfs that nothing may be executed on.
+JOB_FOLDER = Path("/var/lib/vmrunner-job")
 IMAGE = Path("/etc/vmrunner/image")
 ENVIRONMENT = Path("/etc/vmrunner/environment")  # of the recipe
-BEFORE_READY, BEFORE_JOB = Path("/usr/lib/vmrunner/before-ready.d"), Path("/usr/lib/vmrunner/before-job.d")
+BEFORE_READY, BEFORE_JOB = (
+    Path("/usr/lib/vmrunner/before-ready.d"),
+    Path("/usr/lib/vmrunner/before-job.d"),
+)
 IS_READY = Path("/run/vmrunner-ready")
 SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 FORGE_CERTIFICATE = Path("/usr/local/share/ca-certificates/vmrunner-forge.crt")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 OPEN_FILES = 1024, 524288  # as systemd gives them to a login; our own unit has more
 AGAIN = 1.0  # seconds until a runner that the forge refused at its start tries again
-REFUSED = 1  # the exit code of a runner that the forge did not answer, or not take, at its start; after a job it is 0, failed or not
+# The exit code of a runner that the forge did not answer, or not take, at its start; after a job it
+# is 0, failed or not.
+REFUSED = 1
 LONGEST = 2**31 - 1  # milliseconds that poll(2) waits
 CONFIG, REGISTRATION = "config.yaml", ".runner"
 POWER_OFF = 0x4321FEDC  # of reboot(2)
 libc = ctypes.CDLL(None, use_errno=True)
 DISK = Path("/dev/disk/by-id/virtio-vmrunner-seed")
 SECTOR, SIZE = 2048, 1 << 20
-DESCRIPTOR = 16 * SECTOR  # of an ISO 9660 image: the primary volume descriptor, with the image's own name
+# Of an ISO 9660 image: the primary volume descriptor, with the image's own name.
+DESCRIPTOR = 16 * SECTOR
 ROOT = DESCRIPTOR + 156  # its directory record of the root
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 2, 4, 8, 4096
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 IPV6 = Path("/proc/sys/net/ipv6/conf")
-SIOCADDRT, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFHWADDR = 0x890B, 0x8914, 0x8916, 0x891C, 0x8924
+SIOCADDRT, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFHWADDR = (
+    0x890B,
+    0x8914,
+    0x8916,
+    0x891C,
+    0x8924,
+)
 ARPHRD_ETHER, IFF_UP, RTF_UP, RTF_GATEWAY = 1, 1, 1, 2
 SCRIPT = Path("/run/vmrunner-job-script")
 PROC = Path("/run/vmrunner-proc")
 REHEARSAL_HOOKS = Path("/usr/lib/vmrunner/rehearsal.d")  # of the image
-REHEARSED_JOB = b"on: push\njobs:\n  rehearsal:\n    runs-on: rehearsal\n    steps:\n      - run: date\n"
+REHEARSED_JOB = (
+    b"on: push\njobs:\n  rehearsal:\n    runs-on: rehearsal\n    steps:\n      - run: date\n"
+)
 LINKS = Path("/sys/class/net")
-# All that can be made ready beforehand is: after the snapshot every instruction is new to QEMU, and takes ten times as long.
-NAME = re.compile(rb"NM(.)\x01\x00", re.DOTALL)  # a Rock Ridge name, and with it its length plus five
+# All that can be made ready beforehand is: after the snapshot every instruction is new to QEMU, and
+# takes ten times as long.
+# A Rock Ridge name, and with it its length plus five.
+NAME = re.compile(rb"NM(.)\x01\x00", re.DOTALL)
 META = re.compile(r"(?m)^([\w-]+): *(.*)$")
 MAC, ADDRESS, GATEWAY, RESOLVER = map(
-    re.compile, (r"macaddress: (\S+)", r"- (\S+/\d+)", r"via: (\S+)", r"nameservers:\s+addresses:\s+- (\S+)")
+    re.compile,
+    (r"macaddress: (\S+)", r"- (\S+/\d+)", r"via: (\S+)", r"nameservers:\s+addresses:\s+- (\S+)"),
 )
-ADDRESS6, GATEWAY6 = re.compile(r'- "(\S+)/(\d+)"'), re.compile(r'via: "(\S+)"')  # none where machines have no IPv6
+# None where machines have no IPv6.
+ADDRESS6, GATEWAY6 = re.compile(r'- "(\S+)/(\d+)"'), re.compile(r'via: "(\S+)"')
 
 
 def say(kind: str, text: object = "") -> None:
@@ -79,12 +101,18 @@ def say(kind: str, text: object = "") -> None:
 
 
 def console() -> "io.FileIO":
-    """Where the host reads along. Not as our controlling terminal: a login prompt that begins there later would hang us up (SIGHUP)."""
+    """Where the host reads along.
+
+    Not as our controlling terminal: a login prompt that begins there later would hang us up
+    (SIGHUP).
+    """
     return io.FileIO(os.open(CONSOLE, os.O_WRONLY | os.O_NOCTTY), "w")
 
 
 def power_off() -> None:
-    """At once: nothing in here is worth an orderly end, and a runner that were told to end might call its job a success."""
+    """At once: nothing in here is worth an orderly end, and a runner that were told to end might
+    call its job a success.
+    """
     os.sync()
     libc.reboot(POWER_OFF)
     subprocess.run(["systemctl", "poweroff", "--force", "--force"], check=False)
@@ -99,7 +127,11 @@ def end(code: object) -> None:
 
 def image() -> dict[str, str]:
     """What the image says of itself, such as where its runner is."""
-    return dict(line.split("=", 1) for line in IMAGE.read_text().splitlines()) if IMAGE.exists() else {}
+    return (
+        dict(line.split("=", 1) for line in IMAGE.read_text().splitlines())
+        if IMAGE.exists()
+        else {}
+    )
 
 
 def environment(user: str) -> dict[str, str]:
@@ -116,11 +148,17 @@ def environment(user: str) -> dict[str, str]:
 def limits() -> None:
     """For a child: what a login has."""
     soft, hard = OPEN_FILES
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, min(hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1])))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (soft, min(hard, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    )
 
 
-def begin(command: list[str], user: str, around: dict[str, str], folder: Path, output: int) -> "subprocess.Popen[bytes]":
-    """A program as this user, as if they had logged in: in a session of its own, with a login's umask and bounds."""
+def begin(
+    command: list[str], user: str, around: dict[str, str], folder: Path, output: int
+) -> "subprocess.Popen[bytes]":
+    """A program as this user, as if they had logged in: in a session of its own, with a login's
+    umask and bounds.
+    """
     who = pwd.getpwnam(user)
     return subprocess.Popen(
         command,
@@ -139,19 +177,26 @@ def begin(command: list[str], user: str, around: dict[str, str], folder: Path, o
 
 
 class Waiting:
-    """A runner that was started before there was a job. What it reads first, its configuration and then its registration, are pipes that
-    nobody writes to yet. So what a program of its size does before that is done, and is in the snapshot that machines are cloned from.
+    """A runner that was started before there was a job. What it reads first, its configuration and
+    then its registration, are pipes that nobody writes to yet. So what a program of its size does
+    before that is done, and is in the snapshot that machines are cloned from.
     """
 
     def __init__(self, program: str, user: str) -> None:
-        self.user, self.command, self._folder = user, [program, "daemon", "--once", "--config", CONFIG], folder_of(user)
+        self.user, self.command, self._folder = (
+            user,
+            [program, "daemon", "--once", "--config", CONFIG],
+            folder_of(user),
+        )
         lay(self._folder, {}, user)
         for name in (CONFIG, REGISTRATION):
             (self._folder / name).unlink(missing_ok=True)
             os.mkfifo(self._folder / name, 0o600)
             own(self._folder / name, user)
         with console() as output:
-            self.process = begin(self.command, user, environment(user), self._folder, output.fileno())
+            self.process = begin(
+                self.command, user, environment(user), self._folder, output.fileno()
+            )
 
     def tell(self, name: str, content: str) -> bool:
         """Let it read one of the two; false where it has gone."""
@@ -178,12 +223,19 @@ class Waiting:
 
 
 def chosen(job: dict, waiting: list[Waiting]) -> "Waiting | None":
-    """The runner that waits and is as this job needs it, if there is one. It has been told its configuration, and reads it meanwhile."""
+    """The runner that waits and is as this job needs it, if there is one.
+
+    It has been told its configuration, and reads it meanwhile.
+    """
     here = image()
     command = [job["runner_path"] or here.get("RUNNER_PATH", ""), *job["arguments"]]
     found = None
     for each in waiting:
-        if (each.user, each.command) == (job["user"], command) and not job["environment"] and each.tell(CONFIG, job["files"][CONFIG]):
+        if (
+            (each.user, each.command) == (job["user"], command)
+            and not job["environment"]
+            and each.tell(CONFIG, job["files"][CONFIG])
+        ):
             found = each
     return found
 
@@ -213,10 +265,17 @@ def lay(folder: Path, files: dict[str, str], user: str) -> None:
 
 
 def trust(job: dict) -> None:
-    """The forge's own certificate authority, for all that asks the system, OpenSSL, Node.js, Python or Docker."""
+    """The forge's own certificate authority, for all that asks the system, OpenSSL, Node.js, Python
+    or Docker.
+    """
     FORGE_CERTIFICATE.parent.mkdir(parents=True, exist_ok=True)
     FORGE_CERTIFICATE.write_text(job["ca"] + "\n")
-    subprocess.run(["update-ca-certificates"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        ["update-ca-certificates"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
     bundle = Path(job["ca_bundle"])
     bundle.parent.mkdir(parents=True, exist_ok=True)
     known = SYSTEM_CERTIFICATES.read_text() if SYSTEM_CERTIFICATES.exists() else ""
@@ -234,16 +293,29 @@ def run_hooks(folder: Path, words: list[str], around: dict[str, str], what: str)
         if not os.access(hook, os.X_OK):
             continue
         with console() as output:
-            done = subprocess.run([hook, *words], env=around, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)
+            done = subprocess.run(
+                [hook, *words],
+                env=around,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                check=False,
+            )
         if done.returncode:
             end(f"{hook}, which {what}, failed")
 
 
-def run_job(job: dict, runner: "Waiting | None" = None, others: "list[Waiting] | None" = None) -> None:
-    """From here to the end of the machine. `runner` has read its configuration; `others` are not needed."""
+def run_job(
+    job: dict, runner: "Waiting | None" = None, others: "list[Waiting] | None" = None
+) -> None:
+    """From here to the end of the machine.
+
+    `runner` has read its configuration; `others` are not needed.
+    """
     began = time.monotonic()
     os.umask(0o022)
-    # Told to end, by the host or from inside, a machine ends at once: no runner of it gets the time to report a success.
+    # Told to end, by the host or from inside, a machine ends at once: no runner of it gets the time
+    # to report a success.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: power_off())
     prepare(job)
@@ -253,7 +325,8 @@ def run_job(job: dict, runner: "Waiting | None" = None, others: "list[Waiting] |
     for other in others or ():
         other.drop()
     while (code := exit_code(process, job["seconds"] - (time.monotonic() - began))) == REFUSED:
-        # The forge was away when its runner started: it is asked again, as long as the host waits for that.
+        # The forge was away when its runner started: it is asked again, as long as the host waits
+        # for that.
         if time.monotonic() - began > job["pickup_seconds"]:
             break
         time.sleep(AGAIN)
@@ -265,7 +338,10 @@ def prepare(job: dict) -> None:
     """The machine, for this job."""
     here = image()
     if not job["runner_path"] and here.get("RUNNER_KIND") != job["runner_kind"]:
-        end(f"the image carries {here.get('RUNNER_KIND', 'no runner')}, the forge needs {job['runner_kind']}")
+        end(
+            f"the image carries {here.get('RUNNER_KIND', 'no runner')}, the forge needs "
+            f"{job['runner_kind']}"
+        )
     if job["forge_address"]:
         with open("/etc/hosts", "a") as hosts:
             hosts.write(f"{job['forge_address']} {job['forge_host']}\n")
@@ -276,7 +352,9 @@ def prepare(job: dict) -> None:
     if job["ca"]:
         trust(job)
     if not IS_READY.exists():  # the machine was booted for this very job
-        run_hooks(BEFORE_READY, ["boots"], environment(job["user"]), "comes before a machine is ready")
+        run_hooks(
+            BEFORE_READY, ["boots"], environment(job["user"]), "comes before a machine is ready"
+        )
     if job["settings"]:
         around = environment(job["user"]) | job["environment"] | job["settings"]
         run_hooks(BEFORE_JOB, [], around, "sets up the pool's registry mirror and proxy")
@@ -299,14 +377,19 @@ def start(job: dict) -> "subprocess.Popen[bytes]":
     lay(folder, job["files"], user)
     with console() as output:
         try:
-            return begin(command, user, environment(user) | job["environment"], folder, output.fileno())
+            return begin(
+                command, user, environment(user) | job["environment"], folder, output.fileno()
+            )
         except OSError as error:
             end(f"{command[0]} does not start: {error.strerror}")
             raise
 
 
 def exit_code(process: "subprocess.Popen[bytes]", seconds: float) -> int:
-    """As a shell tells it. After so many seconds the machine goes: the host, which has an earlier deadline, must be gone."""
+    """As a shell tells it.
+
+    After so many seconds the machine goes: the host, which has an earlier deadline, must be gone.
+    """
     handle, poll = os.pidfd_open(process.pid), select.poll()
     poll.register(handle, select.POLLIN)
     if not poll.poll(min(max(0.0, seconds) * 1000, LONGEST)):
@@ -325,7 +408,9 @@ def mount(source: Path, target: Path, kind: str, flags: int) -> None:
 
 
 def read(into: mmap.mmap, at: int) -> None:
-    """The seed's bytes from there on, past the page cache: the host writes behind the kernel's back."""
+    """The seed's bytes from there on, past the page cache: the host writes behind the kernel's
+    back.
+    """
     disk = os.open(DISK, os.O_RDONLY | os.O_DIRECT)
     try:
         os.preadv(disk, [into], at)
@@ -345,7 +430,9 @@ def read_seed(seed: mmap.mmap) -> dict[str, str]:
     while records and records[0]:
         record, records = records[: records[0]], records[records[0] :]
         if name := NAME.search(record):
-            files[record[name.end() : name.end() + name[1][0] - 5].decode()] = content(record).decode()
+            files[record[name.end() : name.end() + name[1][0] - 5].decode()] = content(
+                record
+            ).decode()
     return files
 
 
@@ -354,7 +441,9 @@ def stir(meta: dict[str, str]) -> None:
     time.clock_settime(time.CLOCK_REALTIME, max(float(meta["vmrunner-time"]), time.time()))
     entropy = bytes.fromhex(meta["vmrunner-entropy"])
     with open("/dev/random", "wb") as random:
-        fcntl.ioctl(random, RNDADDENTROPY, struct.pack("ii", 8 * len(entropy), len(entropy)) + entropy)
+        fcntl.ioctl(
+            random, RNDADDENTROPY, struct.pack("ii", 8 * len(entropy), len(entropy)) + entropy
+        )
         fcntl.ioctl(random, RNDRESEEDCRNG)
 
 
@@ -364,11 +453,25 @@ def identify(meta: dict[str, str]) -> None:
     libc.sethostname(name.encode(), len(name))
     Path("/etc/hostname").write_text(f"{name}\n")
     hosts, ours = Path("/etc/hosts"), " # vmrunner"
-    # What the image has in there stays; only our own lines of the machine that this is a clone of go.
-    kept = [line for line in hosts.read_bytes().splitlines() if not line.endswith(ours.encode())] if hosts.exists() else []
-    names = {(words[0], word) for line in kept if (words := line.partition(b"#")[0].split()) for word in words[1:]}
+    # What the image has in there stays; only our own lines of the machine that this is a clone of
+    # go.
+    kept = (
+        [line for line in hosts.read_bytes().splitlines() if not line.endswith(ours.encode())]
+        if hosts.exists()
+        else []
+    )
+    names = {
+        (words[0], word)
+        for line in kept
+        if (words := line.partition(b"#")[0].split())
+        for word in words[1:]
+    }
     wanted = [("127.0.0.1", "localhost"), ("127.0.1.1", name), ("::1", "localhost")]
-    own = [f"{address} {each}{ours}".encode() for address, each in wanted if (address.encode(), each.encode()) not in names]
+    own = [
+        f"{address} {each}{ours}".encode()
+        for address, each in wanted
+        if (address.encode(), each.encode()) not in names
+    ]
     hosts.write_bytes(b"".join(line + b"\n" for line in own + kept))
     machine_id = Path("/etc/machine-id")
     machine_id.chmod(0o644)
@@ -387,16 +490,25 @@ def internet(address: str) -> bytes:
 
 def connect(config: str, link: str) -> None:
     """The address that network-config names, on the one network interface."""
-    mac, address, gateway, resolver = (pattern.search(config)[1] for pattern in (MAC, ADDRESS, GATEWAY, RESOLVER))
-    # By hand: under software emulation a program as small as `ip` takes as long to begin as all the rest of this.
+    mac, address, gateway, resolver = (
+        pattern.search(config)[1] for pattern in (MAC, ADDRESS, GATEWAY, RESOLVER)
+    )
+    # By hand: under software emulation a program as small as `ip` takes as long to begin as all the
+    # rest of this.
     here, length = address.split("/")
     name, mask = link.encode(), socket.inet_ntoa(struct.pack("!I", 2**32 - 2 ** (32 - int(length))))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kernel:
-        fcntl.ioctl(kernel, SIOCSIFHWADDR, struct.pack("16sH14s", name, ARPHRD_ETHER, bytes.fromhex(mac.replace(":", ""))))
+        fcntl.ioctl(
+            kernel,
+            SIOCSIFHWADDR,
+            struct.pack("16sH14s", name, ARPHRD_ETHER, bytes.fromhex(mac.replace(":", ""))),
+        )
         fcntl.ioctl(kernel, SIOCSIFADDR, struct.pack("16s16s", name, internet(here)))
         fcntl.ioctl(kernel, SIOCSIFNETMASK, struct.pack("16s16s", name, internet(mask)))
         everywhere = internet("0.0.0.0")  # noqa: S104 — a route's
-        route = struct.pack("@L16s16s16sH", 0, everywhere, internet(gateway), everywhere, RTF_UP | RTF_GATEWAY)
+        route = struct.pack(
+            "@L16s16s16sH", 0, everywhere, internet(gateway), everywhere, RTF_UP | RTF_GATEWAY
+        )
         fcntl.ioctl(kernel, SIOCADDRT, route.ljust(120, b"\0"))
     if found := ADDRESS6.search(config):
         connect6(found[1], int(found[2]), GATEWAY6.search(config)[1], link)
@@ -407,39 +519,72 @@ def connect(config: str, link: str) -> None:
 
 def connect6(address: str, length: int, gateway: str, link: str) -> None:
     """This address, which nobody else is asked for, and none of the kernel's own making."""
-    for key, value in (("addr_gen_mode", "1"), ("accept_ra", "0"), ("accept_dad", "0"), ("disable_ipv6", "0")):
+    for key, value in (
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+        ("accept_dad", "0"),
+        ("disable_ipv6", "0"),
+    ):
         (IPV6 / link / key).write_text(value)
     number, everywhere = socket.if_nametoindex(link), bytes(16)
     here, there = (socket.inet_pton(socket.AF_INET6, each) for each in (address, gateway))
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as kernel:
-        fcntl.ioctl(kernel, SIOCSIFADDR, struct.pack("16sIi", here, length, number))  # a struct in6_ifreq
-        route = struct.pack("16s16s16sIHHILIi", everywhere, everywhere, there, 0, 0, 0, 1024, 0, RTF_UP | RTF_GATEWAY, number)
+        # A struct in6_ifreq.
+        fcntl.ioctl(kernel, SIOCSIFADDR, struct.pack("16sIi", here, length, number))
+        route = struct.pack(
+            "16s16s16sIHHILIi",
+            everywhere,
+            everywhere,
+            there,
+            0,
+            0,
+            0,
+            1024,
+            0,
+            RTF_UP | RTF_GATEWAY,
+            number,
+        )
         fcntl.ioctl(kernel, SIOCADDRT, route)  # a struct in6_rtmsg
 
 
 def warm_up(told: int, link: str) -> None:
-    """What the image wants to be up is, what every job reads first comes into memory, what nobody needs goes from the journal, and the
-    network interface is up but mute. Hooks know `told` as a file: what they leave running can wait for its end, which comes in a clone.
+    """What the image wants to be up is, what every job reads first comes into memory, what nobody
+    needs goes from the journal, and the network interface is up but mute. Hooks know `told` as a
+    file: what they leave running can wait for its end, which comes in a clone.
     """
     (IPV6 / link / "disable_ipv6").write_text("1")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as kernel:
         fcntl.ioctl(kernel, SIOCSIFFLAGS, struct.pack("16sH", link.encode(), IFF_UP))
-    for program in (image().get("RUNNER_PATH", ""), "/bin/sh", "/bin/bash", "/usr/bin/git", "/usr/sbin/ip"):
+    for program in (
+        image().get("RUNNER_PATH", ""),
+        "/bin/sh",
+        "/bin/bash",
+        "/usr/bin/git",
+        "/usr/sbin/ip",
+    ):
         if os.path.isfile(program):
             Path(program).read_bytes()
     around = environment("root") | {"VMRUNNER_CLONED": f"/dev/fd/{told}"}
     for hook in sorted(BEFORE_READY.iterdir()) if BEFORE_READY.is_dir() else ():
         if not os.access(hook, os.X_OK):
             continue
-        if code := subprocess.run([hook, "waits"], env=around, pass_fds=[told], check=False).returncode:
-            sys.exit(f"vmrunner: {hook}, which comes before a machine is ready, failed (exit {code})")
+        if code := subprocess.run(
+            [hook, "waits"], env=around, pass_fds=[told], check=False
+        ).returncode:
+            sys.exit(
+                f"vmrunner: {hook}, which comes before a machine is ready, failed (exit {code})"
+            )
     IS_READY.touch()  # the job need not do it again
-    # Once the boot id lies over one of /proc's files the kernel permits no user namespace a /proc, which containers without root need,
-    # unless there is another one that nothing lies over.
+    # Once the boot id lies over one of /proc's files the kernel permits no user namespace a /proc,
+    # which containers without root need, unless there is another one that nothing lies over.
     PROC.mkdir(mode=0o700, exist_ok=True)
     mount(Path("proc"), PROC, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     subprocess.run(["ip", "link"], stdout=subprocess.DEVNULL, check=False)
-    subprocess.run(["journalctl", "--quiet", "--rotate", "--vacuum-time=1s"], stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        ["journalctl", "--quiet", "--rotate", "--vacuum-time=1s"],
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
     os.sync()
 
 
@@ -453,7 +598,9 @@ def runners() -> list[Waiting]:
 
 
 def job_in(script: str, code: str) -> dict | None:
-    """What a seed's script would do, where this program can do it itself: the script is the same code."""
+    """What a seed's script would do, where this program can do it itself: the script is the same
+    code.
+    """
     lines = script.split("\n", 3)
     if len(lines) < 4 or lines[2] != f"CODE = {code!r}" or not lines[1].startswith("JOB = "):
         return None
@@ -500,7 +647,8 @@ def fields(raw: bytes) -> "list[tuple[int, int]]":
 
 
 class RehearsalForge(BaseHTTPRequestHandler):
-    """A forge that hands out one job of one step: the four calls of the runner's service, which speaks Protocol Buffers.
+    """A forge that hands out one job of one step: the four calls of the runner's service, which
+    speaks Protocol Buffers.
 
     Source: runner.v1 of code.gitea.io/actions-proto-go 0.4.1.
     """
@@ -514,12 +662,21 @@ class RehearsalForge(BaseHTTPRequestHandler):
             case "Declare":
                 answer = field(1, b"")
             case "FetchTask":
-                about = {b"repository": b"vmrunner/rehearsal", b"job": b"rehearsal", b"event_name": b"push"}
-                context = b"".join(field(1, field(1, name) + field(2, field(3, value))) for name, value in about.items())
+                about = {
+                    b"repository": b"vmrunner/rehearsal",
+                    b"job": b"rehearsal",
+                    b"event_name": b"push",
+                }
+                context = b"".join(
+                    field(1, field(1, name) + field(2, field(3, value)))
+                    for name, value in about.items()
+                )
                 answer = field(1, b"\x08\x01" + field(2, REHEARSED_JOB) + field(3, context))
             case "UpdateLog":
                 seen = fields(asked)
-                rows = sum(value for number, value in seen if number == 2) + sum(number == 3 for number, _ in seen)
+                rows = sum(value for number, value in seen if number == 2) + sum(
+                    number == 3 for number, _ in seen
+                )
                 answer = b"\x08" + varint(rows)
         self.send_response(200)
         self.send_header("Content-Type", "application/proto")
@@ -532,8 +689,9 @@ class RehearsalForge(BaseHTTPRequestHandler):
 
 
 def rehearse(job: dict) -> None:
-    """A whole job is gone through once, from a forge that this program plays. Under software emulation what runs for the second time takes
-    half as long or less; and what it reads is in memory then. Nothing of it is left.
+    """A whole job is gone through once, from a forge that this program plays. Under software
+    emulation what runs for the second time takes half as long or less; and what it reads is in
+    memory then. Nothing of it is left.
     """
     shutil.rmtree(job["folder"], ignore_errors=True)
     folder, nowhere = Path(job["folder"]), os.open(os.devnull, os.O_WRONLY)
@@ -545,16 +703,35 @@ def rehearse(job: dict) -> None:
         (folder / "work").mkdir()
         own(folder / "work", job["user"])
         for name, content in job["files"].items():
-            lay(folder / "runner", {name: content.replace(job["url"], f"http://127.0.0.1:{forge.server_port}")}, job["user"])
+            lay(
+                folder / "runner",
+                {name: content.replace(job["url"], f"http://127.0.0.1:{forge.server_port}")},
+                job["user"],
+            )
         around = environment(job["user"]) | {"HOME": job["folder"]}
-        subprocess.run(["git", "--version"], stdin=subprocess.DEVNULL, stdout=nowhere, stderr=nowhere, check=False)
+        subprocess.run(
+            ["git", "--version"],
+            stdin=subprocess.DEVNULL,
+            stdout=nowhere,
+            stderr=nowhere,
+            check=False,
+        )
         command = [job["runner_path"] or image().get("RUNNER_PATH", ""), *job["arguments"]]
         process = begin(command, job["user"], around, folder / "runner", nowhere)
         with suppress(subprocess.TimeoutExpired):
             process.wait(job["seconds"])
-        for hook in sorted(REHEARSAL_HOOKS.iterdir()) if job["hooks"] and REHEARSAL_HOOKS.is_dir() else ():
+        for hook in (
+            sorted(REHEARSAL_HOOKS.iterdir()) if job["hooks"] and REHEARSAL_HOOKS.is_dir() else ()
+        ):
             if os.access(hook, os.X_OK):
-                subprocess.run([hook], env=around, stdin=subprocess.DEVNULL, stdout=nowhere, stderr=nowhere, check=False)
+                subprocess.run(
+                    [hook],
+                    env=around,
+                    stdin=subprocess.DEVNULL,
+                    stdout=nowhere,
+                    stderr=nowhere,
+                    check=False,
+                )
     except (OSError, KeyError):
         pass  # a rehearsal is not owed
     finally:
@@ -568,7 +745,10 @@ def rehearse(job: dict) -> None:
 
 
 def apart(job: dict) -> int:
-    """Rehearse beside the looking: should the job come meanwhile it waits for nothing. Returns the process, which heads a group."""
+    """Rehearse beside the looking: should the job come meanwhile it waits for nothing.
+
+    Returns the process, which heads a group.
+    """
     if not (child := os.fork()):
         try:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit())

@@ -1,7 +1,8 @@
-"""Runs inside a machine and uses a runner's credentials in every way that there is. Stands alone, with Python's own library.
+"""Runs inside a machine and uses a runner's credentials in every way that there is. Stands alone,
+with Python's own library.
 
-Its argument is a JSON object with url, uuid, token, label, ca (PEM) and hosts (lines for /etc/hosts); it prints an object of booleans:
-which calls the forge has answered.
+Its argument is a JSON object with url, uuid, token, label, ca (PEM) and hosts (lines for
+/etc/hosts); it prints an object of booleans: which calls the forge has answered.
 """
 
 import json
@@ -19,7 +20,11 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     with open("/etc/hosts", "a") as file:
         file.writelines(f"{line}\n" for line in told["hosts"])
-    trust = ssl.create_default_context(cadata=told["ca"] or None) if told["url"].startswith("https") else None
+    trust = (
+        ssl.create_default_context(cadata=told["ca"] or None)
+        if told["url"].startswith("https")
+        else None
+    )
 
     def answers(path: str, headers: "dict[str, str]", body: "object | None" = None) -> bool:
         content = None if body is None else json.dumps(body).encode()
@@ -40,7 +45,11 @@ def main() -> None:
                 "declare": answers(f"{RPC}Declare", runner, {"version": "probe", "labels": labels}),
                 "fetch": answers(f"{RPC}FetchTask", runner, {}),
                 "single": answers(f"{RPC}FetchSingleTask", runner, {"handle": ""}),
-                "register": answers(f"{RPC}Register", {}, {"name": "probe", "token": told["token"], "labels": labels, "ephemeral": True}),
+                "register": answers(
+                    f"{RPC}Register",
+                    {},
+                    {"name": "probe", "token": told["token"], "labels": labels, "ephemeral": True},
+                ),
                 "api": answers("/api/v1/user", {"Authorization": f"token {told['token']}"}),
             }
         )

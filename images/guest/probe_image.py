@@ -1,7 +1,9 @@
-"""Runs inside a machine of an image that is being verified. Stands alone, with Python's own library: machines are given its text.
+"""Runs inside a machine of an image that is being verified. Stands alone, with Python's own
+library: machines are given its text.
 
-`probe_image.py '{"machine": …}'` prints JSON, a line for each look: first its clock, then one check after the other. What it is asked
-with comes from the image's manifest and the host: see vmrunner/image/verify.py.
+`probe_image.py '{"machine": …}'` prints JSON, a line for each look: first its clock, then one check
+after the other. What it is asked with comes from the image's manifest and the host: see
+vmrunner/image/verify.py.
 """
 
 import http.server
@@ -26,27 +28,71 @@ from urllib.parse import urlsplit
 PATIENCE = float(os.environ.get("PROBE_PATIENCE", "1"))
 LEAST_FREE = 256 << 20  # bytes of the root that a job finds free, at least
 SLIP = 2.0  # seconds by which the boot's time may be rounded
-NAMES = {".netrc", ".git-credentials", ".pypirc", ".pgpass", ".vault-token", "credentials.json", "forge-token"}
-TAILS = (".docker/config.json", ".aws/credentials", ".kube/config", ".config/gh/hosts.yml", ".config/containers/auth.json")
+NAMES = {
+    ".netrc",
+    ".git-credentials",
+    ".pypirc",
+    ".pgpass",
+    ".vault-token",
+    "credentials.json",
+    "forge-token",
+}
+TAILS = (
+    ".docker/config.json",
+    ".aws/credentials",
+    ".kube/config",
+    ".config/gh/hosts.yml",
+    ".config/containers/auth.json",
+)
 WORDS = (b"PRIVATE KEY-----", b"_authToken=", b'"auths"')
 PLACES = ("/etc", "/root", "/home", "/opt", "/srv", "/usr/local", "/var/lib")
-TEXTS = ("/var/lib/dpkg", "/var/lib/apt", "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers")  # packages' own, and big ones
-RESOLVED = {5353, 5355}  # mDNS and LLMNR: systemd-resolved's own, which the machines' network lets nobody reach
+# Packages' own, and big ones.
+TEXTS = (
+    "/var/lib/dpkg",
+    "/var/lib/apt",
+    "/var/lib/docker",
+    "/var/lib/containerd",
+    "/var/lib/containers",
+)
+# mDNS and LLMNR: systemd-resolved's own, which the machines' network lets nobody reach.
+RESOLVED = {5353, 5355}
 JOB_USER = "runner"
 ROOT = "/"  # where it looks for what a build left
-# What a host's apt is told, and no job's is to be: a proxy's address may hold a password, and old or unsigned lists are taken silently.
+# What a host's apt is told, and no job's is to be: a proxy's address may hold a password, and old
+# or unsigned lists are taken silently.
 RISKY = {
     "a proxy": r"\bproxy\b[^;]*://",
-    "a check that is off": r"\b(check-valid-until|check-date|verify-peer|verify-host)\b[\s\"]*(false|no|0)\b",
+    "a check that is off": (
+        r"\b(check-valid-until|check-date|verify-peer|verify-host)\b[\s\"]*(false|no|0)\b"
+    ),
     "certificates": r"\b(ca-?info|ca-?path|ssl-?cert|ssl-?key)\b",
-    "unsigned packages": r"\b(allow-?unauthenticated|allow-?insecure-?repositories)\b[\s\"]*(true|yes|1)\b",
+    "unsigned packages": (
+        r"\b(allow-?unauthenticated|allow-?insecure-?repositories)\b[\s\"]*(true|yes|1)\b"
+    ),
 }
 LEFT_OUT = re.compile(r"(?m)^\s*(path-exclude|force-)\S*")  # by dpkg
 PASSWORD = re.compile(r"://[^\s/@]+@")  # or a token
 LOGIN = re.compile(r"(?m)^\s*machine\s+\S+.*\bpassword\s", re.DOTALL)  # of an auth.conf
 MAN_FOLDERS = [f"usr/share/man/man{section}" for section in range(1, 9)]
-NO_NODE = "no node, so that actions written in JavaScript do not run, and hashFiles() is always empty"
-TOOLS = ("git", "sudo", "curl", "jq", "ps", "unzip", "zip", "xz", "gpg", "rsync", "ssh", "python3", "cc", "make")
+NO_NODE = (
+    "no node, so that actions written in JavaScript do not run, and hashFiles() is always empty"
+)
+TOOLS = (
+    "git",
+    "sudo",
+    "curl",
+    "jq",
+    "ps",
+    "unzip",
+    "zip",
+    "xz",
+    "gpg",
+    "rsync",
+    "ssh",
+    "python3",
+    "cc",
+    "make",
+)
 BIGGEST = 256 << 10  # bytes of a file that is looked into
 
 Said = "tuple[bool, str]"
@@ -54,7 +100,14 @@ Said = "tuple[bool, str]"
 
 def run(*command: str, within: float = 30.0) -> "subprocess.CompletedProcess[str]":
     """A program with its output, under a deadline."""
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=within * PATIENCE)
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=within * PATIENCE,
+    )
 
 
 def last(done: "subprocess.CompletedProcess[str]") -> str:
@@ -109,7 +162,9 @@ def machine_of(path: str) -> int:
 
 
 def runner_at(path: str, version: str) -> Said:
-    """The runner is there, runs on this processor, and is the version that the recipe says, where it says one."""
+    """The runner is there, runs on this processor, and is the version that the recipe says, where
+    it says one.
+    """
     if not os.path.isfile(path):
         return False, f"{path} is missing"
     if not os.access(path, os.X_OK):
@@ -127,19 +182,31 @@ def runner_at(path: str, version: str) -> Said:
 def runners(asked: "dict[str, object]") -> Said:
     """All that the manifest names."""
     found = [runner_at(each["path"], each["version"]) for each in asked["runners"]]  # type: ignore[attr-defined]  # as JSON has it
-    return all(passed for passed, _ in found), "; ".join(said for _, said in found) or "none, as the manifest says"
+    return all(passed for passed, _ in found), "; ".join(
+        said for _, said in found
+    ) or "none, as the manifest says"
 
 
 def dns(asked: "dict[str, object]") -> Said:
-    """The resolver that the machine was given answers; where there is a forge with a name, it knows the forge."""
+    """The resolver that the machine was given answers; where there is a forge with a name, it knows
+    the forge.
+    """
     with open("/etc/resolv.conf") as file:
-        servers = [line.split()[1] for line in file if line.startswith("nameserver ") and len(line.split()) > 1]
+        servers = [
+            line.split()[1]
+            for line in file
+            if line.startswith("nameserver ") and len(line.split()) > 1
+        ]
     if not servers:
         return False, "no nameserver in /etc/resolv.conf"
     name = str(asked["forge_host"])
     if name:
         return True, f"{name} is {socket.getaddrinfo(name, None)[0][4][0]}"
-    query = struct.pack("!HHHHHH", 4711, 0x100, 1, 0, 0, 0) + b"\x07invalid\0" + struct.pack("!HH", 1, 1)
+    query = (
+        struct.pack("!HHHHHH", 4711, 0x100, 1, 0, 0, 0)
+        + b"\x07invalid\0"
+        + struct.pack("!HH", 1, 1)
+    )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.settimeout(5 * PATIENCE)
         connection.connect((servers[0], 53))
@@ -153,7 +220,9 @@ def forge(asked: "dict[str, object]") -> Said:
     if not url:
         return True, "none is configured"
     if urlsplit(url).scheme == "https":  # its certificate may be one that only a job's seed brings
-        with socket.create_connection((urlsplit(url).hostname or "", urlsplit(url).port or 443), 10 * PATIENCE):
+        with socket.create_connection(
+            (urlsplit(url).hostname or "", urlsplit(url).port or 443), 10 * PATIENCE
+        ):
             return True, f"{url} is reached"
     try:
         with urllib.request.urlopen(f"{url}/api/v1/version", timeout=10 * PATIENCE) as answer:  # noqa: S310 — the host's configuration
@@ -176,7 +245,19 @@ def git(asked: "dict[str, object]") -> Said:
     with tempfile.TemporaryDirectory(dir="/root") as folder:
         for step in (
             ("init", "-q", f"{folder}/one"),
-            ("-C", f"{folder}/one", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "first"),
+            (
+                "-C",
+                f"{folder}/one",
+                "-c",
+                "user.name=a",
+                "-c",
+                "user.email=a@b",
+                "commit",
+                "-q",
+                "--allow-empty",
+                "-m",
+                "first",
+            ),
             ("clone", "-q", "--bare", f"file://{folder}/one", f"{folder}/two.git"),
             ("-C", f"{folder}/two.git", "update-server-info"),
         ):
@@ -185,9 +266,17 @@ def git(asked: "dict[str, object]") -> Said:
                 return False, f"git {step[0]}: {last(done)}"
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = run("git", "clone", "-q", f"http://127.0.0.1:{server.server_port}/two.git", f"{folder}/three")
+        done = run(
+            "git",
+            "clone",
+            "-q",
+            f"http://127.0.0.1:{server.server_port}/two.git",
+            f"{folder}/three",
+        )
         server.shutdown()
-        return done.returncode == 0, "from a file and over HTTP" if done.returncode == 0 else last(done)
+        return done.returncode == 0, "from a file and over HTTP" if done.returncode == 0 else last(
+            done
+        )
 
 
 def is_secret(path: str) -> bool:
@@ -205,14 +294,25 @@ def is_secret(path: str) -> bool:
 
 
 def secrets(_: "dict[str, object]") -> Said:
-    """What every machine of the image would share: keys, tokens, passwords that somebody left in it."""
+    """What every machine of the image would share: keys, tokens, passwords that somebody left in
+    it.
+    """
     found = []
     for place in PLACES:
         for folder, below, names in os.walk(place):
             below[:] = [name for name in below if os.path.join(folder, name) not in TEXTS]
             paths = (os.path.join(folder, name) for name in names)
-            found += [path for path in paths if os.path.isfile(path) and not os.path.islink(path) and is_shipped(path) and is_secret(path)]
-    return not found, ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "") if found else "none"
+            found += [
+                path
+                for path in paths
+                if os.path.isfile(path)
+                and not os.path.islink(path)
+                and is_shipped(path)
+                and is_secret(path)
+            ]
+    return not found, ", ".join(found[:5]) + (
+        f" and {len(found) - 5} more" if len(found) > 5 else ""
+    ) if found else "none"
 
 
 def fragments(*places: str) -> "dict[str, str]":
@@ -220,7 +320,11 @@ def fragments(*places: str) -> "dict[str, str]":
     found = {}
     for place in places:
         top = os.path.join(ROOT, place)
-        paths = [top] if os.path.isfile(top) else [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+        paths = (
+            [top]
+            if os.path.isfile(top)
+            else [os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names]
+        )
         for path in sorted(paths):
             with suppress(OSError), open(path, errors="replace") as file:
                 found["/" + os.path.relpath(path, ROOT)] = file.read(BIGGEST)
@@ -238,11 +342,19 @@ def is_packaged(path: str) -> bool:
 
 
 def settings(asked: "dict[str, object]") -> Said:
-    """Nothing is left of how, and on which host, the image was built; what the recipe's own `files` say is the recipe's."""
+    """Nothing is left of how, and on which host, the image was built; what the recipe's own `files`
+    say is the recipe's.
+    """
     given, found = set(asked["files"]), []  # type: ignore[call-overload]  # as JSON has it
-    for path, text in fragments("etc/apt/apt.conf", "etc/apt/apt.conf.d", "etc/dpkg/dpkg.cfg", "etc/dpkg/dpkg.cfg.d").items():
+    for path, text in fragments(
+        "etc/apt/apt.conf", "etc/apt/apt.conf.d", "etc/dpkg/dpkg.cfg", "etc/dpkg/dpkg.cfg.d"
+    ).items():
         if "/etc/apt/" in path:
-            words = [what for what, pattern in RISKY.items() if re.search(pattern, spoken(text), re.IGNORECASE)]
+            words = [
+                what
+                for what, pattern in RISKY.items()
+                if re.search(pattern, spoken(text), re.IGNORECASE)
+            ]
         else:
             words = sorted({match[1] for match in LEFT_OUT.finditer(text)})
         if words and path not in given and not is_packaged(path):
@@ -250,24 +362,34 @@ def settings(asked: "dict[str, object]") -> Said:
     for path, text in fragments("etc/apt", "etc/environment").items():
         if PASSWORD.search(text) or LOGIN.search(text):
             found.append(f"{path} (a password)")
-    own = {name for text in fragments("etc/vmrunner/environment").values() for name in re.findall(r"(?m)^export (\w+)=", text)}
+    own = {
+        name
+        for text in fragments("etc/vmrunner/environment").values()
+        for name in re.findall(r"(?m)^export (\w+)=", text)
+    }
     if "/etc/environment" not in given:
         for text in fragments("etc/environment").values():
             names = re.findall(r"(?im)^\s*(?:export\s+)?(\w+_proxy)=", text)
             found += [f"/etc/environment ({name})" for name in names if name not in own]
-    missing = [f"/{folder}" for folder in MAN_FOLDERS if not os.path.isdir(os.path.join(ROOT, folder))]
+    missing = [
+        f"/{folder}" for folder in MAN_FOLDERS if not os.path.isdir(os.path.join(ROOT, folder))
+    ]
     if missing:
         found.append(f"no {', '.join(missing)}, which update-alternatives needs")
     return not found, "; ".join(found[:5]) or "nothing is left of the build"
 
 
 def tools(asked: "dict[str, object]") -> "tuple[bool, str, bool]":
-    """What most actions and workflows take for granted; a note where an image that runs jobs has no Node."""
+    """What most actions and workflows take for granted; a note where an image that runs jobs has no
+    Node.
+    """
     missing = [name for name in TOOLS if not shutil.which(name)]
     if run("python3", "-c", "import ensurepip, venv").returncode:
         missing.append("python3-venv")
     has_node = bool(shutil.which("node"))
-    lacks = ([] if has_node else [NO_NODE]) + ([f"not there: {', '.join(missing)}"] if missing else [])
+    lacks = ([] if has_node else [NO_NODE]) + (
+        [f"not there: {', '.join(missing)}"] if missing else []
+    )
     if not lacks:
         return True, f"node {run('node', '--version').stdout.strip()}, and the usual ones", False
     return True, "; ".join(lacks), bool(asked["runners"]) and not has_node
@@ -289,13 +411,22 @@ def job_user(asked: "dict[str, object]") -> "tuple[bool, str, bool]":
         done = run("runuser", "-u", JOB_USER, "--", "sudo", "-n", "true")
         if done.returncode:
             return False, f"sudo as {JOB_USER}: {last(done)}", False
-    return True, f"{JOB_USER}, {found.pw_uid}, " + ("sudo without a password" if shutil.which("sudo") else "no sudo in the image"), False
+    return (
+        True,
+        f"{JOB_USER}, {found.pw_uid}, "
+        + ("sudo without a password" if shutil.which("sudo") else "no sudo in the image"),
+        False,
+    )
 
 
 def host_keys(_: "dict[str, object]") -> Said:
     """Each machine makes its own, or has none."""
     with suppress(FileNotFoundError):
-        found = [name for name in os.listdir("/etc/ssh") if name.startswith("ssh_host_") and is_shipped(f"/etc/ssh/{name}")]
+        found = [
+            name
+            for name in os.listdir("/etc/ssh")
+            if name.startswith("ssh_host_") and is_shipped(f"/etc/ssh/{name}")
+        ]
         return not found, ", ".join(sorted(found)) or "none"
     return True, "none"
 
@@ -305,7 +436,8 @@ def machine_id(_: "dict[str, object]") -> Said:
     try:
         with open("/etc/machine-id") as file:
             content = file.read().strip()
-        its_own = os.stat("/etc/machine-id").st_dev != os.stat("/etc").st_dev  # systemd has laid one over it
+        # Systemd has laid one over it.
+        its_own = os.stat("/etc/machine-id").st_dev != os.stat("/etc").st_dev
     except FileNotFoundError:
         return True, "none"
     shipped = content not in ("", "uninitialized") and not its_own and is_shipped("/etc/machine-id")
@@ -326,7 +458,11 @@ def ports(asked: "dict[str, object]") -> Said:
             for line in list(file)[1:]:
                 words = line.split()
                 address, _, port = words[1].partition(":")
-                is_local = address.endswith("7F") if len(address) == 8 else address == "0" * 24 + "01000000"
+                is_local = (
+                    address.endswith("7F")
+                    if len(address) == 8
+                    else address == "0" * 24 + "01000000"
+                )
                 if words[3] in states and not is_local and int(port, 16) not in allowed:
                     found.add(f"{name.rstrip('6')} {int(port, 16)}")
     return not found, ", ".join(sorted(found)) or "none"
@@ -338,7 +474,9 @@ def units(_: "dict[str, object]") -> Said:
         return True, "no systemd"
     done = run("systemctl", "list-units", "--state=failed", "--plain", "--no-legend", "--no-pager")
     failed = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
-    return done.returncode == 0 and not failed, ", ".join(failed[:8]) or (last(done) if done.returncode else "none failed")
+    return done.returncode == 0 and not failed, ", ".join(failed[:8]) or (
+        last(done) if done.returncode else "none failed"
+    )
 
 
 def recipes(command: str, _: "dict[str, object]") -> Said:
@@ -368,7 +506,10 @@ def main() -> None:
         "build settings": settings,
         "tools": tools,
         "job user": job_user,
-        **{f"recipe: {name}": partial(recipes, command) for name, command in asked["checks"].items()},
+        **{
+            f"recipe: {name}": partial(recipes, command)
+            for name, command in asked["checks"].items()
+        },
     }
     for name, look in looks.items():
         noted = False
@@ -379,7 +520,10 @@ def main() -> None:
             passed, measured = False, f"it did not end within {error.timeout:.0f} s"
         except Exception as error:  # whatever is wrong in there is the answer
             passed, measured = False, f"{type(error).__name__}: {error}"
-        print(json.dumps({"check": name, "passed": passed, "measured": measured, "noted": noted}), flush=True)
+        print(
+            json.dumps({"check": name, "passed": passed, "measured": measured, "noted": noted}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

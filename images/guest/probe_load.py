@@ -1,4 +1,5 @@
-"""Runs inside a machine. `work` works for ever and prints how many seconds each unit of it took; `attack KIND` takes all it can get.
+"""Runs inside a machine. `work` works for ever and prints how many seconds each unit of it took;
+`attack KIND` takes all it can get.
 
 Stands alone, with Python's own library.
 """
@@ -11,7 +12,8 @@ import threading
 import time
 
 BLOCK = bytes(1 << 20)
-FILL = 2 << 30  # bytes that are written again and again: enough for every cache, and not all of the host's disk
+# Bytes that are written again and again: enough for every cache, and not all of the host's disk.
+FILL = 2 << 30
 EVENTS, CONSOLE = "/dev/virtio-ports/org.vmrunner.events", "/dev/console"
 
 

@@ -1,6 +1,8 @@
-"""Runs inside a machine. `leave TOKEN MARK` leaves marks wherever a program can, and then looks for them; `search` only looks.
+"""Runs inside a machine. `leave TOKEN MARK` leaves marks wherever a program can, and then looks for
+them; `search` only looks.
 
-Both print an object of booleans: in which places a mark, of whatever token, was found. Stands alone, with Python's own library.
+Both print an object of booleans: in which places a mark, of whatever token, was found. Stands
+alone, with Python's own library.
 """
 
 import ctypes
@@ -61,21 +63,28 @@ def disk() -> str:
 def places(raw: int) -> "list[int]":
     """Offsets, in bytes."""
     size = os.lseek(raw, 0, os.SEEK_END)
-    return [(size * 3 // 4 + (size // 4 - CHUNK) * number // PLACES) & ~4095 for number in range(PLACES)]
+    return [
+        (size * 3 // 4 + (size // 4 - CHUNK) * number // PLACES) & ~4095 for number in range(PLACES)
+    ]
 
 
 def memory() -> "set[str]":
-    """All of the machine's memory, through the kernel's own map of it (an ELF core, see proc(5)). A segment without a physical address
-    is no memory.
+    """All of the machine's memory, through the kernel's own map of it (an ELF core, see proc(5)). A
+    segment without a physical address is no memory.
     """
     found = set()
     with open("/proc/kcore", "rb", buffering=0) as core:
         head = core.read(64)
-        first, size, count = struct.unpack_from("<Q", head, 32)[0], *struct.unpack_from("<HH", head, 54)
+        first, size, count = (
+            struct.unpack_from("<Q", head, 32)[0],
+            *struct.unpack_from("<HH", head, 54),
+        )
         core.seek(first)
         table = core.read(size * count)
         for number in range(count):
-            kind, _, at, _, physical, length, _, _ = struct.unpack_from("<IIQQQQQQ", table, number * size)
+            kind, _, at, _, physical, length, _, _ = struct.unpack_from(
+                "<IIQQQQQQ", table, number * size
+            )
             if kind != 1 or physical == 2**64 - 1:
                 continue
             before = b""
@@ -93,7 +102,11 @@ def memory() -> "set[str]":
 def search() -> "dict[str, bool]":
     """Where marks are."""
     seen, root = memory(), disk()
-    others = [f"/dev/{name}" for name in os.listdir("/sys/block") if not name.startswith(("loop", "ram")) and f"/dev/{name}" != root]
+    others = [
+        f"/dev/{name}"
+        for name in os.listdir("/sys/block")
+        if not name.startswith(("loop", "ram")) and f"/dev/{name}" != root
+    ]
     page, raw_marks = mmap.mmap(-1, 4096), set()
     raw = os.open(root, os.O_RDONLY | os.O_DIRECT)
     for at in places(raw):
@@ -122,7 +135,9 @@ def write(path: str, content: bytes) -> None:
 
 
 def leave(token: str) -> bytes:
-    """Marks in every place that `search` looks in; that of the seed is there already: it is in this command. Returns the one in memory."""
+    """Marks in every place that `search` looks in; that of the seed is there already: it is in this
+    command. Returns the one in memory.
+    """
     for path in [*FILES, *VOLATILE]:
         write(path, mark("file", token))
     write(CACHED, mark("cached", token) * 1000)

@@ -23,21 +23,40 @@ PARTS = ("queue", "life", "path", "memory", "throughput", "clones")
 def main() -> None:
     """Run the parts; the last line is their figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", action="append", default=[], choices=PARTS, help="this part; may be given again")
-    parser.add_argument("--mode", action="append", default=[], choices=list(queue.MODES), help="of the queue: this way of starting only")
+    parser.add_argument(
+        "--only", action="append", default=[], choices=PARTS, help="this part; may be given again"
+    )
+    parser.add_argument(
+        "--mode",
+        action="append",
+        default=[],
+        choices=list(queue.MODES),
+        help="of the queue: this way of starting only",
+    )
     parser.add_argument("--runs", type=int, default=20, help="how often each thing is measured")
     parser.add_argument("--clones", type=int, default=200, help="how many in a row")
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="also write benchmarks.txt and benchmarks.png there")
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FOLDER",
+        help="also write benchmarks.txt and benchmarks.png there",
+    )
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     failed: list[str] = []
     with closing(Site()) as site, closing(Gate(site)) as gate:
         site.clear()
         measures: dict[str, Callable[[], Any]] = {
-            "queue": lambda: {mode: queue.first_steps(site, gate, mode, options.runs) for mode in options.mode or queue.MODES},
+            "queue": lambda: {
+                mode: queue.first_steps(site, gate, mode, options.runs)
+                for mode in options.mode or queue.MODES
+            },
             "life": lambda: life.whole_lives(site, options.runs),
             "path": lambda: path.steps(site, options.runs),
-            "throughput": lambda: {start: queue.throughput(site, gate, start, options.runs) for start in ("snapshot", "boot")},
+            "throughput": lambda: {
+                start: queue.throughput(site, gate, start, options.runs)
+                for start in ("snapshot", "boot")
+            },
             "memory": lambda: {start: memory.idle(site, start) for start in ("snapshot", "boot")},
             "clones": lambda: clones.in_a_row(site, options.clones),
         }

@@ -1,4 +1,6 @@
-"""Many clones of one snapshot, one after the other: all different, none fails, and the snapshot stays as it was."""
+"""Many clones of one snapshot, one after the other: all different, none fails, and the snapshot
+stays as it was.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def in_a_row(site: Site, number: int) -> dict[str, Any]:
     seen: list[list[str]] = []
     failures: list[str] = []
     for done in range(1, number + 1):
-        ended = place.run("exec", "--image", GITEA, "--memory", MEMORY, "--", "sh", "-c", IDENTITY, check=False)
+        ended = place.run(
+            "exec", "--image", GITEA, "--memory", MEMORY, "--", "sh", "-c", IDENTITY, check=False
+        )
         lines = ended.stdout.splitlines()
         if ended.returncode or len(lines) != len(_FIELDS) or ": cloned" not in ended.stderr:
             failures.append(f"{ended.returncode}: {ended.stdout}{ended.stderr}")
@@ -30,7 +34,11 @@ def in_a_row(site: Site, number: int) -> dict[str, Any]:
             seen.append(lines)
         if done % 20 == 0:
             say(f"clones {done}/{number}: {len(failures)} failed")
-    different = {field: len({lines[at] for lines in seen}) for at, field in enumerate(_FIELDS) if field not in _MAY_COME_AGAIN}
+    different = {
+        field: len({lines[at] for lines in seen})
+        for at, field in enumerate(_FIELDS)
+        if field not in _MAY_COME_AGAIN
+    }
     intact, left = place.run("snapshot", "verify", check=False).returncode == 0, place.leftovers()
     figures = {
         "clones": number,

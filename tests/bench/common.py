@@ -29,7 +29,9 @@ def say(text: str) -> None:
 
 
 class Gate:
-    """Notes when something in a machine asks for a page: the host's clock stops the time, not the guest's."""
+    """Notes when something in a machine asks for a page: the host's clock stops the time, not the
+    guest's.
+    """
 
     def __init__(self, site: Site) -> None:
         self.host = urlsplit(site.url).hostname or ""
@@ -55,11 +57,16 @@ class Gate:
 
     def visit(self, page: str) -> str:
         """The shell command that asks for a page, with nothing but bash."""
-        return f"exec 3<>/dev/tcp/{self.host}/{PORT}; printf 'GET /{page} HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3 >/dev/null"
+        return (
+            f"exec 3<>/dev/tcp/{self.host}/{PORT}; printf 'GET /{page} HTTP/1.0\\r\\n\\r\\n' "
+            ">&3; cat <&3 >/dev/null"
+        )
 
 
 def ground(site: Site, start: str, *, most: int = 1, warm: int = 0, vcpus: int = 2) -> Ground:
-    """A pool that starts machines in this way; nothing is left of an earlier run, and its snapshot is there if it needs one."""
+    """A pool that starts machines in this way; nothing is left of an earlier run, and its snapshot
+    is there if it needs one.
+    """
     made = lay(
         FOLDER,
         MANAGER,

@@ -1,4 +1,6 @@
-"""The floors under `vmrunner exec`: the very QEMU that libvirt started, started again without libvirt and without vmrunner."""
+"""The floors under `vmrunner exec`: the very QEMU that libvirt started, started again without
+libvirt and without vmrunner.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +34,24 @@ def command_line(machine: str) -> list[str]:
 
 
 class Floor:
-    """One QEMU's command line, to be run any number of times on fresh files in a folder of its own."""
+    """One QEMU's command line, to be run any number of times on fresh files in a folder of its
+    own.
+    """
 
     def __init__(self, machine: str, address: IPv4Interface) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="vmrunner-floor-"))
         self._machine, self._address = MachineId.of(machine.split("-")[1], machine), address
-        self._argv = [self._without_libvirt(word, machine) for word in _without_options(command_line(machine))]
-        files = [json.loads(word)["filename"] for word in self._argv if word.startswith('{"driver":"file","filename"')]
+        self._argv = [
+            self._without_libvirt(word, machine) for word in _without_options(command_line(machine))
+        ]
+        files = [
+            json.loads(word)["filename"]
+            for word in self._argv
+            if word.startswith('{"driver":"file","filename"')
+        ]
         self.steps: dict[str, float] = {}  # of the last run, in seconds
-        self._backing = files[files.index(f"{self._folder}/machine.qcow2") - 1]  # each disk is named after the one that it lies on
+        # Each disk is named after the one that it lies on.
+        self._backing = files[files.index(f"{self._folder}/machine.qcow2") - 1]
 
     def _without_libvirt(self, word: str, machine: str) -> str:
         """Sockets, log files and the tap device of our own; the machine's files in our folder."""
@@ -49,13 +60,18 @@ class Floor:
             return f"socket,id=charmonitor,path={folder}/monitor,server=on,wait=off"
         if match := re.match(r"(?:file|socket),id=(char\w+),", word):
             name = match[1]
-            return f"null,id={name}" if name == "charserial0" else f"file,id={name},path={folder}/{name}"
+            return (
+                f"null,id={name}"
+                if name == "charserial0"
+                else f"file,id={name},path={folder}/{name}"
+            )
         if word.startswith('{"type":"tap"'):
             return f"tap,id=hostnet0,ifname={_TAP},script=no,downscript=no"
         return re.sub(rf'"[^"]*/{machine}\.', f'"{folder}/machine.', word)
 
     def run(self, state: str | None) -> float:
-        """Seconds from nothing to a process that is gone, `true` having run in between; `state` is what a clone begins with.
+        """Seconds from nothing to a process that is gone, `true` having run in between; `state` is
+        what a clone begins with.
 
         As with `exec`, nobody waits for the guest to power off.
         """
@@ -63,7 +79,9 @@ class Floor:
         for file in self._folder.iterdir():
             file.unlink()
         assert self._machine
-        content = seed.iso(self._machine, seed.exec_script(["true"], timedelta(seconds=_DEADLINE)), self._address)
+        content = seed.iso(
+            self._machine, seed.exec_script(["true"], timedelta(seconds=_DEADLINE)), self._address
+        )
         iso.write_bytes(bytes(len(content)) if state else content)
         subprocess.run(["ip", "tuntap", "add", _TAP, "mode", "tap", "vnet_hdr"], check=True)
         try:
@@ -79,7 +97,10 @@ class Floor:
                 with _Monitor(self._folder / "monitor") as monitor:
                     mark("create")
                     if state:
-                        monitor.say("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+                        monitor.say(
+                            "migrate-set-capabilities",
+                            capabilities=[{"capability": "x-ignore-shared", "state": True}],
+                        )
                         monitor.say("migrate-incoming", uri=f"file:{state}")
                         while monitor.say("query-migrate").get("status") != "completed":
                             time.sleep(0.002)
@@ -120,7 +141,10 @@ def _without_options(argv: list[str]) -> list[str]:
 
 def overlay(path: Path, backing: str) -> None:
     """A qcow2 disk on another one."""
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", "qcow2", str(path), "20G"], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", backing, "-F", "qcow2", str(path), "20G"],
+        check=True,
+    )
 
 
 class _Monitor:
@@ -150,7 +174,9 @@ class _Monitor:
 
     def say(self, command: str, **arguments: object) -> Any:
         """One command's answer."""
-        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+        self._socket.sendall(
+            json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
+        )
         for line in self._lines:
             answer = json.loads(line)
             if "error" in answer:

@@ -1,4 +1,6 @@
-"""The whole life of a machine that runs `true`: `vmrunner exec`, the floors under it, and the usual ways to do it without vmrunner."""
+"""The whole life of a machine that runs `true`: `vmrunner exec`, the floors under it, and the usual
+ways to do it without vmrunner.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,16 @@ def floor_of(place: Ground) -> tuple[Floor, str]:
     place.run("snapshot", "drop")
     place.run("snapshot", "create", "--image", GITEA, "--memory", MEMORY)
     (snapshot,) = json.loads(place.run("snapshot", "list", "--json").stdout)
-    state = next(str(STORAGE / MANAGER / name) for name in snapshot["files"] if name.endswith(".state"))
+    state = next(
+        str(STORAGE / MANAGER / name) for name in snapshot["files"] if name.endswith(".state")
+    )
     return Floor(_exec(place)[1], _ADDRESS), state
 
 
 def whole_lives(site: Site, runs: int) -> dict[str, Any]:
-    """`exec -- true` and the QEMU under it, cloned and booted, `virt-install`, and virt-lightning, in turn; seconds."""
+    """`exec -- true` and the QEMU under it, cloned and booted, `virt-install`, and virt-lightning,
+    in turn; seconds.
+    """
     place = ground(site, "boot")
     clone, state = floor_of(place)
     boot = Floor(_exec(place, "--boot")[1], _ADDRESS)
@@ -70,10 +76,16 @@ def whole_lives(site: Site, runs: int) -> dict[str, Any]:
         for name, (share, way) in ways.items():
             if number < max(3, runs * share):
                 taken[name].append(way())
-        say(f"life {number + 1}/{runs}: " + ", ".join(f"{name} {values[-1]:.2f} s" for name, values in taken.items()))
+        say(
+            f"life {number + 1}/{runs}: "
+            + ", ".join(f"{name} {values[-1]:.2f} s" for name, values in taken.items())
+        )
     rows: dict[str, list[float]] = {}
     for name, values in taken.items():
         rows[name] = values
         if name in begins:
             rows[_BEGINS[name]] = begins[name]
-    return {name: {"median": median(values), "p95": p95(values), "runs": len(values)} for name, values in rows.items()}
+    return {
+        name: {"median": median(values), "p95": p95(values), "runs": len(values)}
+        for name, values in rows.items()
+    }

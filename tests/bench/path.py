@@ -1,4 +1,6 @@
-"""Where the time of `exec -- true` goes, cloned, step by step, beside the same steps of the QEMU underneath."""
+"""Where the time of `exec -- true` goes, cloned, step by step, beside the same steps of the QEMU
+underneath.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ STEPS = {
     "command": "the command, the end of both outputs",
     "destroy": "QEMU's end, files, rules",
 }
-"""Of vmrunner, in their order. The floor has `overlay`, `create` (QEMU alone), `load`, `bind`, the guest's three in one, and `destroy`."""
+"""Of vmrunner, in their order.
+
+The floor has `overlay`, `create` (QEMU alone), `load`, `bind`, the guest's three in one, and
+`destroy`.
+"""
 
 
 class _Watch:
@@ -108,7 +114,10 @@ def steps(site: Site, runs: int) -> dict[str, dict[str, float]]:
 def _ours(path: Any) -> dict[str, float]:
     watch = _Watch()
     interpreter = _seconds("pass")
-    watch.taken = {"interpreter": interpreter, "imports": _seconds("import vmrunner.cli.main, vmrunner.cli.exec_cmd") - interpreter}
+    watch.taken = {
+        "interpreter": interpreter,
+        "imports": _seconds("import vmrunner.cli.main, vmrunner.cli.exec_cmd") - interpreter,
+    }
     with watch.step("open"):
         settings = config.load(path)
         golden = store.find(settings.images_dir, GITEA)

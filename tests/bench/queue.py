@@ -1,4 +1,6 @@
-"""From the moment when a job is queued at a real Gitea to its first step, with `serve`; and jobs per minute."""
+"""From the moment when a job is queued at a real Gitea to its first step, with `serve`; and jobs
+per minute.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ PHASES = ("created", "overlay", "started", "seed", "runner", "first step")
 
 
 def _workflow(names: list[str], gate: Gate) -> str:
-    return "on: [workflow_dispatch]\njobs:\n" + "".join(JOB.format(name=name, visit=gate.visit(name)) for name in names)
+    return "on: [workflow_dispatch]\njobs:\n" + "".join(
+        JOB.format(name=name, visit=gate.visit(name)) for name in names
+    )
 
 
 def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
-    """Median and p95 of `runs` jobs, one after the other, and when each phase was reached (medians, seconds since the job was queued)."""
+    """Median and p95 of `runs` jobs, one after the other, and when each phase was reached (medians,
+    seconds since the job was queued).
+    """
     start, warm = MODES[mode]
     place = ground(site, start, most=1, warm=warm)
     repository = site.repository("rig", "bench", _workflow(["first"], gate))
@@ -38,7 +44,12 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
     with serving(place):
         for number in range(runs):
-            until(lambda: _is_idle(place, warm), LIFE, "the machines before are gone, the warm ones parked", every=1.0)
+            until(
+                lambda: _is_idle(place, warm),
+                LIFE,
+                "the machines before are gone, the warm ones parked",
+                every=1.0,
+            )
             gate.arrivals.clear()
             time.sleep(random.random())  # noqa: S311 — jobs don't come in step with the manager's polls
             asked = time.time()
@@ -50,26 +61,42 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
             for name in PHASES[:-1]:
                 phases[name].append(record[name] - queued)
             phases["first step"].append(taken[-1])
-            say(f"queue/{mode} {number + 1}/{runs}: {taken[-1]:.2f} s (the forge took {queued - asked:.2f} s to queue it)")
+            say(
+                f"queue/{mode} {number + 1}/{runs}: {taken[-1]:.2f} s (the forge took "
+                f"{queued - asked:.2f} s to queue it)"
+            )
     repository.delete()
-    return {"median": median(taken), "p95": p95(taken), "runs": runs, "phases": {name: median(values) for name, values in phases.items()}}
+    return {
+        "median": median(taken),
+        "p95": p95(taken),
+        "runs": runs,
+        "phases": {name: median(values) for name, values in phases.items()},
+    }
 
 
 def _is_idle(place: Ground, warm: int) -> bool:
     machines = place.status()["pools"][0]["machines"]
-    return len(machines) == warm and all(machine["paused"] for machine in machines) and (warm > 0 or not place.leftovers())
+    return (
+        len(machines) == warm
+        and all(machine["paused"] for machine in machines)
+        and (warm > 0 or not place.leftovers())
+    )
 
 
 def _ended(place: Ground, number: int) -> dict[str, float]:
     """The record of the machine that did this job; empty while it is not over."""
     with closing(sqlite3.connect(place.folder / "state" / "history.sqlite")) as database:
         database.row_factory = sqlite3.Row
-        rows = database.execute("SELECT * FROM machines WHERE job != '' AND destroyed > 0 ORDER BY destroyed").fetchall()
+        rows = database.execute(
+            "SELECT * FROM machines WHERE job != '' AND destroyed > 0 ORDER BY destroyed"
+        ).fetchall()
         return dict(rows[-1]) if len(rows) == number else {}
 
 
 def throughput(site: Site, gate: Gate, start: str, jobs: int) -> dict[str, Any]:
-    """Short jobs, two machines at once: jobs per minute, and the manager's own processor time for one."""
+    """Short jobs, two machines at once: jobs per minute, and the manager's own processor time for
+    one.
+    """
     place = ground(site, start, most=2)
     names = [f"job{number}" for number in range(jobs)]
     repository = site.repository("rig", "bench", _workflow(names, gate))
@@ -77,14 +104,24 @@ def throughput(site: Site, gate: Gate, start: str, jobs: int) -> dict[str, Any]:
         gate.arrivals.clear()
         before, began = _processor_seconds(server.pid), time.monotonic()
         repository.dispatch()
-        until(lambda: len(gate.arrivals) == jobs and not place.leftovers(), LIFE * jobs / 2, "every job's end", every=0.5)
+        until(
+            lambda: len(gate.arrivals) == jobs and not place.leftovers(),
+            LIFE * jobs / 2,
+            "every job's end",
+            every=0.5,
+        )
         took, used = time.monotonic() - began, _processor_seconds(server.pid) - before
     repository.delete()
     say(f"throughput/{start}: {jobs} jobs in {took:.0f} s")
-    return {"jobs_per_minute": round(jobs * 60 / took, 1), "manager_seconds_per_job": round(used / jobs, 2), "jobs": jobs}
+    return {
+        "jobs_per_minute": round(jobs * 60 / took, 1),
+        "manager_seconds_per_job": round(used / jobs, 2),
+        "jobs": jobs,
+    }
 
 
 def _processor_seconds(pid: int) -> float:
     with open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / 100  # user and system time, its own and its children's, in ticks
+    # User and system time, its own and its children's, in ticks.
+    return sum(map(int, fields[11:15])) / 100

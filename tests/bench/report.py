@@ -18,47 +18,110 @@ def tables(figures: dict[str, Any]) -> list[Table]:
     """One for each part that was measured."""
     found = []
     if queue := figures.get("queue"):
-        table = _table("From queued to the first step, seconds (real Gitea, `serve`, one job at a time)", "start", "median", "p95", "jobs")
+        table = _table(
+            "From queued to the first step, seconds (real Gitea, `serve`, one job at a time)",
+            "start",
+            "median",
+            "p95",
+            "jobs",
+        )
         for mode, each in queue.items():
-            table.add_row(WAYS[mode], f"{each['median']:.2f}", f"{each['p95']:.2f}", str(each["runs"]))
+            table.add_row(
+                WAYS[mode], f"{each['median']:.2f}", f"{each['p95']:.2f}", str(each["runs"])
+            )
         found.append(table)
-        table = _table("… and when each phase was reached (medians, seconds since the job was queued)", "phase", *map(WAYS.get, queue))
+        table = _table(
+            "… and when each phase was reached (medians, seconds since the job was queued)",
+            "phase",
+            *map(WAYS.get, queue),
+        )
         for phase in next(iter(queue.values()))["phases"]:
             table.add_row(phase, *(f"{each['phases'][phase]:.2f}" for each in queue.values()))
         found.append(table)
     if life := figures.get("life"):
-        table = _table("A whole life that runs `true`, destroyed and swept, seconds", "", "median", "p95", "runs")
+        table = _table(
+            "A whole life that runs `true`, destroyed and swept, seconds",
+            "",
+            "median",
+            "p95",
+            "runs",
+        )
         for name, each in life.items():
             table.add_row(name, f"{each['median']:.2f}", f"{each['p95']:.2f}", str(each["runs"]))
         found.append(table)
     if memory := figures.get("memory"):
         table = _table("Idle machines of 1 GiB, MiB", "", *(WAYS[start] for start in memory))
         for name in next(iter(memory.values())):
-            what = name.replace("pss_mib_of_one_of_", "one of ").replace("host_mib_for_", "the host's memory for ")
+            what = name.replace("pss_mib_of_one_of_", "one of ").replace(
+                "host_mib_for_", "the host's memory for "
+            )
             table.add_row(what, *(str(each[name]) for each in memory.values()))
         found.append(table)
     if path := figures.get("path"):
-        table = _table("`exec -- true`, cloned, step by step (medians, s)", "step", "vmrunner", "raw QEMU", "what")
+        table = _table(
+            "`exec -- true`, cloned, step by step (medians, s)",
+            "step",
+            "vmrunner",
+            "raw QEMU",
+            "what",
+        )
         table.columns[3].justify = "left"
         for step, what in STEPS.items():
-            table.add_row(step, *(f"{path[who][step]:.2f}" if step in path[who] else "" for who in ("vmrunner", "raw QEMU")), what)
-        table.add_row("sum", *(f"{sum(path[who].values()):.2f}" for who in ("vmrunner", "raw QEMU")), "")
+            table.add_row(
+                step,
+                *(
+                    f"{path[who][step]:.2f}" if step in path[who] else ""
+                    for who in ("vmrunner", "raw QEMU")
+                ),
+                what,
+            )
+        table.add_row(
+            "sum", *(f"{sum(path[who].values()):.2f}" for who in ("vmrunner", "raw QEMU")), ""
+        )
         found.append(table)
     if throughput := figures.get("throughput"):
-        table = _table("Short jobs, two machines at once", "start", "jobs per minute", "manager's processor seconds per job", "jobs")
+        table = _table(
+            "Short jobs, two machines at once",
+            "start",
+            "jobs per minute",
+            "manager's processor seconds per job",
+            "jobs",
+        )
         for start, each in throughput.items():
-            table.add_row(WAYS[start], str(each["jobs_per_minute"]), str(each["manager_seconds_per_job"]), str(each["jobs"]))
+            table.add_row(
+                WAYS[start],
+                str(each["jobs_per_minute"]),
+                str(each["manager_seconds_per_job"]),
+                str(each["jobs"]),
+            )
         found.append(table)
     if clones := figures.get("clones"):
-        table = _table("Clones of one snapshot in a row", "clones", "failed", "different identities", "snapshot intact")
+        table = _table(
+            "Clones of one snapshot in a row",
+            "clones",
+            "failed",
+            "different identities",
+            "snapshot intact",
+        )
         different = min(clones["different"].values())
-        table.add_row(str(clones["clones"]), str(len(clones["failures"])), str(different), "yes" if clones["snapshot_intact"] else "NO")
+        table.add_row(
+            str(clones["clones"]),
+            str(len(clones["failures"])),
+            str(different),
+            "yes" if clones["snapshot_intact"] else "NO",
+        )
         found.append(table)
     return found
 
 
 def _table(title: str, *columns: str | None) -> Table:
-    table = Table(*(column or "" for column in columns), title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        *(column or "" for column in columns),
+        title=title,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     return table
@@ -71,7 +134,9 @@ def save(figures: dict[str, Any], folder: Path) -> None:
         console.print(table)
         console.print()
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    (folder / "benchmarks.txt").write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n")
+    (folder / "benchmarks.txt").write_text(
+        "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    )
     _draw(figures, folder / "benchmarks.png")
 
 
@@ -85,17 +150,41 @@ def _draw(figures: dict[str, Any], path: Path) -> None:
     if queue := figures.get("queue"):
         each = list(queue.values())
         panels.append(
-            ("queued → first step, s", [WAYS[mode] for mode in queue], [one["median"] for one in each], [one["p95"] for one in each])
+            (
+                "queued → first step, s",
+                [WAYS[mode] for mode in queue],
+                [one["median"] for one in each],
+                [one["p95"] for one in each],
+            )
         )
     if life := figures.get("life"):
         each = list(life.values())
-        panels.append(("whole life of `exec -- true`, s", list(life), [one["median"] for one in each], [one["p95"] for one in each]))
+        panels.append(
+            (
+                "whole life of `exec -- true`, s",
+                list(life),
+                [one["median"] for one in each],
+                [one["p95"] for one in each],
+            )
+        )
     if memory := figures.get("memory"):
         values = [float(one["host_mib_for_8"]) for one in memory.values()]
-        panels.append(("host memory for 8 idle machines, MiB", [WAYS[start] for start in memory], values, values))
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(9, 1 + 1.5 * len(panels)), squeeze=False, layout="constrained")
+        panels.append(
+            (
+                "host memory for 8 idle machines, MiB",
+                [WAYS[start] for start in memory],
+                values,
+                values,
+            )
+        )
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(9, 1 + 1.5 * len(panels)), squeeze=False, layout="constrained"
+    )
     for axis, (title, names, middles, tops) in zip(axes[:, 0], panels, strict=True):
-        spread = [[0.0] * len(names), [max(0.0, top - middle) for top, middle in zip(tops, middles, strict=True)]]
+        spread = [
+            [0.0] * len(names),
+            [max(0.0, top - middle) for top, middle in zip(tops, middles, strict=True)],
+        ]
         bars = axis.barh(names, middles, xerr=spread, color="#4878a8", ecolor="#999999")
         axis.bar_label(bars, labels=[f" {middle:g}" for middle in middles], padding=3)
         axis.set_title(title, loc="left", fontsize=10)

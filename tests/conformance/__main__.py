@@ -1,4 +1,7 @@
-"""Run the cases on every side, or on some; the last line is JSON. 1 where a job did not end as it has to, or a difference is not known."""
+"""Run the cases on every side, or on some; the last line is JSON.
+
+1 where a job did not end as it has to, or a difference is not known.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,34 @@ SEEN = FOLDER / "seen"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", action="append", default=[], help="Cases with this in their name or topic.")
     parser.add_argument(
-        "--side", action="append", default=[], choices=[side.name for side in SIDES], help="Default: all, unless --seen says otherwise."
+        "--only", action="append", default=[], help="Cases with this in their name or topic."
     )
-    parser.add_argument("--keep", action="store_true", help=f"Write what was seen into files of {SEEN}.")
-    parser.add_argument("--seen", action="append", default=[], choices=[side.name for side in SIDES], help="Sides as they were last kept.")
+    parser.add_argument(
+        "--side",
+        action="append",
+        default=[],
+        choices=[side.name for side in SIDES],
+        help="Default: all, unless --seen says otherwise.",
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help=f"Write what was seen into files of {SEEN}."
+    )
+    parser.add_argument(
+        "--seen",
+        action="append",
+        default=[],
+        choices=[side.name for side in SIDES],
+        help="Sides as they were last kept.",
+    )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the manager and its machines go with us
+    # The manager and its machines go with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     chosen = cases.load_all(*options.only)
-    wanted = [side for side in SIDES if side.name in options.side or not (options.side or options.seen)]
+    wanted = [
+        side for side in SIDES if side.name in options.side or not (options.side or options.seen)
+    ]
     seen = {name: _kept(name, {case.name for case in chosen}) for name in options.seen}
     faults: list[str] = []
     with closing(Site()) as site:
@@ -66,7 +86,10 @@ def _keep(side: Side, seen: dict[str, list[Ended]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for case, jobs in seen.items():
         (folder / f"{case}.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1))
-        (folder / f"{case}.txt").write_text("\n".join(f"== {job.job}: {job.verdict}\n" + "\n".join(job.log[:400]) for job in jobs) + "\n")
+        (folder / f"{case}.txt").write_text(
+            "\n".join(f"== {job.job}: {job.verdict}\n" + "\n".join(job.log[:400]) for job in jobs)
+            + "\n"
+        )
 
 
 def _kept(side: str, chosen: set[str]) -> dict[str, list[Ended]]:

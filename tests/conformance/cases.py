@@ -13,7 +13,9 @@ import yaml
 
 FOLDER = Path(__file__).parent / "workflows"
 LABEL = "LABEL"
-"""Stands for a side's label in a workflow, as `FORGE` does for the URL of the forge, and `CRON` for a time that comes soon."""
+"""Stands for a side's label in a workflow, as `FORGE` does for the URL of the forge, and `CRON` for
+a time that comes soon.
+"""
 
 
 class Topic(StrEnum):
@@ -53,7 +55,9 @@ class Wanted:
 
     job: str
     verdict: str
-    log: tuple[str, ...] = ()  # regular expressions, each of which a whole line of the normalized log has to match, in this order
+    # Regular expressions, each of which a whole line of the normalized log has to match, in this
+    # order.
+    log: tuple[str, ...] = ()
     never: tuple[str, ...] = ()  # that no line of it may match, even in part
 
     def faults(self, verdict: str, log: list[str]) -> list[str]:
@@ -64,7 +68,11 @@ class Wanted:
             if not any(re.fullmatch(pattern, line) for line in lines):
                 found.append(f"has no line {pattern!r} where it should be")
                 break
-        return found + [f"has a line like {pattern!r}" for pattern in self.never if any(re.search(pattern, line) for line in log)]
+        return found + [
+            f"has a line like {pattern!r}"
+            for pattern in self.never
+            if any(re.search(pattern, line) for line in log)
+        ]
 
 
 @dataclass(frozen=True)
@@ -106,19 +114,33 @@ class Case:
         )
 
     def contents(self, runs_on: str, container: str, forge: str) -> dict[str, str]:
-        """The repository's files for a side: jobs under this label and, where one is named, in this container image."""
+        """The repository's files for a side: jobs under this label and, where one is named, in this
+        container image.
+        """
         more = rf"\n\g<indent>container: {container}" if container else ""
-        if container and "defaults:" not in self.workflow:  # there it would be sh, which is a case of its own
+        # There it would be sh, which is a case of its own.
+        if container and "defaults:" not in self.workflow:
             more += r"\n\g<indent>defaults: {run: {shell: bash}}"
-        label, to = re.compile(rf"^(?P<indent> +)runs-on: {LABEL}$", re.MULTILINE), rf"\g<indent>runs-on: {runs_on}{more}"
+        label, to = (
+            re.compile(rf"^(?P<indent> +)runs-on: {LABEL}$", re.MULTILINE),
+            rf"\g<indent>runs-on: {runs_on}{more}",
+        )
         files = {".gitea/workflows/ci.yaml": self.workflow, **self.files}
         soon = (datetime.now(UTC) + timedelta(minutes=2)).strftime("%-M %-H * * *")
         return {
-            path: label.sub(to, text).replace(LABEL, runs_on).replace("FORGE", forge).replace("CRON", soon) for path, text in files.items()
+            path: label.sub(to, text)
+            .replace(LABEL, runs_on)
+            .replace("FORGE", forge)
+            .replace("CRON", soon)
+            for path, text in files.items()
         }
 
 
 def load_all(*only: str) -> list[Case]:
     """Every case, or those whose name or topic has one of these in it, by name."""
     found = [Case.load(path) for path in sorted(FOLDER.glob("*.yaml"))]
-    return [case for case in found if not only or any(part in case.name or part in case.topic for part in only)]
+    return [
+        case
+        for case in found
+        if not only or any(part in case.name or part in case.topic for part in only)
+    ]

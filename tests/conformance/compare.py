@@ -28,7 +28,8 @@ class Difference:
     case: str
     job: str
     side: str  # the one that is compared with the plain tree
-    line: str  # begins with "-" where only the plain tree has it, with "+" where only the side has it
+    # Begins with "-" where only the plain tree has it, with "+" where only the side has it.
+    line: str
 
     def __str__(self) -> str:
         return f"{self.case}, {self.job}, {self.side}: {self.line}"
@@ -57,7 +58,15 @@ class Known:
 def known(path: Path = KNOWN) -> list[Known]:
     """All of the file."""
     tables = tomllib.loads(path.read_text()).get("known", [])
-    return [Known(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}) for table in tables]
+    return [
+        Known(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in table.items()
+            }
+        )
+        for table in tables
+    ]
 
 
 def differences(case: str, side: str, plain: list[Ended], other: list[Ended]) -> list[Difference]:
@@ -68,12 +77,18 @@ def differences(case: str, side: str, plain: list[Ended], other: list[Ended]) ->
         if job not in here or job not in there:
             found.append(Difference(case, job, side, ("-" if job in here else "+") + "the job"))
             continue
-        found += [Difference(case, job, side, line) for line in _changed(_lines(here[job]), _lines(there[job]))]
+        found += [
+            Difference(case, job, side, line)
+            for line in _changed(_lines(here[job]), _lines(there[job]))
+        ]
     return found
 
 
 def _lines(ended: Ended) -> list[str]:
-    """What is compared. Of a cancelled job the forge has what came in time: it takes no line after the cancel."""
+    """What is compared.
+
+    Of a cancelled job the forge has what came in time: it takes no line after the cancel.
+    """
     return [f"verdict {ended.verdict}", *(ended.log if ended.verdict != "cancelled" else ())]
 
 
@@ -83,12 +98,27 @@ def _changed(before: list[str], after: list[str]) -> list[str]:
         return []
     if max(len(before), len(after)) > _LONG:
         shorter = min(len(before), len(after))
-        first = next((number for number, (one, two) in enumerate(zip(before, after, strict=False)) if one != two), shorter)
-        told = ((sign, len(lines), lines[first : first + 1]) for sign, lines in (("-", before), ("+", after)))
-        return [f"{sign}{count} lines, the first that differs is {first}: {line}" for sign, count, line in told]
+        first = next(
+            (
+                number
+                for number, (one, two) in enumerate(zip(before, after, strict=False))
+                if one != two
+            ),
+            shorter,
+        )
+        told = (
+            (sign, len(lines), lines[first : first + 1])
+            for sign, lines in (("-", before), ("+", after))
+        )
+        return [
+            f"{sign}{count} lines, the first that differs is {first}: {line}"
+            for sign, count, line in told
+        ]
     matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
     changed = []
     for tag, one, two, three, four in matcher.get_opcodes():
         if tag != "equal":
-            changed += [f"-{line}" for line in before[one:two]] + [f"+{line}" for line in after[three:four]]
+            changed += [f"-{line}" for line in before[one:two]] + [
+                f"+{line}" for line in after[three:four]
+            ]
     return changed

@@ -1,4 +1,6 @@
-"""The actions that the cases use, in repositories of the same forge: there is no other forge to fetch any from."""
+"""The actions that the cases use, in repositories of the same forge: there is no other forge to
+fetch any from.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ def publish(site: Site) -> None:
     site.organisation(OWNER)
     for folder in sorted(FOLDER.iterdir()):
         site.call("DELETE", f"/repos/{OWNER}/{folder.name}", fine=(404,))
-        site.call("POST", f"/orgs/{OWNER}/repos", {"name": folder.name, "auto_init": False, "default_branch": "main"})
+        site.call(
+            "POST",
+            f"/orgs/{OWNER}/repos",
+            {"name": folder.name, "auto_init": False, "default_branch": "main"},
+        )
         files: dict[str, str | bytes] = {
             str(path.relative_to(folder)): path.read_text().replace("FORGE", site.url)
             for path in sorted(folder.rglob("*"))

@@ -1,4 +1,6 @@
-"""Logs without what differs from run to run: times, names of machines, numbers that the forge gives out."""
+"""Logs without what differs from run to run: times, names of machines, numbers that the forge gives
+out.
+"""
 
 from __future__ import annotations
 

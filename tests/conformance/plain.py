@@ -1,4 +1,6 @@
-"""The side without machines: Gitea's runner in a Debian tree, which is that of the very image, with a fresh copy for every job."""
+"""The side without machines: Gitea's runner in a Debian tree, which is that of the very image, with
+a fresh copy for every job.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,22 @@ def tree(golden: Golden, folder: Path) -> Iterator[Path]:
 class Runners:
     """So many runners at a time, each for one job, then the next in its place."""
 
-    def __init__(self, site: Site, root: Path, folder: Path, label: str, config: str, count: int) -> None:
-        self._site, self._root, self._folder, self._label, self._config = site, root, folder, label, config
+    def __init__(
+        self, site: Site, root: Path, folder: Path, label: str, config: str, count: int
+    ) -> None:
+        self._site, self._root, self._folder, self._label, self._config = (
+            site,
+            root,
+            folder,
+            label,
+            config,
+        )
         self._stopping = threading.Event()
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._records: dict[int, dict[str, Any]] = {}
-        self._threads = [threading.Thread(target=self._loop, args=(slot,), daemon=True) for slot in range(count)]
+        self._threads = [
+            threading.Thread(target=self._loop, args=(slot,), daemon=True) for slot in range(count)
+        ]
 
     def __enter__(self) -> Runners:
         for thread in self._threads:
@@ -75,21 +87,52 @@ class Runners:
             each.mkdir(parents=True, exist_ok=True)
         (files / ".runner").write_text(json.dumps(record))
         (files / "config.yaml").write_text(self._config)
-        command = ["bash", str(_SCRIPT), str(self._root), str(place), str(RUNNER), str(files / ".runner"), str(files / "config.yaml")]
-        unshared = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--propagation", "private", "--", *command]
+        command = [
+            "bash",
+            str(_SCRIPT),
+            str(self._root),
+            str(place),
+            str(RUNNER),
+            str(files / ".runner"),
+            str(files / "config.yaml"),
+        ]
+        unshared = [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--uts",
+            "--ipc",
+            "--fork",
+            "--kill-child",
+            "--propagation",
+            "private",
+            "--",
+            *command,
+        ]
         with (self._folder / f"{slot}.log").open("ab") as log:
             process = subprocess.Popen(unshared, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             self._processes[slot] = process
             process.wait()
         if process.returncode and not self._stopping.wait(1):
-            last = (self._folder / f"{slot}.log").read_text(errors="replace").strip().rpartition("\n")[2]
-            print(f"a runner of the plain tree ended with {process.returncode}: {last}", file=sys.stderr, flush=True)
+            last = (
+                (self._folder / f"{slot}.log")
+                .read_text(errors="replace")
+                .strip()
+                .rpartition("\n")[2]
+            )
+            print(
+                f"a runner of the plain tree ended with {process.returncode}: {last}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _register(self, name: str) -> dict[str, Any]:
         """Its file, as the runner reads it."""
         token = self._site.call("POST", "/admin/actions/runners/registration-token")["token"]
         body = {"name": name, "token": token, "labels": [self._label], "ephemeral": True}
-        answer = httpx.post(f"{self._site.url}/api/actions/runner.v1.RunnerService/Register", json=body, timeout=30)
+        answer = httpx.post(
+            f"{self._site.url}/api/actions/runner.v1.RunnerService/Register", json=body, timeout=30
+        )
         made = answer.raise_for_status().json()["runner"]
         return {
             "id": int(made["id"]),

@@ -19,7 +19,9 @@ from tests.forge.gitea import Repository, Site
 
 @dataclass
 class Play:
-    """The acts of a case, one after another; whoever looks at the forge's jobs calls `go_on` with them."""
+    """The acts of a case, one after another; whoever looks at the forge's jobs calls `go_on` with
+    them.
+    """
 
     site: Site
     case: Case
@@ -33,12 +35,18 @@ class Play:
     def begin(cls, site: Site, owner: str, case: Case, files: dict[str, str]) -> Play:
         """A fresh repository, with everything in it by one push."""
         site.call("DELETE", f"/repos/{owner}/{case.name}", fine=(404,))
-        site.call("POST", f"/orgs/{owner}/repos", {"name": case.name, "private": case.private, "default_branch": "main"})
+        site.call(
+            "POST",
+            f"/orgs/{owner}/repos",
+            {"name": case.name, "private": case.private, "default_branch": "main"},
+        )
         repository = Repository(site, f"{owner}/{case.name}")
         for name, secret in case.secrets.items():
             site.call("PUT", f"/repos/{repository.name}/actions/secrets/{name}", {"data": secret})
         for name, value in case.variables.items():
-            site.call("POST", f"/repos/{repository.name}/actions/variables/{name}", {"value": value})
+            site.call(
+                "POST", f"/repos/{repository.name}/actions/variables/{name}", {"value": value}
+            )
         repository.commit(dict(files))
         if case.submodules:
             _add_submodules(site, repository, case.submodules)
@@ -75,7 +83,9 @@ class Play:
             case ["until", "done"]:
                 return bool(self.jobs) and all(job["status"] == "completed" for job in self.jobs)
             case ["until", runs, "runs", "done"]:
-                return len({job["run_id"] for job in self.jobs}) >= int(runs) and all(job["status"] == "completed" for job in self.jobs)
+                return len({job["run_id"] for job in self.jobs}) >= int(runs) and all(
+                    job["status"] == "completed" for job in self.jobs
+                )
             case ["until", job, "says", text]:
                 return self._says(job, text)
             case ["until", job, status]:
@@ -88,16 +98,27 @@ class Play:
         if time.monotonic() - self.asked < 1:
             return False
         self.asked = time.monotonic()
-        return any(text in self.repository.log(each["id"]) for each in self.jobs if each["name"] == job)
+        return any(
+            text in self.repository.log(each["id"]) for each in self.jobs if each["name"] == job
+        )
 
     def ended(self) -> list[Ended]:
         """Its jobs by name; those of a second run of the workflow have its number behind it."""
-        runs = {run: number for number, run in enumerate(sorted({job["run_id"] for job in self.jobs}), 1)}
+        runs = {
+            run: number
+            for number, run in enumerate(sorted({job["run_id"] for job in self.jobs}), 1)
+        }
         found = []
         for job in self.jobs:
             number = runs[job["run_id"]]
             log = normalize.lines(self.repository.log(job["id"]))
-            found.append(Ended(job["name"] + (f" (run {number})" if number > 1 else ""), job.get("conclusion", job["status"]), log))
+            found.append(
+                Ended(
+                    job["name"] + (f" (run {number})" if number > 1 else ""),
+                    job.get("conclusion", job["status"]),
+                    log,
+                )
+            )
         return found
 
     def faults(self, ended: list[Ended]) -> list[str]:
@@ -105,10 +126,17 @@ class Play:
         by_name = {each.job: each for each in ended}
         wanted = {each.job: each for each in self.case.wanted}
         found = [f"{job}: there is no such job" for job in wanted if job not in by_name]
-        found += [f"{job}: nobody expected this job, which is {each.verdict}" for job, each in by_name.items() if job not in wanted]
+        found += [
+            f"{job}: nobody expected this job, which is {each.verdict}"
+            for job, each in by_name.items()
+            if job not in wanted
+        ]
         for job, want in wanted.items():
             if job in by_name:
-                found += [f"{job}: {fault}" for fault in want.faults(by_name[job].verdict, by_name[job].log)]
+                found += [
+                    f"{job}: {fault}"
+                    for fault in want.faults(by_name[job].verdict, by_name[job].log)
+                ]
         return found
 
 
@@ -116,11 +144,18 @@ def _add_submodules(site: Site, repository: Repository, submodules: dict[str, st
     """By git: the forge's calls know none."""
     with tempfile.TemporaryDirectory() as folder:
         name, mail = ("AUTHOR_NAME", "COMMITTER_NAME"), ("AUTHOR_EMAIL", "COMMITTER_EMAIL")
-        who = {f"GIT_{key}": "x" for key in name} | {f"GIT_{key}": "x@forge.example" for key in mail}
+        who = {f"GIT_{key}": "x" for key in name} | {
+            f"GIT_{key}": "x@forge.example" for key in mail
+        }
 
         def git(*arguments: str) -> None:
             header = f"http.extraHeader=Authorization: token {site.token}"
-            subprocess.run(["git", "-C", folder, "-c", header, *arguments], check=True, capture_output=True, env=os.environ | who)
+            subprocess.run(
+                ["git", "-C", folder, "-c", header, *arguments],
+                check=True,
+                capture_output=True,
+                env=os.environ | who,
+            )
 
         git("clone", "--quiet", f"{site.url}/{repository.name}", ".")
         for path, address in submodules.items():

@@ -1,4 +1,6 @@
-"""One round: cases on a side, until each has ended; and what differs between the rounds of two sides."""
+"""One round: cases on a side, until each has ended; and what differs between the rounds of two
+sides.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,20 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def run(site: Site, side: Side, chosen: Iterable[Case], folder: Path) -> tuple[dict[str, list[Ended]], list[str]]:
+def run(
+    site: Site, side: Side, chosen: Iterable[Case], folder: Path
+) -> tuple[dict[str, list[Ended]], list[str]]:
     """The jobs of each case on a side as they ended, and what is wrong with them."""
     forge = site.url
     site.organisation(side.owner)
     began = time.monotonic()
     plays = {}
-    for case in sorted(chosen, key=lambda case: case.topic not in _LONG):  # those that take long first
+    # Those that take long first.
+    for case in sorted(chosen, key=lambda case: case.topic not in _LONG):
         if not case.sides or side.name in case.sides:
-            plays[case.name] = Play.begin(site, side.owner, case, case.contents(side.name, side.container, forge))
+            plays[case.name] = Play.begin(
+                site, side.owner, case, case.contents(side.name, side.container, forge)
+            )
     say(f"{side.name}: {len(plays)} cases pushed in {time.monotonic() - began:.0f} s")
     try:
         with sides.runners(site, side, folder):
@@ -42,8 +49,14 @@ def run(site: Site, side: Side, chosen: Iterable[Case], folder: Path) -> tuple[d
     finally:
         for play in plays.values():
             play.repository.delete()
-    faults = [f"{name}, {side.name}: {fault}" for name, play in plays.items() for fault in play.faults(ended[name])]
-    say(f"{side.name}: {len(plays)} cases in {time.monotonic() - began:.0f} s, {len(faults)} faults")
+    faults = [
+        f"{name}, {side.name}: {fault}"
+        for name, play in plays.items()
+        for fault in play.faults(ended[name])
+    ]
+    say(
+        f"{side.name}: {len(plays)} cases in {time.monotonic() - began:.0f} s, {len(faults)} faults"
+    )
     return ended, faults + stuck
 
 
@@ -56,11 +69,19 @@ def _play(site: Site, side: Side, plays: dict[str, Play]) -> list[str]:
             jobs[in_repository(job)].append(job)
         for play in open_.values():
             play.go_on(jobs[play.repository.name])
-        now = json.dumps([[(job["status"], job["run_attempt"]) for job in play.jobs] + [len(play.left)] for play in plays.values()])
+        now = json.dumps(
+            [
+                [(job["status"], job["run_attempt"]) for job in play.jobs] + [len(play.left)]
+                for play in plays.values()
+            ]
+        )
         if now != shown:
             last, shown = time.monotonic(), now
         if time.monotonic() - last > STALLED:
-            return [f"{name}, {side.name}: does not get over {play.left[0]!r}" for name, play in open_.items()]
+            return [
+                f"{name}, {side.name}: does not get over {play.left[0]!r}"
+                for name, play in open_.items()
+            ]
         time.sleep(0.5)
     return []
 

@@ -1,4 +1,6 @@
-"""Where the cases run: a plain Debian tree, three kinds of machines of it, and containers in machines."""
+"""Where the cases run: a plain Debian tree, three kinds of machines of it, and containers in
+machines.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,10 @@ class Side:
     def section(self) -> str:
         """Of the configuration."""
         return (
-            f'[pools.{self.name}]\nlabels = ["{self.name}:{self.place}"]\nimage = "{self.image}"\nmemory = "1GiB"\ndisk = "10GiB"\n'
-            f'max = {self.most}\nstart = "{self.start}"\nwarm = {self.warm}\nboot_timeout = "10m"\npickup_timeout = "5m"\n'
+            f'[pools.{self.name}]\nlabels = ["{self.name}:{self.place}"]\nimage = '
+            f'"{self.image}"\nmemory = "1GiB"\ndisk = "10GiB"\n'
+            f'max = {self.most}\nstart = "{self.start}"\nwarm = {self.warm}\nboot_timeout = '
+            '"10m"\npickup_timeout = "5m"\n'
         )
 
 
@@ -68,7 +72,13 @@ def runners(site: Site, side: Side, folder: Path) -> Iterator[None]:
 @contextmanager
 def _plain(site: Site, side: Side, folder: Path) -> Iterator[None]:
     # As it is in the seed of a machine.
-    config = runner_config("gitea", job_timeout=timedelta(hours=3), labels=[Label.parse(f"{side.name}:host")], environment={}, more={})
+    config = runner_config(
+        "gitea",
+        job_timeout=timedelta(hours=3),
+        labels=[Label.parse(f"{side.name}:host")],
+        environment={},
+        more={},
+    )
     with (
         plain.tree(store.find(IMAGES, side.image), folder / "plain") as root,
         plain.Runners(site, root, folder / "plain", side.name, config, side.most),
@@ -84,7 +94,12 @@ def _machines(site: Site, side: Side, folder: Path) -> Iterator[None]:
     if side.start == "snapshot":
         ground.run("snapshot", "create", "--pool", side.name, timeout=900)
     with (ground.folder / "serve.log").open("ab") as log:
-        served = subprocess.Popen(ground.command("serve"), stdout=log, stderr=log, env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)})
+        served = subprocess.Popen(
+            ground.command("serve"),
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)},
+        )
     try:
         yield
     finally:

@@ -1,7 +1,9 @@
-"""Forgejo 15 as vmrunner and a runner meet it: an HTTP server with jobs, runners and the runner RPC, for what can't be had here.
+"""Forgejo 15 as vmrunner and a runner meet it: an HTTP server with jobs, runners and the runner
+RPC, for what can't be had here.
 
-Behaviour: what Forgejo's source and own tests say (REST under `/api/v1`, RPC under `/api/actions/runner.v1.RunnerService`).
-Every REST answer is checked against `tests/forge/schema.py`; what does not fit is kept in `faults_of_its_own` and raised at the end.
+Behaviour: what Forgejo's source and own tests say (REST under `/api/v1`, RPC under
+`/api/actions/runner.v1.RunnerService`). Every REST answer is checked against
+`tests/forge/schema.py`; what does not fit is kept in `faults_of_its_own` and raised at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +31,13 @@ OWNER = "rig"
 """Whose tokens these are; `/user` means them."""
 ALL_SCOPES = frozenset({"write:admin", "write:organization", "write:user", "write:repository"})
 _SERVICE = "/api/actions/runner.v1.RunnerService/"
-_KINDS = {"admin": "admin", "orgs": "organization", "user": "user", "repos": "repository", "repositories": "repository"}
+_KINDS = {
+    "admin": "admin",
+    "orgs": "organization",
+    "user": "user",
+    "repos": "repository",
+    "repositories": "repository",
+}
 
 
 class Refused(Exception):
@@ -49,7 +57,9 @@ class Runner:
     description: str
     ephemeral: bool
     scope: str
-    uuid: str = field(default_factory=lambda: "-".join(secrets.token_hex(size) for size in (4, 2, 2, 2, 6)))
+    uuid: str = field(
+        default_factory=lambda: "-".join(secrets.token_hex(size) for size in (4, 2, 2, 2, 6))
+    )
     token: str = field(default_factory=lambda: secrets.token_hex(20))
     labels: list[str] = field(default_factory=list)
     version: str = ""
@@ -62,7 +72,11 @@ class Runner:
         status = "idle" if now - self.seen < 60 and self.seen else "offline"
         # So a runner that has a job and says nothing is not active.
         status = "active" if now - self.reported < 10 and self.reported else status
-        return {key: getattr(self, key) for key in keys} | {"owner_id": 0, "repo_id": 0, "status": status}
+        return {key: getattr(self, key) for key in keys} | {
+            "owner_id": 0,
+            "repo_id": 0,
+            "status": status,
+        }
 
 
 @dataclass
@@ -118,20 +132,31 @@ class Job:
         }
 
     def payload(self) -> str:
-        workflow = {"jobs": {self.name: {"runs-on": self.labels, "steps": [{"run": step} for step in self.steps]}}}
+        workflow = {
+            "jobs": {
+                self.name: {"runs-on": self.labels, "steps": [{"run": step} for step in self.steps]}
+            }
+        }
         return base64.b64encode(yaml.safe_dump(workflow).encode()).decode()
 
 
 class Double:
     """The server; a context manager. `url` is where it listens."""
 
-    def __init__(self, address: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None, host: str = "") -> None:
+    def __init__(
+        self,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        host: str = "",
+    ) -> None:
         self.tokens = {secrets.token_hex(20): ALL_SCOPES}
         self.runners: dict[int, Runner] = {}
         self.jobs: dict[int, Job] = {}
         self.repositories: dict[int, str] = {}  # owner/name
         self.without_actions: set[str] = set()  # repositories, owner/name
-        self.fault: Callable[[BaseHTTPRequestHandler], bool] | None = None  # answers instead of us where it returns true
+        # Answers instead of us where it returns true.
+        self.fault: Callable[[BaseHTTPRequestHandler], bool] | None = None
         self.faults_of_its_own: list[str] = []
         self.lock = threading.RLock()
         self._last = 0
@@ -144,8 +169,12 @@ class Double:
         self._server.daemon_threads = True
         if tls:
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"{'https' if tls else 'http'}://{host or address}:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.url = (
+            f"{'https' if tls else 'http'}://{host or address}:{self._server.server_address[1]}"
+        )
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        )
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -174,31 +203,48 @@ class Double:
             return self._last
 
     def add_job(
-        self, name: str, *, labels: Sequence[str] = ("debian-12",), steps: Sequence[str] = ("true",), repository: str = "org1/r1"
+        self,
+        name: str,
+        *,
+        labels: Sequence[str] = ("debian-12",),
+        steps: Sequence[str] = ("true",),
+        repository: str = "org1/r1",
     ) -> Job:
         """A job begins to wait."""
         with self.lock:
-            repo_id = next((number for number, known in self.repositories.items() if known == repository), 0) or self.number()
+            repo_id = (
+                next(
+                    (number for number, known in self.repositories.items() if known == repository),
+                    0,
+                )
+                or self.number()
+            )
             self.repositories[repo_id] = repository
             job = Job(self.number(), name, list(labels), list(steps), repository, repo_id)
             self.jobs[job.id] = job
         return job
 
     def cancel(self, job: Job) -> None:
-        """As a user does it on the forge's page: the job is over, its runner's record gone, and the guest hears nothing."""
+        """As a user does it on the forge's page: the job is over, its runner's record gone, and the
+        guest hears nothing.
+        """
         with self.lock:
             job.result = "RESULT_CANCELLED"
             if job.runner and job.runner.ephemeral:
                 self.runners.pop(job.runner.id, None)
 
-    # ---- REST --------------------------------------------------------------------------------------------------------------------------
+    # ---- REST
+    # ----------------------------------------------------------------------------------------------
 
-    def rest(self, method: str, path: str, query: dict[str, str], token: str, body: dict[str, Any]) -> tuple[int, Any, str, dict[str, str]]:
+    def rest(
+        self, method: str, path: str, query: dict[str, str], token: str, body: dict[str, Any]
+    ) -> tuple[int, Any, str, dict[str, str]]:
         """Status, body, the path as the API description writes it, and headers."""
         if path == "/version":
             return 200, {"version": "15.0.3+gitea-1.22.0"}, path, {}
         found = re.fullmatch(
-            r"/(repositories)/(\d+)|/(admin|user|orgs/([^/]+)|repos/([^/]+/[^/]+))/actions/(?:runners(?:/(jobs|\d+))?|(tasks))", path
+            r"/(repositories)/(\d+)|/(admin|user|orgs/([^/]+)|repos/([^/]+/[^/]+))/actions/(?:runners(?:/(jobs|\d+))?|(tasks))",
+            path,
         )
         if not found or (found[7] and not found[5]):
             raise Refused(404, message="404 page not found", url=self.url)
@@ -206,19 +252,33 @@ class Double:
         kind = scope.partition("/")[0]
         if token not in self.tokens:
             raise Refused(401, message="invalid username, password or token", url=self.url)
-        wanted = {f"write:{_KINDS[kind]}"} | ({f"read:{_KINDS[kind]}"} if method == "GET" else set())
+        wanted = {f"write:{_KINDS[kind]}"} | (
+            {f"read:{_KINDS[kind]}"} if method == "GET" else set()
+        )
         if not wanted & self.tokens[token]:
             level = "read" if method == "GET" else "write"
-            said = f"token does not have at least one of required scope(s): [{level}:{_KINDS[kind]}]"
+            said = (
+                f"token does not have at least one of required scope(s): [{level}:{_KINDS[kind]}]"
+            )
             raise Refused(403, message=said, url=self.url)
         if kind == "repositories":
             return *self._repository(int(found[2])), "/repositories/{id}", {}
-        template = {"admin": "/admin", "user": "/user", "orgs": "/orgs/{org}", "repos": "/repos/{owner}/{repo}"}[kind] + "/actions/runners"
+        template = {
+            "admin": "/admin",
+            "user": "/user",
+            "orgs": "/orgs/{org}",
+            "repos": "/repos/{owner}/{repo}",
+        }[kind] + "/actions/runners"
         template += {None: "", "jobs": "/jobs"}.get(rest, "/{runner_id}")
         if rest == "tasks":
             template = "/repos/{owner}/{repo}/actions/tasks"
         if kind == "repos" and found[5] in self.without_actions:
-            return 404, {"message": "The target couldn't be found.", "url": self.url, "errors": []}, template, {}
+            return (
+                404,
+                {"message": "The target couldn't be found.", "url": self.url, "errors": []},
+                template,
+                {},
+            )
         with self.lock:
             status, answer, headers = self._answer(method, scope, rest, query, body)
         return status, answer, template, headers
@@ -226,7 +286,11 @@ class Double:
     def _repository(self, number: int) -> tuple[int, Any]:
         with self.lock:
             if (name := self.repositories.get(number)) is None:
-                return 404, {"message": "The target couldn't be found.", "url": self.url, "errors": []}
+                return 404, {
+                    "message": "The target couldn't be found.",
+                    "url": self.url,
+                    "errors": [],
+                }
             return 200, {"id": number, "name": name.partition("/")[2], "full_name": name}
 
     def _answer(
@@ -235,15 +299,29 @@ class Double:
         missing = {"message": "The target couldn't be found.", "url": self.url, "errors": []}
         mine = [runner for runner in self.runners.values() if scope in ("admin", runner.scope)]
         if rest == "tasks":
-            tasks = [job.task(self.url) for job in self.jobs.values() if job.task_id and scope == f"repos/{job.repository}"]
+            tasks = [
+                job.task(self.url)
+                for job in self.jobs.values()
+                if job.task_id and scope == f"repos/{job.repository}"
+            ]
             page, limit = int(query.get("page", 1)), min(50, int(query.get("limit", 50)))
             newest = sorted(tasks, key=lambda task: -task["id"])[(page - 1) * limit : page * limit]
-            return 200, {"total_count": len(tasks), "workflow_runs": newest}, {"X-Total-Count": str(len(tasks))}
+            return (
+                200,
+                {"total_count": len(tasks), "workflow_runs": newest},
+                {"X-Total-Count": str(len(tasks))},
+            )
         if rest == "jobs":
             labels = [label for label in query.get("labels", "").split(",") if label]
-            jobs = [job for job in self.jobs.values() if not job.result and _covers(scope, job.repository)]
+            jobs = [
+                job
+                for job in self.jobs.values()
+                if not job.result and _covers(scope, job.repository)
+            ]
             fitting = [
-                job.plain() for job in sorted(jobs, key=lambda job: -job.id) if "labels" not in query or set(job.labels) <= set(labels)
+                job.plain()
+                for job in sorted(jobs, key=lambda job: -job.id)
+                if "labels" not in query or set(job.labels) <= set(labels)
             ]
             return 200, fitting or None, {}
         if rest is not None:
@@ -255,18 +333,36 @@ class Double:
                 return 204, None, {}
             return 200, runner.plain(), {}
         if method == "POST":
-            made = Runner(self.number(), body["name"], body.get("description", ""), body.get("ephemeral", False), scope)
+            made = Runner(
+                self.number(),
+                body["name"],
+                body.get("description", ""),
+                body.get("ephemeral", False),
+                scope,
+            )
             self.runners[made.id] = made
             return 201, {"id": made.id, "uuid": made.uuid, "token": made.token}, {}
         page, limit = int(query.get("page", 1)), min(50, int(query.get("limit", 30)))
-        return 200, [runner.plain() for runner in mine[(page - 1) * limit : page * limit]], {"X-Total-Count": str(len(mine))}
+        return (
+            200,
+            [runner.plain() for runner in mine[(page - 1) * limit : page * limit]],
+            {"X-Total-Count": str(len(mine))},
+        )
 
-    # ---- the runner RPC ----------------------------------------------------------------------------------------------------------------
+    # ---- the runner RPC
+    # ----------------------------------------------------------------------------------------------
 
     def rpc(self, method: str, uuid: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
         """One call; zero values are left out of the answer, and int64 are strings."""
         with self.lock:
-            runner = next((each for each in self.runners.values() if (each.uuid, each.token) == (uuid, token)), None)
+            runner = next(
+                (
+                    each
+                    for each in self.runners.values()
+                    if (each.uuid, each.token) == (uuid, token)
+                ),
+                None,
+            )
             if runner is None:
                 raise Refused(401, code="unauthenticated", message="unregistered runner")
             runner.seen = time.monotonic()
@@ -274,7 +370,10 @@ class Double:
                 runner.reported = runner.seen
             match method:
                 case "Declare":
-                    runner.labels, runner.version = list(body.get("labels", [])), body.get("version", "")
+                    runner.labels, runner.version = (
+                        list(body.get("labels", [])),
+                        body.get("version", ""),
+                    )
                     known = {"id": str(runner.id), "uuid": runner.uuid, "name": runner.name}
                     return {"runner": known | {"version": runner.version, "labels": runner.labels}}
                 case "FetchTask":
@@ -291,16 +390,31 @@ class Double:
         if runner.ephemeral and any(job.runner is runner for job in self.jobs.values()):
             return {"tasksVersion": "1"}
         for job in self.jobs.values():
-            free = not job.result and not job.task_id and set(job.labels) <= set(runner.labels) and _covers(runner.scope, job.repository)
+            free = (
+                not job.result
+                and not job.task_id
+                and set(job.labels) <= set(runner.labels)
+                and _covers(runner.scope, job.repository)
+            )
             # Without a handle any job will do: that is what an empty one means, too.
             if free and handle in ("", job.handle):
                 job.task_id, job.runner, job.began = self.number(), runner, _now()
                 context = {"repository": job.repository, "sha": SHA}
-                return {"task": {"id": str(job.task_id), "workflowPayload": job.payload(), "context": context}, "tasksVersion": "1"}
+                return {
+                    "task": {
+                        "id": str(job.task_id),
+                        "workflowPayload": job.payload(),
+                        "context": context,
+                    },
+                    "tasksVersion": "1",
+                }
         return {"tasksVersion": "1"}
 
     def _task(self, runner: Runner, task_id: Any) -> Job:
-        job = next((job for job in self.jobs.values() if job.task_id and str(job.task_id) == str(task_id)), None)
+        job = next(
+            (job for job in self.jobs.values() if job.task_id and str(job.task_id) == str(task_id)),
+            None,
+        )
         if job is None or job.runner is not runner:
             raise Refused(500, code="internal", message="invalid runner for task")
         return job
@@ -335,7 +449,9 @@ def _now() -> str:
 def _covers(scope: str, repository: str) -> bool:
     """Whether runners of this scope may take jobs of this repository (owner/name)."""
     owner = repository.partition("/")[0]
-    return scope in ("admin", f"orgs/{owner}", f"repos/{repository}") or (scope == "user" and owner == OWNER)
+    return scope in ("admin", f"orgs/{owner}", f"repos/{repository}") or (
+        scope == "user" and owner == OWNER
+    )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -358,8 +474,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self.answer(200, self.forge.rpc(address.path.removeprefix(_SERVICE), *who, body))
                 return
             token = self.headers.get("Authorization", "").removeprefix("token ")
-            query = {key: values[-1] for key, values in parse_qs(address.query, keep_blank_values=True).items()}
-            status, answer, template, headers = self.forge.rest(self.command, address.path.removeprefix("/api/v1"), query, token, body)
+            query = {
+                key: values[-1]
+                for key, values in parse_qs(address.query, keep_blank_values=True).items()
+            }
+            status, answer, template, headers = self.forge.rest(
+                self.command, address.path.removeprefix("/api/v1"), query, token, body
+            )
             try:
                 schema.check(self.command, template, status, answer)
             except Exception as error:
@@ -370,12 +491,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815 — http.server's names
 
-    def answer(self, status: int, body: Any, headers: dict[str, str] | None = None, *, empty: bool = False) -> None:
+    def answer(
+        self, status: int, body: Any, headers: dict[str, str] | None = None, *, empty: bool = False
+    ) -> None:
         """Send JSON, `null` for None, or no body at all."""
         raw = b"" if empty else json.dumps(body).encode()
         self.send_raw(status, raw, headers)
 
-    def send_raw(self, status: int, raw: bytes, headers: dict[str, str] | None = None, *, length: int | None = None) -> None:
+    def send_raw(
+        self,
+        status: int,
+        raw: bytes,
+        headers: dict[str, str] | None = None,
+        *,
+        length: int | None = None,
+    ) -> None:
         """Send these bytes; a `length` that is not theirs makes a broken answer."""
         self.send_response(status)
         for name, value in (headers or {}).items():

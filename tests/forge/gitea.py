@@ -22,18 +22,29 @@ class Site:
         self.url = URL
         self.token = os.environ["VMRUNNER_TEST_GITEA_TOKEN"]
         self._client = httpx.Client(
-            base_url=f"{URL}/api/v1", headers={"Authorization": f"token {self.token}"}, timeout=30, transport=httpx.HTTPTransport(retries=2)
+            base_url=f"{URL}/api/v1",
+            headers={"Authorization": f"token {self.token}"},
+            timeout=30,
+            transport=httpx.HTTPTransport(retries=2),
         )
 
     def close(self) -> None:
         """Close its connections."""
         self._client.close()
 
-    def call(self, method: str, path: str, body: Any = None, *, fine: tuple[int, ...] = (), **params: Any) -> Any:
+    def call(
+        self, method: str, path: str, body: Any = None, *, fine: tuple[int, ...] = (), **params: Any
+    ) -> Any:
         """One request; an answer that is neither a success nor in `fine` is an error."""
         answer = self._client.request(method, path, json=body, params=params)
-        assert answer.is_success or answer.status_code in fine, f"{method} {path}: {answer.status_code} {answer.text}"
-        return answer.json() if answer.content and "json" in answer.headers.get("content-type", "") else answer.text
+        assert answer.is_success or answer.status_code in fine, (
+            f"{method} {path}: {answer.status_code} {answer.text}"
+        )
+        return (
+            answer.json()
+            if answer.content and "json" in answer.headers.get("content-type", "")
+            else answer.text
+        )
 
     def organisation(self, name: str) -> None:
         """Make an organisation unless it exists."""
@@ -54,11 +65,20 @@ class Site:
             self.call("DELETE", f"/repos/{repository['full_name']}", fine=(404,))
 
     def cancel(self, job: dict[str, Any]) -> None:
-        """Cancel the run of a job, as a user does it on its page: 1.26 has no REST call for that."""
+        """Cancel the run of a job, as a user does it on its page: 1.26 has no REST call for
+        that.
+        """
         user, password = self._user("canceller")
-        self.call("PATCH", f"/admin/users/{user}", {"login_name": user, "source_id": 0, "admin": True})
+        self.call(
+            "PATCH", f"/admin/users/{user}", {"login_name": user, "source_id": 0, "admin": True}
+        )
         with httpx.Client(base_url=URL, timeout=30) as browser:
-            assert browser.post("/user/login", data={"user_name": user, "password": password}).status_code == 303
+            assert (
+                browser.post(
+                    "/user/login", data={"user_name": user, "password": password}
+                ).status_code
+                == 303
+            )
             run = job["html_url"].partition("/jobs/")[0].partition("/actions/")
             page = "/".join(run[0].split("/")[-2:]) + f"/actions/{run[2]}/cancel"
             assert browser.post(f"/{page}").is_success
@@ -66,22 +86,33 @@ class Site:
     def _user(self, name: str) -> tuple[str, str]:
         """Make a user unless there is one; name and password."""
         password = "a-Passw0rd-of-the-tests"
-        body = {"username": name, "password": password, "email": f"{name}@forge.example", "must_change_password": False}
+        body = {
+            "username": name,
+            "password": password,
+            "email": f"{name}@forge.example",
+            "must_change_password": False,
+        }
         self.call("POST", "/admin/users", body, fine=(422,))
         return name, password
 
     def grant(self, *scopes: str, admin: bool = False) -> str:
         """A new token with just these scopes, of a user of its own."""
         user, password = self._user("granted-admin" if admin else "granted")
-        self.call("PATCH", f"/admin/users/{user}", {"login_name": user, "source_id": 0, "admin": admin})
+        self.call(
+            "PATCH", f"/admin/users/{user}", {"login_name": user, "source_id": 0, "admin": admin}
+        )
         body = {"name": str(time.time_ns()), "scopes": list(scopes)}
-        answer = httpx.post(f"{URL}/api/v1/users/{user}/tokens", json=body, auth=(user, password), timeout=30)
+        answer = httpx.post(
+            f"{URL}/api/v1/users/{user}/tokens", json=body, auth=(user, password), timeout=30
+        )
         token: str = answer.json()["sha1"]
         return token
 
     def runners(self) -> list[dict[str, Any]]:
         """Every runner record of the instance."""
-        found: list[dict[str, Any]] = self.call("GET", "/admin/actions/runners", limit=50)["runners"]
+        found: list[dict[str, Any]] = self.call("GET", "/admin/actions/runners", limit=50)[
+            "runners"
+        ]
         return found
 
     def queued(self) -> int:
@@ -97,9 +128,15 @@ class Repository:
     name: str  # owner/name
 
     def push(self, workflow: str, file: str = "ci.yaml") -> None:
-        """Commit a workflow; a push event starts every workflow of the repository that wants one."""
+        """Commit a workflow; a push event starts every workflow of the repository that wants
+        one.
+        """
         content = base64.b64encode(workflow.encode()).decode()
-        self.site.call("POST", f"/repos/{self.name}/contents/.gitea/workflows/{file}", {"content": content, "message": file})
+        self.site.call(
+            "POST",
+            f"/repos/{self.name}/contents/.gitea/workflows/{file}",
+            {"content": content, "message": file},
+        )
 
     def commit(self, files: dict[str, str | bytes]) -> None:
         """Add these files in one commit, which is one push event."""
@@ -107,35 +144,50 @@ class Repository:
             {
                 "operation": "create",
                 "path": path,
-                "content": base64.b64encode(content if isinstance(content, bytes) else content.encode()).decode(),
+                "content": base64.b64encode(
+                    content if isinstance(content, bytes) else content.encode()
+                ).decode(),
             }
             for path, content in files.items()
         ]
-        self.site.call("POST", f"/repos/{self.name}/contents", {"files": operations, "message": "files", "new_branch": "main"})
+        self.site.call(
+            "POST",
+            f"/repos/{self.name}/contents",
+            {"files": operations, "message": "files", "new_branch": "main"},
+        )
 
     def rerun(self, job: dict[str, Any], *, failed: bool = False) -> None:
         """The run of a job once more, or its failed jobs."""
-        self.site.call("POST", f"/repos/{self.name}/actions/runs/{job['run_id']}/{'rerun-failed-jobs' if failed else 'rerun'}")
+        what = "rerun-failed-jobs" if failed else "rerun"
+        self.site.call("POST", f"/repos/{self.name}/actions/runs/{job['run_id']}/{what}")
 
     def dispatch(self, file: str = "ci.yaml") -> None:
         """Start a workflow that has `workflow_dispatch`."""
-        self.site.call("POST", f"/repos/{self.name}/actions/workflows/{file}/dispatches", {"ref": "main"})
+        self.site.call(
+            "POST", f"/repos/{self.name}/actions/workflows/{file}/dispatches", {"ref": "main"}
+        )
 
     def jobs(self) -> list[dict[str, Any]]:
         """Every job, oldest first."""
         found, page = [], 1
-        while listed := self.site.call("GET", f"/repos/{self.name}/actions/jobs", limit=50, page=page)["jobs"]:
+        while listed := self.site.call(
+            "GET", f"/repos/{self.name}/actions/jobs", limit=50, page=page
+        )["jobs"]:
             found += listed
             page += 1
         return sorted(found, key=lambda job: job["id"])
 
     def log(self, job: int) -> str:
         """A finished job's log as the forge has it; empty where it has none."""
-        text: str = self.site.call("GET", f"/repos/{self.name}/actions/jobs/{job}/logs", fine=(404,))
+        text: str = self.site.call(
+            "GET", f"/repos/{self.name}/actions/jobs/{job}/logs", fine=(404,)
+        )
         return text if isinstance(text, str) else ""
 
     def said(self, job: int) -> str:
-        """What the steps of a finished job printed: its log without times, and without what the runner says of each step's script."""
+        """What the steps of a finished job printed: its log without times, and without what the
+        runner says of each step's script.
+        """
         lines, inside = [], False
         for line in self.log(job).splitlines():
             text = line.partition(" ")[2]

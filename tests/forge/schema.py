@@ -1,4 +1,7 @@
-"""The shapes of Forgejo's REST answers, as far as vmrunner reads them. The double checks every answer of its own against this."""
+"""The shapes of Forgejo's REST answers, as far as vmrunner reads them.
+
+The double checks every answer of its own against this.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,20 @@ from typing import Any
 
 import jsonschema
 
-_STRING, _INTEGER, _STRINGS = {"type": "string"}, {"type": "integer"}, {"type": "array", "items": {"type": "string"}}
+_STRING, _INTEGER, _STRINGS = (
+    {"type": "string"},
+    {"type": "integer"},
+    {"type": "array", "items": {"type": "string"}},
+)
 
 
 def _object(**properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": sorted(properties), "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": sorted(properties),
+        "additionalProperties": False,
+    }
 
 
 RUNNER = _object(
@@ -37,7 +49,9 @@ JOB = _object(
     task_id=_INTEGER,
     status=_STRING,
 )
-REGISTERED = _object(id=_INTEGER, uuid=_STRING, token={"type": "string", "pattern": "^[0-9a-f]{40}$"})
+REGISTERED = _object(
+    id=_INTEGER, uuid=_STRING, token={"type": "string", "pattern": "^[0-9a-f]{40}$"}
+)
 TASK = _object(
     id=_INTEGER,
     name=_STRING,
@@ -78,8 +92,11 @@ for _scope in SCOPES:
         ("post", _runners, 401): ERROR,
         ("get", _runners, 404): NOT_FOUND,
         ("post", _runners, 404): NOT_FOUND,
-        # In Go a list that holds nothing is written as null here, which the description does not say.
-        ("get", f"{_runners}/jobs", 200): {"anyOf": [{"type": "array", "items": JOB, "minItems": 1}, {"type": "null"}]},
+        # In Go a list that holds nothing is written as null here, which the description does not
+        # say.
+        ("get", f"{_runners}/jobs", 200): {
+            "anyOf": [{"type": "array", "items": JOB, "minItems": 1}, {"type": "null"}]
+        },
         ("get", f"{_runners}/jobs", 403): ERROR,
         ("get", f"{_runners}/{{runner_id}}", 200): RUNNER,
         ("get", f"{_runners}/{{runner_id}}", 404): NOT_FOUND,
@@ -88,7 +105,8 @@ for _scope in SCOPES:
     }
 
 UNDESCRIBED = {401, 403}
-"""What the server answers before it looks at the path: a wrong token, a missing scope, on any path."""
+"""What the server answers before it looks at the path: a wrong token, a missing scope, on any path.
+"""
 
 
 def check(method: str, path: str, status: int, body: Any) -> None:

@@ -1,4 +1,6 @@
-"""What both forges do the same behind the seam: one set of tests for real Gitea and for the Forgejo double."""
+"""What both forges do the same behind the seam: one set of tests for real Gitea and for the Forgejo
+double.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from vmrunner.model.job import Credentials, Job, JobState, Scope, Sought
 from vmrunner.model.secret import Secret
 
 ORGANISATION, REPOSITORY = "behaviour", "behaviour/r1"
-SCOPES = [Scope.parse(text) for text in ("instance", f"organisation:{ORGANISATION}", "user", f"repository:{REPOSITORY}")]
+SCOPES = [
+    Scope.parse(text)
+    for text in ("instance", f"organisation:{ORGANISATION}", "user", f"repository:{REPOSITORY}")
+]
 INSTANCE = SCOPES[0]
 NAME = "vmr-behaviour-0123abcd"
 
@@ -38,16 +43,23 @@ class Runner:
     def take(self, labels: Sequence[str]) -> str:
         """Declare the labels and fetch a task; its id."""
         assert self.call("Declare", version="v1", labels=list(labels)).is_success
-        task: dict[str, Any] = until(lambda: self.call("FetchTask", tasksVersion="0").json().get("task"), 20, "a task")
+        task: dict[str, Any] = until(
+            lambda: self.call("FetchTask", tasksVersion="0").json().get("task"), 20, "a task"
+        )
         return str(task["id"])
 
     def log(self, task: str, *lines: str, index: int = 0, more: bool = True) -> None:
         """Send lines of the job's log, and that these are the last unless `more`."""
         rows = [{"time": now(), "content": line} for line in lines]
-        assert self.call("UpdateLog", taskId=task, index=str(index), rows=rows, noMore=not more).is_success
+        assert self.call(
+            "UpdateLog", taskId=task, index=str(index), rows=rows, noMore=not more
+        ).is_success
 
     def finish(self, task: str) -> None:
-        assert self.call("UpdateTask", state={"id": task, "result": "RESULT_SUCCESS", "startedAt": now(), "stoppedAt": now()}).is_success
+        assert self.call(
+            "UpdateTask",
+            state={"id": task, "result": "RESULT_SUCCESS", "startedAt": now(), "stoppedAt": now()},
+        ).is_success
 
 
 def now() -> str:
@@ -74,7 +86,9 @@ class Side:
 
 
 @pytest.fixture(params=["gitea", "forgejo"])
-def side(request: pytest.FixtureRequest, double: Double, client: Callable[..., Forge], site: Site) -> Iterator[Side]:
+def side(
+    request: pytest.FixtureRequest, double: Double, client: Callable[..., Forge], site: Site
+) -> Iterator[Side]:
     if request.param == "forgejo":
         yield Side(
             client(double.url, double.token),
@@ -86,8 +100,12 @@ def side(request: pytest.FixtureRequest, double: Double, client: Callable[..., F
     repositories: list[Repository] = []
 
     def queue(labels: Sequence[str]) -> None:
-        # A push would cancel what waits of the one before, so: a workflow for each, and none of them on push.
-        text = f"on: workflow_dispatch\njobs:\n  job:\n    runs-on: [{', '.join(labels)}]\n    steps: [{{run: 'true'}}]\n"
+        # A push would cancel what waits of the one before, so: a workflow for each, and none of
+        # them on push.
+        text = (
+            f"on: workflow_dispatch\njobs:\n  job:\n    runs-on: [{', '.join(labels)}]\n    "
+            f"steps: [{{run: 'true'}}]\n"
+        )
         if not repositories:
             repositories.append(site.repository(*REPOSITORY.split("/"), text))
         file = f"{'-'.join(labels)}.yaml"
@@ -126,21 +144,34 @@ def test_waiting_jobs_are_those_that_all_labels_cover_oldest_first(side: Side) -
     assert labels_of(side.forge, "vm-a") == [("vm-a",)]
     assert labels_of(side.forge, "vm-x") == []
     (job,) = waiting(side.forge, INSTANCE, ["vm-c"])
-    assert (job.state, job.name, bool(job.key), bool(job.handle)) == (JobState.WAITING, "job", True, side.forge.binds_jobs)
+    assert (job.state, job.name, bool(job.key), bool(job.handle)) == (
+        JobState.WAITING,
+        "job",
+        True,
+        side.forge.binds_jobs,
+    )
     counted = [side.forge.waiting(scope) for scope in SCOPES]
     assert counted == ([None] * 4 if side.forge.binds_jobs else [3, 3, 0, 3])
     for scope in (SCOPES[1], SCOPES[3]):
         assert [found.key for found in waiting(side.forge, scope, ["vm-c"])] == [job.key]
-    assert waiting(side.forge, SCOPES[2], ["vm-c"]) == [], "the user has no part in the organisation's repository"
+    assert waiting(side.forge, SCOPES[2], ["vm-c"]) == [], (
+        "the user has no part in the organisation's repository"
+    )
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
-def test_a_runner_is_made_listed_and_deleted_in_its_scope(side: Side, site: Site, scope: Scope) -> None:
+def test_a_runner_is_made_listed_and_deleted_in_its_scope(
+    side: Side, site: Site, scope: Scope
+) -> None:
     side.queue(["vm-idle"])  # so that the repository exists
     credentials = side.forge.create_runner(scope, NAME, ["vm-a"])
     mine = [record for record in side.forge.runners(scope) if record.name == NAME]
-    assert [(record.id, record.ephemeral, record.online) for record in mine] == [(credentials.id, True, False)]
-    assert credentials.id in {record.id for record in side.forge.runners(INSTANCE)}, "the instance shows every scope's"
+    assert [(record.id, record.ephemeral, record.online) for record in mine] == [
+        (credentials.id, True, False)
+    ]
+    assert credentials.id in {record.id for record in side.forge.runners(INSTANCE)}, (
+        "the instance shows every scope's"
+    )
     assert credentials.token not in repr(credentials)
     side.forge.delete_runner(scope, credentials.id)
     side.forge.delete_runner(scope, credentials.id)  # again is fine
@@ -157,7 +188,9 @@ def test_one_job_makes_the_credentials_worthless(side: Side) -> None:
     task = runner.take(["vm-once"])
     (job,) = running(side.forge)
     assert (job.state, waiting(side.forge, INSTANCE, ["vm-once"])) == (JobState.RUNNING, [])
-    assert [record.online for record in side.forge.runners(INSTANCE) if record.id == credentials.id] == [True]
+    assert [
+        record.online for record in side.forge.runners(INSTANCE) if record.id == credentials.id
+    ] == [True]
     assert "task" not in runner.call("FetchTask", tasksVersion="0").json(), "ephemeral: one job"
     runner.finish(task)
     until(lambda: not running(side.forge), 20, "the job is over")
@@ -167,7 +200,10 @@ def test_one_job_makes_the_credentials_worthless(side: Side) -> None:
 
 
 def test_runners_of_more_than_one_page_are_all_seen(side: Side) -> None:
-    made = {side.forge.create_runner(INSTANCE, f"vmr-behaviour-{number:08x}", ["vm-a"]).id for number in range(53)}
+    made = {
+        side.forge.create_runner(INSTANCE, f"vmr-behaviour-{number:08x}", ["vm-a"]).id
+        for number in range(53)
+    }
     assert made <= {record.id for record in side.forge.runners(INSTANCE)}
 
 
@@ -178,12 +214,20 @@ def ids(forge: Forge) -> set[int]:
 def test_a_job_whose_machine_died_is_failed(side: Side) -> None:
     job, credentials, runner, task = side.started("vm-dies")
     runner.log(task, "one", "two")
-    lines = ["vmrunner: the machine m-1 on the host h-1 died \u2014 \x1b[31mred\u202e\r\n", "x" * 5000]
+    lines = [
+        "vmrunner: the machine m-1 on the host h-1 died \u2014 \x1b[31mred\u202e\r\n",
+        "x" * 5000,
+    ]
     assert side.forge.fail_job(job, credentials, lines)
     assert running(side.forge) == waiting(side.forge, INSTANCE, job.labels) == []
     assert credentials.id not in ids(side.forge)
     assert "unregistered runner" in runner.call("FetchTask", tasksVersion="0").text
-    assert side.log(job) == ["one", "two", "vmrunner: the machine m-1 on the host h-1 died \u2014  [31mred   ", "x" * 1000]
+    assert side.log(job) == [
+        "one",
+        "two",
+        "vmrunner: the machine m-1 on the host h-1 died \u2014  [31mred   ",
+        "x" * 1000,
+    ]
     assert not side.forge.fail_job(job, credentials, ["again"])
     assert len(side.log(job)) == 4
 
@@ -199,17 +243,30 @@ def test_a_job_that_ends_meanwhile_is_not_failed(side: Side) -> None:
 def test_what_is_told_of_a_job_after_its_end(side: Side) -> None:
     job, credentials, runner, task = side.started("vm-told")
     idle = side.forge.create_runner(INSTANCE, "vmr-behaviour-1234abcd", ["vm-other"])
-    sought = [Sought(credentials.id, ("vm-told",), (replace(job, task_id=0),)), Sought(idle.id, ("vm-other",))]
+    sought = [
+        Sought(credentials.id, ("vm-told",), (replace(job, task_id=0),)),
+        Sought(idle.id, ("vm-other",)),
+    ]
     running_still = side.forge.ended_jobs(INSTANCE, sought[:1])[credentials.id]
     assert running_still is not None
-    assert (running_still.key, running_still.state, running_still.conclusion) == (job.key, JobState.RUNNING, "")
+    assert (running_still.key, running_still.state, running_still.conclusion) == (
+        job.key,
+        JobState.RUNNING,
+        "",
+    )
     runner.finish(task)
     side.forge.jobs(INSTANCE)
     found = side.forge.ended_jobs(INSTANCE, sought)
     had = found[credentials.id]
     assert had is not None
     assert found[idle.id] is None, "it never had one"
-    assert (had.key, had.name, had.repository, had.state, had.conclusion) == (job.key, "job", REPOSITORY, JobState.DONE, "success")
+    assert (had.key, had.name, had.repository, had.state, had.conclusion) == (
+        job.key,
+        "job",
+        REPOSITORY,
+        JobState.DONE,
+        "success",
+    )
     assert (len(had.sha), had.attempt) == (40, 1)
     assert had.run_url.startswith(f"{side.forge.url}/{REPOSITORY}/actions/runs/")
     assert had.started_at is not None
@@ -226,7 +283,9 @@ def test_a_job_that_nobody_began_is_nobodys(side: Side) -> None:
     side.queue(["vm-left"])
     (job,) = until(lambda: waiting(side.forge, INSTANCE, ["vm-left"]), 20, "the job")
     credentials = side.forge.create_runner(INSTANCE, NAME, ["vm-left"])
-    assert side.forge.ended_jobs(INSTANCE, [Sought(credentials.id, ("vm-left",), (job,))]) == {credentials.id: None}
+    assert side.forge.ended_jobs(INSTANCE, [Sought(credentials.id, ("vm-left",), (job,))]) == {
+        credentials.id: None
+    }
 
 
 @pytest.mark.parametrize("lines", [["it died"], []], ids=["lines", "no lines"])
@@ -240,7 +299,9 @@ def test_a_job_is_failed_whatever_its_log_is(side: Side, sent: list[str], lines:
     assert side.log(job) == (sent or lines or [""])
 
 
-def test_only_the_runner_that_has_a_job_can_fail_it(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_runner_that_has_a_job_can_fail_it(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vmrunner.forge.seam.http.PAGE", 2)  # the oldest task is on the second page
     first, mine, _, _ = side.started("vm-twin-1", name=NAME)
     second, other, runner, task = side.started("vm-twin-2", name="vmr-behaviour-1234abcd")
@@ -290,8 +351,13 @@ def test_gitea_lists_jobs_that_others_hold_back(site: Site, client: Callable[...
     job = "{{runs-on: vm-needs, {}steps: [{{run: 'true'}}]}}"
     text = f"on: [push]\njobs:\n  early: {job.format('')}\n  late: {job.format('needs: early, ')}\n"
     repository = site.repository(ADMIN, "needs", text)
-    early, late = until(lambda: len(forge.jobs(INSTANCE)) == 2 and forge.jobs(INSTANCE), 20, "both jobs")
-    assert [(job.name, job.state) for job in (early, late)] == [("early", JobState.WAITING), ("late", JobState.BLOCKED)]
+    early, late = until(
+        lambda: len(forge.jobs(INSTANCE)) == 2 and forge.jobs(INSTANCE), 20, "both jobs"
+    )
+    assert [(job.name, job.state) for job in (early, late)] == [
+        ("early", JobState.WAITING),
+        ("late", JobState.BLOCKED),
+    ]
     runner = Runner(forge, forge.create_runner(SCOPES[2], NAME, ["vm-needs"]))
     task = runner.take(["vm-needs"])
     assert [job.state for job in forge.jobs(INSTANCE)] == [JobState.RUNNING, JobState.BLOCKED]
@@ -304,19 +370,59 @@ def test_gitea_lists_jobs_that_others_hold_back(site: Site, client: Callable[...
 @pytest.mark.parametrize(
     ("reported", "shown"),
     [
-        ([], [("failure", ["line 0", "line 1", "it died"]), ("skipped", []), ("skipped", []), ("failure", [])]),
-        (["runs"], [("success", []), ("failure", ["line 0", "line 1", "it died"]), ("skipped", []), ("failure", [])]),
-        (["over", "runs"], [("success", []), ("success", ["line 0"]), ("failure", ["line 1", "it died"]), ("failure", [])]),
-        (["over", "over"], [("success", []), ("success", ["line 0"]), ("success", ["line 1"]), ("failure", ["it died"])]),
+        (
+            [],
+            [
+                ("failure", ["line 0", "line 1", "it died"]),
+                ("skipped", []),
+                ("skipped", []),
+                ("failure", []),
+            ],
+        ),
+        (
+            ["runs"],
+            [
+                ("success", []),
+                ("failure", ["line 0", "line 1", "it died"]),
+                ("skipped", []),
+                ("failure", []),
+            ],
+        ),
+        (
+            ["over", "runs"],
+            [
+                ("success", []),
+                ("success", ["line 0"]),
+                ("failure", ["line 1", "it died"]),
+                ("failure", []),
+            ],
+        ),
+        (
+            ["over", "over"],
+            [
+                ("success", []),
+                ("success", ["line 0"]),
+                ("success", ["line 1"]),
+                ("failure", ["it died"]),
+            ],
+        ),
     ],
     ids=["none has begun", "the first", "the second", "all are over"],
 )
 def test_gitea_shows_the_reason_where_the_job_was(
-    site: Site, client: Callable[..., Forge], reported: list[str], shown: list[tuple[str, list[str]]]
+    site: Site,
+    client: Callable[..., Forge],
+    reported: list[str],
+    shown: list[tuple[str, list[str]]],
 ) -> None:
-    """The page of the job, from "Set up job" to "Complete job": no step looks as if it still ran."""
+    """The page of the job, from "Set up job" to "Complete job": no step looks as if it still
+    ran.
+    """
     forge = client(site.url, site.token, kind="gitea")
-    text = "on: [push]\njobs:\n  job:\n    runs-on: vm-steps\n    steps: [{run: first}, {run: second}]\n"
+    text = (
+        "on: [push]\njobs:\n  job:\n    runs-on: vm-steps\n    steps: [{run: first}, {run: "
+        "second}]\n"
+    )
     repository = site.repository(ADMIN, "steps", text)
     until(lambda: waiting(forge, INSTANCE, ["vm-steps"]), 20, "the job")
     credentials = forge.create_runner(SCOPES[2], NAME, ["vm-steps"])
@@ -328,18 +434,28 @@ def test_gitea_shows_the_reason_where_the_job_was(
         | ({"result": "RESULT_SUCCESS", "stoppedAt": now()} if word == "over" else {})
         for number, word in enumerate(reported)
     ]
-    assert runner.call("UpdateTask", state={"id": task, "startedAt": now(), "steps": steps}).is_success
+    assert runner.call(
+        "UpdateTask", state={"id": task, "startedAt": now(), "steps": steps}
+    ).is_success
     (job,) = running(forge)
     assert forge.fail_job(job, credentials, ["it died"])
     cursors = [{"step": number, "cursor": None, "expanded": True} for number in range(4)]
     page = httpx.post(job.url, json={"logCursors": cursors}, timeout=20).json()
-    logs = {part["step"]: [line["message"] for line in part["lines"]] for part in page["logs"]["stepsLog"]}
-    found = [(step["status"], logs.get(number, [])) for number, step in enumerate(page["state"]["currentJob"]["steps"])]
+    logs = {
+        part["step"]: [line["message"] for line in part["lines"]]
+        for part in page["logs"]["stepsLog"]
+    }
+    found = [
+        (step["status"], logs.get(number, []))
+        for number, step in enumerate(page["state"]["currentJob"]["steps"])
+    ]
     assert found == shown
     repository.delete()
 
 
-def test_forgejo_names_repositories_where_the_token_may(double: Double, client: Callable[..., Forge]) -> None:
+def test_forgejo_names_repositories_where_the_token_may(
+    double: Double, client: Callable[..., Forge]
+) -> None:
     asked: list[str] = []
 
     def count(handler: Any) -> bool:
@@ -358,7 +474,9 @@ def test_forgejo_names_repositories_where_the_token_may(double: Double, client: 
     forge = client(double.url, double.grant("read:admin"))
     one, two = double.repositories
     for _ in range(3):
-        assert [job.repository for job in forge.jobs(INSTANCE)] == [f"repository {one}"] * 2 + [f"repository {two}"]
+        assert [job.repository for job in forge.jobs(INSTANCE)] == [f"repository {one}"] * 2 + [
+            f"repository {two}"
+        ]
     assert len(asked) == 1, "a token without the scope costs one request"
 
 
@@ -366,16 +484,27 @@ def test_forgejo_asks_again_for_a_name_after_a_while(double: Double) -> None:
     clock = iter([0.0, 0.0, 59.0, 59.0, 61.0, 61.0])
     double.add_job("job", repository="org1/gone")
     double.add_job("job", repository="org1/here")
-    (gone, _), double.repositories = double.repositories, {two: name for two, name in double.repositories.items() if name == "org1/here"}
+    (gone, _), double.repositories = (
+        double.repositories,
+        {two: name for two, name in double.repositories.items() if name == "org1/here"},
+    )
     with closing(Http(double.url, Secret(double.token))) as http:
         forge = Forgejo(http, lambda: next(clock))
-        assert [job.repository for job in forge.jobs(INSTANCE)] == [f"repository {gone}", "org1/here"]
+        assert [job.repository for job in forge.jobs(INSTANCE)] == [
+            f"repository {gone}",
+            "org1/here",
+        ]
         double.repositories[gone] = "org1/back"
-        assert [job.repository for job in forge.jobs(INSTANCE)] == [f"repository {gone}", "org1/here"]
+        assert [job.repository for job in forge.jobs(INSTANCE)] == [
+            f"repository {gone}",
+            "org1/here",
+        ]
         assert [job.repository for job in forge.jobs(INSTANCE)] == ["org1/back", "org1/here"]
 
 
-def test_forgejo_never_gives_two_repositories_one_name(double: Double, client: Callable[..., Forge]) -> None:
+def test_forgejo_never_gives_two_repositories_one_name(
+    double: Double, client: Callable[..., Forge]
+) -> None:
     double.add_job("job", repository="org1/r1")
     forge = client(double.url, double.token)
     assert [job.repository for job in forge.jobs(INSTANCE)] == ["org1/r1"]
@@ -385,19 +514,25 @@ def test_forgejo_never_gives_two_repositories_one_name(double: Double, client: C
     assert [job.repository for job in forge.jobs(INSTANCE)] == ["org1/old", "org1/r1"]
 
 
-def test_forgejo_tells_who_reports_and_which_task(double: Double, client: Callable[..., Forge]) -> None:
+def test_forgejo_tells_who_reports_and_which_task(
+    double: Double, client: Callable[..., Forge]
+) -> None:
     forge = client(double.url, double.token)
     double.add_job("job")
     assert [job.task_id for job in forge.jobs(INSTANCE)] == [0]
     runner = Runner(forge, forge.create_runner(INSTANCE, NAME, ["debian-12"]))
     task = runner.take(["debian-12"])
     assert [str(job.task_id) for job in forge.jobs(INSTANCE)] == [task]
-    assert [record.busy for record in forge.runners(INSTANCE)] == [False], "it has not said anything about the job yet"
+    assert [record.busy for record in forge.runners(INSTANCE)] == [False], (
+        "it has not said anything about the job yet"
+    )
     runner.log(task, "one")
     assert [record.busy for record in forge.runners(INSTANCE)] == [True]
 
 
-def test_forgejo_tells_jobs_apart_by_their_handles(double: Double, client: Callable[..., Forge]) -> None:
+def test_forgejo_tells_jobs_apart_by_their_handles(
+    double: Double, client: Callable[..., Forge]
+) -> None:
     forge = client(double.url, double.token)
     first, second = double.add_job("first"), double.add_job("second")
     assert [(job.name, job.handle) for job in waiting(forge, INSTANCE, ["debian-12"])] == [
@@ -411,9 +546,15 @@ def test_forgejo_tells_jobs_apart_by_their_handles(double: Double, client: Calla
     assert (taken.name, taken.key) == ("second", second.handle)
 
 
-def test_gitea_tells_who_runs_a_job_and_where_it_is_from(site: Site, client: Callable[..., Forge]) -> None:
+def test_gitea_tells_who_runs_a_job_and_where_it_is_from(
+    site: Site, client: Callable[..., Forge]
+) -> None:
     forge = client(site.url, site.token, kind="gitea")
-    repository = site.repository(ADMIN, "whose", "on: [push]\njobs:\n  job:\n    runs-on: vm-whose\n    steps: [{run: 'true'}]\n")
+    repository = site.repository(
+        ADMIN,
+        "whose",
+        "on: [push]\njobs:\n  job:\n    runs-on: vm-whose\n    steps: [{run: 'true'}]\n",
+    )
     (job,) = until(lambda: waiting(forge, INSTANCE, ["vm-whose"]), 20, "the job")
     assert (job.repository, job.runner_name) == (f"{ADMIN}/whose", "")
     assert job.queued_at is not None
@@ -426,8 +567,12 @@ def test_gitea_tells_who_runs_a_job_and_where_it_is_from(site: Site, client: Cal
     repository.delete()
 
 
-def test_forgejo_tells_no_verdict_of_a_job_that_was_never_seen_running(double: Double, client: Callable[..., Forge]) -> None:
-    """Its list of tasks knows neither jobs nor handles: which task is the job's shows only while it runs."""
+def test_forgejo_tells_no_verdict_of_a_job_that_was_never_seen_running(
+    double: Double, client: Callable[..., Forge]
+) -> None:
+    """Its list of tasks knows neither jobs nor handles: which task is the job's shows only while it
+    runs.
+    """
     forge = client(double.url, double.token)
     double.add_job("job")
     (job,) = forge.jobs(INSTANCE)
@@ -435,10 +580,20 @@ def test_forgejo_tells_no_verdict_of_a_job_that_was_never_seen_running(double: D
     runner = Runner(forge, credentials)
     runner.finish(runner.take(["debian-12"]))
     forge.jobs(INSTANCE)
-    had = forge.ended_jobs(INSTANCE, [Sought(credentials.id, ("debian-12",), (job,))])[credentials.id]
+    had = forge.ended_jobs(INSTANCE, [Sought(credentials.id, ("debian-12",), (job,))])[
+        credentials.id
+    ]
     assert had is not None
-    assert (had.name, had.state, had.conclusion, had.sha, had.started_at) == ("job", JobState.DONE, "", "", None)
+    assert (had.name, had.state, had.conclusion, had.sha, had.started_at) == (
+        "job",
+        JobState.DONE,
+        "",
+        "",
+        None,
+    )
     forge = client(double.url, double.grant("read:admin"))  # it may not read the repository
-    had = forge.ended_jobs(INSTANCE, [Sought(credentials.id, (), (replace(job, task_id=double.jobs[job.id].task_id),))])[credentials.id]
+    had = forge.ended_jobs(
+        INSTANCE, [Sought(credentials.id, (), (replace(job, task_id=double.jobs[job.id].task_id),))]
+    )[credentials.id]
     assert had is not None
     assert (had.name, had.conclusion) == ("job", "")

@@ -1,4 +1,6 @@
-"""Every way in which a forge can fail is one of our errors: a sentence, a hint, and never the token."""
+"""Every way in which a forge can fail is one of our errors: a sentence, a hint, and never the
+token.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,22 @@ import trustme
 
 from tests.forge.double import Double
 from tests.forge.gitea import Site
-from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown, ForgeUnreachable
+from vmrunner.errors import (
+    ConfigError,
+    ForgeDenied,
+    ForgeError,
+    ForgeNotFound,
+    ForgeTokenUnknown,
+    ForgeUnreachable,
+)
 from vmrunner.forge.seam import Forge
 from vmrunner.model.job import Credentials, Job, JobState, Scope
 
 INSTANCE, REPOSITORY = Scope.parse("instance"), Scope.parse("repository:org1/r1")
 CREDENTIALS = Credentials(1, "0123-uuid", "a-runner's-token")
-RUNNING = Job(1, "job", ("debian-12",), JobState.RUNNING, "key", handle="key", repository="org1/r1", task_id=1)
+RUNNING = Job(
+    1, "job", ("debian-12",), JobState.RUNNING, "key", handle="key", repository="org1/r1", task_id=1
+)
 
 
 Client = Callable[..., Forge]
@@ -47,7 +58,10 @@ def failure(forge: Forge, token: str, scope: Scope = INSTANCE, call: str = "jobs
 
 @pytest.mark.parametrize("kind", ["forgejo", "gitea"])
 def test_nobody_there(client: Client, kind: str) -> None:
-    for url, said in (("http://127.0.0.1:9", "can't be reached"), ("http://nowhere.invalid", "can't be reached")):
+    for url, said in (
+        ("http://127.0.0.1:9", "can't be reached"),
+        ("http://nowhere.invalid", "can't be reached"),
+    ):
         error = failure(client(url, "t0ken", kind=kind), "t0ken")
         assert (type(error), said in error.sentence) == (ForgeUnreachable, True)
 
@@ -59,7 +73,12 @@ def test_a_wrong_token(client: Client, double: Double) -> None:
 
 @pytest.mark.parametrize(
     ("scope", "word"),
-    [("instance", "admin"), ("organisation:org1", "organization"), ("user", "user"), ("repository:org1/r1", "repository")],
+    [
+        ("instance", "admin"),
+        ("organisation:org1", "organization"),
+        ("user", "user"),
+        ("repository:org1/r1", "repository"),
+    ],
 )
 def test_a_missing_scope_is_named(client: Client, double: Double, scope: str, word: str) -> None:
     nothing, reader = double.grant(), double.grant(f"read:{word}")
@@ -82,9 +101,16 @@ def test_gitea_names_the_missing_scope_too(client: Client, site: Site) -> None:
 
 
 @pytest.mark.parametrize(("refusals", "succeeds"), [(1, True), (100, False)])
-def test_a_registration_token_that_was_replaced_meanwhile(client: Client, site: Site, refusals: int, succeeds: bool) -> None:
+def test_a_registration_token_that_was_replaced_meanwhile(
+    client: Client, site: Site, refusals: int, succeeds: bool
+) -> None:
     forge = client(site.url, site.token, kind="gitea")
-    refused = httpx.Response(500, json={"message": "runner registration token has been invalidated, please use the latest one"})
+    refused = httpx.Response(
+        500,
+        json={
+            "message": "runner registration token has been invalidated, please use the latest one"
+        },
+    )
     answers, real = iter([refused] * refusals), forge._http.send
 
     def send(method: str, path: str, *arguments: Any, **options: Any) -> httpx.Response:
@@ -94,14 +120,19 @@ def test_a_registration_token_that_was_replaced_meanwhile(client: Client, site: 
     forge._http.send = send
     scope = Scope.parse("instance")
     if succeeds:
-        forge.delete_runner(scope, forge.create_runner(scope, "vmr-replaced-00000000", ["debian-12"]).id)
+        forge.delete_runner(
+            scope, forge.create_runner(scope, "vmr-replaced-00000000", ["debian-12"]).id
+        )
     else:
         with pytest.raises(ForgeDenied, match="rejected its own registration token"):
             forge.create_runner(scope, "vmr-replaced-00000000", ["debian-12"])
 
 
 def test_a_job_of_a_repository_that_is_gone(client: Client, site: Site) -> None:
-    assert type(failure(client(site.url, site.token, kind="gitea"), site.token, call="fail")) is ForgeNotFound
+    assert (
+        type(failure(client(site.url, site.token, kind="gitea"), site.token, call="fail"))
+        is ForgeNotFound
+    )
 
 
 def test_actions_switched_off(client: Client, double: Double) -> None:
@@ -118,7 +149,11 @@ def test_a_certificate_that_is_not_trusted(client: Client, tmp_path: Path) -> No
     authority.cert_pem.write_to_path(str(pem))
     with Double(tls=server) as double:
         error = failure(client(double.url, double.token), double.token)
-        assert (type(error), "TLS" in error.sentence, "ca_file" in error.hint) == (ForgeUnreachable, True, True)
+        assert (type(error), "TLS" in error.sentence, "ca_file" in error.hint) == (
+            ForgeUnreachable,
+            True,
+            True,
+        )
         assert client(double.url, double.token, pem).jobs(INSTANCE) == []
 
 
@@ -129,10 +164,19 @@ def test_a_ca_file_that_is_none(client: Client, tmp_path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Any], object], str]] = {
-    "an error of the server's": (lambda handler: handler.answer(500, {"message": "database is locked"}), "500: database is locked"),
-    "a proxy's page": (lambda handler: handler.send_raw(200, b"<html>Please log in</html>"), "not JSON"),
+    "an error of the server's": (
+        lambda handler: handler.answer(500, {"message": "database is locked"}),
+        "500: database is locked",
+    ),
+    "a proxy's page": (
+        lambda handler: handler.send_raw(200, b"<html>Please log in</html>"),
+        "not JSON",
+    ),
     "a proxy's error": (lambda handler: handler.send_raw(502, b"<html>Bad Gateway</html>"), "502"),
-    "a truncated answer": (lambda handler: handler.send_raw(200, b'[{"id": 1, "na', length=99), "can't be reached"),
+    "a truncated answer": (
+        lambda handler: handler.send_raw(200, b'[{"id": 1, "na', length=99),
+        "can't be reached",
+    ),
     "truncated JSON": (lambda handler: handler.send_raw(200, b'[{"id": 1, "na'), "not JSON"),
     "another shape": (lambda handler: handler.answer(200, [{"id": "x"}]), "something unusable"),
     "a string": (lambda handler: handler.answer(200, "ok"), "something unusable"),
@@ -143,7 +187,9 @@ FAULTS: dict[str, tuple[Callable[[Any], object], str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("call", ["jobs", "fail"])
 @pytest.mark.parametrize("kind", ["forgejo", "gitea"])
-def test_answers_that_cannot_be_used(client: Client, double: Double, name: str, call: str, kind: str) -> None:
+def test_answers_that_cannot_be_used(
+    client: Client, double: Double, name: str, call: str, kind: str
+) -> None:
     give, said = FAULTS[name]
     double.fault = lambda handler: give(handler) is None
     error = failure(client(double.url, double.token, kind=kind), double.token, call=call)
@@ -164,7 +210,9 @@ def taken(double: Double, forge: Forge) -> tuple[Job, Credentials]:
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize("name", [*FAULTS, "a hang", "an answer that was lost"])
-def test_a_job_that_could_not_be_failed_is_failed_by_the_next_try(client: Client, double: Double, name: str, at: int) -> None:
+def test_a_job_that_could_not_be_failed_is_failed_by_the_next_try(
+    client: Client, double: Double, name: str, at: int
+) -> None:
     """At each of the three calls; the lines are in the log once."""
     forge = client(double.url, double.token)
     job, credentials = taken(double, forge)
@@ -200,7 +248,11 @@ def test_a_job_that_could_not_be_failed_is_failed_by_the_next_try(client: Client
         assert double.jobs[job.id].log_ended
     over = name == "an answer that was lost" and at == 3
     assert forge.fail_job(job, credentials, ["it died"]) == (not over)
-    assert (double.jobs[job.id].log, double.jobs[job.id].result, double.runners) == (["one", "it died"], "RESULT_FAILURE", {})
+    assert (double.jobs[job.id].log, double.jobs[job.id].result, double.runners) == (
+        ["one", "it died"],
+        "RESULT_FAILURE",
+        {},
+    )
     assert not forge.fail_job(job, credentials, ["it died"])
 
 
@@ -208,7 +260,9 @@ def test_a_job_that_nobody_has_taken_is_not_failed(client: Client, double: Doubl
     waiting = double.add_job("job")
     forge = client(double.url, double.token)
     (job,) = forge.jobs(INSTANCE)
-    assert not forge.fail_job(job, forge.create_runner(INSTANCE, "vmr-m-0123abcd", ["debian-12"]), ["it died"])
+    assert not forge.fail_job(
+        job, forge.create_runner(INSTANCE, "vmr-m-0123abcd", ["debian-12"]), ["it died"]
+    )
     assert (waiting.result, waiting.log) == ("", [])
 
 
@@ -218,7 +272,9 @@ def test_null_for_a_runner_that_was_made(client: Client, double: Double) -> None
     assert "something unusable" in error.sentence
 
 
-def test_a_forge_that_hangs(client: Client, double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forge_that_hangs(
+    client: Client, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vmrunner.forge.seam.http._TIMEOUT", httpx.Timeout(0.3))
     double.fault = lambda _: time.sleep(1) is None
     error = failure(client(double.url, double.token), double.token)

@@ -1,4 +1,6 @@
-"""The project's own schema of Forgejo's answers, held against Forgejo's published API description wherever that is there."""
+"""The project's own schema of Forgejo's answers, held against Forgejo's published API description
+wherever that is there.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def resolve(description: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]
     return part
 
 
-def fits(description: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any], where: str) -> None:
+def fits(
+    description: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any], where: str
+) -> None:
     """Every word of ours means the same there."""
     theirs = resolve(description, theirs)
     if "anyOf" in ours:  # null besides what is described
@@ -44,7 +48,9 @@ def fits(description: dict[str, Any], ours: dict[str, Any], theirs: dict[str, An
 
 
 @pytest.mark.parametrize("key", schema.ANSWERS, ids=lambda key: " ".join(map(str, key)))
-def test_an_answer_of_the_double_is_one_that_forgejo_describes(description: dict[str, Any], key: tuple[str, str, int]) -> None:
+def test_an_answer_of_the_double_is_one_that_forgejo_describes(
+    description: dict[str, Any], key: tuple[str, str, int]
+) -> None:
     method, path, status = key
     answer = resolve(description, description["paths"][path][method]["responses"][str(status)])
     ours = schema.ANSWERS[key]

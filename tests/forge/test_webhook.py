@@ -20,7 +20,9 @@ from vmrunner.model.secret import Secret
 
 ORGANISATION = "hooked"
 SECRET = Secret("s3cret-of-the-webhook")
-WORKFLOW = "on: workflow_dispatch\njobs:\n  job:\n    runs-on: vm-hooked\n    steps: [{run: 'true'}]\n"
+WORKFLOW = (
+    "on: workflow_dispatch\njobs:\n  job:\n    runs-on: vm-hooked\n    steps: [{run: 'true'}]\n"
+)
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def repository(site: Site) -> Iterator[Repository]:
 
 
 @pytest.fixture
-def world(tmp_path: Path, site: Site, client: Callable[..., Forge], monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(
+    tmp_path: Path, site: Site, client: Callable[..., Forge], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
     """A manager of real Gitea, which nothing wakes but the webhook; its machines are fakes."""
     monkeypatch.setattr(serve, "_LONGEST", 3600.0)
     world = World(tmp_path, pools={"p": POOL | {"labels": ["vm-hooked"]}}, serve={"poll": "1h"})
@@ -57,12 +61,25 @@ def heard(listener: Listener, verdict: Verdict) -> bool:
     ids=["system", "organisation"],
 )
 @pytest.mark.parametrize(
-    "wrong", [{}, {"secret": "another"}, {"secret": ""}, {"content_type": "form"}], ids=["right", "secret", "none", "form"]
+    "wrong",
+    [{}, {"secret": "another"}, {"secret": ""}, {"content_type": "form"}],
+    ids=["right", "secret", "none", "form"],
 )
 def test_a_job_that_is_queued_wakes_serve(
-    world: World, site: Site, repository: Repository, tmp_path: Path, hooks: str, system: dict[str, str], wrong: dict[str, str]
+    world: World,
+    site: Site,
+    repository: Repository,
+    tmp_path: Path,
+    hooks: str,
+    system: dict[str, str],
+    wrong: dict[str, str],
 ) -> None:
-    server = Server(lambda: world.manager, world.log, make_snapshot=lambda _: pytest.fail("it is booted"), notify=lambda _: None)
+    server = Server(
+        lambda: world.manager,
+        world.log,
+        make_snapshot=lambda _: pytest.fail("it is booted"),
+        notify=lambda _: None,
+    )
     listener = Listener("127.0.0.1:0", SECRET, server.wake, world.log, tmp_path / "m.webhook")
     serving = threading.Thread(target=server.serve)
     with ExitStack() as stack, listener:
@@ -71,8 +88,18 @@ def test_a_job_that_is_queued_wakes_serve(
         stack.callback(server.stop)
         # Not before: the first pass would find the job, too.
         until(lambda: listener.port and server.figures.last_pass, 20, "its first pass")
-        settings = {"url": f"http://127.0.0.1:{listener.port}/webhook", "content_type": "json", "secret": SECRET.value, **system, **wrong}
-        hook = site.call("POST", hooks, {"type": "gitea", "active": True, "events": ["workflow_job"], "config": settings})
+        settings = {
+            "url": f"http://127.0.0.1:{listener.port}/webhook",
+            "content_type": "json",
+            "secret": SECRET.value,
+            **system,
+            **wrong,
+        }
+        hook = site.call(
+            "POST",
+            hooks,
+            {"type": "gitea", "active": True, "events": ["workflow_job"], "config": settings},
+        )
         stack.callback(site.call, "DELETE", f"{hooks}/{hook['id']}")
         repository.dispatch()
         if not wrong:

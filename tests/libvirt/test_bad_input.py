@@ -36,14 +36,39 @@ def chmod_token(ground: Ground) -> None:
 
 
 BAD = {
-    "config missing": (lambda ground: ground.config.unlink(), "up", ConfigError, "There is no configuration at"),
+    "config missing": (
+        lambda ground: ground.config.unlink(),
+        "up",
+        ConfigError,
+        "There is no configuration at",
+    ),
     "config unparsable": (change("[forge]", "[forge"), "up", ConfigError, "is not valid TOML"),
-    "unknown key": (change("max =", "maximum ="), "up", ConfigError, "pools.main.maximum: is not a key"),
+    "unknown key": (
+        change("max =", "maximum ="),
+        "up",
+        ConfigError,
+        "pools.main.maximum: is not a key",
+    ),
     "wrong type": (change("max = 2", 'max = "two"'), "status", ConfigError, "pools.main.max"),
     "unknown pool": (lambda _: None, "up nowhere", ConfigError, "There is no pool 'nowhere'"),
-    "token missing": (lambda ground: (ground.folder / "forge-token").unlink(), "up", ConfigError, "does not exist"),
-    "token empty": (lambda ground: (ground.folder / "forge-token").write_text("\n"), "up", ConfigError, "does not hold one token"),
-    "ca_file missing": (change("[libvirt]", 'ca_file = "/nowhere.pem"\n[libvirt]'), "up", ConfigError, "/nowhere.pem can't be read"),
+    "token missing": (
+        lambda ground: (ground.folder / "forge-token").unlink(),
+        "up",
+        ConfigError,
+        "does not exist",
+    ),
+    "token empty": (
+        lambda ground: (ground.folder / "forge-token").write_text("\n"),
+        "up",
+        ConfigError,
+        "does not hold one token",
+    ),
+    "ca_file missing": (
+        change("[libvirt]", 'ca_file = "/nowhere.pem"\n[libvirt]'),
+        "up",
+        ConfigError,
+        "/nowhere.pem can't be read",
+    ),
     "libvirt not running": (
         change("[libvirt]", '[libvirt]\nuri = "qemu+unix:///system?socket=/nowhere"'),
         "up",
@@ -51,15 +76,60 @@ BAD = {
         "libvirt does not answer",
     ),
     "forge unreachable": (lambda _: None, "up", ForgeUnreachable, "can't be reached"),
-    "image unknown": (lambda _: None, "exec --image nowhere -- true", ImageError, "There is no image 'nowhere'"),
-    "snapshot of an unknown pool": (lambda _: None, "snapshot create --pool nowhere", ConfigError, "There is no pool 'nowhere'"),
-    "snapshot unknown": (lambda _: None, "snapshot verify nowhere", ConfigError, "There is no snapshot 'nowhere'"),
-    "promotion of an unknown image": (lambda _: None, "image promote nowhere 1", ImageError, "There is no image 'nowhere'"),
-    "rollback of an unknown image": (lambda _: None, "image rollback ../nowhere", ImageError, "There is no image '../nowhere'"),
-    "pruning an unknown image": (lambda _: None, "image prune nowhere", ImageError, "There is no image 'nowhere'"),
-    "recipe unknown": (lambda _: None, "image build nowhere", ImageError, "There is no recipe 'nowhere'"),
-    "recipes' folder missing": (lambda _: None, "image build x --recipes /nowhere", ConfigError, "There is no folder /nowhere"),
-    "size wrong": (lambda _: None, "exec --memory 2G -- true", ConfigError, "a size is written like"),
+    "image unknown": (
+        lambda _: None,
+        "exec --image nowhere -- true",
+        ImageError,
+        "There is no image 'nowhere'",
+    ),
+    "snapshot of an unknown pool": (
+        lambda _: None,
+        "snapshot create --pool nowhere",
+        ConfigError,
+        "There is no pool 'nowhere'",
+    ),
+    "snapshot unknown": (
+        lambda _: None,
+        "snapshot verify nowhere",
+        ConfigError,
+        "There is no snapshot 'nowhere'",
+    ),
+    "promotion of an unknown image": (
+        lambda _: None,
+        "image promote nowhere 1",
+        ImageError,
+        "There is no image 'nowhere'",
+    ),
+    "rollback of an unknown image": (
+        lambda _: None,
+        "image rollback ../nowhere",
+        ImageError,
+        "There is no image '../nowhere'",
+    ),
+    "pruning an unknown image": (
+        lambda _: None,
+        "image prune nowhere",
+        ImageError,
+        "There is no image 'nowhere'",
+    ),
+    "recipe unknown": (
+        lambda _: None,
+        "image build nowhere",
+        ImageError,
+        "There is no recipe 'nowhere'",
+    ),
+    "recipes' folder missing": (
+        lambda _: None,
+        "image build x --recipes /nowhere",
+        ConfigError,
+        "There is no folder /nowhere",
+    ),
+    "size wrong": (
+        lambda _: None,
+        "exec --memory 2G -- true",
+        ConfigError,
+        "a size is written like",
+    ),
 }
 
 
@@ -91,7 +161,11 @@ def test_a_wrong_command_line_is_exit_code_2(ground: Ground) -> None:
 def test_status_shows_the_machines_also_when_the_forge_is_away(ground: Ground) -> None:
     status = ground.status()
     (pool,), (forge,) = status["pools"], status["forge"]
-    assert (pool["name"], pool["machines"], "can't be reached" in forge["problem"]) == ("main", [], True)
+    assert (pool["name"], pool["machines"], "can't be reached" in forge["problem"]) == (
+        "main",
+        [],
+        True,
+    )
 
 
 def test_config_check_and_example(ground: Ground) -> None:
@@ -108,12 +182,25 @@ def test_libvirt_that_does_not_permit_us(ground: Ground) -> None:
         folder.chmod(folder.stat().st_mode | 0o755)
     (ground.folder / "state").chmod(0o777)
     command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *ground.command("up")]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)}, timeout=60)
-    assert (done.returncode, "does not let this user in" in done.stderr) == (HypervisorError.exit_code, True), done.stderr
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)},
+        timeout=60,
+    )
+    assert (done.returncode, "does not let this user in" in done.stderr) == (
+        HypervisorError.exit_code,
+        True,
+    ), done.stderr
 
 
 def test_the_rules_for_apparmor_name_the_configured_folder(ground: Ground) -> None:
     change("[libvirt]", '[libvirt]\nstorage_path = "/srv/machines"')(ground)
-    rules = [line.strip() for line in ground.run("snapshot", "apparmor").stdout.splitlines() if not line.startswith("#")]
+    rules = [
+        line.strip()
+        for line in ground.run("snapshot", "apparmor").stdout.splitlines()
+        if not line.startswith("#")
+    ]
     assert rules[0] == "/srv/machines/*/snapshot-*.ram r,"
     assert all(rule.startswith("/srv/machines/*/") and rule.endswith(",") for rule in rules)

@@ -1,4 +1,6 @@
-"""The libvirt side on libvirt's own mock, test:///default: what isn't ours is never touched, and every clash is a sentence."""
+"""The libvirt side on libvirt's own mock, test:///default: what isn't ours is never touched, and
+every clash is a sentence.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,22 @@ from vmrunner.hypervisor.storage import Storage
 from vmrunner.model.machine import MachineId
 
 SUBNET = IPv4Network("10.87.0.0/24")
-DOMAIN = "<domain type='test'><name>{name}</name><memory>1024</memory><os><type>hvm</type></os>{more}</domain>"
+DOMAIN = (
+    "<domain type='test'><name>{name}</name><memory>1024</memory>"
+    "<os><type>hvm</type></os>{more}</domain>"
+)
 OURS = (
-    "<metadata><v:machine xmlns:v='https://vmrunner.dev/xmlns/1' manager='{manager}' pool='p' image='i/1' "
+    "<metadata><v:machine xmlns:v='https://vmrunner.dev/xmlns/1' manager='{manager}' pool='p' "
+    "image='i/1' "
     "created='1.5' overlay='2' queued='0' runner='3' job='j'/></metadata>"
 )
 
 
 @pytest.fixture
 def libvirt_mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """One connection of the mock; test:///default gives every connection of a process the same state."""
+    """One connection of the mock; test:///default gives every connection of a process the same
+    state.
+    """
     opened = libvirt.open("test:///default")
     monkeypatch.setattr(connection.libvirt, "open", lambda _: opened)
     yield opened
@@ -47,12 +55,23 @@ def libvirt_mock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def host(libvirt_mock: Any) -> LibvirtHost:
     return LibvirtHost(
-        uri="test:///default", manager="m", storage_path=Path("/nowhere"), subnet=SUBNET, accelerator="software", warn=lambda _: None
+        uri="test:///default",
+        manager="m",
+        storage_path=Path("/nowhere"),
+        subnet=SUBNET,
+        accelerator="software",
+        warn=lambda _: None,
     )
 
 
-def test_domains_of_others_are_neither_seen_nor_touched(host: LibvirtHost, libvirt_mock: Any) -> None:
-    lookalikes = {"vmr-m-0123abcd": "", "vmr-m-1123abcd": OURS.format(manager="other"), "vmr-other-0123abcd": OURS.format(manager="other")}
+def test_domains_of_others_are_neither_seen_nor_touched(
+    host: LibvirtHost, libvirt_mock: Any
+) -> None:
+    lookalikes = {
+        "vmr-m-0123abcd": "",
+        "vmr-m-1123abcd": OURS.format(manager="other"),
+        "vmr-other-0123abcd": OURS.format(manager="other"),
+    }
     for name, more in lookalikes.items():
         libvirt_mock.createXML(DOMAIN.format(name=name, more=more))
     assert host.machines() == []
@@ -65,7 +84,11 @@ def test_domains_of_others_are_neither_seen_nor_touched(host: LibvirtHost, libvi
 def test_a_domain_of_ours_is_known_by_its_metadata(host: LibvirtHost, libvirt_mock: Any) -> None:
     libvirt_mock.createXML(DOMAIN.format(name="vmr-m-0123abcd", more=OURS.format(manager="m")))
     (machine,) = host.machines()
-    assert (machine.alive, machine.metadata and machine.metadata.runner_id, machine.metadata and machine.metadata.created_at) == (
+    assert (
+        machine.alive,
+        machine.metadata and machine.metadata.runner_id,
+        machine.metadata and machine.metadata.created_at,
+    ) == (
         True,
         3,
         1.5,
@@ -76,7 +99,9 @@ def test_a_domain_of_ours_is_known_by_its_metadata(host: LibvirtHost, libvirt_mo
 
 
 def test_a_storage_pool_of_our_name_elsewhere_is_not_used(libvirt_mock: Any) -> None:
-    libvirt_mock.storagePoolCreateXML("<pool type='dir'><name>vmr-m</name><target><path>/elsewhere</path></target></pool>", 0)
+    libvirt_mock.storagePoolCreateXML(
+        "<pool type='dir'><name>vmr-m</name><target><path>/elsewhere</path></target></pool>", 0
+    )
     with pytest.raises(HypervisorError, match=r"is not at /nowhere/m"):
         Storage(libvirt_mock, "m", Path("/nowhere")).ensure()
 
@@ -89,20 +114,29 @@ def test_the_network_is_made_once_and_a_changed_subnet_is_said(libvirt_mock: Any
         ensure_network(libvirt_mock, "m", IPv4Network("10.99.0.0/24"))
 
 
-@pytest.mark.parametrize(("prefix", "is_translated"), [("fd87::/64", True), ("2001:db8:87::/112", False)])
-def test_ipv6_asked_for_later_is_drift_until_the_network_is_idle(libvirt_mock: Any, prefix: str, is_translated: bool) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "is_translated"), [("fd87::/64", True), ("2001:db8:87::/112", False)]
+)
+def test_ipv6_asked_for_later_is_drift_until_the_network_is_idle(
+    libvirt_mock: Any, prefix: str, is_translated: bool
+) -> None:
     ensure_network(libvirt_mock, "m", SUBNET)
     assert network_drift(libvirt_mock, "m", SUBNET) == []
     wanted = IPv6Network(prefix)
     drift = network_drift(libvirt_mock, "m", SUBNET, (), wanted)
     assert drift is not None
-    assert [line.partition(" is ")[0] for line in drift] == [*(["translation of IPv6"] if is_translated else []), "the address", "DNS"]
+    assert [line.partition(" is ")[0] for line in drift] == [
+        *(["translation of IPv6"] if is_translated else []),
+        "the address",
+        "DNS",
+    ]
     ensure_network(libvirt_mock, "m", SUBNET, (), wanted)
     assert network_drift(libvirt_mock, "m", SUBNET, (), wanted) == drift, "a machine may be on it"
     ensure_network(libvirt_mock, "m", SUBNET, (), wanted, idle=True)
-    assert [line.partition(" is ")[0] for line in network_drift(libvirt_mock, "m", SUBNET, (), wanted) or ()] == ["DNS"], (
-        "the mock has none"
-    )
+    assert [
+        line.partition(" is ")[0]
+        for line in network_drift(libvirt_mock, "m", SUBNET, (), wanted) or ()
+    ] == ["DNS"], "the mock has none"
     assert network_drift(libvirt_mock, "m", SUBNET), "and when it is no longer asked for"
 
 
@@ -118,10 +152,18 @@ def test_libvirts_refusals_are_sentences_with_hints(libvirt_mock: Any) -> None:
     assert isinstance(connection.translate(full, "creating the overlay"), DiskFull)
 
 
-def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(
+    libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     warnings: list[str] = []
     monkeypatch.setattr("vmrunner.hypervisor.seam.host.has_kvm", lambda *_: False)
-    made = {"uri": "test:///default", "manager": "m", "storage_path": Path("/nowhere"), "subnet": SUBNET, "warn": warnings.append}
+    made = {
+        "uri": "test:///default",
+        "manager": "m",
+        "storage_path": Path("/nowhere"),
+        "subnet": SUBNET,
+        "warn": warnings.append,
+    }
     LibvirtHost(**made, accelerator="auto")
     assert [sentence.partition(":")[0] for sentence in warnings] == ["No KVM on this host"]
     with pytest.raises(HypervisorError, match="has no KVM"):
@@ -132,16 +174,29 @@ def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(libvirt_mock
 def test_how_a_machine_ended_is_waited_for_when_libvirt_tells_it_late(
     host: LibvirtHost, libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    domain = libvirt_mock.createXML(DOMAIN.format(name="vmr-m-0123abcd", more=OURS.format(manager="m")))
-    monkeypatch.setattr(host, "_wake", lambda: None)  # as after watch(), which the mock has no events for
+    domain = libvirt_mock.createXML(
+        DOMAIN.format(name="vmr-m-0123abcd", more=OURS.format(manager="m"))
+    )
+    # As after watch(), which the mock has no events for.
+    monkeypatch.setattr(host, "_wake", lambda: None)
     monkeypatch.setattr(host, "alive", lambda _: False)  # it went after it was listed
-    stopped = (None, domain, libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED, None)
+    stopped = (
+        None,
+        domain,
+        libvirt.VIR_DOMAIN_EVENT_STOPPED,
+        libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED,
+        None,
+    )
     teller = threading.Timer(0.1, host._lifecycle, stopped)
     teller.start()
-    assert [(machine.alive, machine.trouble) for machine in host.machines()] == [(False, "its QEMU process died")]
+    assert [(machine.alive, machine.trouble) for machine in host.machines()] == [
+        (False, "its QEMU process died")
+    ]
     teller.join()
     monkeypatch.setattr(host, "_ends", {})
-    assert [machine.trouble for machine in host.machines()] == [""], "nobody tells: it is not waited for without end"
+    assert [machine.trouble for machine in host.machines()] == [""], (
+        "nobody tells: it is not waited for without end"
+    )
 
 
 VOLUME = (
@@ -150,15 +205,20 @@ VOLUME = (
 )
 
 
-def test_no_volume_that_another_lies_on_is_deleted_whosever_pool_that_is_in(host: LibvirtHost, libvirt_mock: Any) -> None:
+def test_no_volume_that_another_lies_on_is_deleted_whosever_pool_that_is_in(
+    host: LibvirtHost, libvirt_mock: Any
+) -> None:
     pools = {}
     for manager in ("m", "other"):
-        described = f"<pool type='dir'><name>vmr-{manager}</name><target><path>/nowhere/{manager}</path></target></pool>"
+        described = f"<pool type='dir'><name>vmr-{manager}</name>"
+        described += f"<target><path>/nowhere/{manager}</path></target></pool>"
         pools[manager] = libvirt_mock.storagePoolCreateXML(described, 0)
     base = "image-web-1.disk.qcow2"
     for each in (base, "image-web-2.disk.qcow2"):
         pools["m"].createXML(VOLUME.format(name=each, backing="/nowhere/m/none"), 0)
-    overlay = pools["other"].createXML(VOLUME.format(name="o.qcow2", backing=f"/nowhere/m/{base}"), 0)
+    overlay = pools["other"].createXML(
+        VOLUME.format(name="o.qcow2", backing=f"/nowhere/m/{base}"), 0
+    )
     assert {(volume.name, volume.is_ours) for volume in host.volumes()} == {
         (base, True),
         ("image-web-2.disk.qcow2", True),
@@ -172,8 +232,12 @@ def test_no_volume_that_another_lies_on_is_deleted_whosever_pool_that_is_in(host
     assert host.volumes() == []
 
 
-def test_a_pool_of_ours_that_cant_be_looked_into_stops_the_deleting(host: LibvirtHost, libvirt_mock: Any) -> None:
-    described = "<pool type='dir'><name>vmr-other</name><target><path>/nowhere/other</path></target></pool>"
+def test_a_pool_of_ours_that_cant_be_looked_into_stops_the_deleting(
+    host: LibvirtHost, libvirt_mock: Any
+) -> None:
+    described = (
+        "<pool type='dir'><name>vmr-other</name><target><path>/nowhere/other</path></target></pool>"
+    )
     pool = libvirt_mock.storagePoolDefineXML(described, 0)
     try:
         with pytest.raises(HypervisorError, match="vmr-other is not active"):

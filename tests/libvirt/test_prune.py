@@ -1,4 +1,7 @@
-"""Pruning on libvirt's real storage, through the program: what an overlay's own header names stays. No machine is started."""
+"""Pruning on libvirt's real storage, through the program: what an overlay's own header names stays.
+
+No machine is started.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +61,16 @@ def test_promote_rollback_and_prune(ground: Ground, host: LibvirtHost, disk: byt
     host._storage.create_overlay("vmr-prune-0123abcd.qcow2", image_volume(goldens["v2"], DISK), 1)
 
     assert "web v1: new machines use it" in ground.run("image", "promote", "web", "v1").stdout
-    listed = {row["version"]: row for row in json.loads(ground.run("image", "list", "--json").stdout)}
+    listed = {
+        row["version"]: row for row in json.loads(ground.run("image", "list", "--json").stdout)
+    }
     assert [version for version, row in listed.items() if row["current"]] == ["v1"]
-    assert [row["promoted_why"] for row in listed.values()] == ["promoted", "built", "built", "built"]
+    assert [row["promoted_why"] for row in listed.values()] == [
+        "promoted",
+        "built",
+        "built",
+        "built",
+    ]
     assert all(row["promoted_at"] and row["promoted_by"] for row in listed.values())
     assert "v4: new machines use it again" in ground.run("image", "rollback", "web").stdout
 
@@ -69,15 +79,25 @@ def test_promote_rollback_and_prune(ground: Ground, host: LibvirtHost, disk: byt
     assert sorted(path.name for path in images.glob("web/v*")) == ["v1", "v2", "v3", "v4"]
     done = ground.run("image", "prune", "web", "--keep", "1").stdout
     assert done == would.replace("would be removed", "removed")
-    assert sorted(path.name for path in images.glob("web/v*")) == ["v2", "v4"], "v2 is under an overlay"
-    assert [name for name in host._storage.names() if name.endswith(DISK)] == ["image-web-v2.disk.qcow2", "image-web-v4.disk.qcow2"]
+    assert sorted(path.name for path in images.glob("web/v*")) == ["v2", "v4"], (
+        "v2 is under an overlay"
+    )
+    assert [name for name in host._storage.names() if name.endswith(DISK)] == [
+        "image-web-v2.disk.qcow2",
+        "image-web-v4.disk.qcow2",
+    ]
 
     host._storage.delete("vmr-prune-0123abcd.qcow2")
     assert "web v2: removed" in ground.run("image", "prune", "--keep", "1").stdout
     assert "Nothing to remove." in ground.run("image", "prune", "--keep", "1").stdout
-    assert [name for name in host._storage.names() if name.endswith(DISK)] == ["image-web-v4.disk.qcow2"]
+    assert [name for name in host._storage.names() if name.endswith(DISK)] == [
+        "image-web-v4.disk.qcow2"
+    ]
     refused = ground.run("image", "rollback", "web", check=False)
-    assert (refused.returncode, "no version that the image 'web' could go back to" in refused.stderr) == (ImageError.exit_code, True)
+    assert (
+        refused.returncode,
+        "no version that the image 'web' could go back to" in refused.stderr,
+    ) == (ImageError.exit_code, True)
 
 
 def test_the_last_door_looks_itself(ground: Ground, host: LibvirtHost, disk: bytes) -> None:
@@ -85,6 +105,8 @@ def test_the_last_door_looks_itself(ground: Ground, host: LibvirtHost, disk: byt
     host._storage.publish(golden)
     host._storage.create_overlay("vmr-prune-0123abcd.qcow2", image_volume(golden, DISK), 1)
     before = host._storage.names()
-    with pytest.raises(HypervisorError, match=r"is not deleted: vmr-prune-0123abcd\.qcow2 lies on it"):
+    with pytest.raises(
+        HypervisorError, match=r"is not deleted: vmr-prune-0123abcd\.qcow2 lies on it"
+    ):
         host.drop_volumes([image_volume(golden, "manifest.json"), image_volume(golden, DISK)])
     assert host._storage.names() == before, "not even the first"

@@ -1,4 +1,6 @@
-"""`make model`: the model test with as many examples as wanted; the last line is its figures as JSON."""
+"""`make model`: the model test with as many examples as wanted; the last line is its figures as
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ def main() -> None:
     """Run it; exits as pytest does."""
     began = time.monotonic()
     code = pytest.main(["-q", "-x", "tests/model"])
-    print(json.dumps({"examples": EXAMPLES, "passed": code == 0, "seconds": round(time.monotonic() - began, 1)}))
+    print(
+        json.dumps(
+            {
+                "examples": EXAMPLES,
+                "passed": code == 0,
+                "seconds": round(time.monotonic() - began, 1),
+            }
+        )
+    )
     sys.exit(code)
 
 

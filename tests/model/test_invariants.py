@@ -1,4 +1,5 @@
-"""The model test: random jobs, cancels, crashes, kills, clock jumps and reloads over the real manager on fakes, and what must always hold.
+"""The model test: random jobs, cancels, crashes, kills, clock jumps and reloads over the real
+manager on fakes, and what must always hold.
 
 500 examples in the suite; `make model` runs 10,000 (VMRUNNER_TEST_MODEL_EXAMPLES).
 """
@@ -15,7 +16,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.fakes import Killed
 from tests.world import POOL, World
@@ -52,7 +60,15 @@ HYPERVISOR_CALLS = [
     "delete",
     "prepare",
 ]
-FORGE_CALLS = ["create_runner", "delete_runner", "jobs", "ended_jobs", "runners", "disable_runner", "fail_job"]
+FORGE_CALLS = [
+    "create_runner",
+    "delete_runner",
+    "jobs",
+    "ended_jobs",
+    "runners",
+    "disable_runner",
+    "fail_job",
+]
 FAULTS = ["forge up", "forge up", "forge down", *HYPERVISOR_CALLS, *FORGE_CALLS]
 
 
@@ -77,8 +93,18 @@ class Life(RuleBasedStateMachine):
         Serials.last = 0
 
     @initialize(binds=st.booleans(), p=SIZES, q=SIZES, host=HOSTS, forbids=st.booleans())
-    def begin(self, binds: bool, p: dict[str, Any], q: dict[str, Any], host: tuple[int, int], forbids: bool) -> None:
-        self.pools: dict[str, Any] = {"p": POOL | p, "q": POOL | {"labels": ["big", "debian-12"]} | q}
+    def begin(
+        self,
+        binds: bool,
+        p: dict[str, Any],
+        q: dict[str, Any],
+        host: tuple[int, int],
+        forbids: bool,
+    ) -> None:
+        self.pools: dict[str, Any] = {
+            "p": POOL | p,
+            "q": POOL | {"labels": ["big", "debian-12"]} | q,
+        }
         self.world = World(self.folder, binds_jobs=binds, pools=self.pools)
         self.world.hypervisor.memory_mib, self.world.hypervisor.cores = host
         self.world.forge.forbids_repositories = forbids
@@ -95,15 +121,25 @@ class Life(RuleBasedStateMachine):
 
     # ---- users ----
 
-    @rule(labels=st.sampled_from(LABELS), repository=st.sampled_from(REPOSITORIES), blocked=st.integers(0, 5))
+    @rule(
+        labels=st.sampled_from(LABELS),
+        repository=st.sampled_from(REPOSITORIES),
+        blocked=st.integers(0, 5),
+    )
     def queue(self, labels: list[str], repository: str, blocked: int) -> None:
         self.number += 1
         self.world.forge.queue(self.number, labels, repository, blocked=blocked == 0)
 
-    @precondition(lambda self: any(job.state is not JobState.DONE for job in self.world.forge.known.values()))
+    @precondition(
+        lambda self: any(job.state is not JobState.DONE for job in self.world.forge.known.values())
+    )
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        jobs = [number for number, job in self.world.forge.known.items() if job.state is not JobState.DONE]
+        jobs = [
+            number
+            for number, job in self.world.forge.known.items()
+            if job.state is not JobState.DONE
+        ]
         self.world.forge.cancel(data.draw(st.sampled_from(jobs)))
 
     @rule(p=SIZES, keep_q=st.booleans(), version=st.sampled_from(["1", "2"]))
@@ -150,7 +186,9 @@ class Life(RuleBasedStateMachine):
 
     @rule(mib=st.sampled_from([1 << 20, 4 << 10, 1 << 10]))
     def room(self, mib: int) -> None:
-        """What is free of the host's storage: plenty, too little for a new machine, too little for those that run."""
+        """What is free of the host's storage: plenty, too little for a new machine, too little for
+        those that run.
+        """
         self.world.hypervisor.free_disk_mib = mib
 
     @rule(seconds=st.sampled_from([1, 5, 20, 130, 400, 11000, -7200]))
@@ -197,7 +235,9 @@ class Life(RuleBasedStateMachine):
         """A pass never takes a pool beyond its max, nor the host beyond what it has."""
         for pool, count in self.counts().items():
             section = self.world.settings.pools.get(pool)
-            assert count <= max(section.max if section else 0, self.before.get(pool, 0)), f"{pool} has {count} machines"
+            assert count <= max(section.max if section else 0, self.before.get(pool, 0)), (
+                f"{pool} has {count} machines"
+            )
         used = self.world.hypervisor.capacity()
         assert used.used_memory_mib <= used.memory_mib, "memory"
         assert used.used_vcpus <= used.cores * self.world.settings.capacity.cpu_overcommit, "cores"
@@ -211,7 +251,9 @@ class Life(RuleBasedStateMachine):
             assert len(taken) == len(set(taken)), "a job on two machines"
 
     def eventually(self) -> None:
-        """Once nothing disturbs any more, every runnable job runs, every other one has its reason, and nothing unexplained exists."""
+        """Once nothing disturbs any more, every runnable job runs, every other one has its reason,
+        and nothing unexplained exists.
+        """
         world = self.world
         world.forge.down, world.forge.fail_at, world.hypervisor.fail_at = False, "", ""
         world.hypervisor.clones_fail, world.hypervisor.free_disk_mib = False, 1 << 20
@@ -222,45 +264,81 @@ class Life(RuleBasedStateMachine):
                 if machine in world.hypervisor.domains:
                     world.step(machine)
             world.clock.now += 20
-            open_jobs = [job for job in world.forge.known.values() if job.state in (JobState.WAITING, JobState.RUNNING)]
+            open_jobs = [
+                job
+                for job in world.forge.known.values()
+                if job.state in (JobState.WAITING, JobState.RUNNING)
+            ]
             reasons = world.reasons()
             if all(
-                any(said in reasons.get(job.id, "") for said in ("no pool", "no single pool", "is drained")) for job in open_jobs
+                any(
+                    said in reasons.get(job.id, "")
+                    for said in ("no pool", "no single pool", "is drained")
+                )
+                for job in open_jobs
             ) and not (self.unexplained()):
                 self.check_record()
                 return
         waiting = [(job.id, job.state, reasons.get(job.id)) for job in open_jobs]
         survey = world.manager.survey()
-        seen = f"{survey.observed.machines}; {list(world.forge.runners_.values())}; {survey.plan.actions}; log: {world.log.lines[-25:]}"
+        seen = (
+            f"{survey.observed.machines}; {list(world.forge.runners_.values())}; "
+            f"{survey.plan.actions}; log: {world.log.lines[-25:]}"
+        )
         raise AssertionError(f"jobs: {waiting}; unexplained: {self.unexplained()}; {seen}")
 
     def check_record(self) -> None:
-        """Each job that ran on one of our machines is in that machine's line of history, and no other line has a job."""
+        """Each job that ran on one of our machines is in that machine's line of history, and no
+        other line has a job.
+        """
         world = self.world
         for _ in range(7):  # for what was not answered until now
             world.clock.now += 60
             world.up()
-        ran = {job.runner_name: (job.name, job.conclusion, job.sha) for job in world.forge.known.values() if job.runner_name}
+        ran = {
+            job.runner_name: (job.name, job.conclusion, job.sha)
+            for job in world.forge.known.values()
+            if job.runner_name
+        }
         ended = {row.machine: row for row in world.history.all() if row.ending}
-        # Forgejo does not tell which job a runner had: it is known by what it was made for, unless we had to delete it.
-        unknown = {machine for machine, row in ended.items() if world.forge.binds_jobs and row.ran == "unknown"}
-        told = {machine: (row.job, row.verdict, row.sha) for machine, row in ended.items() if row.job}
-        true = {machine: job for machine, job in ran.items() if machine in ended and machine not in unknown}
-        assert told == true, [(row.machine, row.ran, row.ask_at, row.asks, row.ending, row.destroyed) for row in ended.values()]
+        # Forgejo does not tell which job a runner had: it is known by what it was made for, unless
+        # we had to delete it.
+        unknown = {
+            machine
+            for machine, row in ended.items()
+            if world.forge.binds_jobs and row.ran == "unknown"
+        }
+        told = {
+            machine: (row.job, row.verdict, row.sha) for machine, row in ended.items() if row.job
+        }
+        true = {
+            machine: job
+            for machine, job in ran.items()
+            if machine in ended and machine not in unknown
+        }
+        assert told == true, [
+            (row.machine, row.ran, row.ask_at, row.asks, row.ending, row.destroyed)
+            for row in ended.values()
+        ]
 
     def unexplained(self) -> list[str]:
         """What exists beside idle machines that are wanted."""
         world = self.world
         alive = {str(machine) for machine in world.hypervisor.domains}
-        wanted = sum(section.warm + section.register_idle for section in world.settings.pools.values())
-        strange = [name for name in world.left() if not any(name.startswith(machine) for machine in alive)]
+        wanted = sum(
+            section.warm + section.register_idle for section in world.settings.pools.values()
+        )
+        strange = [
+            name for name in world.left() if not any(name.startswith(machine) for machine in alive)
+        ]
         busy = [runner.record.name for runner in world.forge.runners_.values() if runner.job]
         return strange + busy + (sorted(alive) if len(alive) > wanted else [])
 
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vmrunner.model.machine.secrets", Serials)  # an example that fails must fail again
+    # An example that fails must fail again.
+    monkeypatch.setattr("vmrunner.model.machine.secrets", Serials)
     run_state_machine_as_test(
         Life,
         settings=settings(

@@ -1,4 +1,6 @@
-"""Listens on TCP and UDP, and answers whatever comes: `python -m tests.net.echo '[["192.0.2.1", 80]]'`."""
+"""Listens on TCP and UDP, and answers whatever comes: `python -m tests.net.echo '[["192.0.2.1",
+80]]'`.
+"""
 
 from __future__ import annotations
 

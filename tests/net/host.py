@@ -1,7 +1,7 @@
 """A host of its own for a test: namespaces with a real libvirtd, whose firewall nobody else minds.
 
-The rig's own libvirtd and rules stay as they are. All that runs on such a host ends with it, and what it writes into /etc, /run and /var is
-in memory.
+The rig's own libvirtd and rules stay as they are. All that runs on such a host ends with it, and
+what it writes into /etc, /run and /var is in memory.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ mount --bind /bin/true "$(command -v tc)"
 libvirtd -d
 echo "$pid"
 exec tini -- sleep infinity
-"""
+"""  # noqa: E501
 
 
 def until(there: Callable[[], bool], what: str) -> None:
@@ -68,11 +68,26 @@ class Host:
     pid: int
 
     def _inside(self, words: tuple[str, ...]) -> list[str]:
-        return ["nsenter", "--target", str(self.pid), "--mount", "--net", "--pid", "--root", "--wd", "--", *words]
+        return [
+            "nsenter",
+            "--target",
+            str(self.pid),
+            "--mount",
+            "--net",
+            "--pid",
+            "--root",
+            "--wd",
+            "--",
+            *words,
+        ]
 
-    def run(self, *words: str, script: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, script: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """A program on it."""
-        done = subprocess.run(self._inside(words), input=script, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            self._inside(words), input=script, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0 or not check, f"{words}: {done.stdout}{done.stderr}"
         return done
 
@@ -85,13 +100,16 @@ class Host:
         return self.run(*words, check=False).returncode == 0
 
     def has_network_rules(self) -> bool:
-        """Whether libvirt's rules for our network are there: without its NAT machines reach no internet."""
+        """Whether libvirt's rules for our network are there: without its NAT machines reach no
+        internet.
+        """
         rules = self.run("nft", "list", "ruleset").stdout.splitlines()
         return any("masquerade" in rule and str(SUBNET) in rule for rule in rules)
 
     def restart_libvirtd(self) -> None:
         """As systemctl does it."""
-        # Of its own pid namespace: no other one's. Not asked, because some now and then take 30 s to end.
+        # Of its own pid namespace: no other one's. Not asked, because some now and then take 30 s
+        # to end.
         self.run("pkill", "-KILL", "-x", "libvirtd")
         until(lambda: not self.answers("pgrep", "-x", "libvirtd"), "libvirtd ends")
         self.run("libvirtd", "-d")
@@ -100,7 +118,10 @@ class Host:
 
 @contextmanager
 def _at(namespace: Path) -> Iterator[None]:
-    """This thread, and all that it starts, in another network namespace. os.setns is there since Python 3.12 only."""
+    """This thread, and all that it starts, in another network namespace.
+
+    os.setns is there since Python 3.12 only.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
 
     def enter(descriptor: int) -> None:
@@ -117,12 +138,23 @@ def _at(namespace: Path) -> Iterator[None]:
 
 @contextmanager
 def host(backend: str, *, has_forge: bool) -> Iterator[Host]:
-    """A host with our network, two stand-in machines on it and a world behind it; the caller is on it meanwhile.
+    """A host with our network, two stand-in machines on it and a world behind it; the caller is on
+    it meanwhile.
 
     `backend` is how libvirtd writes its rules. The forge is on the host itself if `has_forge`.
     """
     ends_with_us = ["setpriv", "--pdeathsig", "KILL", "--"]
-    unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation", "private", "--"]
+    unshare = [
+        "unshare",
+        "--mount",
+        "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--propagation",
+        "private",
+        "--",
+    ]
     with ExitStack() as stack:
         holder = subprocess.Popen(
             [*ends_with_us, "env", f"BACKEND={backend}", *unshare, "bash", "-c", _BOOT],
@@ -135,7 +167,9 @@ def host(backend: str, *, has_forge: bool) -> Iterator[Host]:
         assert holder.stdout
         made = Host(int(holder.stdout.readline()))
         stack.enter_context(_at(Path(f"/proc/{made.pid}/ns/net")))
-        until(lambda: made.answers("virsh", "-c", "network:///system", "net-list"), "libvirtd answers")
+        until(
+            lambda: made.answers("virsh", "-c", "network:///system", "net-list"), "libvirtd answers"
+        )
         # The stand-ins for the resolver listen in place of its dnsmasq.
         described = network_xml(MANAGER, SUBNET).replace("<ip ", '<dns enable="no"/><ip ')
         made.run("virsh", "-c", "network:///system", "net-define", "/dev/stdin", script=described)

@@ -1,7 +1,9 @@
-"""A place for the firewall's rules: a bridge with two stand-in machines, and a world with an internet, a LAN and a metadata service.
+"""A place for the firewall's rules: a bridge with two stand-in machines, and a world with an
+internet, a LAN and a metadata service.
 
-Everything is in network namespaces: this process's own (the rig's) is the host. A stand-in machine is a namespace whose wire is named and
-addressed as a machine's tap, so that the rules can't tell the difference; what real machines see is tested with real machines.
+Everything is in network namespaces: this process's own (the rig's) is the host. A stand-in machine
+is a namespace whose wire is named and addressed as a machine's tap, so that the rules can't tell
+the difference; what real machines see is tested with real machines.
 """
 
 from __future__ import annotations
@@ -54,7 +56,13 @@ def address6(address: IPv4Address) -> str:
 def ask(machine: MachineId, what: list[Any]) -> list[bool]:
     """Try each of these from inside a machine, all at once; whether each got through."""
     probe = [sys.executable, str(PROBE), "try", json.dumps(what)]
-    done = subprocess.run(["ip", "netns", "exec", str(machine), *probe], check=True, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["ip", "netns", "exec", str(machine), *probe],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     answers: list[bool] = json.loads(done.stdout)
     return answers
 
@@ -72,14 +80,18 @@ def namespace(stack: ExitStack, name: str) -> None:
 def _give6(namespace: str, link: str, address: str, router: str) -> None:
     """As a seed does: this address alone, and no way but this."""
     settings = {"addr_gen_mode": 1, "accept_ra": 0, "disable_ipv6": 0}
-    script = "".join(f"echo {value} >/proc/sys/net/ipv6/conf/{link}/{key};" for key, value in settings.items())
+    script = "".join(
+        f"echo {value} >/proc/sys/net/ipv6/conf/{link}/{key};" for key, value in settings.items()
+    )
     ip("netns", "exec", namespace, "sh", "-c", script)
     ip("-n", namespace, "addr", "add", address, "dev", link, "nodad")
     ip("-n", namespace, "route", "add", "default", "via", router)
 
 
 def listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> None:
-    """Answer at these addresses and ports, in a namespace or ("") here, as long as the stack lasts."""
+    """Answer at these addresses and ports, in a namespace or ("") here, as long as the stack
+    lasts.
+    """
     inside = ["ip", "netns", "exec", where] if where else []
     command = [*inside, sys.executable, "-m", "tests.net.echo", json.dumps(listens)]
     process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
@@ -101,7 +113,9 @@ def written(path: Path, text: str) -> Iterator[None]:
 
 @contextmanager
 def each_rule_alone() -> Iterator[None]:
-    """Where the kernel shows frames on a bridge to the rules for packets (br_netfilter), these stop what they should not have to."""
+    """Where the kernel shows frames on a bridge to the rules for packets (br_netfilter), these stop
+    what they should not have to.
+    """
     with ExitStack() as stack:
         for program in ("iptables", "ip6tables"):
             shown = Path(f"/proc/sys/net/bridge/bridge-nf-call-{program}")
@@ -127,13 +141,17 @@ def _world6() -> Iterator[None]:
             ip("addr", "add", f"{address}/128", "dev", "lo", "nodad")
             stack.callback(ip, "addr", "del", f"{address}/128", "dev", "lo")
         listen(stack, WORLD, [(address, port) for address in _WORLD6 for port in (53, 80, 443)])
-        listen(stack, "", [(HOST_PUBLIC6, 53), (HOST_PUBLIC6, 8080), (FORGE6, 3000), (FORGE6, 8080)])
+        listen(
+            stack, "", [(HOST_PUBLIC6, 53), (HOST_PUBLIC6, 8080), (FORGE6, 3000), (FORGE6, 8080)]
+        )
         yield
 
 
 @contextmanager
 def world(*, ipv6: bool = False) -> Iterator[None]:
-    """An internet, a LAN, a metadata service behind the host, and the host's other address; each answers on some ports."""
+    """An internet, a LAN, a metadata service behind the host, and the host's other address; each
+    answers on some ports.
+    """
     with ExitStack() as stack:
         namespace(stack, WORLD)
         ip("link", "del", "uplink", check=False)
@@ -150,7 +168,16 @@ def world(*, ipv6: bool = False) -> Iterator[None]:
             ip("route", "add", f"{address}/32", "via", f"{_LINK}2")
         ip("addr", "add", f"{HOST_PUBLIC}/32", "dev", "lo")
         stack.callback(ip, "addr", "del", f"{HOST_PUBLIC}/32", "dev", "lo")
-        listen(stack, WORLD, [(address, port) for address in _WORLD for port in (53, 80, 443) if (address, port) != (RESOLVER, 53)])
+        listen(
+            stack,
+            WORLD,
+            [
+                (address, port)
+                for address in _WORLD
+                for port in (53, 80, 443)
+                if (address, port) != (RESOLVER, 53)
+            ],
+        )
         listen(stack, "", [(HOST_PUBLIC, 53), (HOST_PUBLIC, 8080), (FORGE, 8080)])
         if ipv6:
             stack.enter_context(_world6())
@@ -178,8 +205,22 @@ def machines(*, ipv6: bool = False) -> Iterator[None]:
             namespace(stack, name)
         for machine, address in ADDRESSES.items():
             name = str(machine)
-            ip("link", "del", machine.tap, check=False)  # a namespace that was deleted a moment ago still has its wires
-            ip("link", "add", machine.tap, "type", "veth", "peer", "name", "eth0", "netns", name, "address", machine.mac)
+            # A namespace that was deleted a moment ago still has its wires.
+            ip("link", "del", machine.tap, check=False)
+            ip(
+                "link",
+                "add",
+                machine.tap,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                name,
+                "address",
+                machine.mac,
+            )
             ip("link", "set", machine.tap, "master", BRIDGE, "up")
             ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "on")
             ip("-n", name, "addr", "add", f"{address}/{SUBNET.prefixlen}", "dev", "eth0")
@@ -192,9 +233,17 @@ def machines(*, ipv6: bool = False) -> Iterator[None]:
                 ip("addr", "add", at, "dev", BRIDGE, "nodad")
             for machine, address in ADDRESSES.items():
                 _give6(str(machine), "eth0", f"{address6(address)}/{PREFIX.prefixlen}", GATEWAY6)
-        listen(stack, "", [(at, port) for at in (GATEWAY, *([GATEWAY6] if ipv6 else [])) for port in (53, 8080)])
+        listen(
+            stack,
+            "",
+            [(at, port) for at in (GATEWAY, *([GATEWAY6] if ipv6 else [])) for port in (53, 8080)],
+        )
         for machine, address in ADDRESSES.items():
-            listen(stack, str(machine), [(at, 8080) for at in (str(address), *([address6(address)] if ipv6 else []))])
+            listen(
+                stack,
+                str(machine),
+                [(at, 8080) for at in (str(address), *([address6(address)] if ipv6 else []))],
+            )
         yield
 
 

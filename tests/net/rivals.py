@@ -1,4 +1,6 @@
-"""Firewalls that hosts have beside ours: the real ufw and firewalld, what dockerd 28 writes, and Debian's nftables.service."""
+"""Firewalls that hosts have beside ours: the real ufw and firewalld, what dockerd 28 writes, and
+Debian's nftables.service.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ COMMIT
 -A DOCKER -d {FORGE}/32 ! -i docker0 -p tcp -m tcp --dport {FORGE_PORT} -j DNAT --to-destination {BOX}:{FORGE_PORT}
 -A DOCKER ! -i docker0 -p tcp -m tcp --dport {PUBLISHED} -j DNAT --to-destination {BOX}:443
 COMMIT
-"""
+"""  # noqa: E501
 _DOCKER_JUMPS = (  # put in at the top of their chains, so that the last of them is the first
     "-t nat {} PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",
     "-t nat {} OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER",
@@ -85,7 +87,9 @@ class Ufw:
 
 
 class Firewalld:
-    """libvirtd puts its bridges into its own zone by itself, a moment after firewalld has said that it is there."""
+    """libvirtd puts its bridges into its own zone by itself, a moment after firewalld has said that
+    it is there.
+    """
 
     name = "firewalld"
     has_forge = False
@@ -108,12 +112,18 @@ class Firewalld:
     def _settle(self, host: Host) -> None:
         until(lambda: host.answers("firewall-cmd", "--state"), "firewalld runs")
         asked = ("firewall-cmd", f"--get-zone-of-interface={BRIDGE}")
-        until(lambda: host.run(*asked, check=False).stdout == "libvirt\n", "libvirtd puts the bridge into its zone")
+        until(
+            lambda: host.run(*asked, check=False).stdout == "libvirt\n",
+            "libvirtd puts the bridge into its zone",
+        )
         until(host.has_network_rules, "libvirtd makes its rules again")
 
 
 class Docker:
-    """One network, and a container with the forge and something else, both published. Docker was what switched forwarding on."""
+    """One network, and a container with the forge and something else, both published.
+
+    Docker was what switched forwarding on.
+    """
 
     name = "docker"
     has_forge = True
@@ -134,7 +144,11 @@ class Docker:
 
     def reload(self, host: Host) -> None:
         """What a container that goes and comes does to its rules."""
-        host.run("iptables-restore", "--noflush", script=f"*filter\n:DOCKER - [0:0]\n{_DOCKER_PORTS}COMMIT\n")
+        host.run(
+            "iptables-restore",
+            "--noflush",
+            script=f"*filter\n:DOCKER - [0:0]\n{_DOCKER_PORTS}COMMIT\n",
+        )
 
     def restart(self, host: Host) -> None:
         """It never touches what is in DOCKER-USER."""

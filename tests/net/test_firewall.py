@@ -1,4 +1,6 @@
-"""The firewall's rules, with real packets from stand-in machines: every cell in every mode, and each blocked one opens without its rule."""
+"""The firewall's rules, with real packets from stand-in machines: every cell in every mode, and
+each blocked one opens without its rule.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ from vmrunner.network.policy import Bounds, Destination, Policy, Reach, pool_pol
 
 TABLE = f"vmr-{MANAGER}"
 BOUNDS = Bounds(connections=100, new_connections=1000, dns_queries=1000)
-ALLOWED = tuple(Destination.parse(text) for text in (f"{MIRROR}:443", "deb.example:80", "192.168.77.0/24:443"))
+ALLOWED = tuple(
+    Destination.parse(text) for text in (f"{MIRROR}:443", "deb.example:80", "192.168.77.0/24:443")
+)
 ALLOWED6 = tuple(Destination.parse(text) for text in (f"[{MIRROR6}]:443", "[fd77::/64]:443"))
 POLICIES = (
     Policy(Reach.NONE, Reach.NONE),
@@ -155,9 +159,17 @@ def firewall(tmp_path: Path, ipv6: IPv6Network | None) -> Iterator[Firewall]:
     made.remove()
 
 
-def build(folder: Path, policies: tuple[Policy, ...] = POLICIES, bounds: Bounds = BOUNDS, ipv6: IPv6Network | None = None) -> Firewall:
+def build(
+    folder: Path,
+    policies: tuple[Policy, ...] = POLICIES,
+    bounds: Bounds = BOUNDS,
+    ipv6: IPv6Network | None = None,
+) -> Firewall:
     if ipv6:
-        policies = tuple(replace(policy, allow=policy.allow + ALLOWED6) if policy.allow else policy for policy in policies)
+        policies = tuple(
+            replace(policy, allow=policy.allow + ALLOWED6) if policy.allow else policy
+            for policy in policies
+        )
     forge = ForgeAddresses(f"http://forge.example:{FORGE_PORT}", folder, ipv6=ipv6 is not None)
     return Firewall(MANAGER, SUBNET, policies, bounds, forge, folder, ipv6)
 
@@ -171,7 +183,8 @@ def admit(firewall: Firewall, mode: str) -> None:
     for machine, address in ADDRESSES.items():
         firewall.forget(machine)
         firewall.admit(machine, address, pool_policy(mode))
-        # Who was asked for in vain a moment ago is asked for again only after a second, which is longer than the probe waits.
+        # Who was asked for in vain a moment ago is asked for again only after a second, which is
+        # longer than the probe waits.
         ip("-n", str(machine), "neigh", "flush", "dev", "eth0")
     ip("neigh", "flush", "dev", BRIDGE)
 
@@ -179,7 +192,11 @@ def admit(firewall: Firewall, mode: str) -> None:
 def without(family: str, chain: str, said: str) -> None:
     """Delete the rules of a chain that say this."""
     listed = nft("-a", "list", "chain", family, TABLE, chain)
-    handles = [found[1] for line in listed.splitlines() if said in line and (found := re.search(r"# handle (\d+)$", line))]
+    handles = [
+        found[1]
+        for line in listed.splitlines()
+        if said in line and (found := re.search(r"# handle (\d+)$", line))
+    ]
     assert handles, f"no rule of {chain} says {said!r}:\n{listed}"
     for handle in handles:
         nft("delete", "rule", family, TABLE, chain, "handle", handle)
@@ -217,10 +234,18 @@ def both_are_gone() -> None:
     ("mode", "remove", "which"),
     [
         ("internet", host_is_open, "host|gateway"),
-        ("internet", closed_is_open, "the LAN|the metadata service|carrier-grade NAT|a way to IPv4"),
+        (
+            "internet",
+            closed_is_open,
+            "the LAN|the metadata service|carrier-grade NAT|a way to IPv4",
+        ),
         ("internet", lambda: without("inet", "public", "dport { 53, 853 }"), "another resolver"),
         ("internet", ports_are_not_isolated, "neighbour"),
-        ("allowlist", lambda: without("inet", "pool-allowlist", "goto refused"), "^(?!a neighbour)"),
+        (
+            "allowlist",
+            lambda: without("inet", "pool-allowlist", "goto refused"),
+            "^(?!a neighbour)",
+        ),
         ("none", lambda: without("inet", "pool-none", "goto refused"), "^(?!a neighbour)"),
     ],
     ids=["the host", "private ranges", "resolvers", "neighbours", "allowlist", "none"],
@@ -230,9 +255,13 @@ def test_each_blocked_cell_opens_without_its_rule(
 ) -> None:
     admit(firewall, mode)
     remove()
-    names = [name for name, (_, modes) in cells.items() if mode not in modes and re.search(which, name)]
+    names = [
+        name for name, (_, modes) in cells.items() if mode not in modes and re.search(which, name)
+    ]
     try:
-        assert dict(zip(names, ask(ONE, [cells[name][0] for name in names]), strict=True)) == dict.fromkeys(names, True)
+        assert dict(
+            zip(names, ask(ONE, [cells[name][0] for name in names]), strict=True)
+        ) == dict.fromkeys(names, True)
     finally:
         for machine in ADDRESSES:
             ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "on")
@@ -242,25 +271,37 @@ def test_a_rule_that_was_changed_is_seen_and_comes_back(firewall: Firewall) -> N
     admit(firewall, "internet")
     assert firewall.drift() == ""
     # Not `nft flush ruleset`: libvirtd would miss its own tables until it is restarted.
-    for change in (host_is_open, closed_is_open, lambda: nft("delete", "table", "inet", TABLE), both_are_gone):
+    for change in (
+        host_is_open,
+        closed_is_open,
+        lambda: nft("delete", "table", "inet", TABLE),
+        both_are_gone,
+    ):
         change()
         assert firewall.drift()
         known = firewall.ensure()
         for machine in ADDRESSES.keys() - known:
             firewall.admit(machine, ADDRESSES[machine], pool_policy("internet"))
         assert firewall.drift() == ""
-        assert ask(ONE, [CELLS[name][0] for name in ("the forge", "the gateway by TCP", "the LAN")]) == [True, False, False]
+        assert ask(
+            ONE, [CELLS[name][0] for name in ("the forge", "the gateway by TCP", "the LAN")]
+        ) == [True, False, False]
 
 
-def test_foreign_rules_that_accept_everything_open_nothing(firewall: Firewall, cells: Cells) -> None:
+def test_foreign_rules_that_accept_everything_open_nothing(
+    firewall: Firewall, cells: Cells
+) -> None:
     """As firewalld, ufw, docker and libvirt itself write them, before and after ours."""
     admit(firewall, "allowlist")
     chains = "".join(
-        f"chain {hook}{number} {{ type filter hook {hook} priority {priority}; policy accept\n accept\n }}\n"
+        f"chain {hook}{number} "
+        f"{{ type filter hook {hook} priority {priority}; policy accept\n accept\n }}\n"
         for hook in ("input", "forward")
         for number, priority in enumerate((-400, -11, -10, 0, 300))
     )
-    subprocess.run(["nft", "-f", "-"], input=f"table inet foreign {{\n{chains}}}\n", text=True, check=True)
+    subprocess.run(
+        ["nft", "-f", "-"], input=f"table inet foreign {{\n{chains}}}\n", text=True, check=True
+    )
     try:
         answers = dict(zip(cells, ask(ONE, [cell for cell, _ in cells.values()]), strict=True))
         assert answers == {name: "allowlist" in modes for name, (_, modes) in cells.items()}
@@ -274,9 +315,13 @@ AT_THE_HOST = (*network._AT_THE_HOST, *network._AT_THE_HOST6)
 
 
 def seen(names: list[str]) -> tuple[set[str], set[str]]:
-    """The first machine sends these forged frames; which arrived on the host's side of the bridge, and which at the neighbour."""
+    """The first machine sends these forged frames; which arrived on the host's side of the bridge,
+    and which at the neighbour.
+    """
     listener = subprocess.Popen(
-        ["ip", "netns", "exec", str(TWO), sys.executable, str(PROBE), "listen", "8081", GATEWAY], stdout=subprocess.PIPE, text=True
+        ["ip", "netns", "exec", str(TWO), sys.executable, str(PROBE), "listen", "8081", GATEWAY],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert listener.stdout
     assert listener.stdout.readline() == f"{B} {TWO.mac}\n"
@@ -285,7 +330,13 @@ def seen(names: list[str]) -> tuple[set[str], set[str]]:
         # The neighbour's first: a lie about its MAC, once believed, leads the bridge astray.
         lies = [name for name in names if name in AT_THE_HOST]
         for part in ([name for name in names if name not in lies], lies):
-            ask(ONE, [["spoof", name, *((GATEWAY6, B6) if name in SIXES else (GATEWAY, B)), TWO.mac] for name in part])
+            ask(
+                ONE,
+                [
+                    ["spoof", name, *((GATEWAY6, B6) if name in SIXES else (GATEWAY, B)), TWO.mac]
+                    for name in part
+                ],
+            )
         time.sleep(0.5)
     listener.kill()
     return ears.marks, set(listener.communicate()[0].splitlines())
@@ -317,15 +368,22 @@ def test_forged_frames_arrive_nowhere(firewall: Firewall, ipv6: IPv6Network | No
 
 def test_nobody_outside_reaches_a_machine(firewall: Firewall, ipv6: IPv6Network | None) -> None:
     admit(firewall, "internet")
-    tries = [cell for address in (A, *([A6] if ipv6 else [])) for cell in (["tcp", address, 8080], ["ping", address])]
+    tries = [
+        cell
+        for address in (A, *([A6] if ipv6 else []))
+        for cell in (["tcp", address, 8080], ["ping", address])
+    ]
     ask_world = ["ip", "netns", "exec", WORLD, sys.executable, str(PROBE), "try", json.dumps(tries)]
 
     def answers() -> Any:
-        return json.loads(subprocess.run(ask_world, check=True, capture_output=True, text=True).stdout)
+        return json.loads(
+            subprocess.run(ask_world, check=True, capture_output=True, text=True).stdout
+        )
 
     assert answers() == [False] * len(tries)
     without("inet", "through-host", "drop")
-    without("inet", "pool-internet", "goto refused")  # for the way back, to the world's private address
+    # For the way back, to the world's private address.
+    without("inet", "pool-internet", "goto refused")
     assert answers() == [True] * len(tries)
 
 
@@ -336,7 +394,10 @@ def test_a_name_is_open_as_long_as_it_resolves_to_it(firewall: Firewall) -> None
     assert ask(ONE, cell) == [False, False]
     nft("add", "element", "inet", TABLE, "to-deb.example", f"{{ {INTERNET} }}")
     assert ask(ONE, cell) == [True, False]
-    assert any(option.startswith("nftset=/deb.example/4#inet#vmr-fw#to-deb.example") for option in firewall.dns_options)
+    assert any(
+        option.startswith("nftset=/deb.example/4#inet#vmr-fw#to-deb.example")
+        for option in firewall.dns_options
+    )
     nft("flush", "set", "inet", TABLE, "closed")
     assert firewall.drift()
     firewall.ensure()
@@ -352,13 +413,18 @@ def test_names_in_ipv6(firewall: Firewall, ipv6: IPv6Network | None) -> None:
     assert ask(ONE, cell) == [False, False]
     nft("add", "element", "inet", TABLE, "to6-deb.example", f"{{ {INTERNET6} }}")
     assert ask(ONE, cell) == [True, False]
-    assert "nftset=/deb.example/4#inet#vmr-fw#to-deb.example,6#inet#vmr-fw#to6-deb.example" in firewall.dns_options
+    assert (
+        "nftset=/deb.example/4#inet#vmr-fw#to-deb.example,6#inet#vmr-fw#to6-deb.example"
+        in firewall.dns_options
+    )
     nft("flush", "set", "inet", TABLE, "closed6")
     firewall.ensure()
     assert ask(ONE, cell) == [True, False], "new rules keep what was resolved"
 
 
-def test_machines_that_run_get_and_lose_ipv6_with_the_rules(firewall: Firewall, tmp_path: Path, ipv6: IPv6Network | None) -> None:
+def test_machines_that_run_get_and_lose_ipv6_with_the_rules(
+    firewall: Firewall, tmp_path: Path, ipv6: IPv6Network | None
+) -> None:
     if ipv6 is None:
         return
     cell = [["tcp", INTERNET6, 443], ["tcp", INTERNET, 443]]
@@ -369,7 +435,9 @@ def test_machines_that_run_get_and_lose_ipv6_with_the_rules(firewall: Firewall, 
     elsewhere = build(tmp_path, ipv6=IPv6Network("fd99::/64"))
     elsewhere.ensure()
     assert ask(ONE, cell) == [False, True], "the address is another one now"
-    elsewhere.admit(MachineId(MANAGER, "00000008"), IPv4Address("10.83.0.11"), "none")  # as if the subnet had been that
+    elsewhere.admit(
+        MachineId(MANAGER, "00000008"), IPv4Address("10.83.0.11"), "none"
+    )  # as if the subnet had been that
     for machine in (ONE, TWO, MachineId(MANAGER, "00000008")):
         elsewhere.forget(machine)
     for family in ("bridge", "inet"):
@@ -380,10 +448,14 @@ def test_machines_that_run_get_and_lose_ipv6_with_the_rules(firewall: Firewall, 
 
 
 def test_bounds(tmp_path: Path, ipv6: IPv6Network | None) -> None:
-    firewall = build(tmp_path, bounds=Bounds(connections=3, new_connections=10_000, dns_queries=5), ipv6=ipv6)
+    firewall = build(
+        tmp_path, bounds=Bounds(connections=3, new_connections=10_000, dns_queries=5), ipv6=ipv6
+    )
     try:
         admit(firewall, "internet")
-        many = ask(ONE, [["udp", at, 443] for at in (INTERNET, INTERNET6 if ipv6 else INTERNET)] * 5)
+        many = ask(
+            ONE, [["udp", at, 443] for at in (INTERNET, INTERNET6 if ipv6 else INTERNET)] * 5
+        )
         assert 1 <= sum(many) <= 3, "connections of a machine at the same time"
         assert ask(TWO, [["udp", INTERNET, 443]]) == [True], "and the neighbour has its own"
         queries = ask(TWO, [["udp", GATEWAY, 53]] * 60)
@@ -393,23 +465,32 @@ def test_bounds(tmp_path: Path, ipv6: IPv6Network | None) -> None:
     firewall = build(tmp_path, bounds=replace(BOUNDS, new_connections=5), ipv6=ipv6)
     try:
         admit(firewall, "internet")
-        assert 5 <= sum(ask(ONE, [["udp", INTERNET, 443]] * 60)) <= 20, "new connections a second, and a burst of twice as many"
+        assert 5 <= sum(ask(ONE, [["udp", INTERNET, 443]] * 60)) <= 20, (
+            "new connections a second, and a burst of twice as many"
+        )
     finally:
         firewall.remove()
 
 
 def test_an_address_that_comes_again_follows_its_new_machine(firewall: Firewall) -> None:
     admit(firewall, "internet")
-    stranger = MachineId(MANAGER, "00000009")  # its process died before it could say that it is gone
+    # Its process died before it could say that it is gone.
+    stranger = MachineId(MANAGER, "00000009")
     firewall.forget(ONE)
     firewall.admit(stranger, IPv4Address(A), pool_policy("none"))
     firewall.admit(ONE, IPv4Address(A), pool_policy("allowlist"))
     assert ask(ONE, [["tcp", MIRROR, 443], ["tcp", INTERNET, 443]]) == [True, False]
 
 
-def test_a_machine_of_a_pool_that_is_no_more_keeps_the_forge(firewall: Firewall, tmp_path: Path, ipv6: IPv6Network | None) -> None:
+def test_a_machine_of_a_pool_that_is_no_more_keeps_the_forge(
+    firewall: Firewall, tmp_path: Path, ipv6: IPv6Network | None
+) -> None:
     admit(firewall, "internet")
-    fewer = build(tmp_path, policies=tuple(policy for policy in POLICIES if policy.name != pool_policy("internet")), ipv6=ipv6)
+    fewer = build(
+        tmp_path,
+        policies=tuple(policy for policy in POLICIES if policy.name != pool_policy("internet")),
+        ipv6=ipv6,
+    )
     assert fewer.ensure() == set(ADDRESSES)
     assert ask(ONE, [["tcp", FORGE, FORGE_PORT], ["tcp", INTERNET, 443]]) == [True, False]
 
@@ -419,14 +500,23 @@ def test_a_machine_that_nobody_admitted_has_no_network(firewall: Firewall, cells
     assert not any(ask(ONE, [cell for cell, _ in cells.values()]))
 
 
-def test_what_nft_refuses_is_one_sentence(firewall: Firewall, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_nft_refuses_is_one_sentence(
+    firewall: Firewall, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vmrunner.network.firewall._PLACES", "/nowhere")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(HypervisorError, match="The program nft is not installed"):
         firewall.ensure()
     monkeypatch.undo()
     denied = subprocess.run(
-        ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-m", "tests.net.denied"],
+        [
+            "setpriv",
+            "--bounding-set=-net_admin",
+            "--inh-caps=-net_admin",
+            sys.executable,
+            "-m",
+            "tests.net.denied",
+        ],
         capture_output=True,
         text=True,
         check=False,

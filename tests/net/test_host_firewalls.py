@@ -1,4 +1,6 @@
-"""Other firewalls on the host: they open nothing that is closed, and what they close opens as docs/security.md says."""
+"""Other firewalls on the host: they open nothing that is closed, and what they close opens as
+docs/security.md says.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,41 @@ from tests.net.test_firewall import CELLS, admit, build
 
 DOCS = Path(__file__).parents[2] / "docs" / "security.md"
 LIBVIRT = Path("/etc/libvirt/network.conf")
-BACKENDS = ("iptables", "nftables") if LIBVIRT.exists() and "firewall_backend" in LIBVIRT.read_text() else ("iptables",)
-"""How libvirtd can write its rules: it has the choice since 10.4. Debian's default is iptables, Fedora's nftables."""
+BACKENDS = (
+    ("iptables", "nftables")
+    if LIBVIRT.exists() and "firewall_backend" in LIBVIRT.read_text()
+    else ("iptables",)
+)
+"""How libvirtd can write its rules: it has the choice since 10.4.
 
-WIDEST = "mirror"  # the internet, and a private network: whoever reaches more than that reaches what is closed
+Debian's default is iptables, Fedora's nftables.
+"""
+
+# The internet, and a private network: whoever reaches more than that reaches what is closed.
+WIDEST = "mirror"
 CONTAINERS = {
     "a container's published port": ["tcp", HOST_PUBLIC, PUBLISHED],
     "a container": ["tcp", BOX, 443],
 }
-STRICT = {"tcp": "connect", "udp": "echo"}  # what is open has to answer: another firewall's refusal is not enough
-OPEN: dict[str, list[Any]] = {name: [STRICT.get(cell[0], cell[0]), *cell[1:]] for name, (cell, modes) in CELLS.items() if WIDEST in modes}
-CLOSED: dict[str, list[Any]] = {name: cell for name, (cell, modes) in CELLS.items() if WIDEST not in modes} | CONTAINERS
+# What is open has to answer: another firewall's refusal is not enough.
+STRICT = {"tcp": "connect", "udp": "echo"}
+OPEN: dict[str, list[Any]] = {
+    name: [STRICT.get(cell[0], cell[0]), *cell[1:]]
+    for name, (cell, modes) in CELLS.items()
+    if WIDEST in modes
+}
+CLOSED: dict[str, list[Any]] = {
+    name: cell for name, (cell, modes) in CELLS.items() if WIDEST not in modes
+} | CONTAINERS
 RESOLVER = {"our resolver", "our resolver over TCP"}
 BEYOND = OPEN.keys() - RESOLVER - {"the forge"}
-OURS_ALONE = {"the LAN", "the LAN by UDP", "the metadata service", "carrier-grade NAT", "another resolver"}
+OURS_ALONE = {
+    "the LAN",
+    "the LAN by UDP",
+    "the metadata service",
+    "carrier-grade NAT",
+    "another resolver",
+}
 """Closed by nobody else, wherever machines reach the internet."""
 
 
@@ -45,7 +68,8 @@ def documented(firewall: str) -> list[str]:
 
 
 SHUT: list[tuple[Rival, str, set[str]]] = [
-    # What else is closed, beside which of libvirt's rules: those in iptables come before the rules of ufw and docker.
+    # What else is closed, beside which of libvirt's rules: those in iptables come before the rules
+    # of ufw and docker.
     (Ufw(), "iptables", {"the forge"}),
     (Ufw(), "nftables", {"the forge"} | RESOLVER | BEYOND - {"the internet by ICMP"}),
     (Firewalld(), BACKENDS[-1], {"the forge"}),
@@ -55,7 +79,8 @@ SHUT: list[tuple[Rival, str, set[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("rival", "backend", "shut"), [pytest.param(*each, id=f"{each[0].name}-{each[1]}") for each in SHUT if each[1] in BACKENDS]
+    ("rival", "backend", "shut"),
+    [pytest.param(*each, id=f"{each[0].name}-{each[1]}") for each in SHUT if each[1] in BACKENDS],
 )
 def test_beside(rival: Rival, backend: str, shut: set[str], tmp_path: Path) -> None:
     with host(backend, has_forge=not rival.has_forge) as its, ExitStack() as stack:
@@ -72,21 +97,29 @@ def test_beside(rival: Rival, backend: str, shut: set[str], tmp_path: Path) -> N
             its.run("sh", "-ec", command)
         rival.restart(its)
         rival.reload(its)
-        assert reached(OPEN | CLOSED) == OPEN.keys(), "as the docs say, and it was restarted and reloaded after ours"
+        assert reached(OPEN | CLOSED) == OPEN.keys(), (
+            "as the docs say, and it was restarted and reloaded after ours"
+        )
         assert ours.drift() == ""
 
         ours.remove()
-        assert reached({name: CLOSED[name] for name in OURS_ALONE}) == OURS_ALONE, "the other one closes none of these"
+        assert reached({name: CLOSED[name] for name in OURS_ALONE}) == OURS_ALONE, (
+            "the other one closes none of these"
+        )
 
 
 def test_beside_nftables_service(tmp_path: Path) -> None:
-    """Debian's own file begins with `flush ruleset`: our tables, and libvirt's rules, are gone until somebody puts them back."""
+    """Debian's own file begins with `flush ruleset`: our tables, and libvirt's rules, are gone
+    until somebody puts them back.
+    """
     with host(BACKENDS[-1], has_forge=True) as its:
         ours = build(tmp_path)
         admit(ours, WIDEST)
         its.run("nft", "-f", "/etc/nftables.conf")
         assert "is gone" in ours.drift()
-        assert reached({name: CLOSED[name] for name in OURS_ALONE}) == OURS_ALONE, "as the docs warn"
+        assert reached({name: CLOSED[name] for name in OURS_ALONE}) == OURS_ALONE, (
+            "as the docs warn"
+        )
         assert not its.has_network_rules()
 
         admit(ours, WIDEST)

@@ -1,4 +1,6 @@
-"""libvirt's own network with IPv6: a gateway that answers, and nobody who advertises a router or hands out addresses."""
+"""libvirt's own network with IPv6: a gateway that answers, and nobody who advertises a router or
+hands out addresses.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from vmrunner.network.policy import Bounds, Destination, Policy, Reach
 
 MANAGER, SUBNET = "six", IPv4Network("10.84.0.0/24")
 GUEST = "vmr-six-guest"  # a namespace
-# It asks for a router (RFC 4861) and for an address (RFC 8415, a solicitation), and prints each IPv6 packet that it gets.
+# It asks for a router (RFC 4861) and for an address (RFC 8415, a solicitation), and prints each
+# IPv6 packet that it gets.
 LISTENER = """
 import socket, struct, time
 SOLICITATION = bytes.fromhex("01000001 0001000a 00030001 525400000001 0003000c 00000001 00000000 00000000")
@@ -49,7 +52,7 @@ while time.monotonic() < ends:
         continue
     if direction != 4:
         print("router" if content[20] == 58 and content[54] == 134 else "dhcp" if content[20] == 17 else "other")
-"""
+"""  # noqa: E501
 
 
 # The status of an answer about a name's IPv6 addresses, and how many there are (RFC 1035).
@@ -62,15 +65,19 @@ client.settimeout(2)
 client.sendto(struct.pack("!HHHHHH", 4711, 0x100, 1, 0, 0, 0) + asked, (server, 53))
 _, flags, _, answers, *_ = struct.unpack("!HHHHHH", client.recv(2048)[:12])
 print(flags & 15, answers)
-"""
+"""  # noqa: E501
 
 
 @contextmanager
-def joined(connection: Any, prefix: IPv6Network, more: str = "", options: Sequence[str] = ()) -> Iterator[None]:
+def joined(
+    connection: Any, prefix: IPv6Network, more: str = "", options: Sequence[str] = ()
+) -> Iterator[None]:
     """The network, and a namespace on its bridge."""
     remove_network(connection, MANAGER)
     described = network_xml(MANAGER, SUBNET, options, prefix)
-    connection.networkDefineXML(re.sub("<dnsmasq:option .*?/>", more, described) if more else described).create()
+    connection.networkDefineXML(
+        re.sub("<dnsmasq:option .*?/>", more, described) if more else described
+    ).create()
     ip("netns", "add", GUEST)
     try:
         ip("link", "add", "vmr-six", "type", "veth", "peer", "name", "eth0", "netns", GUEST)
@@ -86,31 +93,62 @@ def joined(connection: Any, prefix: IPv6Network, more: str = "", options: Sequen
 
 
 def inside(*words: str) -> str:
-    return subprocess.run(["ip", "netns", "exec", GUEST, sys.executable, *words], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        ["ip", "netns", "exec", GUEST, sys.executable, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
-@pytest.mark.parametrize("prefix", [IPv6Network("fd84::/64"), IPv6Network("2001:db8:84::/112")], ids=str)
+@pytest.mark.parametrize(
+    "prefix", [IPv6Network("fd84::/64"), IPv6Network("2001:db8:84::/112")], ids=str
+)
 def test_a_gateway_and_nobody_who_advertises(prefix: IPv6Network) -> None:
     with closing(libvirt.open("qemu:///system")) as connection:
         with joined(connection, prefix):
             assert network_drift(connection, MANAGER, SUBNET, (), prefix) == []
             tried = json.dumps([["ping", str(prefix[1])]])
-            until(lambda: json.loads(inside(str(PROBE), "try", tried)) == [True], 30, "the gateway answers")
+            until(
+                lambda: json.loads(inside(str(PROBE), "try", tried)) == [True],
+                30,
+                "the gateway answers",
+            )
             assert set(inside("-c", LISTENER).split()) <= {"other"}
         if prefix.prefixlen != 64:
             return  # of narrower ones dnsmasq advertises none anyway
         with joined(connection, prefix, "<dnsmasq:option value='cache-size=0'/>"):
-            until(lambda: "router" in inside("-c", LISTENER).split(), 30, "without that option there are router advertisements")
+            until(
+                lambda: "router" in inside("-c", LISTENER).split(),
+                30,
+                "without that option there are router advertisements",
+            )
 
 
 def test_names_resolve_into_the_sets_of_both_families(tmp_path: Path) -> None:
     """By libvirt's own dnsmasq, which asks one of ours."""
     prefix, upstream = IPv6Network("fd84::/64"), "127.0.0.84"
     names = {"deb.example": "2a00:84::7", "rebound.example": "fd77::10"}
-    command = ["dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--bind-interfaces", "--pid-file="]
-    command += [f"--listen-address={upstream}", *(f"--address=/{name}/{address}" for name, address in names.items())]
-    policies = (Policy(Reach.NONE, Reach.NONE), Policy("pool-p", Reach.ALLOWLIST, (Destination.parse("deb.example:80"),)))
-    firewall = Firewall(MANAGER, SUBNET, policies, Bounds(9, 9, 9), ForgeAddresses("", tmp_path), tmp_path, prefix)
+    command = [
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--no-resolv",
+        "--no-hosts",
+        "--conf-file=/dev/null",
+        "--bind-interfaces",
+        "--pid-file=",
+    ]
+    command += [
+        f"--listen-address={upstream}",
+        *(f"--address=/{name}/{address}" for name, address in names.items()),
+    ]
+    policies = (
+        Policy(Reach.NONE, Reach.NONE),
+        Policy("pool-p", Reach.ALLOWLIST, (Destination.parse("deb.example:80"),)),
+    )
+    firewall = Firewall(
+        MANAGER, SUBNET, policies, Bounds(9, 9, 9), ForgeAddresses("", tmp_path), tmp_path, prefix
+    )
     with ExitStack() as stack:
         connection = stack.enter_context(closing(libvirt.open("qemu:///system")))
         resolver = stack.enter_context(subprocess.Popen(command))
@@ -127,7 +165,10 @@ def test_names_resolve_into_the_sets_of_both_families(tmp_path: Path) -> None:
 
         def held() -> bool:
             listed = subprocess.run(
-                ["nft", "list", "set", "inet", network_name(MANAGER), "to6-deb.example"], capture_output=True, text=True, check=True
+                ["nft", "list", "set", "inet", network_name(MANAGER), "to6-deb.example"],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             return names["deb.example"] in listed.stdout
 

@@ -1,4 +1,6 @@
-"""The audit is green only where every package was looked up, by a service that finds what is known."""
+"""The audit is green only where every package was looked up, by a service that finds what is
+known.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,11 @@ def test_a_verdict(report: dict[str, Any], control: dict[str, Any], code: int, s
 
 def test_only_what_is_needed_is_looked_up() -> None:
     installed = [
-        {"name": "Mine", "version": "1", "requires_dist": ["A_b>=1", "tool; extra == 'test'", "old; python_version < '3'"]},
+        {
+            "name": "Mine",
+            "version": "1",
+            "requires_dist": ["A_b>=1", "tool; extra == 'test'", "old; python_version < '3'"],
+        },
         {"name": "a-b", "version": "2", "requires_dist": ["c[x]"]},
         {"name": "c", "version": "3"},
         {"name": "tool", "version": "4"},

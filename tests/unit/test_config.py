@@ -11,7 +11,10 @@ from vmrunner.errors import ConfigError
 from vmrunner.model.job import ScopeKind
 from vmrunner.network.policy import Destination
 
-MINIMAL = '[forge]\nkind = "gitea"\nurl = "https://forge.example/"\n[pools.p]\nlabels = ["debian-12"]\nimage = "debian-12"\n'
+MINIMAL = (
+    '[forge]\nkind = "gitea"\nurl = "https://forge.example/"\n[pools.p]\nlabels = '
+    '["debian-12"]\nimage = "debian-12"\n'
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -22,12 +25,30 @@ def write(folder: Path, text: str) -> Path:
 
 def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path: Path) -> None:
     shown = load(write(tmp_path, example()))
-    lines = [line.removeprefix("# ") if " = " in line and line.startswith("# ") else line for line in example().splitlines()]
-    without_default = ("runner", "token_file", "ca_file", "listen", "textfile", "schedule", "allow", "disk_bandwidth", "disk_iops", "ipv6")
+    lines = [
+        line.removeprefix("# ") if " = " in line and line.startswith("# ") else line
+        for line in example().splitlines()
+    ]
+    without_default = (
+        "runner",
+        "token_file",
+        "ca_file",
+        "listen",
+        "textfile",
+        "schedule",
+        "allow",
+        "disk_bandwidth",
+        "disk_iops",
+        "ipv6",
+    )
     without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config", "secret_file")
-    spelled_out = load(write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default))))
+    spelled_out = load(
+        write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default)))
+    )
     assert spelled_out == shown
-    assert load(write(tmp_path, "\n".join(lines))) != shown, "and the keys without a default load, too"
+    assert load(write(tmp_path, "\n".join(lines))) != shown, (
+        "and the keys without a default load, too"
+    )
 
 
 def test_every_field_is_in_the_example() -> None:
@@ -45,7 +66,10 @@ def test_minimal(tmp_path: Path) -> None:
 def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
     assert load(write(tmp_path, MINIMAL)).network.ipv6 is None
     for prefix in ("fd87::/64", "2001:db8:87::/80", "fd87::/112"):
-        asked = MINIMAL.replace("[forge]", f'[network]\nipv6 = "{prefix}"\n[forge]') + 'allow = ["[2001:db8::7]:443"]\n'
+        asked = (
+            MINIMAL.replace("[forge]", f'[network]\nipv6 = "{prefix}"\n[forge]')
+            + 'allow = ["[2001:db8::7]:443"]\n'
+        )
         assert load(write(tmp_path, asked)).network.ipv6 == IPv6Network(prefix)
 
 
@@ -56,18 +80,45 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
         (('"gitea"', '"github"'), "forge.kind"),
         (("[forge]", "[forge"), "not valid TOML"),
         (('image = "debian-12"', 'image = "debian-12"\nmax = "two"'), "pools.p.max"),
-        (('image = "debian-12"', 'image = "debian-12"\nmemory = "2 gigs"'), "a size is written like"),
+        (
+            ('image = "debian-12"', 'image = "debian-12"\nmemory = "2 gigs"'),
+            "a size is written like",
+        ),
         (('image = "debian-12"', 'image = "../../etc"'), "pools.p.image"),
         (('image = "debian-12"', 'image = "a"\nscope = "repository:a/../b"'), "There is no scope"),
-        (('image = "debian-12"', 'image = "a"\ncolour = "red"'), "pools.p.colour: is not a key that vmrunner knows"),
-        (('image = "debian-12"', 'image = "a"\nproxy = "proxy.example:3128"'), "pools.p.proxy: it is written like"),
-        (('image = "debian-12"', 'image = "a"\nproxy = "http://a:b@proxy.example:3128"'), "pools.p.proxy: it has a password in it"),
-        (('image = "debian-12"', 'image = "a"\nregistry_mirror = "http://m_.example"'), "pools.p.registry_mirror: a destination is"),
-        (('image = "debian-12"', 'image = "a"\nproxy = "http://proxy.example:99999"'), "pools.p.proxy"),
-        (('image = "debian-12"', 'image = "a"\nproxy = "http://[2001:db8::7]"'), "pools.p names an IPv6 address"),
-        (('image = "debian-12"', 'image = "a"\nno_proxy = ["a.example"]'), "pools.p: no_proxy is for pools with a proxy"),
+        (
+            ('image = "debian-12"', 'image = "a"\ncolour = "red"'),
+            "pools.p.colour: is not a key that vmrunner knows",
+        ),
+        (
+            ('image = "debian-12"', 'image = "a"\nproxy = "proxy.example:3128"'),
+            "pools.p.proxy: it is written like",
+        ),
+        (
+            ('image = "debian-12"', 'image = "a"\nproxy = "http://a:b@proxy.example:3128"'),
+            "pools.p.proxy: it has a password in it",
+        ),
+        (
+            ('image = "debian-12"', 'image = "a"\nregistry_mirror = "http://m_.example"'),
+            "pools.p.registry_mirror: a destination is",
+        ),
+        (
+            ('image = "debian-12"', 'image = "a"\nproxy = "http://proxy.example:99999"'),
+            "pools.p.proxy",
+        ),
+        (
+            ('image = "debian-12"', 'image = "a"\nproxy = "http://[2001:db8::7]"'),
+            "pools.p names an IPv6 address",
+        ),
+        (
+            ('image = "debian-12"', 'image = "a"\nno_proxy = ["a.example"]'),
+            "pools.p: no_proxy is for pools with a proxy",
+        ),
         (('image = "debian-12"', 'image = "a"\nno_proxy = ["a,b"]'), "pools.p.no_proxy.0"),
-        (('image = "debian-12"', 'image = "a"\nnetwork = "none"\nproxy = "http://a.example"'), "no registry_mirror, and no proxy"),
+        (
+            ('image = "debian-12"', 'image = "a"\nnetwork = "none"\nproxy = "http://a.example"'),
+            "no registry_mirror, and no proxy",
+        ),
         (
             ('image = "debian-12"', 'image = "a"\nrunner_config = { runner = { timeout = "9h" } }'),
             "pools.p.runner_config: runner.timeout can't",
@@ -80,19 +131,46 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
         (('["debian-12"]', '["a b"]'), "pools.p.labels.0: a label is written like"),
         (('["debian-12"]', '["a:lxc://b"]'), "pools.p.labels.0: a label is written like"),
         (('["debian-12"]', '["a:docker://"]'), "pools.p.labels.0: a label is written like"),
-        (('["debian-12"]', '["a:docker://b --privileged"]'), "pools.p.labels.0: a label is written like"),
-        (('["debian-12"]', '["a", "b", "a:docker://c"]'), "pools.p.labels: the label a has two places, host and docker://c"),
+        (
+            ('["debian-12"]', '["a:docker://b --privileged"]'),
+            "pools.p.labels.0: a label is written like",
+        ),
+        (
+            ('["debian-12"]', '["a", "b", "a:docker://c"]'),
+            "pools.p.labels: the label a has two places, host and docker://c",
+        ),
         (("[forge]", '[network]\nipv6 = "fd87::1/64"\n[forge]'), "network.ipv6"),
-        (("[forge]", '[network]\nipv6 = "fd87::/48"\n[forge]'), "an IPv6 network for machines is a /64 to /112"),
-        (("[forge]", '[network]\nipv6 = "fd87::/113"\n[forge]'), "an IPv6 network for machines is a /64 to /112"),
+        (
+            ("[forge]", '[network]\nipv6 = "fd87::/48"\n[forge]'),
+            "an IPv6 network for machines is a /64 to /112",
+        ),
+        (
+            ("[forge]", '[network]\nipv6 = "fd87::/113"\n[forge]'),
+            "an IPv6 network for machines is a /64 to /112",
+        ),
         (("[forge]", '[network]\nipv6 = "10.0.0.0/24"\n[forge]'), "network.ipv6"),
         (("[forge]", '[network]\nipv6 = "fe80::/64"\n[forge]'), "is a unique local one"),
         (("[forge]", '[network]\nipv6 = "64:ff9b:1::/64"\n[forge]'), "is a unique local one"),
         (("[forge]", '[network]\nipv6 = "ff02::/64"\n[forge]'), "is a unique local one"),
-        (("[forge]", '[network]\nipv6 = "fd87::/112"\n[libvirt]\nsubnet = "10.0.0.0/12"\n[forge]'), "as many addresses as libvirt.subnet"),
-        (('image = "debian-12"', 'image = "a"\nallow = ["[2001:db8::7]:443"]'), "pools.p names an IPv6 address"),
-        (("[forge]", '[serve.webhook]\nlisten = "192.0.2.5:8484"\n[forge]'), "serve.webhook: listen and secret_file go together"),
-        (("[forge]", '[serve.webhook]\nsecret_file = "/s"\n[forge]'), "serve.webhook: listen and secret_file go together"),
+        (
+            (
+                "[forge]",
+                '[network]\nipv6 = "fd87::/112"\n[libvirt]\nsubnet = "10.0.0.0/12"\n[forge]',
+            ),
+            "as many addresses as libvirt.subnet",
+        ),
+        (
+            ('image = "debian-12"', 'image = "a"\nallow = ["[2001:db8::7]:443"]'),
+            "pools.p names an IPv6 address",
+        ),
+        (
+            ("[forge]", '[serve.webhook]\nlisten = "192.0.2.5:8484"\n[forge]'),
+            "serve.webhook: listen and secret_file go together",
+        ),
+        (
+            ("[forge]", '[serve.webhook]\nsecret_file = "/s"\n[forge]'),
+            "serve.webhook: listen and secret_file go together",
+        ),
         (
             ("[forge]", '[serve.webhook]\nlisten = "192.0.2.5"\nsecret_file = "/s"\n[forge]'),
             "serve.webhook.listen: an address to listen at",
@@ -159,17 +237,24 @@ def test_several_scopes_and_a_schedule(tmp_path: Path) -> None:
     assert [str(scope) for scope in pool.scope] == ["organisation:a", "repository:b/c"]
     wednesday = datetime(2026, 7, 1, tzinfo=UTC)
     assert [pool.warm_at(wednesday.replace(hour=hour)) for hour in (7, 9, 18, 20)] == [0, 4, 4, 0]
-    assert pool.warm_at(datetime(2026, 7, 5, 12, tzinfo=UTC)) == 0, "on a Sunday the evening before counts"
+    assert pool.warm_at(datetime(2026, 7, 5, 12, tzinfo=UTC)) == 0, (
+        "on a Sunday the evening before counts"
+    )
     with pytest.raises(ConfigError, match="cron expression"):
         load(write(tmp_path, MINIMAL + 'schedule = [{ cron = "sometimes", warm = 4 }]\n'))
 
 
 def test_a_mirror_and_a_proxy_are_reached_without_more_words(tmp_path: Path) -> None:
-    more = 'network = "allowlist"\nallow = ["a.example:22"]\nregistry_mirror = "http://192.0.2.7:5000/"\nproxy = "https://proxy.example"\n'
+    more = (
+        'network = "allowlist"\nallow = ["a.example:22"]\nregistry_mirror = '
+        '"http://192.0.2.7:5000/"\nproxy = "https://proxy.example"\n'
+    )
     config = load(write(tmp_path, MINIMAL + more))
     assert config.pools["p"].registry_mirror == "http://192.0.2.7:5000"
     (policy,) = [each for each in config.policies if each.name == "pool-p"]
-    assert policy.allow == tuple(Destination.parse(each) for each in ("a.example:22", "192.0.2.7:5000", "proxy.example:443"))
+    assert policy.allow == tuple(
+        Destination.parse(each) for each in ("a.example:22", "192.0.2.7:5000", "proxy.example:443")
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ def test_there_are_cases_of_every_topic() -> None:
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_a_case_is_whole(case: cases.Case) -> None:
     assert set(case.sides) <= {side.name for side in SIDES}
-    assert PLAIN.name in (case.sides or [PLAIN.name]) or case.topic is Topic.SERVICES, "nothing to compare with"
+    assert PLAIN.name in (case.sides or [PLAIN.name]) or case.topic is Topic.SERVICES, (
+        "nothing to compare with"
+    )
     assert case.wanted
     for path, text in case.contents("a-label", "an/image:1", "http://forge.example").items():
         if path.startswith(".gitea/workflows/"):
@@ -37,7 +39,9 @@ def test_a_case_is_whole(case: cases.Case) -> None:
             re.compile(pattern)
 
 
-@pytest.mark.parametrize("case", [case for case in ALL if case.unlike or case.whose], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in ALL if case.unlike or case.whose], ids=lambda case: case.name
+)
 def test_what_is_unlike_what_people_know_is_in_the_docs(case: cases.Case) -> None:
     (row,) = [line for line in DOCS.splitlines() if f"| `{case.name}` |" in line]
     assert case.unlike in row
@@ -45,7 +49,9 @@ def test_what_is_unlike_what_people_know_is_in_the_docs(case: cases.Case) -> Non
 
 
 def test_docs_name_no_case_that_is_not_there() -> None:
-    assert set(re.findall(r"\| `([a-z0-9-]+)` \|$", DOCS, re.MULTILINE)) == {case.name for case in ALL if case.unlike}
+    assert set(re.findall(r"\| `([a-z0-9-]+)` \|$", DOCS, re.MULTILINE)) == {
+        case.name for case in ALL if case.unlike
+    }
 
 
 def test_what_is_known_has_its_reason_in_the_docs() -> None:
@@ -58,17 +64,21 @@ def test_what_is_known_has_its_reason_in_the_docs() -> None:
 
 
 def test_docs_list_no_difference_that_is_not_known() -> None:
-    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", DOCS, re.MULTILINE)) == {known.id for known in compare.known()}
+    assert set(re.findall(r"^\| `([a-z0-9-]+)` \|", DOCS, re.MULTILINE)) == {
+        known.id for known in compare.known()
+    }
 
 
 def test_a_log_is_normalized() -> None:
     log = (
-        "2026-11-28T19:03:00.1234567Z vmr-conf-0a1b2c3d(version:v1.0.8) received task 17 of job a, be triggered by event: push\n"
+        "2026-11-28T19:03:00.1234567Z vmr-conf-0a1b2c3d(version:v1.0.8) received task 17 of job a, "
+        "be triggered by event: push\n"
         "2026-11-28T19:03:01.1234567Z env GITHUB_WORKSPACE=/job/0123456789abcdef/hostexecutor\n"
         "2026-11-28T19:03:01.1234567Z 'runs-on' key not defined in /a\n"
         "2026-11-28T19:03:01.1234567Z ::set-output:: b=2\n"
         "2026-11-28T19:03:01.1234567Z ::set-output:: a=1\n"
-        "2026-11-28T19:03:01.1234567Z conf-cloned/case at 0123456789012345678901234567890123456789 on vmr-conf-0a1b2c3d\n"
+        "2026-11-28T19:03:01.1234567Z conf-cloned/case at 0123456789012345678901234567890123456789 "
+        "on vmr-conf-0a1b2c3d\n"
     )
     assert normalize.lines(log) == [
         "RUNNER received task N of job a, be triggered by event: push",
@@ -104,15 +114,24 @@ def test_every_line_that_differs_is_told() -> None:
 
 def test_of_long_logs_the_first_difference_is_told() -> None:
     log = [str(number) for number in range(30_000)]
-    found = compare.differences("case", "cloned", [Ended("a", "success", log)], [Ended("a", "success", [*log[:9], "x", *log[10:]])])
+    found = compare.differences(
+        "case",
+        "cloned",
+        [Ended("a", "success", log)],
+        [Ended("a", "success", [*log[:9], "x", *log[10:]])],
+    )
     assert len(found) == 2
     assert all("the first that differs is 10" in each.line for each in found)
 
 
 def test_a_known_difference_is_one_of_its_side_and_case() -> None:
-    (difference,) = compare.differences("case", "cloned", [Ended("a", "success", ["x"])], [Ended("a", "success", ["x", "y 1"])])
+    (difference,) = compare.differences(
+        "case", "cloned", [Ended("a", "success", ["x"])], [Ended("a", "success", ["x", "y 1"])]
+    )
     known = Known("id", "whose", "reason", ("cloned",), (r"\+y \d",), ("case",))
     assert known.covers(difference)
     assert not Known("id", "whose", "reason", ("booted",), (r"\+y \d",)).covers(difference)
-    assert not Known("id", "whose", "reason", ("cloned",), (r"\+y \d",), ("other",)).covers(difference)
+    assert not Known("id", "whose", "reason", ("cloned",), (r"\+y \d",), ("other",)).covers(
+        difference
+    )
     assert not Known("id", "whose", "reason", ("cloned",), (r"\+y",)).covers(difference)

@@ -1,4 +1,6 @@
-"""A file is replaced as a whole: by many at once, by one that is killed, and never readable by others for a moment."""
+"""A file is replaced as a whole: by many at once, by one that is killed, and never readable by
+others for a moment.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,13 @@ def test_what_fails_leaves_the_old_one_alone(tmp_path: Path) -> None:
     assert (path.read_text(), sorted(os.listdir(tmp_path))) == ("old", ["file", "folder"])
 
 
-@pytest.mark.parametrize(("mode", "umask", "wanted"), [(None, 0o027, 0o640), (0o644, 0o077, 0o644), (0o600, 0o000, 0o600)])
-def test_its_mode_is_the_one_asked_for_or_that_of_the_umask(tmp_path: Path, mode: int | None, umask: int, wanted: int) -> None:
+@pytest.mark.parametrize(
+    ("mode", "umask", "wanted"),
+    [(None, 0o027, 0o640), (0o644, 0o077, 0o644), (0o600, 0o000, 0o600)],
+)
+def test_its_mode_is_the_one_asked_for_or_that_of_the_umask(
+    tmp_path: Path, mode: int | None, umask: int, wanted: int
+) -> None:
     before = os.umask(umask)
     try:
         files.write_whole(tmp_path / "file", "content", mode)
@@ -77,7 +84,9 @@ for n in range(int(sys.argv[2])):
 
 def writer(path: Path, times: int, letter: str) -> subprocess.Popen[str]:
     """A process that writes the same letter again and again."""
-    return subprocess.Popen([sys.executable, "-c", WRITER, path, str(times), letter], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, path, str(times), letter], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_two_processes_and_two_threads_write_it_and_a_reader_finds_it_whole(tmp_path: Path) -> None:
@@ -101,10 +110,16 @@ def test_two_processes_and_two_threads_write_it_and_a_reader_finds_it_whole(tmp_
         assert (len(text), len(set(text))) == (100_000, 1)
     for each in both:
         each.communicate()
-    assert ([each.returncode for each in both], failed, os.listdir(tmp_path)) == ([0, 0], [], ["file"])
+    assert ([each.returncode for each in both], failed, os.listdir(tmp_path)) == (
+        [0, 0],
+        [],
+        ["file"],
+    )
 
 
-def test_what_a_killed_process_leaves_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+def test_what_a_killed_process_leaves_is_swept_and_what_a_living_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
     with writer(tmp_path / "file", 10**9, "a") as killed:
         assert killed.stdout is not None
         assert killed.stdout.readline() == "begun\n"
@@ -117,7 +132,9 @@ def test_what_a_killed_process_leaves_is_swept_and_what_a_living_one_writes_is_n
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_threads_that_remember_the_forges_addresses_do_not_take_each_others_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_remember_the_forges_addresses_do_not_take_each_others_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each worker of a pass may find that it is time to ask."""
     together, halves = threading.Barrier(4), []
     replace = Path.replace
@@ -128,7 +145,9 @@ def test_threads_that_remember_the_forges_addresses_do_not_take_each_others_half
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", meet)
-    asking = [threading.Thread(target=ForgeAddresses("https://203.0.113.10", tmp_path)) for _ in range(4)]
+    asking = [
+        threading.Thread(target=ForgeAddresses("https://203.0.113.10", tmp_path)) for _ in range(4)
+    ]
     for thread in asking:
         thread.start()
     for thread in asking:

@@ -1,7 +1,10 @@
-"""A hostile forge and hostile guests: whatever they say, there is no traceback, nothing is written elsewhere, and no machine is lost.
+"""A hostile forge and hostile guests: whatever they say, there is no traceback, nothing is written
+elsewhere, and no machine is lost.
 
-The real clients of both forges read generated answers; the real manager runs on the fake hypervisor; what people and programs are shown is
-made as the commands make it. VMRUNNER_TEST_HOSTILE_EXAMPLES says how many answers, for each forge; they are new ones each time then.
+The real clients of both forges read generated answers; the real manager runs on the fake
+hypervisor; what people and programs are shown is made as the commands make it.
+VMRUNNER_TEST_HOSTILE_EXAMPLES says how many answers, for each forge; they are new ones each time
+then.
 """
 
 from __future__ import annotations
@@ -122,10 +125,19 @@ FORGEJO_JOB = record(
     runs_on=st.just(["debian-12"]) | LABELS,
     status=st.sampled_from(["waiting", "running"]),
 )
-RUNNER = record(id=NUMBERS, name=TEXTS, status=st.sampled_from(["online", "offline", "idle", "active"]) | TEXTS, ephemeral=st.booleans())
+RUNNER = record(
+    id=NUMBERS,
+    name=TEXTS,
+    status=st.sampled_from(["online", "offline", "idle", "active"]) | TEXTS,
+    ephemeral=st.booleans(),
+)
 MINTED = record(id=NUMBERS, uuid=st.uuids().map(str) | TEXTS, token=st.just("t" * 40) | TEXTS)
 EVENTS = st.binary(max_size=200) | st.lists(
-    st.tuples(st.sampled_from(["up", "seed", "ready", "runner", "exit", "x"]), st.floats().map(str) | TEXTS, TEXTS).map(" ".join),
+    st.tuples(
+        st.sampled_from(["up", "seed", "ready", "runner", "exit", "x"]),
+        st.floats().map(str) | TEXTS,
+        TEXTS,
+    ).map(" ".join),
     max_size=5,
 ).map(lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass"))
 CODES = st.sampled_from([200] * 40 + [201, 204, 302, 401, 403, 404, 409, 500])
@@ -138,11 +150,15 @@ WHIMS = st.fixed_dictionaries(
         "runners": st.lists(st.lists(RUNNER, max_size=2), min_size=1, max_size=3),
         "minted": st.lists(MINTED, min_size=1, max_size=3),
         "names": st.lists(TEXTS, min_size=1, max_size=3),
-        "rest": st.lists(st.just({"token": "t", "ackIndex": "1", "state": {"result": "RESULT_FAILURE"}}) | JUNK, min_size=1, max_size=3),
+        "rest": st.lists(
+            st.just({"token": "t", "ackIndex": "1", "state": {"result": "RESULT_FAILURE"}}) | JUNK,
+            min_size=1,
+            max_size=3,
+        ),
         "instead": st.lists(
-            st.tuples(RARELY, st.binary(max_size=50) | JUNK.map(lambda junk: json.dumps(junk).encode())).map(
-                lambda each: each[1] if each[0] else None
-            ),
+            st.tuples(
+                RARELY, st.binary(max_size=50) | JUNK.map(lambda junk: json.dumps(junk).encode())
+            ).map(lambda each: each[1] if each[0] else None),
             min_size=9,
             max_size=15,
         ),
@@ -178,7 +194,10 @@ class HostileForge:
         elif path.endswith("/Register"):
             content = {"runner": content}
         instead = next(self._drawn["instead"])
-        return httpx.Response(next(self._drawn["codes"]), content=json.dumps(content).encode() if instead is None else instead)
+        return httpx.Response(
+            next(self._drawn["codes"]),
+            content=json.dumps(content).encode() if instead is None else instead,
+        )
 
 
 written: list[str] | None = None
@@ -187,9 +206,23 @@ written: list[str] | None = None
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if written is None:
         return
-    if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+    if (
+        event == "open"
+        and isinstance(arguments[0], str)
+        and isinstance(arguments[1], str)
+        and set(arguments[1]) & set("wax+")
+    ):
         written.append(arguments[0])
-    elif event in {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.link", "os.chmod", "os.truncate"}:
+    elif event in {
+        "os.rename",
+        "os.mkdir",
+        "os.remove",
+        "os.rmdir",
+        "os.symlink",
+        "os.link",
+        "os.chmod",
+        "os.truncate",
+    }:
         written.extend(str(each) for each in arguments[:2] if isinstance(each, str | Path))
 
 
@@ -211,7 +244,9 @@ def writing_only_below(folder: Path) -> Iterator[None]:
 
 def check_output(text: str) -> None:
     """Nothing that a terminal obeys, and no line without an end."""
-    assert all(char.isprintable() or char == "\n" for char in text), repr([char for char in text if not char.isprintable()][:5])
+    assert all(char.isprintable() or char == "\n" for char in text), repr(
+        [char for char in text if not char.isprintable()][:5]
+    )
     assert len(text) < 200_000
 
 
@@ -228,12 +263,23 @@ started: Counter[str] = Counter()
 
 
 def live(data: st.DataObject, kind: str) -> None:
-    jobs = data.draw(st.lists(st.lists(FORGEJO_JOB if kind == "forgejo" else GITEA_JOB, max_size=3), min_size=1, max_size=2))
-    reports, slept = data.draw(st.lists(EVENTS, min_size=6, max_size=6)), data.draw(st.sampled_from([1, 60, 20000]))
+    jobs = data.draw(
+        st.lists(
+            st.lists(FORGEJO_JOB if kind == "forgejo" else GITEA_JOB, max_size=3),
+            min_size=1,
+            max_size=2,
+        )
+    )
+    reports, slept = (
+        data.draw(st.lists(EVENTS, min_size=6, max_size=6)),
+        data.draw(st.sampled_from([1, 60, 20000])),
+    )
     whims = data.draw(WHIMS)
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
     world = World(
-        folder, binds_jobs=kind == "forgejo", pools={"p": {"labels": ["debian-12"], "image": "debian-12", "max": 3, "start": "boot"}}
+        folder,
+        binds_jobs=kind == "forgejo",
+        pools={"p": {"labels": ["debian-12"], "image": "debian-12", "max": 3, "start": "boot"}},
     )
     http = Http("https://forge.example", Secret("token"))
     http.close()
@@ -241,7 +287,16 @@ def live(data: st.DataObject, kind: str) -> None:
     http._client = httpx.Client(transport=httpx.MockTransport(answers))
     forge = Forgejo(http) if kind == "forgejo" else Gitea(http)
     bindings = FakeBindings(world.settings.runtime_dir, "m", world.doom)
-    manager = Manager(world.settings, world.hypervisor, forge, world.history, world.log, bindings=bindings, clock=world.clock, workers=1)
+    manager = Manager(
+        world.settings,
+        world.hypervisor,
+        forge,
+        world.history,
+        world.log,
+        bindings=bindings,
+        clock=world.clock,
+        workers=1,
+    )
     try:
         for _ in range(2):
             with writing_only_below(folder):
@@ -249,10 +304,16 @@ def live(data: st.DataObject, kind: str) -> None:
                 for failure in outcome.failures:
                     check_output(f"{failure.sentence}\n{failure.hint}")
                 shown(manager)
-            # No machine is lost track of: what the host has is what a pass sees, and each has its binding or its end.
+            # No machine is lost track of: what the host has is what a pass sees, and each has its
+            # binding or its end.
             seen = {machine.id for machine in manager.observe().machines}
-            assert set(world.hypervisor.domains) | {machine for machine, _ in world.hypervisor.files} <= seen
-            assert {machine for machine, _ in world.hypervisor.files} <= set(world.hypervisor.domains)
+            assert (
+                set(world.hypervisor.domains) | {machine for machine, _ in world.hypervisor.files}
+                <= seen
+            )
+            assert {machine for machine, _ in world.hypervisor.files} <= set(
+                world.hypervisor.domains
+            )
             started[kind] += len(world.hypervisor.domains)
             for machine, metadata in world.hypervisor.domains.items():
                 described = domain_xml(
@@ -327,7 +388,11 @@ def test_what_a_forge_says_stays_a_value(text: str) -> None:
         line = ast.parse(seed.job_script(job)).body[0]
         assert isinstance(line, ast.Assign)
         told = json.loads(ast.literal_eval(line.value))
-        assert text in (told["files"]["token"] if kind == "forgejo" else json.loads(told["files"][".runner"])["token"])
+        assert text in (
+            told["files"]["token"]
+            if kind == "forgejo"
+            else json.loads(told["files"][".runner"])["token"]
+        )
 
 
 def test_a_scope_can_not_leave_its_path() -> None:

@@ -1,4 +1,6 @@
-"""One writer per manager: the second waits and says so, or gives up; a dead holder holds nothing."""
+"""One writer per manager: the second waits and says so, or gives up; a dead holder holds
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ with exclusive(Path(sys.argv[1]), "m", wait=0, say=print):
 
 def test_the_second_says_so_and_gives_up_or_gets_it_when_the_first_dies(tmp_path: Path) -> None:
     said: list[str] = []
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(Busy), exclusive(tmp_path, "m", wait=0.5, say=said.append):

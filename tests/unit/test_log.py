@@ -1,4 +1,6 @@
-"""Log lines: an event with its fields on one line, whatever is in them; journald's priorities; JSON."""
+"""Log lines: an event with its fields on one line, whatever is in them; journald's priorities;
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,24 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_line_has_the_time_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    open_log("text").info("machine started", machine=MACHINE, pool="p", job="o/r: build it", url="https://f/x?y=1", none=None, empty="")
+    open_log("text").info(
+        "machine started",
+        machine=MACHINE,
+        pool="p",
+        job="o/r: build it",
+        url="https://f/x?y=1",
+        none=None,
+        empty="",
+    )
     line = said(capsys)
     assert re.sub(r"^\d\d:\d\d:\d\d ", "", line) == (
         'machine started machine=vmr-m-0123abcd pool=p job="o/r: build it" url=https://f/x?y=1\n'
     )
 
 
-def test_zero_is_a_value_and_other_scripts_stay_readable(capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_is_a_value_and_other_scripts_stay_readable(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     open_log("text").info("x", count=0, job="Prüfung 東京")
     assert said(capsys).endswith('x count=0 job="Prüfung 東京"\n')
 
@@ -65,7 +77,9 @@ def test_journald_gets_the_priority_and_no_time(
 def test_nothing_in_a_value_makes_another_line_or_colours_it(
     capsys: pytest.CaptureFixture[str], form: Format, place: str, value: str
 ) -> None:
-    open_log(form).error(**({"event": "x", "job": value} if place == "field" else {"event": value}), pool="p")
+    open_log(form).error(
+        **({"event": "x", "job": value} if place == "field" else {"event": value}), pool="p"
+    )
     line = said(capsys)
     assert line.endswith("\n")
     assert line[:-1].isprintable()
@@ -78,11 +92,19 @@ def test_a_field_can_be_read_back(capsys: pytest.CaptureFixture[str], value: str
     assert json.loads(quoted) == value
 
 
-def test_json_lines_carry_the_machine_the_pool_and_the_job(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_carry_the_machine_the_pool_and_the_job(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     log = open_log("json")
     log.info("machine started", machine=MACHINE, pool="p", job="o/r: build\nit")
     log.warning("machine destroyed", machine=MACHINE)
     first, second = map(json.loads, said(capsys).splitlines())
     assert first.pop("timestamp").endswith("Z")
-    assert first == {"event": "machine started", "level": "info", "machine": "vmr-m-0123abcd", "pool": "p", "job": "o/r: build\nit"}
+    assert first == {
+        "event": "machine started",
+        "level": "info",
+        "machine": "vmr-m-0123abcd",
+        "pool": "p",
+        "job": "o/r: build\nit",
+    }
     assert (second["level"], second["machine"]) == ("warning", "vmr-m-0123abcd")

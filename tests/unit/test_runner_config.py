@@ -24,12 +24,16 @@ def table(key: str, value: object) -> dict[str, Any]:
     return {first: table(rest, value) if rest else value}
 
 
-@pytest.mark.parametrize(("forge", "key"), [(forge, key) for forge, keys in KEYS.items() for key in keys])
+@pytest.mark.parametrize(
+    ("forge", "key"), [(forge, key) for forge, keys in KEYS.items() for key in keys]
+)
 def test_every_key_takes_what_it_is_for(forge: str, key: str) -> None:
     good, bad = VALUES[KEYS[forge][key]]
     assert fault(forge, table(key, good)) == ""
     assert fault(forge, table(key, bad)).startswith(f"{key} has to be ")
-    merged = json.loads(runner_config(forge, job_timeout=timedelta(1), environment={}, more=table(key, good)))
+    merged = json.loads(
+        runner_config(forge, job_timeout=timedelta(1), environment={}, more=table(key, good))
+    )
     for part in key.split("."):
         merged = merged[part]
     assert merged == good
@@ -38,15 +42,29 @@ def test_every_key_takes_what_it_is_for(forge: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"runner": {"shutdown_timeout": "0s"}}, "runner.shutdown_timeout can't be set here: the pool's job_timeout rules"),
+        (
+            {"runner": {"shutdown_timeout": "0s"}},
+            "runner.shutdown_timeout can't be set here: the pool's job_timeout rules",
+        ),
         ({"runner": {"labels": ["a"]}}, "runner.labels can't be set here: the pool's labels rule"),
-        ({"cache": {"external_server": "http://c"}}, "cache.external_server can't be set here: it takes a secret"),
-        ({"cache": {"external_secret": "x"}}, "cache.external_secret can't be set here: it is a secret, and every job can read this file"),
+        (
+            {"cache": {"external_server": "http://c"}},
+            "cache.external_server can't be set here: it takes a secret",
+        ),
+        (
+            {"cache": {"external_secret": "x"}},
+            "cache.external_secret can't be set here: it is a secret, and every job can read this "
+            "file",
+        ),
         (
             {"runner": {"fetch_interal": "1s"}},
-            "the runner of a gitea forge knows no key runner.fetch_interal; did you mean runner.fetch_interval?",
+            "the runner of a gitea forge knows no key runner.fetch_interal; did you mean "
+            "runner.fetch_interval?",
         ),
-        ({"runner": {"report_interval": "1s"}}, "the runner of a gitea forge knows no key runner.report_interval"),
+        (
+            {"runner": {"report_interval": "1s"}},
+            "the runner of a gitea forge knows no key runner.report_interval",
+        ),
         ({"zzz": {}}, "the runner of a gitea forge knows no key zzz"),
         ({"container": "x"}, "the runner of a gitea forge knows no key container"),
     ],
@@ -58,8 +76,18 @@ def test_what_can_not_be_set(more: dict[str, Any], said: str) -> None:
 @pytest.mark.parametrize(
     ("forge", "version", "is_old"),
     [
-        *(("gitea", "0.3.1", True), ("gitea", "v1.0.7", True), ("gitea", "1.0.8", False), ("gitea", "1.0.8-3-gabc", False)),
-        *(("gitea", "5.0.0", False), ("gitea", "", False), ("forgejo", "12.7.3", True), ("forgejo", "12.8.0", False)),
+        *(
+            ("gitea", "0.3.1", True),
+            ("gitea", "v1.0.7", True),
+            ("gitea", "1.0.8", False),
+            ("gitea", "1.0.8-3-gabc", False),
+        ),
+        *(
+            ("gitea", "5.0.0", False),
+            ("gitea", "", False),
+            ("forgejo", "12.7.3", True),
+            ("forgejo", "12.8.0", False),
+        ),
     ],
 )
 def test_a_runner_may_be_too_old(forge: str, version: str, is_old: bool) -> None:

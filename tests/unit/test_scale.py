@@ -1,4 +1,6 @@
-"""The small version of `make scale`: what a pass costs per machine does not grow with their number, and `serve` keeps its memory."""
+"""The small version of `make scale`: what a pass costs per machine does not grow with their number,
+and `serve` keeps its memory.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ WORSE = 1.3  # how much more a machine may cost among many; what is quadratic ma
 
 
 def steps(act: Callable[[], object]) -> int:
-    """How many instructions the interpreter carries out: unlike seconds, the same on every machine."""
+    """How many instructions the interpreter carries out: unlike seconds, the same on every
+    machine.
+    """
     count = 0
 
     def step(frame: FrameType, event: str, _argument: object) -> Any:
@@ -84,5 +88,6 @@ def test_memory_is_flat_over_many_jobs(binds_jobs: bool) -> None:
             held[done] = sys.getallocatedblocks()
 
     assert scale.serve_jobs(1500, look, binds_jobs=binds_jobs)["jobs"] == 1500
-    # Whatever is kept of each job is a block at least. Tables that grow once, as that of all strings, are one each.
+    # Whatever is kept of each job is a block at least. Tables that grow once, as that of all
+    # strings, are one each.
     assert held[1500] - held[500] < 800, held

@@ -1,4 +1,6 @@
-"""Tracebacks are for bugs, and go to logs that others read: whatever breaks, no credentials are in one."""
+"""Tracebacks are for bugs, and go to logs that others read: whatever breaks, no credentials are in
+one.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def traced(call: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("step", ["put seed.iso", "start", "create_overlay"])
-def test_a_bug_while_a_machine_is_made(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_while_a_machine_is_made(
+    tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = World(tmp_path)
     world.forge.queue(1)
 
@@ -65,10 +69,14 @@ ANSWERS: list[Any] = [
 def test_a_forge_whose_answer_can_not_be_read(kind: Callable[[Http], Forge], answer: Any) -> None:
     http = Http("https://forge.example", Secret(CANARY))
     http.close()
-    http._client = httpx.Client(transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer)))
+    http._client = httpx.Client(
+        transport=httpx.MockTransport(lambda _: httpx.Response(200, json=answer))
+    )
     forge = kind(http)
     try:
-        said = traced(lambda: forge.create_runner(Scope.parse("instance"), "vmr-m-00000000", ["debian-12"]))
+        said = traced(
+            lambda: forge.create_runner(Scope.parse("instance"), "vmr-m-00000000", ["debian-12"])
+        )
     finally:
         http.close()
     assert "ForgeUnreachable" in said

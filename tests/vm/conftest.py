@@ -1,4 +1,6 @@
-"""What the VM tests share: a ground per test whose leftovers are destroyed, and whose consoles are shown when a test fails."""
+"""What the VM tests share: a ground per test whose leftovers are destroyed, and whose consoles are
+shown when a test fails.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,17 @@ from vmrunner.hypervisor.host import LibvirtHost
 def lay_ground(site: Site, tmp_path: Path) -> Iterator[Callable[..., Ground]]:
     """`lay` with this test's folder and Gitea's token; every ground is taken down at the end.
 
-    `cloned=True`: the pool's machines are clones. Their snapshot is made by the first test that needs it.
+    `cloned=True`: the pool's machines are clones. Their snapshot is made by the first test that
+    needs it.
     """
     grounds: list[Ground] = []
 
     def make(*, cloned: bool = False, **options: Any) -> Ground:
         if cloned:
             options["start"] = "auto"
-        ground = lay(tmp_path / "ground", "suite", "10.90.0.0/24", **{"token": site.token} | options)
+        ground = lay(
+            tmp_path / "ground", "suite", "10.90.0.0/24", **{"token": site.token} | options
+        )
         grounds.append(ground)
         sweep(ground, site)
         if cloned:
@@ -35,7 +40,8 @@ def lay_ground(site: Site, tmp_path: Path) -> Iterator[Callable[..., Ground]]:
     yield make
     for ground in grounds:
         for console in (STORAGE / ground.manager).glob("*.console"):
-            print(f"{console.name}:\n{console.read_text(errors='replace')[-4000:]}")  # pytest shows it when the test failed
+            # Pytest shows it when the test failed.
+            print(f"{console.name}:\n{console.read_text(errors='replace')[-4000:]}")
         sweep(ground, site)
     site.clear()  # a job that a failed test left waiting would be the next test's
 
@@ -43,7 +49,11 @@ def lay_ground(site: Site, tmp_path: Path) -> Iterator[Callable[..., Ground]]:
 def sweep(ground: Ground, site: Site) -> None:
     """Whatever an earlier test or run left of this manager."""
     host = LibvirtHost(
-        uri="qemu:///system", manager=ground.manager, storage_path=STORAGE, subnet=IPv4Network("10.0.0.0/24"), warn=lambda _: None
+        uri="qemu:///system",
+        manager=ground.manager,
+        storage_path=STORAGE,
+        subnet=IPv4Network("10.0.0.0/24"),
+        warn=lambda _: None,
     )
     for machine in host.machines():
         host.destroy(machine.id)

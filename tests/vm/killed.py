@@ -1,4 +1,5 @@
-"""One `vmrunner up` that is killed (-9) right after a given step of a machine's creation: `python -m tests.vm.killed CONFIG STEP`.
+"""One `vmrunner up` that is killed (-9) right after a given step of a machine's creation: `python
+-m tests.vm.killed CONFIG STEP`.
 
 The product has no hook for this: the real manager runs here with its two seams wrapped.
 """
@@ -35,7 +36,9 @@ class Killed:
 
         def call(*arguments: Any, **options: Any) -> Any:
             answer = method(*arguments, **options)
-            step = {"create_overlay": "overlay", "create_runner": "runner", "start": "domain"}.get(name, "")
+            step = {"create_overlay": "overlay", "create_runner": "runner", "start": "domain"}.get(
+                name, ""
+            )
             if name == "put":
                 step = "seed" if arguments[1] is File.SEED else "logs"
             if step == self._step:

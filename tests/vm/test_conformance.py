@@ -1,4 +1,6 @@
-"""A sample of `make conformance`: the workflows that are marked for it, in the plain tree and in clones."""
+"""A sample of `make conformance`: the workflows that are marked for it, in the plain tree and in
+clones.
+"""
 
 from __future__ import annotations
 

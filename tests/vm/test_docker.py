@@ -1,4 +1,6 @@
-"""Containers inside machines: jobs of the real Gitea build, run and compose them, and run in them, in clones of one snapshot."""
+"""Containers inside machines: jobs of the real Gitea build, run and compose them, and run in them,
+in clones of one snapshot.
+"""
 
 from __future__ import annotations
 
@@ -50,15 +52,28 @@ jobs:
           echo "in $(pwd) with $(ls /)"
           echo "through $http_proxy"
           wget -Y off -q -O - {URL}/api/v1/version
-"""
+"""  # noqa: E501
 
 
-def test_jobs_build_containers_and_run_in_them(site: Site, lay_ground: Callable[..., Ground]) -> None:
+def test_jobs_build_containers_and_run_in_them(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
     boxed = (
-        f'[pools.boxed]\nlabels = ["boxed:docker://tests/base:1"]\nimage = "{DOCKER}"\nmemory = "1GiB"\ndisk = "6GiB"\nproxy = "{PROXY}"\n'
+        f'[pools.boxed]\nlabels = ["boxed:docker://tests/base:1"]\nimage = "{DOCKER}"\nmemory '
+        f'= "1GiB"\ndisk = "6GiB"\nproxy = "{PROXY}"\n'
     )
-    ground = lay_ground(cloned=True, image=DOCKER, labels="docker", more=f'registry_mirror = "{MIRROR}"\nwarm = 1\n{boxed}')
-    until(lambda: ground.run("up") and ground.status()["pools"][0]["machines"][0]["paused"], LIFE, "a clone that has rehearsed", every=1)
+    ground = lay_ground(
+        cloned=True,
+        image=DOCKER,
+        labels="docker",
+        more=f'registry_mirror = "{MIRROR}"\nwarm = 1\n{boxed}',
+    )
+    until(
+        lambda: ground.run("up") and ground.status()["pools"][0]["machines"][0]["paused"],
+        LIFE,
+        "a clone that has rehearsed",
+        every=1,
+    )
     repository = site.repository("rig", "containers", WORKFLOW)
     until(lambda: len(repository.jobs()) == 2, LIFE, "the jobs")
     ground.config.write_text(ground.config.read_text().replace("warm = 1", "warm = 0"))

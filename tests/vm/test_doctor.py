@@ -1,4 +1,6 @@
-"""`vmrunner doctor` on a real host and forge: what is well is said to be, and what is broken is found, with its fix."""
+"""`vmrunner doctor` on a real host and forge: what is well is said to be, and what is broken is
+found, with its fix.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_a_host_that_is_well(site: Site, lay_ground: Callable[..., Ground]) -> N
     code, found = findings(ground)
     bad = {check: each for check, listed in found.items() for each in listed if each[0] != "good"}
     kvm = worst(found, "accelerator")[1] == "KVM"
-    assert bad.keys() <= {"accelerator", "permissions", "bounds"}, f"no KVM, a runtime_dir in /tmp, a rig without cgroups: {bad}"
+    assert bad.keys() <= {"accelerator", "permissions", "bounds"}, (
+        f"no KVM, a runtime_dir in /tmp, a rig without cgroups: {bad}"
+    )
     assert code == (10 if bad else 0)
     assert kvm or "software emulation" in bad["accelerator"][1]
     assert {check: worst(found, check)[0] for check in WELL} == dict.fromkeys(WELL, "good")
@@ -64,7 +68,9 @@ def test_what_is_broken_is_found(site: Site, lay_ground: Callable[..., Ground]) 
         forge.create_runner(Scope.parse("instance"), str(orphan), ["debian-12"])
     with closing(libvirt.open("qemu:///system")) as connection:
         remove_network(connection, ground.manager)
-        text = network_xml(ground.manager, settings.libvirt.subnet).replace('mode="nat"', 'mode="route"')
+        text = network_xml(ground.manager, settings.libvirt.subnet).replace(
+            'mode="nat"', 'mode="route"'
+        )
         network = connection.networkDefineXML(text)
         try:
             code, found = findings(ground)
@@ -74,7 +80,11 @@ def test_what_is_broken_is_found(site: Site, lay_ground: Callable[..., Ground]) 
     expected = {
         "image": ("error", "disk.qcow2 has another sha256", "image build damaged --force"),
         "storage": ("error", "below the floor", "capacity.disk_floor"),
-        "network": ("error", "it is not active; forwarding is mode=route instead of mode=nat", "virsh net-undefine vmr-suite"),
+        "network": (
+            "error",
+            "it is not active; forwarding is mode=route instead of mode=nat",
+            "virsh net-undefine vmr-suite",
+        ),
         "token": ("warning", "it has the scopes issue, notification, user", "only the scopes"),
     }
     for check, (level, said, fix) in expected.items():
@@ -88,12 +98,20 @@ def test_an_old_image_is_a_warning(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground(image="aged", start="boot")
     image_with(ground, "aged", built_at="2020-01-01T00:00:00+00:00")
     level, said, fix = worst(findings(ground)[1], "image")
-    assert (level, "nothing in it was updated since" in said, "`sudo vmrunner image refresh aged`" in fix) == ("warning", True, True)
+    assert (
+        level,
+        "nothing in it was updated since" in said,
+        "`sudo vmrunner image refresh aged`" in fix,
+    ) == ("warning", True, True)
 
 
 def test_no_forge_and_no_libvirt(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground(url="http://127.0.0.1:9")
-    ground.config.write_text(ground.config.read_text().replace("[libvirt]", '[libvirt]\nuri = "qemu+unix:///system?socket=/nowhere"'))
+    ground.config.write_text(
+        ground.config.read_text().replace(
+            "[libvirt]", '[libvirt]\nuri = "qemu+unix:///system?socket=/nowhere"'
+        )
+    )
     code, found = findings(ground)
     assert code == 11
     assert (worst(found, "libvirt")[0], worst(found, "forge")[0]) == ("error", "error")

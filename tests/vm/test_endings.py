@@ -1,4 +1,6 @@
-"""`vmrunner serve` with real Gitea and QEMU: warm machines, every way for a job to lose its machine, restarts that disturb nobody."""
+"""`vmrunner serve` with real Gitea and QEMU: warm machines, every way for a job to lose its
+machine, restarts that disturb nobody.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +47,18 @@ def workflow(*jobs: tuple[str, str, str]) -> str:
 
 @contextmanager
 def serving(ground: Ground, *options: str) -> Iterator[subprocess.Popen[str]]:
-    """`vmrunner serve` in the background; killed at the end if it still runs. Its log is printed for a test that fails."""
+    """`vmrunner serve` in the background; killed at the end if it still runs.
+
+    Its log is printed for a test that fails.
+    """
     path = ground.folder / "serve.log"
     with path.open("a") as log:
         process = subprocess.Popen(
-            ground.command("serve", *options), stdout=log, stderr=log, text=True, env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)}
+            ground.command("serve", *options),
+            stdout=log,
+            stderr=log,
+            text=True,
+            env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)},
         )
         try:
             yield process
@@ -71,7 +80,9 @@ def events(ground: Ground) -> list[tuple[str, str]]:
 
 def job_named(repository: Repository, name: str) -> dict[str, Any]:
     """The newest job of this name; waits for the forge to list it."""
-    found: list[dict[str, Any]] = until(lambda: [job for job in repository.jobs() if job["name"] == name], 30, f"the job {name}")
+    found: list[dict[str, Any]] = until(
+        lambda: [job for job in repository.jobs() if job["name"] == name], 30, f"the job {name}"
+    )
     return found[-1]
 
 
@@ -80,7 +91,10 @@ def machine_of(ground: Ground, repository: Repository, name: str) -> str:
 
     def began() -> str | None:
         job = job_named(repository, name)
-        first = next((step for step in job.get("steps") or [] if step.get("started_at", "1970") > "1971"), None)
+        first = next(
+            (step for step in job.get("steps") or [] if step.get("started_at", "1970") > "1971"),
+            None,
+        )
         return str(job["runner_name"]) if job["status"] == "in_progress" and first else None
 
     found: str = until(began, LIFE, f"the job {name} runs")
@@ -106,7 +120,9 @@ def qemu_of(machine: str) -> int:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             words = path.read_bytes().split(b"\0")
-            if words[0].endswith(b"qemu-system-x86_64") and f"guest={machine},".encode() in b"\0".join(words):
+            if words[0].endswith(
+                b"qemu-system-x86_64"
+            ) and f"guest={machine},".encode() in b"\0".join(words):
                 return int(path.parent.name)
     raise AssertionError(f"{machine} has no QEMU")
 
@@ -114,7 +130,12 @@ def qemu_of(machine: str) -> int:
 ENDINGS = {
     # The command of the job, what the job's log must say, the ending, and the forge's verdict.
     "killed": (LONG, "its QEMU process died", "died", "failure"),
-    "panics": ("sync; sleep 3; echo c >/proc/sysrq-trigger; sleep 300", "its guest's kernel panicked", "died", "failure"),
+    "panics": (
+        "sync; sleep 3; echo c >/proc/sysrq-trigger; sleep 300",
+        "its guest's kernel panicked",
+        "died",
+        "failure",
+    ),
     "memory": (
         "echo 1000 >/proc/$PPID/oom_score_adj; tail /dev/zero",
         "its guest ran out of memory; its runner ended (exit 137) before its job did",
@@ -132,11 +153,18 @@ ENDINGS = {
 }
 
 
-def test_every_way_to_lose_a_machine_fails_its_job_with_a_line_that_says_why(site: Site, lay_ground: Callable[..., Ground]) -> None:
-    short = '\n[pools.short]\nlabels = ["short"]\nimage = "test-gitea"\nmemory = "1GiB"\ndisk = "6GiB"\njob_timeout = "15s"\n'
+def test_every_way_to_lose_a_machine_fails_its_job_with_a_line_that_says_why(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
+    short = (
+        '\n[pools.short]\nlabels = ["short"]\nimage = "test-gitea"\nmemory = "1GiB"\ndisk = '
+        '"6GiB"\njob_timeout = "15s"\n'
+    )
     ground = lay_ground(cloned=True, most=2, more=f'teardown_timeout = "5s"\n{short}')
     labels = {"overdue": "short"}
-    jobs = [(name, labels.get(name, "debian-12"), command) for name, (command, *_) in ENDINGS.items()]
+    jobs = [
+        (name, labels.get(name, "debian-12"), command) for name, (command, *_) in ENDINGS.items()
+    ]
     repository = site.repository("rig", "endings", workflow(*jobs))
     with serving(ground):
         machine = machine_of(ground, repository, "killed")
@@ -149,11 +177,16 @@ def test_every_way_to_lose_a_machine_fails_its_job_with_a_line_that_says_why(sit
             log = repository.said(done["id"])
             assert done["conclusion"] == verdict, f"{name}: {log}"
             if said:
-                assert f"vmrunner: machine {done['runner_name']} on host {socket.gethostname()} is gone: {said}" in log, f"{name}: {log}"
+                assert (
+                    f"vmrunner: machine {done['runner_name']} on host {socket.gethostname()} is "
+                    f"gone: {said}" in log
+                ), f"{name}: {log}"
                 assert f"{name} went on" not in log
         until(lambda: not ground.leftovers(), LIFE, "nothing is left")
     print(f"the forge called the killed machine's job failed after {took:.1f} s")
-    assert {name: row["ending"] for name, row in history(ground).items()} == {name: ending for name, (_, _, ending, _) in ENDINGS.items()}
+    assert {name: row["ending"] for name, row in history(ground).items()} == {
+        name: ending for name, (_, _, ending, _) in ENDINGS.items()
+    }
     assert records(site, ground) == []
     repository.delete()
 
@@ -164,20 +197,31 @@ def small_pool() -> Iterator[Path]:
     folder = Path("/var/lib/libvirt/small")
     folder.mkdir(exist_ok=True)
     size = sum(path.stat().st_size for path in (IMAGES / GITEA / "current").iterdir()) + (300 << 20)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "none", str(folder)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "none", str(folder)], check=True
+    )
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_a_host_that_reboots_and_down_now(site: Site, lay_ground: Callable[..., Ground], small_pool: Path) -> None:
+def test_a_full_disk_a_host_that_reboots_and_down_now(
+    site: Site, lay_ground: Callable[..., Ground], small_pool: Path
+) -> None:
     ground = lay_ground(most=1, more='[capacity]\ndisk_floor = "1MiB"\ndisk_guard = "0MiB"\n')
     text = ground.config.read_text().replace('"suite"', '"small"').replace("10.90.", "10.89.")
     ground.config.write_text(text.replace("[libvirt]", f'[libvirt]\nstorage_path = "{small_pool}"'))
     full = ("full", "debian-12", "head -c 500M /dev/urandom >/big; sync; sleep 300")
-    repository = site.repository("rig", "hosts", workflow(full, ("rebooted", "debian-12", LONG), ("stopped", "debian-12", LONG)))
+    repository = site.repository(
+        "rig",
+        "hosts",
+        workflow(full, ("rebooted", "debian-12", LONG), ("stopped", "debian-12", LONG)),
+    )
     with serving(ground):
         done = completed(repository, "full")
-        assert "is gone: its disk could not be written: the host's storage is full or failing" in repository.said(done["id"])
+        assert (
+            "is gone: its disk could not be written: the host's storage is full or failing"
+            in repository.said(done["id"])
+        )
         machine_of(ground, repository, "rebooted")
         reboot()
         done = completed(repository, "rebooted")
@@ -186,18 +230,25 @@ def test_a_full_disk_a_host_that_reboots_and_down_now(site: Site, lay_ground: Ca
         assert ground.run("down", "--all", "--now", "--purge", check=False).returncode == 0
         done = completed(repository, "stopped")
         assert "is gone: vmrunner down --now" in repository.said(done["id"])
-    assert {row["job"]: row["ending"] for row in history(ground).values()} == {"full": "died", "rebooted": "died", "stopped": "stopped"}
+    assert {row["job"]: row["ending"] for row in history(ground).values()} == {
+        "full": "died",
+        "rebooted": "died",
+        "stopped": "stopped",
+    }
     assert all(job["conclusion"] == "failure" for job in repository.jobs())
     assert (ground.leftovers(), records(site, ground)) == ([], [])
     repository.delete()
 
 
 def reboot() -> None:
-    """What a manager of another host sees of it: every QEMU and libvirtd are gone at once, and libvirtd comes back empty."""
+    """What a manager of another host sees of it: every QEMU and libvirtd are gone at once, and
+    libvirtd comes back empty.
+    """
     pid = int(Path("/run/libvirtd.pid").read_text())
     machines = [int(path.read_text()) for path in Path("/run/libvirt/qemu").glob("*.pid")]
     for each in (pid, *machines):
-        with suppress(ProcessLookupError):  # one that has just ended by itself, whose file libvirtd had no time to delete
+        # One that has just ended by itself, whose file libvirtd had no time to delete.
+        with suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
     start_libvirtd(pid)
 
@@ -205,14 +256,26 @@ def reboot() -> None:
 def start_libvirtd(old: int) -> None:
     """When the old process is gone; returns when the new one answers.
 
-    libvirtd asked to stop waits for the threads of its machines, sometimes in vain, and then gives up after 30 s (virnetdaemon.c).
+    libvirtd asked to stop waits for the threads of its machines, sometimes in vain, and then gives
+    up after 30 s (virnetdaemon.c).
     """
     until(lambda: not Path(f"/proc/{old}").exists(), 90, "libvirtd is gone")
     subprocess.run(["libvirtd", "-d"], check=True)
-    until(lambda: subprocess.run(["virsh", "-q", "-c", "qemu:///system", "version"], capture_output=True).returncode == 0, 60, "libvirtd")
+    until(
+        lambda: (
+            subprocess.run(
+                ["virsh", "-q", "-c", "qemu:///system", "version"], capture_output=True
+            ).returncode
+            == 0
+        ),
+        60,
+        "libvirtd",
+    )
 
 
-def test_a_cancelled_job_and_a_restart_that_disturbs_nobody(site: Site, lay_ground: Callable[..., Ground]) -> None:
+def test_a_cancelled_job_and_a_restart_that_disturbs_nobody(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
     ground = lay_ground(cloned=True, most=1, more='[metrics]\nlisten = "127.0.0.1:9751"\n')
     repository = site.repository("rig", "restarts", workflow(("runs", "debian-12", "sleep 15")))
     with serving(ground) as first:
@@ -224,7 +287,9 @@ def test_a_cancelled_job_and_a_restart_that_disturbs_nobody(site: Site, lay_grou
         until(lambda: log_of(ground).count("serving") == 2, 30, "the second one serves")
         restart_libvirtd()
         done = completed(repository, "runs")
-        assert (done["conclusion"], done["runner_name"]) == ("success", machine), "adopted, its job undisturbed"
+        assert (done["conclusion"], done["runner_name"]) == ("success", machine), (
+            "adopted, its job undisturbed"
+        )
         until(lambda: not ground.leftovers(), 60, "nothing is left")
         figures = httpx.get("http://127.0.0.1:9751/metrics").text
         assert 'vmrunner_machines_total{ending="done",pool="main"} 1.0' in figures
@@ -232,14 +297,26 @@ def test_a_cancelled_job_and_a_restart_that_disturbs_nobody(site: Site, lay_grou
         repository.push(workflow(("cancelled", "debian-12", LONG)), "cancelled.yaml")
         until(lambda: len(repository.jobs()) >= 3, 30, "the new jobs")
         machine = machine_of(ground, repository, "cancelled")
-        until(lambda: ("job running", machine) in events(ground), 30, "the manager has seen the job run")
+        until(
+            lambda: ("job running", machine) in events(ground),
+            30,
+            "the manager has seen the job run",
+        )
         site.cancel(job_named(repository, "cancelled"))
-        until(lambda: history(ground).get("cancelled", {}).get("ending") == "cancelled", LIFE, "the cancelled job's machine is gone")
+        until(
+            lambda: history(ground).get("cancelled", {}).get("ending") == "cancelled",
+            LIFE,
+            "the cancelled job's machine is gone",
+        )
 
         text = ground.config.read_text()
         ground.config.write_text(text.replace("max = 1", "max = one"))
         second.send_signal(signal.SIGHUP)
-        until(lambda: "configuration not reloaded" in log_of(ground), 30, "the wrong configuration is refused")
+        until(
+            lambda: "configuration not reloaded" in log_of(ground),
+            30,
+            "the wrong configuration is refused",
+        )
         ground.config.write_text(text.replace("max = 1", "max = 2"))
         second.send_signal(signal.SIGHUP)
         until(lambda: "configuration reloaded" in log_of(ground), 30, "the right one is taken")
@@ -256,10 +333,16 @@ def restart_libvirtd() -> None:
     start_libvirtd(pid)
 
 
-def test_a_warm_machine_is_bound_to_the_job_that_comes(site: Site, lay_ground: Callable[..., Ground]) -> None:
+def test_a_warm_machine_is_bound_to_the_job_that_comes(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
     ground = lay_ground(most=1, more="warm = 1\n")
     with serving(ground):
-        until(lambda: [m for m in ground.status()["pools"][0]["machines"] if m["phase"] == "ready"], LIFE, "a warm machine")
+        until(
+            lambda: [m for m in ground.status()["pools"][0]["machines"] if m["phase"] == "ready"],
+            LIFE,
+            "a warm machine",
+        )
         (machine,) = ground.status()["pools"][0]["machines"]
         assert records(site, ground) == [], "registered nowhere"
         (seed,) = (STORAGE / ground.manager).glob("*.seed.iso")
@@ -268,7 +351,11 @@ def test_a_warm_machine_is_bound_to_the_job_that_comes(site: Site, lay_ground: C
         done = completed(repository, "quick")
         assert (done["conclusion"], done["runner_name"]) == ("success", machine["name"])
         until(lambda: machine["name"] not in str(ground.leftovers()), 60, "it served one job")
-        until(lambda: [m for m in ground.status()["pools"][0]["machines"] if m["phase"] == "ready"], LIFE, "another warm machine")
+        until(
+            lambda: [m for m in ground.status()["pools"][0]["machines"] if m["phase"] == "ready"],
+            LIFE,
+            "another warm machine",
+        )
     repository.delete()
     ground.run("down")
     assert (ground.leftovers(), records(site, ground)) == ([], [])
@@ -278,23 +365,40 @@ def listing() -> str:
     """What virsh and nft show on this host."""
     virsh = ["list --all", "net-list --all", "pool-list --all", "nwfilter-list"]
     texts = [
-        subprocess.run(["virsh", "-c", "qemu:///system", *command.split()], capture_output=True, text=True).stdout for command in virsh
+        subprocess.run(
+            ["virsh", "-c", "qemu:///system", *command.split()], capture_output=True, text=True
+        ).stdout
+        for command in virsh
     ]
     return "\n".join(
-        [*texts, subprocess.run(["nft", "--stateless", "--terse", "list", "ruleset"], capture_output=True, text=True, check=True).stdout]
+        [
+            *texts,
+            subprocess.run(
+                ["nft", "--stateless", "--terse", "list", "ruleset"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout,
+        ]
     )
 
 
 def test_purge_leaves_the_host_as_it_was(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground(most=1)
-    ground.config.write_text(ground.config.read_text().replace('"suite"', '"purged"').replace("10.90.", "10.94."))
+    ground.config.write_text(
+        ground.config.read_text().replace('"suite"', '"purged"').replace("10.90.", "10.94.")
+    )
     # libvirt keeps empty tables of its own from the first network that ever starts on a host.
     network = libvirt.open("qemu:///system").networkCreateXML(
-        "<network><name>first</name><forward mode='nat'/><ip address='10.95.0.1' netmask='255.255.255.0'/></network>"
+        "<network><name>first</name><forward mode='nat'/><ip address='10.95.0.1' "
+        "netmask='255.255.255.0'/></network>"
     )
     network.destroy()
     before = listing()
-    assert ground.run("exec", "--image", "test-gitea", "--memory", "1GiB", "--", "true").returncode == 0
+    assert (
+        ground.run("exec", "--image", "test-gitea", "--memory", "1GiB", "--", "true").returncode
+        == 0
+    )
     assert "vmr-purged" in listing()
     said = ground.run("down", "--all", "--purge").stdout
     assert "removed storage pool vmr-purged" in said

@@ -1,4 +1,6 @@
-"""Machines that go wrong, on real libvirt and Gitea: one sentence, the console's tail, an exit code, and nothing left."""
+"""Machines that go wrong, on real libvirt and Gitea: one sentence, the console's tail, an exit
+code, and nothing left.
+"""
 
 from __future__ import annotations
 
@@ -50,18 +52,27 @@ def pass_until_it_fails(ground: Ground) -> subprocess.CompletedProcess[str]:
         done = ground.run("up", check=False)
         return done if done.returncode else None
 
-    found: subprocess.CompletedProcess[str] = until(failed, LIFE, "the pass that gives the machine up", every=1)
+    found: subprocess.CompletedProcess[str] = until(
+        failed, LIFE, "the pass that gives the machine up", every=1
+    )
     return found
 
 
 @pytest.mark.parametrize(
     ("kernel_arguments", "timeout", "said"),
-    [("init=/bin/sh", 20, "its guest did not come up within 20 s"), ("panic=1 init=/bin/false", 200, "its guest's kernel panicked")],
+    [
+        ("init=/bin/sh", 20, "its guest did not come up within 20 s"),
+        ("panic=1 init=/bin/false", 200, "its guest's kernel panicked"),
+    ],
     ids=["hangs", "panics"],
 )
-def test_a_guest_that_never_comes_up(site: Site, lay_ground: Callable[..., Ground], kernel_arguments: str, timeout: int, said: str) -> None:
+def test_a_guest_that_never_comes_up(
+    site: Site, lay_ground: Callable[..., Ground], kernel_arguments: str, timeout: int, said: str
+) -> None:
     ground = lay_ground(image="broken", most=1, more=f'boot_timeout = "{timeout}s"')
-    image_with(ground, "broken", kernel_arguments=f"root=/dev/vda rw console=ttyS0 {kernel_arguments}")
+    image_with(
+        ground, "broken", kernel_arguments=f"root=/dev/vda rw console=ttyS0 {kernel_arguments}"
+    )
     repository = site.repository("rig", "panic", ONCE)
     until(lambda: len(repository.jobs()) == 1, 30, "the job")
     done = pass_until_it_fails(ground)
@@ -83,7 +94,9 @@ def test_a_guest_that_never_comes_up(site: Site, lay_ground: Callable[..., Groun
 
 @contextmanager
 def forwarded(host: str, port: int) -> Iterator[int]:
-    """A loopback port that leads to the forge: this host reaches it, a guest finds only itself there."""
+    """A loopback port that leads to the forge: this host reaches it, a guest finds only itself
+    there.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def copy(source: socket.socket, target: socket.socket) -> None:
@@ -115,7 +128,12 @@ def forwarded(host: str, port: int) -> Iterator[int]:
 
 def test_a_runner_that_never_connects(site: Site, lay_ground: Callable[..., Ground]) -> None:
     with forwarded("forge.example", 3000) as port:
-        ground = lay_ground(url=f"http://127.0.0.1:{port}", cloned=True, most=1, more='boot_timeout = "90s"\npickup_timeout = "5s"')
+        ground = lay_ground(
+            url=f"http://127.0.0.1:{port}",
+            cloned=True,
+            most=1,
+            more='boot_timeout = "90s"\npickup_timeout = "5s"',
+        )
         repository = site.repository("rig", "lonely", ONCE)
         until(lambda: len(repository.jobs()) == 1, 30, "the job")
         done = pass_until_it_fails(ground)
@@ -150,7 +168,9 @@ def start_exec() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 StartExec = Callable[..., subprocess.Popen[str]]
 
 
-def test_exec_streams_and_returns_the_commands_exit_code(lay_ground: Callable[..., Ground], start_exec: StartExec) -> None:
+def test_exec_streams_and_returns_the_commands_exit_code(
+    lay_ground: Callable[..., Ground], start_exec: StartExec
+) -> None:
     ground = lay_ground()
     work = start_exec(ground, "sh", "-c", "echo first; sleep 5; echo last; echo wrong >&2; exit 42")
     assert work.stdout is not None
@@ -162,17 +182,25 @@ def test_exec_streams_and_returns_the_commands_exit_code(lay_ground: Callable[..
     assert ground.leftovers() == []
 
 
-def test_exec_interrupted_or_killed_leaves_nothing(lay_ground: Callable[..., Ground], start_exec: StartExec) -> None:
+def test_exec_interrupted_or_killed_leaves_nothing(
+    lay_ground: Callable[..., Ground], start_exec: StartExec
+) -> None:
     ground = lay_ground()
     for number in (signal.SIGINT, signal.SIGTERM):
         work = start_exec(ground, "sleep", "600")
-        until(lambda: [left for left in ground.leftovers() if left.startswith("domain")], 60, "the domain")
+        until(
+            lambda: [left for left in ground.leftovers() if left.startswith("domain")],
+            60,
+            "the domain",
+        )
         work.send_signal(number)
         _, said = work.communicate(timeout=60)
         assert (work.returncode, said.rstrip().endswith(": destroyed")) == (130, True), said
         assert ground.leftovers() == []
     work = start_exec(ground, "sleep", "600")
-    until(lambda: [left for left in ground.leftovers() if left.startswith("domain")], 60, "the domain")
+    until(
+        lambda: [left for left in ground.leftovers() if left.startswith("domain")], 60, "the domain"
+    )
     ground.run("up")
     assert ground.leftovers(), "a machine whose exec lives is left alone"
     work.kill()
@@ -183,7 +211,9 @@ def test_exec_interrupted_or_killed_leaves_nothing(lay_ground: Callable[..., Gro
 
 def test_exec_times_out(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground()
-    done = ground.run("exec", "--image", GITEA, "--timeout", "2s", "--", "sleep", "600", check=False)
+    done = ground.run(
+        "exec", "--image", GITEA, "--timeout", "2s", "--", "sleep", "600", check=False
+    )
     assert done.returncode == MachineError.exit_code
     assert "did not end within 2 s" in done.stderr or "ended before the command did" in done.stderr
     assert ground.leftovers() == []
@@ -191,11 +221,15 @@ def test_exec_times_out(lay_ground: Callable[..., Ground]) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for an image and little else; the storage pool on it is forgotten again."""
+    """A file system with room for an image and little else; the storage pool on it is forgotten
+    again.
+    """
     small = tmp_path / "small"
     small.mkdir()
     size = sum(path.stat().st_size for path in (IMAGES / GITEA / "current").iterdir()) + (8 << 20)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "none", str(small)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "none", str(small)], check=True
+    )
     yield small
     pool = libvirt.open("qemu:///system").storagePoolLookupByName("vmr-small")
     pool.destroy()
@@ -206,7 +240,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("room", ["for nothing", "for the image only"])
 def test_a_full_disk(lay_ground: Callable[..., Ground], small_disk: Path, room: str) -> None:
     ground = lay_ground()
-    text = ground.config.read_text().replace('manager = "suite"', 'manager = "small"').replace("10.90.", "10.89.")
+    text = (
+        ground.config.read_text()
+        .replace('manager = "suite"', 'manager = "small"')
+        .replace("10.90.", "10.89.")
+    )
     ground.config.write_text(text.replace("[libvirt]", f'[libvirt]\nstorage_path = "{small_disk}"'))
     if room == "for the image only":
         open_host(config.load(ground.config), print).prepare(store.find(IMAGES, GITEA))
@@ -214,6 +252,11 @@ def test_a_full_disk(lay_ground: Callable[..., Ground], small_disk: Path, room: 
         while filler.write(bytes(1 << 20)):
             pass
     done = ground.run("exec", "--image", GITEA, "--", "true", check=False)
-    assert (done.returncode, "The storage pool is full" in done.stderr) == (DiskFull.exit_code, True), done.stderr
-    assert not [path.name for path in (small_disk / "small").iterdir() if path.name.startswith("vmr-")]
+    assert (done.returncode, "The storage pool is full" in done.stderr) == (
+        DiskFull.exit_code,
+        True,
+    ), done.stderr
+    assert not [
+        path.name for path in (small_disk / "small").iterdir() if path.name.startswith("vmr-")
+    ]
     assert libvirt.open("qemu:///system").isAlive(), "libvirtd survived it"

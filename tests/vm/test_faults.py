@@ -1,4 +1,6 @@
-"""A sample of the fault matrix (`make faults`): something goes wrong at a step, ordinary passes follow, and all is as it should be."""
+"""A sample of the fault matrix (`make faults`): something goes wrong at a step, ordinary passes
+follow, and all is as it should be.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(("start", "cells"), [("boot", 2), ("snapshot", 5)])
-def test_whatever_goes_wrong_nothing_is_left_and_the_job_ran_once(site: Site, start: str, cells: int) -> None:
+def test_whatever_goes_wrong_nothing_is_left_and_the_job_ran_once(
+    site: Site, start: str, cells: int
+) -> None:
     with closing(World(site, start)) as world:
         figures = try_all(world, lives=["cold", "warm"], sample=cells)
     assert (figures["failed"], figures["tried"]) == ([], cells)

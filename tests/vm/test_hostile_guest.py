@@ -1,4 +1,6 @@
-"""A guest that floods what it can write to: the host's disk stays bounded, and the neighbour does not notice."""
+"""A guest that floods what it can write to: the host's disk stays bounded, and the neighbour does
+not notice.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def test_a_flood(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground()
     ground.run("snapshot", "create", "--image", "test-gitea", "--memory", "1GiB")
     environment = {"VMRUNNER_CONFIG": str(ground.config), "PATH": os.environ["PATH"]}
-    with subprocess.Popen(ground.command(*MACHINE, "sh", "-c", FLOOD), env=environment, stderr=subprocess.DEVNULL) as flooding:
+    with subprocess.Popen(
+        ground.command(*MACHINE, "sh", "-c", FLOOD), env=environment, stderr=subprocess.DEVNULL
+    ) as flooding:
         most = 0
         while flooding.poll() is None:
             most = max(most, taken(ground))
@@ -69,11 +73,18 @@ def resident(process: subprocess.Popen[str]) -> int:
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
 
 
-def test_a_job_that_floods_while_the_manager_serves(site: Site, lay_ground: Callable[..., Ground]) -> None:
+def test_a_job_that_floods_while_the_manager_serves(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
     ground = lay_ground(cloned=True, most=2)
     neighbours = 3
-    commands = {"flood": FLOOD} | {f"neighbour-{number}": 'echo "undis""turbed"' for number in range(neighbours)}
-    jobs = {name: {"runs-on": ["debian-12"], "steps": [{"run": command}]} for name, command in commands.items()}
+    commands = {"flood": FLOOD} | {
+        f"neighbour-{number}": 'echo "undis""turbed"' for number in range(neighbours)
+    }
+    jobs = {
+        name: {"runs-on": ["debian-12"], "steps": [{"run": command}]}
+        for name, command in commands.items()
+    }
     repository = site.repository("rig", "flood", json.dumps({"on": ["push"], "jobs": jobs}))
     until(lambda: len(repository.jobs()) == len(jobs), 30, "the jobs")
     most, taken_of_memory = 0, list[int]()
@@ -81,15 +92,29 @@ def test_a_job_that_floods_while_the_manager_serves(site: Site, lay_ground: Call
         deadline = time.monotonic() + LIFE + SECONDS
         while not all(job["status"] == "completed" for job in repository.jobs()):
             assert time.monotonic() < deadline
-            if any(job["name"] == "flood" and job["status"] == "in_progress" for job in repository.jobs()):
+            if any(
+                job["name"] == "flood" and job["status"] == "in_progress"
+                for job in repository.jobs()
+            ):
                 most = max(most, taken(ground))
                 taken_of_memory.append(resident(manager))
             time.sleep(0.1)
         until(lambda: not ground.leftovers(), 60, "nothing is left")
     third = len(taken_of_memory) // 3
-    early, late = (statistics.median(part) for part in (taken_of_memory[third : 2 * third], taken_of_memory[2 * third :]))
-    print(f"{SECONDS} s: {most >> 10} KiB at most, the manager {early:.0f} KiB, then {late:.0f} KiB")
-    assert {job["name"]: job["conclusion"] for job in repository.jobs()} == dict.fromkeys(commands, "success")
-    assert all("undisturbed" in repository.said(job["id"]) for job in repository.jobs() if job["name"] != "flood")
+    early, late = (
+        statistics.median(part)
+        for part in (taken_of_memory[third : 2 * third], taken_of_memory[2 * third :])
+    )
+    print(
+        f"{SECONDS} s: {most >> 10} KiB at most, the manager {early:.0f} KiB, then {late:.0f} KiB"
+    )
+    assert {job["name"]: job["conclusion"] for job in repository.jobs()} == dict.fromkeys(
+        commands, "success"
+    )
+    assert all(
+        "undisturbed" in repository.said(job["id"])
+        for job in repository.jobs()
+        if job["name"] != "flood"
+    )
     assert 0 < most <= BOUND
     assert late < 1.1 * early

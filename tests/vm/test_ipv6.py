@@ -1,4 +1,6 @@
-"""What real machines have and reach where IPv6 is asked for beside IPv4: booted, booted with cloud-init, and cloned."""
+"""What real machines have and reach where IPv6 is asked for beside IPv4: booted, booted with
+cloud-init, and cloned.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def ground(lay_ground: Callable[..., Ground]) -> Ground:
     return lay_ground(start="snapshot", more=f'[network]\nipv6 = "{PREFIX}"\n')
 
 
-@pytest.mark.parametrize(("image", "start"), [("test-gitea", "boot"), ("test-gitea", "snapshot"), ("test-cloud-init", "boot")])
+@pytest.mark.parametrize(
+    ("image", "start"),
+    [("test-gitea", "boot"), ("test-gitea", "snapshot"), ("test-cloud-init", "boot")],
+)
 def test_what_a_machine_has_and_reaches(ground: Ground, image: str, start: str) -> None:
     options = ["--image", image, "--memory", "1GiB"]
     if start == "snapshot":
@@ -46,15 +51,29 @@ def test_what_a_machine_has_and_reaches(ground: Ground, image: str, start: str) 
     else:
         options.append("--boot")
     tried = [cell for cell, _ in CELLS.values()]
-    script = "hostname; ip -4 route show default | cut -d' ' -f1-3; getent ahostsv4 forge.example | head -n 1 | cut -d' ' -f1\n"
-    script += f"cat /proc/net/if_inet6\nPROBE_PATIENCE=4 python3 - try '{json.dumps(tried)}' <<'PROBE'\n{place.PROBE.read_text()}\nPROBE\n"
+    script = (
+        "hostname; ip -4 route show default | cut -d' ' -f1-3; getent ahostsv4 forge.example "
+        "| head -n 1 | cut -d' ' -f1\n"
+    )
+    script += (
+        f"cat /proc/net/if_inet6\nPROBE_PATIENCE=4 python3 - try '{json.dumps(tried)}' <<'PROBE'\n"
+    )
+    script += f"{place.PROBE.read_text()}\nPROBE\n"
     done = ground.run("exec", *options, "--", "sh", "-c", script)
     assert (": cloned" in done.stderr) is (start == "snapshot")
     name, route, forge, *addresses, answers = done.stdout.splitlines()
     assert (name[:4], route[:17], forge) == ("vmr-", "default via 10.90", FORGE)
-    assert dict(zip(CELLS, json.loads(answers), strict=True)) == {name: is_open for name, (_, is_open) in CELLS.items()}
-    own = [line.split()[0] for line in addresses if line.split()[3] == "00" and not line.startswith("0" * 31)]
-    assert [digits[:16] for digits in own] == ["fd90" + 12 * "0"], "one address, and none that it made itself"
+    assert dict(zip(CELLS, json.loads(answers), strict=True)) == {
+        name: is_open for name, (_, is_open) in CELLS.items()
+    }
+    own = [
+        line.split()[0]
+        for line in addresses
+        if line.split()[3] == "00" and not line.startswith("0" * 31)
+    ]
+    assert [digits[:16] for digits in own] == ["fd90" + 12 * "0"], (
+        "one address, and none that it made itself"
+    )
     if image != "test-cloud-init":
         assert not any(line.startswith("fe80") for line in addresses)
 
@@ -63,7 +82,11 @@ def test_doctor_tries_ipv6_from_inside(ground: Ground) -> None:
     ground.run("snapshot", "create", "--pool", "main")
     done = ground.run("doctor", "--isolation", "--policy", "internet", "--json", check=False)
     cells = json.loads(done.stdout)
-    wrong = [f"{cell['group']}: {cell['what']}" for cell in cells if cell["is_open"] is not cell["should_be_open"]]
+    wrong = [
+        f"{cell['group']}: {cell['what']}"
+        for cell in cells
+        if cell["is_open"] is not cell["should_be_open"]
+    ]
     print(done.stderr, *wrong, sep="\n")
     assert (done.returncode, wrong) == (0, [])
     assert {cell["what"] for cell in cells if cell["is_open"]} == {

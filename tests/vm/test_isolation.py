@@ -1,4 +1,6 @@
-"""The probes of `doctor --isolation` where the command itself does not go: booted machines, and what they find where isolation ends."""
+"""The probes of `doctor --isolation` where the command itself does not go: booted machines, and
+what they find where isolation ends.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,14 @@ def test_nothing_is_left_for_a_booted_machine_either(lay_ground: Callable[..., G
     settings = config.load(ground.config)
     pool, said = settings.pools["main"], list[str]()
     golden = store.find(settings.images_dir, pool.image)
-    lab = Lab(settings, lambda: open_host(settings, lambda _: None), golden, pool.shape, snapshot=False, say=said.append)
+    lab = Lab(
+        settings,
+        lambda: open_host(settings, lambda _: None),
+        golden,
+        pool.shape,
+        snapshot=False,
+        say=said.append,
+    )
     cells = list(residue.cells(lab))
     assert [cell.what for cell in cells if not cell.is_right] == []
     assert sum(line.endswith(": booting") for line in said) == 2
@@ -47,10 +56,12 @@ attack = [subprocess.Popen([sys.executable, "-c", load, "attack", "disk"], stdou
 print(pace() / usual)
 for each in attack:
     each.kill()
-"""
+"""  # noqa: E501
 
 
-def test_an_attack_is_noticed_where_nothing_keeps_it_apart(lay_ground: Callable[..., Ground]) -> None:
+def test_an_attack_is_noticed_where_nothing_keeps_it_apart(
+    lay_ground: Callable[..., Ground],
+) -> None:
     """In one machine with the work: so the probe can fail."""
     ground = lay_ground()
     options = ["--image", "test-gitea", "--memory", "1GiB", "--cpus", "1"]
@@ -72,16 +83,23 @@ for method, body in (("FetchTask", {}), ("FetchSingleTask", {"handle": ""})):
             print(method, "stole it" if "task" in json.load(answer) else "got nothing")
     except urllib.error.HTTPError as error:
         print(method, "is refused with", error.code)
-"""
+"""  # noqa: E501
 COMMAND = f"python3 -c \"exec(bytes.fromhex('{THIEF.encode().hex()}'))\""
 
 
-def test_a_job_of_gitea_gets_no_other_with_its_own_credentials(site: Site, lay_ground: Callable[..., Ground]) -> None:
+def test_a_job_of_gitea_gets_no_other_with_its_own_credentials(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
     ground = lay_ground(cloned=True, most=1)
-    jobs = {name: {"runs-on": ["debian-12"], "steps": [{"run": command}]} for name, command in (("thief", COMMAND), ("victim", "hostname"))}
+    jobs = {
+        name: {"runs-on": ["debian-12"], "steps": [{"run": command}]}
+        for name, command in (("thief", COMMAND), ("victim", "hostname"))
+    }
     repository = site.repository("rig", "theft", json.dumps({"on": ["push"], "jobs": jobs}))
     until(lambda: len(repository.jobs()) == 2, 30, "both jobs")
-    thief, victim = sorted(up_until_done(ground, repository, jobs=2), key=lambda job: str(job["name"]))
+    thief, victim = sorted(
+        up_until_done(ground, repository, jobs=2), key=lambda job: str(job["name"])
+    )
     said = repository.said(thief["id"])
     assert "FetchTask got nothing" in said, said
     assert "FetchSingleTask is refused with 404" in said, "Gitea has no such call"
@@ -89,9 +107,13 @@ def test_a_job_of_gitea_gets_no_other_with_its_own_credentials(site: Site, lay_g
     assert thief["runner_name"] != victim["runner_name"]
 
 
-def test_a_job_of_forgejo_gets_no_other_by_an_empty_handle(lay_ground: Callable[..., Ground]) -> None:
+def test_a_job_of_forgejo_gets_no_other_by_an_empty_handle(
+    lay_ground: Callable[..., Ground],
+) -> None:
     with Double("203.0.113.10", host="forge.example") as double:
-        ground = lay_ground(url=double.url, token=double.token, kind="forgejo", image=FORGEJO, cloned=True, most=1)
+        ground = lay_ground(
+            url=double.url, token=double.token, kind="forgejo", image=FORGEJO, cloned=True, most=1
+        )
         thief = double.add_job("thief", steps=[COMMAND])
         victim = double.add_job("victim")
         until(lambda: ground.run("up") and bool(victim.result), LIFE, "both jobs ran", every=1)

@@ -1,4 +1,6 @@
-"""One machine's life on real libvirt and QEMU: cloned, started, its command run, powered off, nothing left."""
+"""One machine's life on real libvirt and QEMU: cloned, started, its command run, powered off,
+nothing left.
+"""
 
 from __future__ import annotations
 
@@ -63,15 +65,23 @@ def host(golden: Golden) -> Iterator[LibvirtHost]:
         host.destroy(machine.id)
     yield host
     for machine in host.machines():
-        print(host.read(machine.id, File.CONSOLE, tail=4000).decode("utf-8", "replace"))  # pytest shows it when the test failed
+        # Pytest shows it when the test failed.
+        print(host.read(machine.id, File.CONSOLE, tail=4000).decode("utf-8", "replace"))
         host.destroy(machine.id)
 
 
 def check_host(host: LibvirtHost, machine: MachineId) -> None:
     """Its QEMU runs in libvirt's sandbox as a user of no privileges, and is counted."""
-    (pid,) = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if f"guest={machine},".encode() in path.read_bytes()]
+    (pid,) = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if f"guest={machine},".encode() in path.read_bytes()
+    ]
     command, status = (Path("/proc", pid, name).read_text() for name in ("cmdline", "status"))
-    assert "-sandbox\0on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny" in command
+    assert (
+        "-sandbox\0on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+        in command
+    )
     user = re.search(r"(?m)^Uid:\s+(\d+)", status)
     assert user
     assert int(user[1]) != 0
@@ -79,7 +89,11 @@ def check_host(host: LibvirtHost, machine: MachineId) -> None:
     total = re.search(r"(?m)^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     assert total
     capacity = host.capacity()
-    assert (capacity.memory_mib, capacity.used_memory_mib, capacity.used_vcpus) == (int(total[1]) >> 10, SHAPE.memory_mib, SHAPE.vcpus)
+    assert (capacity.memory_mib, capacity.used_memory_mib, capacity.used_vcpus) == (
+        int(total[1]) >> 10,
+        SHAPE.memory_mib,
+        SHAPE.vcpus,
+    )
 
 
 def check_bounds(host: LibvirtHost, machine: MachineId, limits: Limits) -> None:
@@ -87,12 +101,17 @@ def check_bounds(host: LibvirtHost, machine: MachineId, limits: Limits) -> None:
     with closing(libvirt.open("qemu:///system")) as connection:
         domain = connection.lookupByName(str(machine))
         disk = domain.blockIoTune("vda")
-        assert (disk["total_bytes_sec"], disk["total_iops_sec"]) == (limits.disk_bandwidth_mib << 20, limits.disk_iops)
+        assert (disk["total_bytes_sec"], disk["total_iops_sec"]) == (
+            limits.disk_bandwidth_mib << 20,
+            limits.disk_iops,
+        )
         if host.cgroups.memory:
             beside = (domain.memoryParameters()["hard_limit"] >> 10) - SHAPE.memory_mib
             assert 512 <= beside <= 2048
         if host.cgroups.cpu:
-            assert domain.schedulerParameters()["cpu_shares"] == host.cgroups.cpu_shares(limits.cpu_weight)
+            assert domain.schedulerParameters()["cpu_shares"] == host.cgroups.cpu_shares(
+                limits.cpu_weight
+            )
 
 
 def live(host: LibvirtHost, golden: Golden, *command: str, limits: Limits = NO_LIMITS) -> Ended:
@@ -100,18 +119,32 @@ def live(host: LibvirtHost, golden: Golden, *command: str, limits: Limits = NO_L
     machine = MachineId.new(MANAGER)
     host.create_overlay(machine, golden, SHAPE.disk_gib)
     address = IPv4Interface(f"10.91.0.{next(HOST_PARTS)}/24")
-    host.put(machine, File.SEED, seed.iso(machine, seed.exec_script(command, timedelta(seconds=DEADLINE)), address))
-    host.start(golden, SHAPE, Metadata(machine, "pool", golden.name, time.time(), address=str(address)), limits=limits)
+    host.put(
+        machine,
+        File.SEED,
+        seed.iso(machine, seed.exec_script(command, timedelta(seconds=DEADLINE)), address),
+    )
+    host.start(
+        golden,
+        SHAPE,
+        Metadata(machine, "pool", golden.name, time.time(), address=str(address)),
+        limits=limits,
+    )
     check_bounds(host, machine, limits)
     output = {port: bytearray() for port in Output}
-    readers = [threading.Thread(target=host.stream, args=(machine, port, output[port].extend)) for port in Output]
+    readers = [
+        threading.Thread(target=host.stream, args=(machine, port, output[port].extend))
+        for port in Output
+    ]
     for reader in readers:
         reader.start()
     for reader in readers:
         reader.join(DEADLINE)
     deadline = time.monotonic() + 30
     while host.alive(machine):
-        assert time.monotonic() < deadline, host.read(machine, File.CONSOLE, tail=4000).decode("utf-8", "replace")
+        assert time.monotonic() < deadline, host.read(machine, File.CONSOLE, tail=4000).decode(
+            "utf-8", "replace"
+        )
         time.sleep(0.1)
     (seen,) = [found for found in host.machines() if found.id == machine]
     assert seen.phase is Phase.FINISHED
@@ -123,14 +156,19 @@ def live(host: LibvirtHost, golden: Golden, *command: str, limits: Limits = NO_L
 
 
 def test_a_command_runs_in_a_machine_that_leaves_nothing(host: LibvirtHost, golden: Golden) -> None:
-    script = "hostname; df --output=size -BG / | tail -1; getent hosts forge.example; echo marked >/marker; echo lost >&2; exit 3"
+    script = (
+        "hostname; df --output=size -BG / | tail -1; getent hosts forge.example; echo marked "
+        ">/marker; echo lost >&2; exit 3"
+    )
     before = digest(golden.directory / DISK)
 
     first = live(host, golden, "sh", "-c", script)
 
     name, size, forge = first.output[Output.STDOUT].splitlines()
     assert name.startswith(f"vmr-{MANAGER}-")
-    assert size.strip() in {"6G", "5G"}, "the root grows from the image's 4 GiB to the machine's disk"
+    assert size.strip() in {"6G", "5G"}, (
+        "the root grows from the image's 4 GiB to the machine's disk"
+    )
     assert forge.endswith("forge.example")
     assert first.output[Output.STDERR] == "lost\n"
     assert first.exit == "3"
@@ -144,10 +182,20 @@ def test_a_command_runs_in_a_machine_that_leaves_nothing(host: LibvirtHost, gold
 
 
 def test_a_machine_gets_no_more_of_the_host_than_it_may(host: LibvirtHost, golden: Golden) -> None:
-    script = "began=$(date +%s%N); dd if=/dev/zero of=/big bs=256k count=96 oflag=direct 2>/dev/null; echo $(($(date +%s%N) - began))"
+    script = (
+        "began=$(date +%s%N); dd if=/dev/zero of=/big bs=256k count=96 oflag=direct "
+        "2>/dev/null; echo $(($(date +%s%N) - began))"
+    )
     allowed = 4  # MiB a second
 
-    ended = live(host, golden, "sh", "-c", script, limits=Limits(cpu_weight=50, disk_bandwidth_mib=allowed, disk_iops=10_000))
+    ended = live(
+        host,
+        golden,
+        "sh",
+        "-c",
+        script,
+        limits=Limits(cpu_weight=50, disk_bandwidth_mib=allowed, disk_iops=10_000),
+    )
 
     rate = 24 / (int(ended.output[Output.STDOUT]) / 1e9)
     assert rate < 1.5 * allowed, "some come at once: the first second's"
@@ -156,8 +204,21 @@ def test_a_machine_gets_no_more_of_the_host_than_it_may(host: LibvirtHost, golde
 def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> None:
     machine = MachineId.new(MANAGER)
     host.create_overlay(machine, golden, SHAPE.disk_gib)
-    host.put(machine, File.SEED, seed.iso(machine, seed.exec_script(["true"], timedelta(seconds=60)), None))
-    metadata = Metadata(machine, "pool", golden.name, 1700000000.5, overlay_at=1700000001.25, runner_id=7, job_key='a"<&>', queued_at=3.5)
+    host.put(
+        machine,
+        File.SEED,
+        seed.iso(machine, seed.exec_script(["true"], timedelta(seconds=60)), None),
+    )
+    metadata = Metadata(
+        machine,
+        "pool",
+        golden.name,
+        1700000000.5,
+        overlay_at=1700000001.25,
+        runner_id=7,
+        job_key='a"<&>',
+        queued_at=3.5,
+    )
     host.start(golden, SHAPE, metadata)
 
     (seen,) = host.machines()

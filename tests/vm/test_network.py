@@ -1,4 +1,6 @@
-"""What real machines reach, tried from inside them: booted and cloned, under each policy, with libvirt's own network and dnsmasq."""
+"""What real machines reach, tried from inside them: booted and cloned, under each policy, with
+libvirt's own network and dnsmasq.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,18 @@ import pytest
 from tests.forge.gitea import Site, until
 from tests.ground import Ground
 from tests.net import place
-from tests.net.place import CGNAT, HOST_PUBLIC, INTERNET, LAN, METADATA, MIRROR, RESOLVER, WORLD, each_rule_alone, world
+from tests.net.place import (
+    CGNAT,
+    HOST_PUBLIC,
+    INTERNET,
+    LAN,
+    METADATA,
+    MIRROR,
+    RESOLVER,
+    WORLD,
+    each_rule_alone,
+    world,
+)
 from tests.vm.test_jobs import LIFE, up_until_done
 
 pytestmark = pytest.mark.vm
@@ -58,7 +71,10 @@ def probing(what: list[list[Any]]) -> list[str]:
 def answers(name: str) -> bool:
     """Whether the resolver outside has an address for it."""
     asked = [sys.executable, "-c", PROBE, "try", json.dumps([["dns", RESOLVER, name]])]
-    return bool(json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout) == [True])
+    return bool(
+        json.loads(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
+        == [True]
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,10 +83,32 @@ def outside() -> Iterator[None]:
     settings = Path("/etc/resolv.conf")
     before = settings.read_text()
     # Not an address for documentation: to dnsmasq those are private.
-    names = ["--address=/plain.example/198.18.0.7", f"--address=/deb.example/{MIRROR}", f"--address=/rebound.example/{LAN}"]
-    command = ["dnsmasq", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--conf-file=/dev/null", "--bind-interfaces"]
+    names = [
+        "--address=/plain.example/198.18.0.7",
+        f"--address=/deb.example/{MIRROR}",
+        f"--address=/rebound.example/{LAN}",
+    ]
+    command = [
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--no-resolv",
+        "--no-hosts",
+        "--conf-file=/dev/null",
+        "--bind-interfaces",
+    ]
     with world():
-        resolver = subprocess.Popen(["ip", "netns", "exec", WORLD, *command, f"--listen-address={RESOLVER}", "--pid-file=", *names])
+        resolver = subprocess.Popen(
+            [
+                "ip",
+                "netns",
+                "exec",
+                WORLD,
+                *command,
+                f"--listen-address={RESOLVER}",
+                "--pid-file=",
+                *names,
+            ]
+        )
         settings.write_text(f"nameserver {RESOLVER}\n")
         try:
             until(lambda: answers("deb.example"), 30, "the resolver answers")
@@ -127,8 +165,13 @@ jobs:
 @contextmanager
 def listening(ground: Ground) -> Iterator[str]:
     """A machine that answers on port 8080, and its address."""
-    echo = "import socket; s = socket.create_server(('', 8080)); print(socket.gethostname(), flush=True)\nwhile True: s.accept()"
-    command = ground.command("exec", "--image", "test-gitea", "--memory", "1GiB", "--", "python3", "-c", echo)
+    echo = (
+        "import socket; s = socket.create_server(('', 8080)); print(socket.gethostname(), "
+        "flush=True)\nwhile True: s.accept()"
+    )
+    command = ground.command(
+        "exec", "--image", "test-gitea", "--memory", "1GiB", "--", "python3", "-c", echo
+    )
     environment = {"VMRUNNER_CONFIG": str(ground.config), "PATH": "/usr/sbin:/usr/bin"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         ended = threading.Timer(LIFE, process.kill)
@@ -137,7 +180,10 @@ def listening(ground: Ground) -> Iterator[str]:
             assert process.stdout
             name = process.stdout.readline().strip()
             described = subprocess.run(
-                ["virsh", "-c", "qemu:///system", "dumpxml", name], check=True, capture_output=True, text=True
+                ["virsh", "-c", "qemu:///system", "dumpxml", name],
+                check=True,
+                capture_output=True,
+                text=True,
             ).stdout
             address = re.search(r"address=.(10\.90\.0\.\d+)/24", described)
             assert address, described
@@ -151,36 +197,75 @@ def test_neighbours_and_the_outside_reach_nobody(lay_ground: Callable[..., Groun
     ground = lay_ground()
     ground.run("snapshot", "create", "--image", "test-gitea", "--memory", "1GiB")
     with listening(ground) as address:
-        tried = probing([["tcp", address, 8080], ["udp", address, 8080], ["ping", address], ["tcp", FORGE, 3000]])
+        tried = probing(
+            [
+                ["tcp", address, 8080],
+                ["udp", address, 8080],
+                ["ping", address],
+                ["tcp", FORGE, 3000],
+            ]
+        )
         done = ground.run("exec", "--image", "test-gitea", "--memory", "1GiB", "--", *tried)
         assert json.loads(done.stdout) == [False, False, False, True]
-        outside = ["ip", "netns", "exec", WORLD, "python3", "-c", PROBE, "try", json.dumps([["tcp", address, 8080], ["ping", address]])]
-        assert json.loads(subprocess.run(outside, check=True, capture_output=True, text=True).stdout) == [False, False]
+        outside = [
+            "ip",
+            "netns",
+            "exec",
+            WORLD,
+            "python3",
+            "-c",
+            PROBE,
+            "try",
+            json.dumps([["tcp", address, 8080], ["ping", address]]),
+        ]
+        assert json.loads(
+            subprocess.run(outside, check=True, capture_output=True, text=True).stdout
+        ) == [False, False]
         # The probe can find it once the ports of the bridge are open to each other.
-        for tap in [path.name for path in Path("/sys/class/net").iterdir() if re.fullmatch(r"v[0-9a-f]{14}", path.name)]:
-            subprocess.run(["ip", "link", "set", tap, "type", "bridge_slave", "isolated", "off"], check=True)
+        for tap in [
+            path.name
+            for path in Path("/sys/class/net").iterdir()
+            if re.fullmatch(r"v[0-9a-f]{14}", path.name)
+        ]:
+            subprocess.run(
+                ["ip", "link", "set", tap, "type", "bridge_slave", "isolated", "off"], check=True
+            )
         with each_rule_alone():
             done = ground.run("exec", "--image", "test-gitea", "--memory", "1GiB", "--", *tried)
-        assert json.loads(done.stdout) == [True, True, True, True], "of two ports, one that is not isolated is enough"
+        assert json.loads(done.stdout) == [True, True, True, True], (
+            "of two ports, one that is not isolated is enough"
+        )
 
 
-def test_rules_that_are_gone_come_back_with_the_next_pass(lay_ground: Callable[..., Ground]) -> None:
+def test_rules_that_are_gone_come_back_with_the_next_pass(
+    lay_ground: Callable[..., Ground],
+) -> None:
     ground = lay_ground(start="snapshot")
 
     def rules() -> tuple[str, str]:
         listed = json.loads(ground.run("doctor", "--json", check=False).stdout)
-        ((level, said),) = [(each["level"], each["said"]) for each in listed if each["check"] == "rules"]
+        ((level, said),) = [
+            (each["level"], each["said"]) for each in listed if each["check"] == "rules"
+        ]
         return level, said
 
     def elements() -> str:
-        return subprocess.run(["nft", "list", "map", "inet", "vmr-suite", "machines"], check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["nft", "list", "map", "inet", "vmr-suite", "machines"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     ground.run("snapshot", "create", "--image", "test-gitea", "--memory", "1GiB")
     with listening(ground) as address:
         assert f"{address} : goto internet" in elements()
         assert rules()[0] == "good"
         subprocess.run(["nft", "delete", "table", "inet", "vmr-suite"], check=True)
-        assert rules() == ("error", "What filters the machines' network has changed: the nftables table vmr-suite is gone.")
+        assert rules() == (
+            "error",
+            "What filters the machines' network has changed: the nftables table vmr-suite is gone.",
+        )
         ground.run("up")
         assert rules()[0] == "good"
         assert f"{address} : goto internet" in elements(), "and the machine that runs is in them"
@@ -191,17 +276,33 @@ def test_doctor_tries_it_all_from_inside(site: Site, lay_ground: Callable[..., G
     ground = lay_ground(cloned=True, more='network = "allowlist"\nallow = ["198.51.100.20:80"]\n')
     done = ground.run("doctor", "--isolation", "--json", check=False)
     cells = json.loads(done.stdout)
-    wrong = [f"{cell['policy']} {cell['group']}: {cell['what']}" for cell in cells if cell["is_open"] is not cell["should_be_open"]]
+    wrong = [
+        f"{cell['policy']} {cell['group']}: {cell['what']}"
+        for cell in cells
+        if cell["is_open"] is not cell["should_be_open"]
+    ]
     print(done.stderr, *wrong, sep="\n")
     assert (done.returncode, wrong) == (0, [])
     assert {cell["policy"] for cell in cells} == {"internet", "none", "pool-main", ""}
     groups = {"forge", "DNS", "internet", "private", "host", "neighbour", "spoofing"}
     assert {cell["group"] for cell in cells if cell["policy"]} == groups | {"allowed"}
-    assert Counter(cell["group"] for cell in cells if not cell["policy"]) == {"residue": 9, "credentials": 6, "resources": 4}
+    assert Counter(cell["group"] for cell in cells if not cell["policy"]) == {
+        "residue": 9,
+        "credentials": 6,
+        "resources": 4,
+    }
     assert ground.leftovers() == []
-    assert not [name for name in (record["name"] for record in site.runners()) if name.startswith(f"vmr-{ground.manager}-")]
-    assert sum("as a tunnel would" in cell["what"] for cell in cells) == 2, "not where there is no DNS at all"
-    assert {cell["what"] for cell in cells if cell["policy"] == "pool-main" and cell["is_open"]} == {
+    assert not [
+        name
+        for name in (record["name"] for record in site.runners())
+        if name.startswith(f"vmr-{ground.manager}-")
+    ]
+    assert sum("as a tunnel would" in cell["what"] for cell in cells) == 2, (
+        "not where there is no DNS at all"
+    )
+    assert {
+        cell["what"] for cell in cells if cell["policy"] == "pool-main" and cell["is_open"]
+    } == {
         "203.0.113.10 port 3000",
         "our resolver, for forge.example",
         "198.51.100.20 port 80",
@@ -209,10 +310,14 @@ def test_doctor_tries_it_all_from_inside(site: Site, lay_ground: Callable[..., G
     # Without the rules it finds what is open: the probe can fail.
     for family in ("inet", "bridge"):
         subprocess.run(["nft", "delete", "table", family, "vmr-suite"], check=True)
-    text = ground.config.read_text().replace('network = "allowlist"\nallow = ["198.51.100.20:80"]\n', "")
+    text = ground.config.read_text().replace(
+        'network = "allowlist"\nallow = ["198.51.100.20:80"]\n', ""
+    )
     ground.config.write_text(f"{text}[network]\nfilter = false\n")
     done = ground.run("doctor", "--isolation", "--policy", "internet", check=False)
     assert done.returncode == 11
     assert re.search(r"internet +host +the gateway by ICMP +open +closed", done.stdout), done.stdout
     assert re.search(r"internet +spoofing +another address +open +closed", done.stdout), done.stdout
-    assert re.search(r"internet +DNS +1000 queries at once, as a tunnel +open +closed", done.stdout), done.stdout
+    assert re.search(
+        r"internet +DNS +1000 queries at once, as a tunnel +open +closed", done.stdout
+    ), done.stdout

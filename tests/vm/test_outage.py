@@ -1,7 +1,9 @@
-"""The forge is stopped while a job ends, in the middle of one, and while a runner starts: nobody's verdict changes.
+"""The forge is stopped while a job ends, in the middle of one, and while a runner starts: nobody's
+verdict changes.
 
-In booted machines and in clones, under Gitea's own runner. `make outage` has the forge away for one and a half and for two minutes; the
-suite for less, and not in the middle. Half a minute is what the runner waits by its own defaults.
+In booted machines and in clones, under Gitea's own runner. `make outage` has the forge away for one
+and a half and for two minutes; the suite for less, and not in the middle. Half a minute is what the
+runner waits by its own defaults.
 """
 
 from __future__ import annotations
@@ -38,9 +40,14 @@ JOB = """\
           {command}
           echo "over"
 """
-POOL = '[pools.{label}]\nlabels = ["{label}"]\nimage = "test-gitea"\nmemory = "1GiB"\ndisk = "6GiB"\nstart = "{start}"\nmax = 2\n'
+POOL = (
+    '[pools.{label}]\nlabels = ["{label}"]\nimage = "test-gitea"\nmemory = "1GiB"\ndisk = '
+    '"6GiB"\nstart = "{start}"\nmax = 2\n'
+)
 WHOLE = bool(os.environ.get("VMRUNNER_TEST_WHOLE"))
-AWAY = {"when-it-ends": (ENDS, 90.0 if WHOLE else 40.0)} | ({"in-the-middle": (GOES_ON, 120.0)} if WHOLE else {})
+AWAY = {"when-it-ends": (ENDS, 90.0 if WHOLE else 40.0)} | (
+    {"in-the-middle": (GOES_ON, 120.0)} if WHOLE else {}
+)
 """What the job does, and how many seconds the forge is away."""
 
 
@@ -63,7 +70,13 @@ class Server:
     def start(self) -> None:
         """Until it answers."""
         with open("/var/log/gitea-again.log", "ab") as log:
-            process = subprocess.Popen(self._words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                self._words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         process.returncode = 0  # it outlives this test, and is nobody's child to wait for
         self._pid = process.pid
         until(_answers, 60, "Gitea answers again")
@@ -86,7 +99,9 @@ def server() -> Iterator[Server]:
 
 def workflow(*jobs: tuple[str, str, str]) -> str:
     """Jobs by name, label and command."""
-    return "on: [push]\njobs:\n" + "".join(JOB.format(name=name, label=label, command=command) for name, label, command in jobs)
+    return "on: [push]\njobs:\n" + "".join(
+        JOB.format(name=name, label=label, command=command) for name, label, command in jobs
+    )
 
 
 def verdicts(repository: Repository) -> dict[str, Any]:
@@ -108,11 +123,15 @@ def pools(ground: Ground) -> None:
 
 
 @pytest.mark.parametrize(("command", "away"), AWAY.values(), ids=AWAY.keys())
-def test_a_forge_that_is_away(site: Site, lay_ground: Callable[..., Ground], server: Server, command: str, away: float) -> None:
+def test_a_forge_that_is_away(
+    site: Site, lay_ground: Callable[..., Ground], server: Server, command: str, away: float
+) -> None:
     ground = lay_ground()
     pools(ground)
     labels = ("booted", "cloned")
-    repository = site.repository("rig", "outage", workflow(*((label, label, command) for label in labels)))
+    repository = site.repository(
+        "rig", "outage", workflow(*((label, label, command) for label in labels))
+    )
     with serving(ground):
         for label in labels:
             machine_of(ground, repository, label)
@@ -124,7 +143,9 @@ def test_a_forge_that_is_away(site: Site, lay_ground: Callable[..., Ground], ser
         until(lambda: not ground.leftovers(), LIFE, "nothing left", every=1)
 
 
-def test_a_forge_that_is_away_while_runners_start(site: Site, lay_ground: Callable[..., Ground], server: Server) -> None:
+def test_a_forge_that_is_away_while_runners_start(
+    site: Site, lay_ground: Callable[..., Ground], server: Server
+) -> None:
     ground = lay_ground()
     pools(ground)
     for label in ("booted", "cloned"):

@@ -1,4 +1,5 @@
-"""A forge whose certificate a private authority has signed: what a job calls trusts it, in booted machines and in clones alike.
+"""A forge whose certificate a private authority has signed: what a job calls trusts it, in booted
+machines and in clones alike.
 
 A clone's Docker has read the system's authorities before the machine knew of this one.
 """
@@ -46,8 +47,11 @@ jobs:
     steps:
       - run: test "$(cat "$NODE_EXTRA_CA_CERTS" | tail -n 1)" = "-----END CERTIFICATE-----"
       - run: test "$SSL_CERT_FILE" = "$GIT_SSL_CAINFO"
-"""
-BOXED = '[pools.boxed]\nlabels = ["boxed:docker://tests/base:1"]\nimage = "{image}"\nmemory = "1GiB"\ndisk = "6GiB"\nstart = "{start}"\n'
+"""  # noqa: E501
+BOXED = (
+    '[pools.boxed]\nlabels = ["boxed:docker://tests/base:1"]\nimage = "{image}"\nmemory = '
+    '"1GiB"\ndisk = "6GiB"\nstart = "{start}"\n'
+)
 
 
 def certificates(folder: Path) -> tuple[Path, Path]:
@@ -56,9 +60,26 @@ def certificates(folder: Path) -> tuple[Path, Path]:
     curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     run = ["openssl", "req", "-x509", *curve]
     usage = ["-addext", "keyUsage=critical,keyCertSign"]
-    subprocess.run([*run, *usage, "-subj", "/CN=Tests", "-keyout", key, "-out", authority], check=True, capture_output=True)
-    signed = ["-CA", authority, "-CAkey", key, "-addext", f"subjectAltName=DNS:{HOST}", "-addext", "basicConstraints=CA:FALSE"]
-    subprocess.run([*run, *signed, "-subj", f"/CN={HOST}", "-keyout", folder / "forge.key", "-out", leaf], check=True, capture_output=True)
+    subprocess.run(
+        [*run, *usage, "-subj", "/CN=Tests", "-keyout", key, "-out", authority],
+        check=True,
+        capture_output=True,
+    )
+    signed = [
+        "-CA",
+        authority,
+        "-CAkey",
+        key,
+        "-addext",
+        f"subjectAltName=DNS:{HOST}",
+        "-addext",
+        "basicConstraints=CA:FALSE",
+    ]
+    subprocess.run(
+        [*run, *signed, "-subj", f"/CN={HOST}", "-keyout", folder / "forge.key", "-out", leaf],
+        check=True,
+        capture_output=True,
+    )
     leaf.write_text(leaf.read_text() + (folder / "forge.key").read_text())
     return authority, leaf
 
@@ -93,22 +114,31 @@ def encrypted(leaf: Path) -> Iterator[None]:
         def accept() -> None:
             with suppress(OSError):
                 while True:
-                    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+                    threading.Thread(
+                        target=serve, args=(listener.accept()[0],), daemon=True
+                    ).start()
 
         threading.Thread(target=accept, daemon=True).start()
         try:
             yield
         finally:
-            listener.shutdown(socket.SHUT_RDWR)  # else it stays open as long as the thread waits at it
+            # Else it stays open as long as the thread waits at it.
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize("start", ["boot", "snapshot"])
-def test_everything_trusts_it(site: Site, lay_ground: Callable[..., Ground], tmp_path: Path, start: str) -> None:
+def test_everything_trusts_it(
+    site: Site, lay_ground: Callable[..., Ground], tmp_path: Path, start: str
+) -> None:
     authority, leaf = certificates(tmp_path)
     more = BOXED.format(image=DOCKER, start=start)
     with encrypted(leaf):
-        ground = lay_ground(cloned=start == "snapshot", url=SITE, image=DOCKER, labels="docker", more=more)
-        ground.config.write_text(ground.config.read_text().replace("[libvirt]", f'ca_file = "{authority}"\n[libvirt]'))
+        ground = lay_ground(
+            cloned=start == "snapshot", url=SITE, image=DOCKER, labels="docker", more=more
+        )
+        ground.config.write_text(
+            ground.config.read_text().replace("[libvirt]", f'ca_file = "{authority}"\n[libvirt]')
+        )
         repository = site.repository("rig", "private-ca", WORKFLOW)
         jobs = {job["name"]: job for job in up_until_done(ground, repository, 2)}
         for job in jobs.values():

@@ -1,4 +1,6 @@
-"""Which job ran on which machine: jobs of a second, of five kinds, mixed over two pools, and what `vmrunner history` says of them."""
+"""Which job ran on which machine: jobs of a second, of five kinds, mixed over two pools, and what
+`vmrunner history` says of them.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,21 @@ pytestmark = pytest.mark.vm
 JOBS = 15
 
 
-def test_history_names_the_job_that_ran_as_the_forge_does(site: Site, lay_ground: Callable[..., Ground]) -> None:
+def test_history_names_the_job_that_ran_as_the_forge_does(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
     ground = lay_ground(cloned=True, most=1, labels='debian-12", "main')
-    ground.config.write_text(ground.config.read_text() + soak.SECOND.format(image=GITEA, start="auto"))
+    ground.config.write_text(
+        ground.config.read_text() + soak.SECOND.format(image=GITEA, start="auto")
+    )
     repository, wanted = soak.batch(site, 1, JOBS)
     manager = soak.serve(ground)
     try:
         until(
-            lambda: all(job["status"] == "completed" for job in repository.jobs()) and not ground.leftovers(),
+            lambda: (
+                all(job["status"] == "completed" for job in repository.jobs())
+                and not ground.leftovers()
+            ),
             LIFE,
             "every job done and nothing left",
             every=1,
@@ -37,11 +46,21 @@ def test_history_names_the_job_that_ran_as_the_forge_does(site: Site, lay_ground
     assert soak.unlike(ground, jobs) == []
     rows = soak.history(ground)
     assert len([row for row in rows if row["ran"] == "yes"]) == JOBS
-    assert [row["machine"] for row in rows if row["made_for"] and row["made_for"] != row["job"]], "Gitea hands out others than intended"
-    told = [line for line in (ground.folder / "serve.log").read_text().splitlines() if "job ended" in line]
+    assert [row["machine"] for row in rows if row["made_for"] and row["made_for"] != row["job"]], (
+        "Gitea hands out others than intended"
+    )
+    told = [
+        line
+        for line in (ground.folder / "serve.log").read_text().splitlines()
+        if "job ended" in line
+    ]
     by_machine = {row["machine"]: row for row in rows}
     for line in told:
         fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
         row = by_machine[fields["machine"]]
-        assert (fields["pool"], fields["verdict"], fields["sha"]) == (row["pool"], row["verdict"], row["sha"])
+        assert (fields["pool"], fields["verdict"], fields["sha"]) == (
+            row["pool"],
+            row["verdict"],
+            row["sha"],
+        )
     assert told

@@ -1,4 +1,5 @@
-"""A stock cloud image, as a distribution makes one (tests.stock): it becomes an image by a recipe, and a job of the real Gitea runs on it.
+"""A stock cloud image, as a distribution makes one (tests.stock): it becomes an image by a recipe,
+and a job of the real Gitea runs on it.
 
 What the recipe adds comes from an archive of the test's own: here no other one can be reached.
 """
@@ -40,7 +41,7 @@ source = "{guest}/vmrunner-guest.service"
 [runner]
 kind = "gitea-runner"
 path = "{runner}"
-"""
+"""  # noqa: E501
 WORKFLOW = """\
 on: [push]
 jobs:
@@ -51,7 +52,7 @@ jobs:
           echo "root is $(stat -f -c %T /) on $(findmnt -no SOURCE /)"
           echo "extra $(dpkg-query -W -f '${Version}' extra), cloud-init $(systemctl is-active cloud-init.service)"
           ls /home /etc/ssh | grep -E 'debian|host_' || echo nobody and no keys
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
@@ -63,7 +64,9 @@ def mirror() -> Iterator[tuple[str, Path]]:
         home.chmod(0o755)
         owner = Tsk.generate("archive@example")
         (home / "key.gpg").write_bytes(bytes(owner.extract_certificate()))
-        archive.publish(home / "site", owner, {"main": [archive.Package("extra", "2")]}, suite=stock.SUITE)
+        archive.publish(
+            home / "site", owner, {"main": [archive.Package("extra", "2")]}, suite=stock.SUITE
+        )
         with archive.served(home / "site") as site:
             yield site.url, home / "key.gpg"
 
@@ -77,18 +80,35 @@ def test_a_stock_image_becomes_one_that_jobs_run_on(
     recipes = tmp_path / "recipes"
     recipes.mkdir()
     image = stock.cached(stock.SUITE)
-    words = {"mirror": mirror[0], "key": mirror[1], "guest": folder("images") / "guest", "suite": stock.SUITE}
+    words = {
+        "mirror": mirror[0],
+        "key": mirror[1],
+        "guest": folder("images") / "guest",
+        "suite": stock.SUITE,
+    }
     runner = Path(__file__).parents[1] / "runner" / "gitea-runner"
-    (recipes / "ci.toml").write_text(RECIPE.format(**words, image=image, sha256=digest(image), runner=runner))
-    done = ground.run("image", "build", "ci", "--recipes", str(recipes), "--no-verify", timeout=900)  # `make images` verifies one
+    (recipes / "ci.toml").write_text(
+        RECIPE.format(**words, image=image, sha256=digest(image), runner=runner)
+    )
+    # `make images` verifies one.
+    done = ground.run("image", "build", "ci", "--recipes", str(recipes), "--no-verify", timeout=900)
     assert "booting the stock image once" in done.stderr, done.stderr
-    assert not [path.name for path in (Path("/var/lib/libvirt/vmrunner") / ground.manager).glob("*ci-stock-*")], "it has gone from the host"
+    assert not [
+        path.name
+        for path in (Path("/var/lib/libvirt/vmrunner") / ground.manager).glob("*ci-stock-*")
+    ], "it has gone from the host"
     manifest = store.find(images, "ci").manifest
     assert (manifest.packages["extra"].version, manifest.suite) == ("2", stock.SUITE)
     repository = site.repository("rig", "stock", WORKFLOW)
     (job,) = up_until_done(ground, repository, 1)
     said = repository.said(job["id"])
-    for wanted in ("root is ext2/ext3 on /dev/vda", "extra 2, cloud-init inactive", "nobody and no keys"):
+    for wanted in (
+        "root is ext2/ext3 on /dev/vda",
+        "extra 2, cloud-init inactive",
+        "nobody and no keys",
+    ):
         assert wanted in said, said
     assert job["conclusion"] == "success"
-    assert len(list((images / workshop.CACHE).glob("*.tar"))) == 1, "the next build takes its packages, and boots nothing"
+    assert len(list((images / workshop.CACHE).glob("*.tar"))) == 1, (
+        "the next build takes its packages, and boots nothing"
+    )

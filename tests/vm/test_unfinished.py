@@ -1,7 +1,9 @@
-"""No unfinished job is ever a success: each way in which a machine or its runner can be told to end, or ends, while a job runs on it.
+"""No unfinished job is ever a success: each way in which a machine or its runner can be told to
+end, or ends, while a job runs on it.
 
-Gitea's own runner (1.0.8) calls a job a success when it is told to end in the middle of it, unless its configuration says how long it has
-to wait for the job. The suite tries some of them, `make unfinished` tries all, in booted, cloned and parked machines.
+Gitea's own runner (1.0.8) calls a job a success when it is told to end in the middle of it, unless
+its configuration says how long it has to wait for the job. The suite tries some of them, `make
+unfinished` tries all, in booted, cloned and parked machines.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ FROM_INSIDE = {
 }
 """What a step can do."""
 WORKS_ON = {"term-runner", "int-runner", "term-group", "int-group"}
-"""With these the runner waits for its job, whose steps have groups of their own: it goes on to its end, and only then is a success."""
+"""With these the runner waits for its job, whose steps have groups of their own: it goes on to its
+end, and only then is a success.
+"""
 
 
 def domain_of(machine: str) -> Any:
@@ -86,7 +90,11 @@ MODES = {"cloned": {"cloned": True}, "parked": {"cloned": True, "more": "warm = 
 def workflow(names: list[str]) -> str:
     """A job for each, with one that needs it."""
     jobs = [
-        JOB.format(name=name, command=FROM_INSIDE.get(name, ":"), seconds=3 if name in WORKS_ON else 60 if name in FROM_INSIDE else 600)
+        JOB.format(
+            name=name,
+            command=FROM_INSIDE.get(name, ":"),
+            seconds=3 if name in WORKS_ON else 60 if name in FROM_INSIDE else 600,
+        )
         for name in names
     ]
     return "on: [push]\njobs:\n" + "".join(jobs)
@@ -95,12 +103,18 @@ def workflow(names: list[str]) -> str:
 def machine_at_work(repository: Repository, name: str) -> str | None:
     """The machine on which this job's step has begun."""
     job = next((job for job in repository.jobs() if job["name"] == name), None)
-    began = any(step["started_at"] > "1971" for step in (job or {}).get("steps") or [] if step.get("started_at"))
+    began = any(
+        step["started_at"] > "1971"
+        for step in (job or {}).get("steps") or []
+        if step.get("started_at")
+    )
     return str(job["runner_name"]) if job and job["status"] == "in_progress" and began else None
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_no_unfinished_job_is_a_success(site: Site, lay_ground: Callable[..., Ground], mode: str) -> None:
+def test_no_unfinished_job_is_a_success(
+    site: Site, lay_ground: Callable[..., Ground], mode: str
+) -> None:
     sample = SAMPLE + (MORE if mode == "cloned" else ())
     names = [name for name in (*FROM_INSIDE, *FROM_OUTSIDE) if WHOLE or name in sample]
     ground = lay_ground(most=2, **MODES[mode])
@@ -112,10 +126,19 @@ def test_no_unfinished_job_is_a_success(site: Site, lay_ground: Callable[..., Gr
         for name in names:
             if name in FROM_OUTSIDE:
                 repositories[name] = site.repository("rig", f"unfinished-{name}", workflow([name]))
-                machine = until(lambda name=name: machine_at_work(repositories[name], name), LIFE, f"the job of {name} runs")
+                machine = until(
+                    lambda name=name: machine_at_work(repositories[name], name),
+                    LIFE,
+                    f"the job of {name} runs",
+                )
                 time.sleep(1)
                 FROM_OUTSIDE[name](ground, machine)
-                until(lambda name=name: over(repositories[name], [name]), LIFE, f"{name}: the job over", every=0.5)
+                until(
+                    lambda name=name: over(repositories[name], [name]),
+                    LIFE,
+                    f"{name}: the job over",
+                    every=0.5,
+                )
     ground.run("down", "--now")
     assert ground.leftovers() == []
     found = {}
@@ -123,7 +146,12 @@ def test_no_unfinished_job_is_a_success(site: Site, lay_ground: Callable[..., Gr
         jobs = {job["name"]: job for job in repositories[name].jobs()}
         after = jobs[f"after-{name}"]
         finished = "went to its end" in repositories[name].said(jobs[name]["id"])
-        found[name] = (jobs[name]["conclusion"], finished, after["conclusion"], after.get("runner_name") or "")
+        found[name] = (
+            jobs[name]["conclusion"],
+            finished,
+            after["conclusion"],
+            after.get("runner_name") or "",
+        )
     wrong = {
         name: seen
         for name, seen in found.items()

@@ -33,10 +33,23 @@ out = Console(highlight=False, soft_wrap=not os.isatty(1))
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", envvar="VMRUNNER_CONFIG", help="The configuration file.", show_default=str(config.DEFAULT_PATH))
+    Path,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="VMRUNNER_CONFIG",
+        help="The configuration file.",
+        show_default=str(config.DEFAULT_PATH),
+    ),
 ]
-PoolArgument = Annotated[str | None, typer.Argument(metavar="[POOL]", help="One pool of the configuration; all of them without it.")]
-LogOption = Annotated[Format, typer.Option("--log-format", envvar="VMRUNNER_LOG_FORMAT", help="Lines of text, or JSON.")]
+PoolArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[POOL]", help="One pool of the configuration; all of them without it."),
+]
+LogOption = Annotated[
+    Format,
+    typer.Option("--log-format", envvar="VMRUNNER_LOG_FORMAT", help="Lines of text, or JSON."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -63,9 +76,18 @@ def report(error: VmrunnerError) -> None:
 
 
 def age(since: float, now: float) -> str:
-    """How long ago, for people: `12s`, `3m05s`, `2h10m`; `-` where it is not known. Unix seconds."""
+    """How long ago, for people: `12s`, `3m05s`, `2h10m`; `-` where it is not known.
+
+    Unix seconds.
+    """
     seconds = int(now - since)
     if not since or seconds < 0:
         return "-"
     hours, rest = divmod(seconds, 3600)
-    return f"{hours}h{rest // 60:02}m" if hours else f"{rest // 60}m{rest % 60:02}s" if rest >= 60 else f"{rest}s"
+    return (
+        f"{hours}h{rest // 60:02}m"
+        if hours
+        else f"{rest // 60}m{rest % 60:02}s"
+        if rest >= 60
+        else f"{rest}s"
+    )

@@ -16,4 +16,7 @@ def example() -> None:
 def check(config_path: ConfigOption = config.DEFAULT_PATH) -> None:
     """Read the configuration and say whether it is right."""
     settings = config.load(config_path)
-    out.print(f"{config_path}: manager {settings.manager}, pools {', '.join(settings.pools)}.", markup=False)
+    out.print(
+        f"{config_path}: manager {settings.manager}, pools {', '.join(settings.pools)}.",
+        markup=False,
+    )

@@ -17,14 +17,31 @@ from vmrunner.manager.manager import open_manager
 @app.command("down")
 def down(
     pool: PoolArgument = None,
-    now: Annotated[bool, typer.Option("--now", help="Destroy machines whose job still runs, too; those jobs fail at the forge.")] = False,
-    timeout: Annotated[str | None, typer.Option("--timeout", help='Like "10m": so long running jobs may take, then as with --now.')] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every pool; needed with --purge.")] = False,
-    purge: Annotated[bool, typer.Option("--purge", help="Then remove all that vmrunner has made on the libvirt host.")] = False,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now",
+            help="Destroy machines whose job still runs, too; those jobs fail at the forge.",
+        ),
+    ] = False,
+    timeout: Annotated[
+        str | None,
+        typer.Option(
+            "--timeout", help='Like "10m": so long running jobs may take, then as with --now.'
+        ),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every pool; needed with --purge.")
+    ] = False,
+    purge: Annotated[
+        bool,
+        typer.Option("--purge", help="Then remove all that vmrunner has made on the libvirt host."),
+    ] = False,
     log_format: LogOption = "text",
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Drain: start nothing, destroy idle machines, let running jobs finish. Returns when no machine is left.
+    """Drain: start nothing, destroy idle machines, let running jobs finish. Returns when no machine
+    is left.
 
     The pools stay down, also over a restart, until `vmrunner up POOL`.
     """
@@ -33,7 +50,9 @@ def down(
     except ValueError as error:
         raise ConfigError(f"{error}.".capitalize(), "See `vmrunner down --help`.") from None
     if purge and (not everything or pool):
-        raise ConfigError("--purge removes all pools' things.", "Say `vmrunner down --all --purge`.")
+        raise ConfigError(
+            "--purge removes all pools' things.", "Say `vmrunner down --all --purge`."
+        )
     if everything and pool:
         raise ConfigError("Either one pool or --all.", "See `vmrunner down --help`.")
     manager = open_manager(config.load(config_path), open_log(log_format), warn)

@@ -36,24 +36,40 @@ def shape_of(cpus: int, memory: str, disk: str) -> Shape:
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_(
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD…", help="The command and its arguments.")],
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- CMD…", help="The command and its arguments.")
+    ],
     image: ImageOption = "debian-12",
     cpus: CpusOption = 2,
     memory: MemoryOption = "2GiB",
-    boots: Annotated[bool, typer.Option("--boot", help="Boot the machine, also if there is a snapshot of it.")] = False,
+    boots: Annotated[
+        bool, typer.Option("--boot", help="Boot the machine, also if there is a snapshot of it.")
+    ] = False,
     network: Annotated[
-        Reach, typer.Option("--network", help="What it reaches: the internet, or none (the forge, if one is configured).")
+        Reach,
+        typer.Option(
+            "--network",
+            help="What it reaches: the internet, or none (the forge, if one is configured).",
+        ),
     ] = Reach.INTERNET,
-    timeout: Annotated[str, typer.Option("--timeout", help='For the command, like "90s" or "15m".')] = "1h",
+    timeout: Annotated[
+        str, typer.Option("--timeout", help='For the command, like "90s" or "15m".')
+    ] = "1h",
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Run one command in a throwaway machine, without a forge. Output streams live; the exit code is the command's."""
+    """Run one command in a throwaway machine, without a forge.
+
+    Output streams live; the exit code is the command's.
+    """
     try:
         limit = config.parse_duration(timeout)
     except ValueError as error:
         raise ConfigError(f"{error}.".capitalize(), "See `vmrunner exec --help`.") from None
     if network is Reach.ALLOWLIST:
-        raise ConfigError("An allowlist belongs to a pool.", "For exec there are --network internet and --network none.")
+        raise ConfigError(
+            "An allowlist belongs to a pool.",
+            "For exec there are --network internet and --network none.",
+        )
     shape, boot = shape_of(cpus, memory, f"{DISK_GIB}GiB"), config.parse_duration(_BOOT)
     settings = config.load_host(config_path)
     golden = store.find(settings.images_dir, image)

@@ -19,33 +19,73 @@ from vmrunner.model.machine import Ending
 
 @app.command("history")
 def history(
-    failed: Annotated[bool, typer.Option("--failed", help="Only machines whose ending somebody should look into.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many, the newest.")] = 50,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="Only machines whose ending somebody should look into.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, help="At most so many, the newest.")
+    ] = 50,
     as_json: JsonOption = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Show finished machines, oldest first: the job that ran on each, its verdict, the times of their phases, how they ended and why."""
+    """Show finished machines, oldest first: the job that ran on each, its verdict, the times of
+    their phases, how they ended and why.
+    """
     settings = config.load(config_path)
-    with closing(History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days)) as kept:
+    with closing(
+        History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days)
+    ) as kept:
         found = kept.all()
-    ended = [record for record in found if record.ending and (not failed or Ending(record.ending).is_failure)][-limit:]
+    ended = [
+        record
+        for record in found
+        if record.ending and (not failed or Ending(record.ending).is_failure)
+    ][-limit:]
     if as_json:
-        print(json.dumps([asdict(record) | {"job_seconds": record.job_seconds} for record in ended], indent=1))
+        print(
+            json.dumps(
+                [asdict(record) | {"job_seconds": record.job_seconds} for record in ended], indent=1
+            )
+        )
         return
-    table = Table("machine", "pool", "ended", "job", "verdict", "job took", "commit", "boot", "ending", box=None, pad_edge=False)
+    table = Table(
+        "machine",
+        "pool",
+        "ended",
+        "job",
+        "verdict",
+        "job took",
+        "commit",
+        "boot",
+        "ending",
+        box=None,
+        pad_edge=False,
+    )
     for record in ended:
         ending = f"{record.ending}: {record.reason}" if record.reason else record.ending
         boot = _took(record.created, record.up or record.ready or record.runner)
         took = "-" if record.job_seconds is None else f"{record.job_seconds:.0f} s"
         when = f"{age(record.destroyed, time.time())} ago"
-        table.add_row(record.machine, record.pool, when, _job(record), record.verdict or "-", took, record.sha[:10] or "-", boot, ending)
+        table.add_row(
+            record.machine,
+            record.pool,
+            when,
+            _job(record),
+            record.verdict or "-",
+            took,
+            record.sha[:10] or "-",
+            boot,
+            ending,
+        )
     if table.rows:
         out.print(table)
 
 
 def _job(record: Record) -> str:
     """What ran on it, and what it was made for where that is another job."""
-    title = record.title or {Ran.ASKED: "(the forge is asked)", Ran.UNKNOWN: "(not known)"}.get(Ran(record.ran), "-")
+    title = record.title or {Ran.ASKED: "(the forge is asked)", Ran.UNKNOWN: "(not known)"}.get(
+        Ran(record.ran), "-"
+    )
     made_for = record.made_for_title
     return title if made_for in ("", record.title) else f"{title} (made for {made_for})"
 

@@ -32,8 +32,16 @@ from vmrunner.image.versions import promotion, proof, store, transfer
 from vmrunner.model.image import Golden
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
-VersionArgument = Annotated[str, typer.Argument(metavar="NAME[/VERSION]", help="An image; its current version if none is named.")]
-RecipesOption = Annotated[Path | None, typer.Option("--recipes", help="A folder with your recipes, in place of the configuration's.")]
+VersionArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME[/VERSION]", help="An image; its current version if none is named."
+    ),
+]
+RecipesOption = Annotated[
+    Path | None,
+    typer.Option("--recipes", help="A folder with your recipes, in place of the configuration's."),
+]
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which people need the beginning
 
 
@@ -41,30 +49,65 @@ _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which people need 
 def build(
     name: NameArgument,
     recipes: RecipesOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Build even if the current version has this recipe.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="The same, and bootstrap anew: no packages that a build has kept.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Build even if the current version has this recipe.")
+    ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="The same, and bootstrap anew: no packages that a build has kept."
+        ),
+    ] = False,
     compress: Annotated[
-        bool | None, typer.Option("--compress/--no-compress", help="In place of the recipe's `compress`.", show_default=False)
+        bool | None,
+        typer.Option(
+            "--compress/--no-compress",
+            help="In place of the recipe's `compress`.",
+            show_default=False,
+        ),
     ] = None,
-    ignore_lock: Annotated[bool, typer.Option("--ignore-lock", help="Take the packages that there are, whatever the lock says.")] = False,
-    promote: Annotated[bool, typer.Option("--promote/--no-promote", help="Whether new machines use it from now on.")] = True,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Whether a machine of it is looked at before that.")] = True,
+    ignore_lock: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-lock", help="Take the packages that there are, whatever the lock says."
+        ),
+    ] = False,
+    promote: Annotated[
+        bool,
+        typer.Option("--promote/--no-promote", help="Whether new machines use it from now on."),
+    ] = True,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify", help="Whether a machine of it is looked at before that."
+        ),
+    ] = True,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Build a golden image from the recipe NAME, boot a machine of it to verify it, and make it the current version."""
+    """Build a golden image from the recipe NAME, boot a machine of it to verify it, and make it the
+    current version.
+    """
     settings, began = config.load_host(config_path), time.monotonic()
     wanted, images = recipe.load(name, _own(recipes, settings)), settings.images_dir
     if ignore_lock:
         wanted = wanted.model_copy(update={"lock": None})
     if compress is not None:
         wanted = wanted.model_copy(update={"compress": compress})
-    if not (force or fresh) and (known := store.current(images, name)) and known.manifest.recipe_digest == wanted.digest():
+    if (
+        not (force or fresh)
+        and (known := store.current(images, name))
+        and known.manifest.recipe_digest == wanted.digest()
+    ):
         out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
         return
-    golden = builder.build(wanted, images, say, promote=promote and not verify, fresh=fresh, run=_boot(settings))
+    golden = builder.build(
+        wanted, images, say, promote=promote and not verify, fresh=fresh, run=_boot(settings)
+    )
     size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
     out.print(
-        f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, {time.monotonic() - began:.0f} s", markup=False
+        f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, "
+        f"{time.monotonic() - began:.0f} s",
+        markup=False,
     )
     if not promote:
         say(f"New machines use it after {_by_hand(golden)}.")
@@ -73,7 +116,8 @@ def build(
             stage = _stage(settings)
         except HypervisorError as error:
             raise HypervisorError(
-                f"The image {name} {golden.version} is built, but not verified and so not promoted: {error.sentence}",
+                f"The image {name} {golden.version} is built, but not verified and so not "
+                f"promoted: {error.sentence}",
                 f"When that is mended: {_by_hand(golden)}; or build it with --no-verify.",
             ) from None
         stage.go_live(golden)
@@ -81,7 +125,10 @@ def build(
 
 
 def _by_hand(golden: Golden) -> str:
-    return f"`vmrunner image verify {golden.id}` and `vmrunner image promote {golden.name} {golden.version}`"
+    return (
+        f"`vmrunner image verify {golden.id}` and `vmrunner image promote {golden.name} "
+        f"{golden.version}`"
+    )
 
 
 def _stage(settings: config.HostConfig) -> Stage:
@@ -104,16 +151,25 @@ def _boot(settings: HostConfig) -> stock.Run:
 
 def _own(recipes: Path | None, settings: HostConfig) -> Path:
     if recipes is not None and not recipes.is_dir():
-        raise ConfigError(f"There is no folder {recipes}.", "--recipes names a folder with files like my-image.toml.")
+        raise ConfigError(
+            f"There is no folder {recipes}.",
+            "--recipes names a folder with files like my-image.toml.",
+        )
     return recipes or settings.recipes_dir
 
 
 @image.command("list")
-def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def list_images(
+    as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH
+) -> None:
     """List the published versions of every image."""
     images = config.load_host(config_path).images_dir
     published = store.list_all(images)
-    last = {(name, each.to): each for name in {golden.name for golden in published} for each in promotion.history(images, name)}
+    last = {
+        (name, each.to): each
+        for name in {golden.name for golden in published}
+        for each in promotion.history(images, name)
+    }
     found = [
         {
             "name": golden.name,
@@ -123,7 +179,9 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.
             "runner": golden.manifest.runner.kind if golden.manifest.runner else "",
             "packages": len(golden.manifest.packages),
             "built_at": golden.manifest.built_at,
-            "promoted_at": promoted.at if (promoted := last.get((golden.name, golden.version))) else "",
+            "promoted_at": promoted.at
+            if (promoted := last.get((golden.name, golden.version)))
+            else "",
             "promoted_why": promoted.why.value if promoted else "",
             "promoted_by": promoted.by if promoted else "",
             "forced": [each.model_dump() for each in golden.manifest.forced],
@@ -134,14 +192,23 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = config.
     if as_json:
         print(json.dumps(found, indent=1))
         return
-    columns = [Column(header, no_wrap=True) for header in ("image", "version", "current", "built", "verified")]  # are typed again
+    # Are typed again.
+    columns = [
+        Column(header, no_wrap=True)
+        for header in ("image", "version", "current", "built", "verified")
+    ]
     table = Table(*columns, Column("runner", overflow="fold"), box=None, pad_edge=False)
     for row in found:
         row["verified"] = {None: "no", True: "good", False: "BAD"}[row["verified"]]  # type: ignore[index]  # one of the three
         row["verified"] = f"{row['verified']}, forced" if row["forced"] else row["verified"]
         row["built_at"] = str(row["built_at"])[:10]  # the day
         texts = ("name", "version", "current", "built_at", "verified", "runner")
-        table.add_row(*("*" if row[key] is True else "" if row[key] is False else str(row[key]) for key in texts))
+        table.add_row(
+            *(
+                "*" if row[key] is True else "" if row[key] is False else str(row[key])
+                for key in texts
+            )
+        )
     out.print(table)
 
 
@@ -154,11 +221,22 @@ def current_version(images: Path, name: str) -> str:
 @image.command("promote")
 def promote_version(
     name: NameArgument,
-    version: Annotated[str, typer.Argument(metavar="VERSION", help="A version of the list, or a beginning that no other one has.")],
-    force: Annotated[bool, typer.Option("--force", help="Also one that was not verified, or was found bad; its manifest tells.")] = False,
+    version: Annotated[
+        str,
+        typer.Argument(
+            metavar="VERSION", help="A version of the list, or a beginning that no other one has."
+        ),
+    ],
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Also one that was not verified, or was found bad; its manifest tells."
+        ),
+    ] = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Make a version current that was verified, once its files are found to be as its manifest says. Machines that run keep theirs.
+    """Make a version current that was verified, once its files are found to be as its manifest
+    says. Machines that run keep theirs.
 
     The snapshots that machines of it will be cloned from are made first.
     """
@@ -183,27 +261,44 @@ def rollback(name: NameArgument, config_path: ConfigOption = config.DEFAULT_PATH
 
 @image.command("prune")
 def prune(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One image; all of them without it.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One image; all of them without it.")
+    ] = None,
     keep: Annotated[
         int | None,
-        typer.Option("--keep", metavar="K", min=1, help="How many of an image's newest versions stay; else as `[images] keep` says."),
+        typer.Option(
+            "--keep",
+            metavar="K",
+            min=1,
+            help="How many of an image's newest versions stay; else as `[images] keep` says.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Remove old versions that no machine uses, with their snapshots, what the host still has of versions that are gone, and, without
-    NAME, what builds have left: kept packages that are too old to be taken again, logs, folders of builds that were killed.
+    """Remove old versions that no machine uses, with their snapshots, what the host still has of
+    versions that are gone, and, without NAME, what builds have left: kept packages that are too old
+    to be taken again, logs, folders of builds that were killed.
     """
     settings = config.load_host(config_path)
     host, most = open_host(settings, warn), keep or settings.images.keep
-    waste = pruning.find(host, settings, name, most) if dry_run else pruning.prune(host, settings, name, most, say)
+    waste = (
+        pruning.find(host, settings, name, most)
+        if dry_run
+        else pruning.prune(host, settings, name, most, say)
+    )
     if as_json:
         print(json.dumps(asdict(waste) | {"removed": not dry_run}, indent=1))
         return
     what = "would be removed" if dry_run else "removed"
     snapshots = (f"snapshot {key}" for key in waste.snapshots)
-    for gone in (*(" ".join(each) for each in waste.versions), *snapshots, *waste.volumes, *waste.leftovers):
+    for gone in (
+        *(" ".join(each) for each in waste.versions),
+        *snapshots,
+        *waste.volumes,
+        *waste.leftovers,
+    ):
         out.print(f"{gone}: {what}", markup=False)
     if not waste:
         out.print("Nothing to remove.", markup=False)
@@ -212,40 +307,75 @@ def prune(
 @image.command("verify")
 def verify_(
     name: VersionArgument,
-    files_only: Annotated[bool, typer.Option("--files-only", help="Compare the files with the manifest, and boot nothing.")] = False,
+    files_only: Annotated[
+        bool,
+        typer.Option("--files-only", help="Compare the files with the manifest, and boot nothing."),
+    ] = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Compare every file with the manifest and the packages with the lock; then boot a machine of it, and look at it from inside."""
+    """Compare every file with the manifest and the packages with the lock; then boot a machine of
+    it, and look at it from inside.
+    """
     settings = config.load_host(config_path)
     golden = store.find_version(settings.images_dir, name)
     if files_only:
         store.verify(golden)
-        locked = f", its {len(golden.manifest.packages)} packages as the lock says" if golden.manifest.lock else ""
-        out.print(f"{golden.name} {golden.version}: {len(golden.manifest.files)} files are as the manifest says{locked}", markup=False)
+        locked = (
+            f", its {len(golden.manifest.packages)} packages as the lock says"
+            if golden.manifest.lock
+            else ""
+        )
+        out.print(
+            f"{golden.name} {golden.version}: {len(golden.manifest.files)} files are as the "
+            f"manifest says{locked}",
+            markup=False,
+        )
         return
     found = _stage(settings).verify(golden)
     if as_json:
-        print(json.dumps({"image": golden.name, "version": golden.version, "good": found.is_good} | found.model_dump(), indent=1))
+        print(
+            json.dumps(
+                {"image": golden.name, "version": golden.version, "good": found.is_good}
+                | found.model_dump(),
+                indent=1,
+            )
+        )
     else:
-        table = Table("check", "result", Column("measured", overflow="fold"), box=None, pad_edge=False)
+        table = Table(
+            "check", "result", Column("measured", overflow="fold"), box=None, pad_edge=False
+        )
         for check in found.checks:
-            result, style = ("BAD", "red") if not check.passed else ("note", "yellow") if check.noted else ("good", "")
+            result, style = (
+                ("BAD", "red")
+                if not check.passed
+                else ("note", "yellow")
+                if check.noted
+                else ("good", "")
+            )
             table.add_row(check.name, result, Text(check.measured), style=style)
         out.print(table)
     if not found.is_good:
-        raise ImageError(f"The image {golden.name} {golden.version} is not good: {found.said}.", "It can't be promoted without --force.")
+        raise ImageError(
+            f"The image {golden.name} {golden.version} is not good: {found.said}.",
+            "It can't be promoted without --force.",
+        )
 
 
 @image.command("refresh")
 def refresh(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME…]", help="Images; those that the pools use without it.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME…]", help="Images; those that the pools use without it."),
+    ] = None,
     recipes: RecipesOption = None,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Build images anew; what differs from the current version and is good becomes current, and old versions go.
+    """Build images anew; what differs from the current version and is good becomes current, and old
+    versions go.
 
-    An image whose recipe is not there is left as it is. `vmrunner systemd install` has a timer for this.
+    An image whose recipe is not there is left as it is. `vmrunner systemd install` has a timer for
+    this.
     """
     settings = config.load_host(config_path)
     own, stage, failures = _own(recipes, settings), _stage(settings), list[VmrunnerError]()
@@ -255,7 +385,14 @@ def refresh(
                 say(f"{name}: there is no recipe of it, so it is left as it is")
                 continue
             try:
-                candidate = builder.build(recipe.load(name, own), settings.images_dir, say, promote=False, fresh=True, run=_boot(settings))
+                candidate = builder.build(
+                    recipe.load(name, own),
+                    settings.images_dir,
+                    say,
+                    promote=False,
+                    fresh=True,
+                    run=_boot(settings),
+                )
                 out.print(f"{name}: {stage.settle(candidate)}", markup=False)
             except VmrunnerError as error:
                 report(error)
@@ -265,18 +402,29 @@ def refresh(
 
 
 @image.command("lock")
-def lock(name: NameArgument, recipes: RecipesOption = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
-    """Write the packages of the image's current version, with their digests, into the lock that the recipe NAME names."""
+def lock(
+    name: NameArgument,
+    recipes: RecipesOption = None,
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """Write the packages of the image's current version, with their digests, into the lock that the
+    recipe NAME names.
+    """
     settings = config.load_host(config_path)
     path = recipe.locked_by(name, _own(recipes, settings))
     golden = store.find(settings.images_dir, name)
     locks.write(path, name, golden.manifest.packages)
-    out.print(f"{path}: {len(golden.manifest.packages)} packages of {name} {golden.version}", markup=False)
+    out.print(
+        f"{path}: {len(golden.manifest.packages)} packages of {name} {golden.version}", markup=False
+    )
 
 
 @image.command("diff")
 def diff(
-    first: VersionArgument, second: VersionArgument, as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH
+    first: VersionArgument,
+    second: VersionArgument,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Show what differs between two images: packages, files of the recipe, runner, kernel."""
     images = config.load_host(config_path).images_dir
@@ -286,17 +434,23 @@ def diff(
         return
     if found.is_empty:
         out.print(f"{found.first} and {found.second} do not differ", markup=False)
-    columns = [Column(header, overflow="fold") for header in ("", found.first, found.second)]  # a version is of use as a whole only
+    # A version is of use as a whole only.
+    columns = [Column(header, overflow="fold") for header in ("", found.first, found.second)]
     table = Table(*columns, box=None, pad_edge=False)
     single = ("recipe_digest", "kernel", "kernel_arguments", "runner")
     named = {word.replace("_", " "): change for word in single if (change := getattr(found, word))}
     further = {f"runner {name}": change for name, change in found.runners.items()}
     for what, change in (named | further | found.packages | (found.files or {})).items():
-        table.add_row(what, *(_DIGEST.sub(r"\1", text) or "-" for text in (change.first, change.second)))
+        table.add_row(
+            what, *(_DIGEST.sub(r"\1", text) or "-" for text in (change.first, change.second))
+        )
     if table.rows:
         out.print(table)
     if found.files is None:
-        out.print("The recipes' files were not compared: an older vmrunner did not note them.", markup=False)
+        out.print(
+            "The recipes' files were not compared: an older vmrunner did not note them.",
+            markup=False,
+        )
 
 
 @image.command("sbom")
@@ -310,17 +464,29 @@ def sbom(name: VersionArgument, config_path: ConfigOption = config.DEFAULT_PATH)
 @image.command("export")
 def export(
     name: VersionArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.", show_default=False)],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to write it.", show_default=False)
+    ],
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Write a version of an image into a file that `vmrunner image import` takes on another host."""
+    """Write a version of an image into a file that `vmrunner image import` takes on another
+    host.
+    """
     golden = store.find_version(config.load_host(config_path).images_dir, name)
-    out.print(f"{file}: {golden.name} {golden.version}, {transfer.export(golden, file) >> 20} MiB", markup=False)
+    out.print(
+        f"{file}: {golden.name} {golden.version}, {transfer.export(golden, file) >> 20} MiB",
+        markup=False,
+    )
 
 
 @image.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `vmrunner image export` wrote.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="What `vmrunner image export` wrote.", show_default=False
+        ),
+    ],
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
     """Take a version of an image from a file; new machines use it when it is promoted."""

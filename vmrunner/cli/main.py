@@ -10,11 +10,24 @@ from typing import NoReturn
 from vmrunner.cli.app import app, report
 from vmrunner.errors import VmrunnerError
 
-_COMMANDS = ("config", "doctor", "down", "exec", "history", "image", "serve", "snapshot", "status", "systemd", "up")
+_COMMANDS = (
+    "config",
+    "doctor",
+    "down",
+    "exec",
+    "history",
+    "image",
+    "serve",
+    "snapshot",
+    "status",
+    "systemd",
+    "up",
+)
 
 
 def _load(arguments: list[str]) -> None:
-    """Import the module of the command that is called, which adds it to the application; all of them for `--help` and for a wrong one.
+    """Import the module of the command that is called, which adds it to the application; all of
+    them for `--help` and for a wrong one.
 
     Loading the whole manager takes as long as a clone takes to start.
     """
@@ -28,7 +41,10 @@ def _terminate(_number: int, _frame: object) -> NoReturn:
 
 
 def main() -> None:
-    """Run one command. Exit codes: errors.py; 2 for a wrong command line; 130 when interrupted (typer's own)."""
+    """Run one command.
+
+    Exit codes: errors.py; 2 for a wrong command line; 130 when interrupted (typer's own).
+    """
     signal.signal(signal.SIGTERM, _terminate)
     _load(sys.argv[1:])
     try:
@@ -37,7 +53,12 @@ def main() -> None:
         report(error)
         sys.exit(error.exit_code)
     except PermissionError as error:  # the service's folders are not everybody's
-        report(VmrunnerError(f"This user may not open {error.filename}.", "Run it with sudo, or as the service's user."))
+        report(
+            VmrunnerError(
+                f"This user may not open {error.filename}.",
+                "Run it with sudo, or as the service's user.",
+            )
+        )
         sys.exit(VmrunnerError.exit_code)
     except Exception as error:  # typer's own: a wrong command line
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):

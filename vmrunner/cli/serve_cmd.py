@@ -16,20 +16,32 @@ from vmrunner.manager.serve import Server
 
 @app.command("serve")
 def serve(log_format: LogOption = "text", config_path: ConfigOption = config.DEFAULT_PATH) -> None:
-    """Run until stopped: start a machine for each waiting job as soon as it waits. For systemd: Type=notify, SIGHUP reads the pools again.
+    """Run until stopped: start a machine for each waiting job as soon as it waits. For systemd:
+    Type=notify, SIGHUP reads the pools again.
 
-    SIGTERM leaves running machines alone (the next start adopts them), or waits for their jobs: see serve.on_stop.
+    SIGTERM leaves running machines alone (the next start adopts them), or waits for their jobs: see
+    serve.on_stop.
     """
     log, settings = open_log(log_format), config.load(config_path)
     with ExitStack() as stack:
-        stack.enter_context(lock.exclusive(settings.runtime_dir, f"{settings.manager}.serve", wait=0, say=log.info))
+        stack.enter_context(
+            lock.exclusive(settings.runtime_dir, f"{settings.manager}.serve", wait=0, say=log.info)
+        )
         events.start()
         server = Server(
-            lambda: open_manager(config.load(config_path), log, warn), log, make_snapshot=lambda pool: make_in_background(pool, config_path)
+            lambda: open_manager(config.load(config_path), log, warn),
+            log,
+            make_snapshot=lambda pool: make_in_background(pool, config_path),
         )
         listeners = []
-        if (listen := settings.serve.webhook.listen) and (secret_file := settings.serve.webhook.secret_file):
+        if (listen := settings.serve.webhook.listen) and (
+            secret_file := settings.serve.webhook.secret_file
+        ):
             secret = config.webhook_secret(secret_file, warn)
-            listeners.append(stack.enter_context(webhook.Listener(listen, secret, server.wake, log, settings.webhook_heard)))
+            listeners.append(
+                stack.enter_context(
+                    webhook.Listener(listen, secret, server.wake, log, settings.webhook_heard)
+                )
+            )
         metrics.serve(server.figures, settings.metrics, *listeners)
         server.run()

@@ -27,14 +27,38 @@ from vmrunner.render import text
 
 _TIMEOUT = 600.0  # seconds
 
-KeyArgument = Annotated[str | None, typer.Argument(metavar="[KEY]", help="One snapshot of the list; all of them without it.")]
+KeyArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[KEY]", help="One snapshot of the list; all of them without it."),
+]
 
 
-def make_in_background(pool: str, config_path: Path, *, quiet: bool = False) -> subprocess.Popen[bytes]:
-    """A process of its own makes the pool's snapshot, so that passes go on. A second one waits for the first, and finds it made."""
-    command = [sys.executable, "-m", "vmrunner.cli.main", "snapshot", "create", "--pool", pool, "--config", str(config_path)]
+def make_in_background(
+    pool: str, config_path: Path, *, quiet: bool = False
+) -> subprocess.Popen[bytes]:
+    """A process of its own makes the pool's snapshot, so that passes go on.
+
+    A second one waits for the first, and finds it made.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "vmrunner.cli.main",
+        "snapshot",
+        "create",
+        "--pool",
+        pool,
+        "--config",
+        str(config_path),
+    ]
     errors = subprocess.DEVNULL if quiet else None
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        start_new_session=True,
+    )
 
 
 @snapshot.command("create")
@@ -43,37 +67,72 @@ def create(
     cpus: CpusOption = 2,
     memory: MemoryOption = "2GiB",
     disk: Annotated[str, typer.Option("--disk", help='Like "20GiB".')] = f"{DISK_GIB}GiB",
-    pool: Annotated[str | None, typer.Option("--pool", help="The image and size of this pool, instead of the options above.")] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            "--pool", help="The image and size of this pool, instead of the options above."
+        ),
+    ] = None,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Boot a machine once and keep its memory, so that machines of this image and size start in a second or two."""
+    """Boot a machine once and keep its memory, so that machines of this image and size start in a
+    second or two.
+    """
     settings: config.HostConfig
     if pool:
         full = config.load(config_path)
         if pool not in full.pools:
-            raise ConfigError(f"There is no pool {pool!r}.", f"The configuration has: {', '.join(full.pools)}.")
+            raise ConfigError(
+                f"There is no pool {pool!r}.", f"The configuration has: {', '.join(full.pools)}."
+            )
         settings, image, shape = full, full.pools[pool].image, full.pools[pool].shape
     else:
         settings, shape = config.load_host(config_path), shape_of(cpus, memory, disk)
     began, golden = time.monotonic(), store.find(settings.images_dir, image)
     host = open_host(settings, warn)
     made = clones.make(host, settings, golden, shape, timeout=_TIMEOUT, say=say)
-    out.print(f"snapshot {made.key} of {made.image}: {_size(made.shape)}, {time.monotonic() - began:.0f} s", markup=False)
+    out.print(
+        f"snapshot {made.key} of {made.image}: {_size(made.shape)}, {time.monotonic() - began:.0f} "
+        "s",
+        markup=False,
+    )
 
 
 @snapshot.command("list")
-def list_snapshots(as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def list_snapshots(
+    as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH
+) -> None:
     """List the snapshots on this host."""
     settings = config.load_host(config_path)
     found, shelf = open_host(settings, warn).snapshots(), Shelf(settings.state_dir)
     if as_json:
-        print(json.dumps([asdict(each) | {"used_at": shelf.last_use(each)} for each in found], indent=1))
+        print(
+            json.dumps(
+                [asdict(each) | {"used_at": shelf.last_use(each)} for each in found], indent=1
+            )
+        )
         return
     columns = [Column(name, no_wrap=True) for name in ("disk", "QEMU", "libvirt", "made", "used")]
-    table = Table(Column("snapshot", no_wrap=True), Column("image", overflow="fold"), "machine", *columns, box=None, pad_edge=False)
+    table = Table(
+        Column("snapshot", no_wrap=True),
+        Column("image", overflow="fold"),
+        "machine",
+        *columns,
+        box=None,
+        pad_edge=False,
+    )
     for each in found:
         made, used = (age(at, time.time()) for at in (each.made_at, shelf.last_use(each)))
-        table.add_row(each.key, each.image, _size(each.shape), f"{each.disk_mib} MiB", each.qemu, each.libvirt, made, used)
+        table.add_row(
+            each.key,
+            each.image,
+            _size(each.shape),
+            f"{each.disk_mib} MiB",
+            each.qemu,
+            each.libvirt,
+            made,
+            used,
+        )
     out.print(table)
 
 
@@ -83,12 +142,17 @@ def verify(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_P
     host = open_host(config.load_host(config_path), warn)
     for each in _chosen(host.snapshots(), key):
         host.verify_snapshot(each)
-        out.print(f"snapshot {each.key}: {len(each.files)} files are as they were made", markup=False)
+        out.print(
+            f"snapshot {each.key}: {len(each.files)} files are as they were made", markup=False
+        )
 
 
 @snapshot.command("drop")
 def drop(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
-    """Delete snapshots. Machines that were cloned from them run on; new ones are booted until there is a snapshot again."""
+    """Delete snapshots.
+
+    Machines that were cloned from them run on; new ones are booted until there is a snapshot again.
+    """
     host = open_host(config.load_host(config_path), warn)
     for each in _chosen(host.snapshots(), key):
         host.drop_snapshot(each.key)
@@ -97,7 +161,9 @@ def drop(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PAT
 
 @snapshot.command("apparmor")
 def apparmor(config_path: ConfigOption = config.DEFAULT_PATH) -> None:
-    """Print the rules that a host with AppArmor needs, or its machines are booted: for /etc/apparmor.d/local/abstractions/libvirt-qemu."""
+    """Print the rules that a host with AppArmor needs, or its machines are booted: for
+    /etc/apparmor.d/local/abstractions/libvirt-qemu.
+    """
     print(text("apparmor.j2", folder=config.load_host(config_path).libvirt.storage_path), end="")
 
 

@@ -28,10 +28,15 @@ _EVERY = 2.0  # seconds
 @app.command("status")
 def status(
     as_json: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every two seconds, until Ctrl-C.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Again every two seconds, until Ctrl-C.")
+    ] = False,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Show pools, machines with phase and age, and every waiting job with the reason why it waits. Changes nothing."""
+    """Show pools, machines with phase and age, and every waiting job with the reason why it waits.
+
+    Changes nothing.
+    """
     manager = open_manager(config.load(config_path), open_log("text"), warn)
     if as_json:
         print(json.dumps(_plain(manager, manager.survey(), time.time()), indent=1))
@@ -46,25 +51,42 @@ def status(
 
 
 def _picture(manager: Manager, survey: Survey, now: float) -> Group:
-    parts: list[Any] = [Text(f"manager {manager.settings.manager} on host {socket.gethostname()}", style="dim")]
+    parts: list[Any] = [
+        Text(f"manager {manager.settings.manager} on host {socket.gethostname()}", style="dim")
+    ]
     since = manager.forge_down_since()
     when = f" Not answering since {time.strftime('%H:%M', time.localtime(since))}." if since else ""
-    problems = dict.fromkeys(queue.problem for queue in survey.observed.queues.values() if queue.problem)
+    problems = dict.fromkeys(
+        queue.problem for queue in survey.observed.queues.values() if queue.problem
+    )
     parts += [Text(problem + when, style="red") for problem in problems]
     view = View(survey.observed)
     for pool in survey.pools:
         parts.append(Text(_head(pool, survey), style="bold"))
         if pool.backoff and pool.backoff.until > now:
             failures = f"{pool.backoff.failures} in a row failed"
-            parts.append(Text(f"  backed off for {pool.backoff.until - now:.0f} s, {failures}; last: {pool.backoff.last}", style="red"))
+            parts.append(
+                Text(
+                    f"  backed off for {pool.backoff.until - now:.0f} s, {failures}; last: "
+                    f"{pool.backoff.last}",
+                    style="red",
+                )
+            )
         if pool.image_built:
             old = now - pool.image_built > manager.settings.images.max_age.total_seconds()
-            parts.append(Text(f"  image {pool.image}, {_days(now - pool.image_built)}", style="yellow" if old else "dim"))
+            parts.append(
+                Text(
+                    f"  image {pool.image}, {_days(now - pool.image_built)}",
+                    style="yellow" if old else "dim",
+                )
+            )
         if pool.image_note:
             parts.append(Text(f"  {pool.image_note}", style="red"))
         if pool.snapshot:
             parts.append(Text(f"  no snapshot: {pool.snapshot}", style="yellow"))
-        table = Table("", "name", "phase", "age", "job", box=None, pad_edge=False, padding=(0, 2, 0, 2))
+        table = Table(
+            "", "name", "phase", "age", "job", box=None, pad_edge=False, padding=(0, 2, 0, 2)
+        )
         for machine in _machines(pool, survey):
             since = machine.metadata.created_at if machine.metadata else 0
             job = _job_of(machine, view)
@@ -76,7 +98,11 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
     if survey.plan.waits:
         table = Table("waiting job", "age", "why", box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for wait in survey.plan.waits:
-            table.add_row(wait.job.title, age(wait.job.queued_at.timestamp() if wait.job.queued_at else 0, now), wait.reason)
+            table.add_row(
+                wait.job.title,
+                age(wait.job.queued_at.timestamp() if wait.job.queued_at else 0, now),
+                wait.reason,
+            )
         parts.append(table)
     return Group(*parts)
 
@@ -93,11 +119,18 @@ def _head(pool: Desired, survey: Survey) -> str:
     waiting = sum(wait.pool == pool.pool for wait in survey.plan.waits)
     more = {Drain.IDLE: ", drained", Drain.ALL: ", drained"}.get(pool.drain, "")
     wanted = f" of {pool.warm}" if pool.warm else ""
-    return f"{pool.pool}: {len(machines)} of {pool.max} machines, {running} running, {warm}{wanted} warm, {waiting} waiting{more}"
+    return (
+        f"{pool.pool}: {len(machines)} of {pool.max} machines, {running} running, "
+        f"{warm}{wanted} warm, {waiting} waiting{more}"
+    )
 
 
 def _machines(pool: Desired, survey: Survey) -> list[Machine]:
-    return [machine for machine in survey.observed.machines if machine.metadata and machine.metadata.pool == pool.pool]
+    return [
+        machine
+        for machine in survey.observed.machines
+        if machine.metadata and machine.metadata.pool == pool.pool
+    ]
 
 
 def _job_of(machine: Machine, view: View) -> Job | None:
@@ -110,7 +143,12 @@ def _plain(manager: Manager, survey: Survey, now: float) -> dict[str, Any]:
         "manager": manager.settings.manager,
         "host": socket.gethostname(),
         "forge": [
-            {"scope": str(scope), "problem": queue.problem, "hint": queue.hint, "jobs": len(queue.jobs)}
+            {
+                "scope": str(scope),
+                "problem": queue.problem,
+                "hint": queue.hint,
+                "jobs": len(queue.jobs),
+            }
             for scope, queue in survey.observed.queues.items()
         ],
         "pools": [_plain_pool(pool, survey, view, now) for pool in survey.pools],
@@ -132,7 +170,11 @@ def _plain_pool(pool: Desired, survey: Survey, view: View, now: float) -> dict[s
         "snapshot": pool.snapshot,
         "running": sum(machine.phase is Phase.RUNNING for machine in machines),
         "failed": backoff.failures if backoff else 0,
-        "backoff": {"failures": backoff.failures, "seconds": round(max(0.0, backoff.until - now), 1), "last": backoff.last}
+        "backoff": {
+            "failures": backoff.failures,
+            "seconds": round(max(0.0, backoff.until - now), 1),
+            "last": backoff.last,
+        }
         if backoff
         else None,
         "machines": [
@@ -140,7 +182,9 @@ def _plain_pool(pool: Desired, survey: Survey, view: View, now: float) -> dict[s
                 "name": str(machine.id),
                 "phase": machine.phase.value,
                 "paused": machine.is_paused,
-                "age_seconds": round(now - machine.metadata.created_at, 1) if machine.metadata else None,
+                "age_seconds": round(now - machine.metadata.created_at, 1)
+                if machine.metadata
+                else None,
                 "image": machine.metadata.image if machine.metadata else "",
                 "job": job.title if (job := _job_of(machine, view)) else "",
                 "job_url": job.url if job else "",

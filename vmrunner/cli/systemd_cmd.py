@@ -25,20 +25,39 @@ _READ, _ENTER_AND_WRITE = 4, 3  # bits of a mode
 
 @systemd_app.command("install")
 def install(
-    user: Annotated[str, typer.Option("--user", help="The account that it runs as; made by systemd-sysusers.")] = "vmrunner",
-    timer: Annotated[bool, typer.Option("--timer", help="`vmrunner up` every ten seconds, instead of `vmrunner serve`.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the files, write nothing.")] = False,
-    directory: Annotated[Path, typer.Option("--directory", help="Where the units go, for packagers.")] = systemd_units.UNITS,
+    user: Annotated[
+        str, typer.Option("--user", help="The account that it runs as; made by systemd-sysusers.")
+    ] = "vmrunner",
+    timer: Annotated[
+        bool,
+        typer.Option(
+            "--timer", help="`vmrunner up` every ten seconds, instead of `vmrunner serve`."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the files, write nothing.")
+    ] = False,
+    directory: Annotated[
+        Path, typer.Option("--directory", help="Where the units go, for packagers.")
+    ] = systemd_units.UNITS,
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
-    """Write units for this host, and say how to start them. The service and the timer exclude each other."""
-    wanted = Installation(config.load(config_path), _program(), Path(os.path.abspath(config_path)), user)
+    """Write units for this host, and say how to start them.
+
+    The service and the timer exclude each other.
+    """
+    wanted = Installation(
+        config.load(config_path), _program(), Path(os.path.abspath(config_path)), user
+    )
     way = Way.TIMER if timer else Way.SERVE
     files = {directory / name: content for name, content in wanted.units(way).items()}
     files[systemd_units.sysusers_path(directory)] = wanted.sysusers()
     for path in files:
         if os.path.lexists(path) and not _is_ours(path):
-            raise ConfigError(f"{path} exists, and vmrunner did not write it.", "Move it away; changes of yours belong into a drop-in.")
+            raise ConfigError(
+                f"{path} exists, and vmrunner did not write it.",
+                "Move it away; changes of yours belong into a drop-in.",
+            )
     _warn_of_what_is_closed(wanted)
     if dry_run:
         print("\n".join(f"# {path}\n{content}" for path, content in files.items()), end="")
@@ -57,9 +76,18 @@ def _program() -> Path:
     called = Path(os.path.abspath(sys.argv[0]))
     found = called if called.name == "vmrunner" else Path(shutil.which("vmrunner") or "")
     if not found.is_absolute() or not os.access(found, os.X_OK) or not found.is_file():
-        raise ConfigError("The program vmrunner can't be found.", "Run this command as the installed `vmrunner`, by its full path.")
-    # A link in /usr/local/bin may lead to a folder that the service can't see, and so may the interpreter and the package.
-    for part in (found.resolve(), Path(sys.prefix), Path(sys.base_prefix), Path(vmrunner.__file__).resolve()):
+        raise ConfigError(
+            "The program vmrunner can't be found.",
+            "Run this command as the installed `vmrunner`, by its full path.",
+        )
+    # A link in /usr/local/bin may lead to a folder that the service can't see, and so may the
+    # interpreter and the package.
+    for part in (
+        found.resolve(),
+        Path(sys.prefix),
+        Path(sys.base_prefix),
+        Path(vmrunner.__file__).resolve(),
+    ):
         systemd_units.check_path("The program", part)
     return found
 
@@ -80,22 +108,39 @@ def _write(files: dict[Path, str]) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = stack.enter_context(replacing(path))
                 part.write_text(content, encoding="utf-8")
-                part.chmod(0o644)  # whatever root's umask: systemd complains of units that not everyone can read
+                # Whatever root's umask: systemd complains of units that not everyone can read.
+                part.chmod(0o644)
     except OSError as error:
         raise ConfigError(
-            f"{error.filename2 or path} can't be written: {error.strerror}.", "Run it as root, or only look with --dry-run."
+            f"{error.filename2 or path} can't be written: {error.strerror}.",
+            "Run it as root, or only look with --dry-run.",
         ) from None
 
 
 def _steps(wanted: Installation, way: Way, directory: Path, *, is_update: bool) -> list[str]:
-    """The commands that are left to the admin. In the order in which a service that runs keeps its settings until it has stopped."""
+    """The commands that are left to the admin.
+
+    In the order in which a service that runs keeps its settings until it has stopped.
+    """
     others = [directory / name for name in way.other.units if os.path.lexists(directory / name)]
     unneeded = [path for path in others if _is_ours(path)]
     return [
-        *([f"systemctl disable --now {way.other.enabled}   # the other way of running it"] if others else []),
+        *(
+            [f"systemctl disable --now {way.other.enabled}   # the other way of running it"]
+            if others
+            else []
+        ),
         f"systemd-sysusers {systemd_units.sysusers_path(directory)}",
-        *(f"install -d -m 0700 -o {wanted.user} {path}   # {key}" for key, path in wanted.elsewhere if not path.exists()),
-        *([f"install -m 0600 /dev/stdin {systemd_units.TOKEN}   # the forge's token"] if _lacks_token(wanted) else []),
+        *(
+            f"install -d -m 0700 -o {wanted.user} {path}   # {key}"
+            for key, path in wanted.elsewhere
+            if not path.exists()
+        ),
+        *(
+            [f"install -m 0600 /dev/stdin {systemd_units.TOKEN}   # the forge's token"]
+            if _lacks_token(wanted)
+            else []
+        ),
         "systemctl daemon-reload",
         f"systemctl enable --now {way.enabled}",
         f"systemctl enable --now {systemd_units.REFRESH[-1]}   # images are built anew every week",
@@ -109,13 +154,20 @@ def _lacks_token(wanted: Installation) -> bool:
 
 
 def _warn_of_what_is_closed(wanted: Installation) -> None:
-    """A service that starts and can't read its files is the commonest fault; here it can be seen beforehand."""
-    for what, path in (("the program", wanted.program), ("the configuration", wanted.config_path), *wanted.read):
+    """A service that starts and can't read its files is the commonest fault; here it can be seen
+    beforehand.
+    """
+    for what, path in (
+        ("the program", wanted.program),
+        ("the configuration", wanted.config_path),
+        *wanted.read,
+    ):
         if _may(wanted.user, path, _READ):
             continue
         help_ = f"`chown {wanted.user} {path}`"
         if what == "forge.token_file":
-            help_ += f", or take the key out and put the token into {systemd_units.TOKEN}: then it stays root's, and systemd hands it over"
+            help_ += f", or take the key out and put the token into {systemd_units.TOKEN}: "
+            help_ += "then it stays root's, and systemd hands it over"
         warn(f"The user {wanted.user} can't read {what}, {path}: {help_}.")
     for key, path in wanted.elsewhere:
         if path.exists() and not _may(wanted.user, path, _ENTER_AND_WRITE):
@@ -123,7 +175,10 @@ def _warn_of_what_is_closed(wanted: Installation) -> None:
 
 
 def _may(user: str, path: Path, bits: int) -> bool:
-    """Whether modes let the user do this, and reach the path at all. A user that isn't there yet is one of the others."""
+    """Whether modes let the user do this, and reach the path at all.
+
+    A user that isn't there yet is one of the others.
+    """
     try:
         account = pwd.getpwnam(user)
         uid, groups = account.pw_uid, os.getgrouplist(user, account.pw_gid)

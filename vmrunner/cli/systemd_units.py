@@ -1,4 +1,7 @@
-"""systemd units that run vmrunner, as text. Pure: what is where on this host is for `vmrunner systemd` to ask."""
+"""systemd units that run vmrunner, as text.
+
+Pure: what is where on this host is for `vmrunner systemd` to ask.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from vmrunner.config import DEFAULT_PATH, Config, is_local
 from vmrunner.errors import ConfigError
 from vmrunner.render import text
 
-MARK = "# Written by `vmrunner systemd install`"  # how every file begins, so that an admin's own are told from ours
+# How every file begins, so that an admin's own are told from ours.
+MARK = "# Written by `vmrunner systemd install`"
 UNITS = Path("/etc/systemd/system")
 TOKEN = Path("/etc/vmrunner/forge-token")
 # What ProtectHome= and PrivateTmp= keep from the service.
@@ -33,7 +37,11 @@ class Way(StrEnum):
     @property
     def units(self) -> tuple[str, ...]:
         """The unit files."""
-        return ("vmrunner.service",) if self is Way.SERVE else ("vmrunner-up.service", "vmrunner-up.timer")
+        return (
+            ("vmrunner.service",)
+            if self is Way.SERVE
+            else ("vmrunner-up.service", "vmrunner-up.timer")
+        )
 
     @property
     def enabled(self) -> str:
@@ -48,7 +56,10 @@ class Way(StrEnum):
 
 @dataclass(frozen=True)
 class Installation:
-    """What the files depend on. Raises ConfigError for a name or a path that can't stand in a unit, or is closed to the service."""
+    """What the files depend on.
+
+    Raises ConfigError for a name or a path that can't stand in a unit, or is closed to the service.
+    """
 
     settings: Config
     program: Path  # as ExecStart= names it
@@ -56,10 +67,14 @@ class Installation:
     user: str = "vmrunner"
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", self.user) or self.user in {"root", "nobody"}:
+        if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", self.user) or self.user in {
+            "root",
+            "nobody",
+        }:
             raise ConfigError(
                 f"{self.user!r} can't be the service's user.",
-                "It is a name of small letters, digits, - and _, like vmrunner; neither root nor nobody.",
+                "It is a name of small letters, digits, - and _, like vmrunner; neither root nor "
+                "nobody.",
             )
         check_path("The program", self.program)
         check_path("The configuration", self.config_path)
@@ -79,8 +94,14 @@ class Installation:
 
     @property
     def written(self) -> tuple[tuple[str, Path], ...]:
-        """The folders that the user has to write into. libvirt.storage_path is none of them: there all work is libvirtd's."""
-        folders = (("state_dir", self.settings.state_dir), ("runtime_dir", self.settings.runtime_dir))
+        """The folders that the user has to write into.
+
+        libvirt.storage_path is none of them: there all work is libvirtd's.
+        """
+        folders = (
+            ("state_dir", self.settings.state_dir),
+            ("runtime_dir", self.settings.runtime_dir),
+        )
         textfile = self.settings.metrics.textfile
         return (*folders, ("metrics.textfile", textfile.parent)) if textfile else folders
 
@@ -89,11 +110,17 @@ class Installation:
         """Those of `written` that systemd doesn't make: they are not below /var/lib or /run."""
         pairs = (_STATE, self.settings.state_dir), (_RUNTIME, self.settings.runtime_dir)
         made = [path for base, path in pairs if _below(base, path)]
-        return tuple((key, path) for key, path in self.written if not any(path.is_relative_to(folder) for folder in made))
+        return tuple(
+            (key, path)
+            for key, path in self.written
+            if not any(path.is_relative_to(folder) for folder in made)
+        )
 
     @property
     def takes_credential(self) -> bool:
-        """Whether systemd hands over the token; else the configuration names a file, and the user has to read it."""
+        """Whether systemd hands over the token; else the configuration names a file, and the user
+        has to read it.
+        """
         return self.settings.forge.token_file is None
 
     @property
@@ -103,14 +130,17 @@ class Installation:
             "user": self.user,
             "home": _word(self.settings.state_dir),
             "filters": self.settings.network.filter,
-            "local": is_local(self.settings.libvirt.uri),  # else libvirt is reached over ssh, and no group here matters
+            # Else libvirt is reached over ssh, and no group here matters.
+            "local": is_local(self.settings.libvirt.uri),
         }
 
     def units(self, way: Way) -> dict[str, str]:
         """The unit files, those that renew the images included: name -> content."""
         values = self._shared | {
             "program": _word(self.program),
-            "arguments": "" if self.config_path == DEFAULT_PATH else f" --config {_word(self.config_path)}",
+            "arguments": ""
+            if self.config_path == DEFAULT_PATH
+            else f" --config {_word(self.config_path)}",
             "state_directory": _below(_STATE, self.settings.state_dir),
             "runtime_directory": _below(_RUNTIME, self.settings.runtime_dir),
             "credential": TOKEN if self.takes_credential else "",
@@ -124,7 +154,9 @@ class Installation:
 
 
 def sysusers_path(units: Path) -> Path:
-    """Where the sysusers.d file goes: /etc/sysusers.d for /etc/systemd/system, likewise below /usr/lib; else to the units themselves."""
+    """Where the sysusers.d file goes: /etc/sysusers.d for /etc/systemd/system, likewise below
+    /usr/lib; else to the units themselves.
+    """
     folder = units.parents[1] / "sysusers.d" if units.parts[-2:] == ("systemd", "system") else units
     return folder / "vmrunner.conf"
 
@@ -132,10 +164,14 @@ def sysusers_path(units: Path) -> Path:
 def check_path(what: str, path: Path) -> None:
     """Raises ConfigError for a path that can't stand in a unit, or that the service can't reach."""
     if not path.is_absolute() or ".." in path.parts:
-        raise ConfigError(f"{what}: {str(path)!r} is not an absolute path.", "A service has no folder of its own to start from.")
+        raise ConfigError(
+            f"{what}: {str(path)!r} is not an absolute path.",
+            "A service has no folder of its own to start from.",
+        )
     if not str(path).isprintable() or set(str(path)) & set("\"'\\$:"):
         raise ConfigError(
-            f"{what}: the path {str(path)!r} can't be written into a unit.", "Avoid quotes, backslashes, $, : and line breaks."
+            f"{what}: the path {str(path)!r} can't be written into a unit.",
+            "Avoid quotes, backslashes, $, : and line breaks.",
         )
     for hidden in HIDDEN:
         if path.is_relative_to(hidden):
@@ -148,7 +184,9 @@ def check_path(what: str, path: Path) -> None:
 
 
 def _below(base: Path, path: Path) -> str:
-    """The path as StateDirectory= and RuntimeDirectory= want it; empty where it is not below that base."""
+    """The path as StateDirectory= and RuntimeDirectory= want it; empty where it is not below that
+    base.
+    """
     return _word(path.relative_to(base)) if base in path.parents else ""
 
 

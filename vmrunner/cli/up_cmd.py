@@ -15,8 +15,13 @@ from vmrunner.manager.manager import Outcome, open_manager
 
 
 @app.command("up")
-def up(pool: PoolArgument = None, log_format: LogOption = "text", config_path: ConfigOption = config.DEFAULT_PATH) -> None:
-    """One pass: start a machine for each waiting job, finish what is done, sweep what is orphaned. Run it as often as you like.
+def up(
+    pool: PoolArgument = None,
+    log_format: LogOption = "text",
+    config_path: ConfigOption = config.DEFAULT_PATH,
+) -> None:
+    """One pass: start a machine for each waiting job, finish what is done, sweep what is orphaned.
+    Run it as often as you like.
 
     With POOL: that pool was taken down by `vmrunner down` and shall work again.
     """
@@ -31,16 +36,23 @@ def up(pool: PoolArgument = None, log_format: LogOption = "text", config_path: C
         figures.saw(survey, time.time())
         metrics.write(figures, settings.metrics.textfile)
     for missing in survey.missing_snapshots():
-        make_in_background(missing, config_path, quiet=True)  # the output may be a pipe that somebody reads to its end
+        # The output may be a pipe that somebody reads to its end.
+        make_in_background(missing, config_path, quiet=True)
         say(f"a snapshot for pool {missing} is made in the background")
     finish(outcome)
 
 
 def finish(outcome: Outcome) -> None:
-    """Print what was done; exits with the code of the first failure, after reporting all of them."""
+    """Print what was done; exits with the code of the first failure, after reporting all of
+    them.
+    """
     bound = f", {outcome.bound} bound" if outcome.bound else ""
-    out.print(f"{outcome.started} started{bound}, {outcome.destroyed} destroyed, {outcome.swept} runner records swept")
-    for failure in {failure.sentence: failure for failure in outcome.failures}.values():  # one cause may stop many machines
+    out.print(
+        f"{outcome.started} started{bound}, {outcome.destroyed} destroyed, {outcome.swept} runner "
+        "records swept"
+    )
+    # One cause may stop many machines.
+    for failure in {failure.sentence: failure for failure in outcome.failures}.values():
         report(failure)
     if outcome.failures:
         raise typer.Exit(outcome.failures[0].exit_code)

@@ -1,4 +1,6 @@
-"""What `vmrunner doctor` looks at: everything that a machine and a job need, each finding with its fix. Nothing is changed."""
+"""What `vmrunner doctor` looks at: everything that a machine and a job need, each finding with its
+fix. Nothing is changed.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ _VERSION = TypeAdapter(dict[str, str])
 _NOT_FOR_DISKS = {
     "tmpfs": "what machines write takes the host's memory, which nobody counts",
     "overlay": "snapshots' memory is copied into its upper layer, and clones share less",
-    **dict.fromkeys(("nfs", "nfs4", "cifs", "9p"), "a machine whose disk is slow to answer stands still"),
+    **dict.fromkeys(
+        ("nfs", "nfs4", "cifs", "9p"), "a machine whose disk is slow to answer stands still"
+    ),
 }
 _BEYOND = {
     # What only a token with more scopes than ours may read, on both forges.
@@ -103,7 +107,11 @@ def examine(settings: Config, open_host: Callable[[], LibvirtHost]) -> Iterator[
         names = {str(machine.id) for machine in machines}
         strays = [str(machine.id) for machine in machines if machine.metadata is None]
         if strays:
-            yield warning("leftovers", f"Files without a machine: {', '.join(strays)}.", "`vmrunner up` sweeps them.")
+            yield warning(
+                "leftovers",
+                f"Files without a machine: {', '.join(strays)}.",
+                "`vmrunner up` sweeps them.",
+            )
         else:
             yield good("leftovers", f"{len(machines)} machines, no files without one")
     yield from _forge(settings, names)
@@ -114,11 +122,17 @@ def _folders(settings: Config) -> Iterator[Finding]:
     for key, path in (("state_dir", settings.state_dir), ("runtime_dir", settings.runtime_dir)):
         there = next(each for each in (path, *path.parents) if each.exists())
         if not os.access(there, os.W_OK | os.X_OK):
-            yield error("permissions", f"{key} {path} can't be written by this user.", "Run as the service's user, or as root.")
+            yield error(
+                "permissions",
+                f"{key} {path} can't be written by this user.",
+                "Run as the service's user, or as root.",
+            )
         elif key == "runtime_dir" and _file_system(there) not in {"tmpfs", "ramfs"}:
             kind = _file_system(there)
             yield warning(
-                "permissions", f"runtime_dir {path} is on {kind}: credentials of running jobs reach a disk.", "Put it below /run."
+                "permissions",
+                f"runtime_dir {path} is on {kind}: credentials of running jobs reach a disk.",
+                "Put it below /run.",
             )
         else:
             yield good("permissions", f"{key} {path}")
@@ -126,16 +140,28 @@ def _folders(settings: Config) -> Iterator[Finding]:
 
 def _file_system(path: Path) -> str:
     """The kind of file system that a path is on, as /proc/mounts calls it."""
-    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
+    mounts = [
+        line.split()[1:3] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    ]
     whole = path.resolve()
-    fitting = [(target, kind) for target, kind in mounts if whole.is_relative_to(target.replace("\\040", " "))]
+    fitting = [
+        (target, kind)
+        for target, kind in mounts
+        if whole.is_relative_to(target.replace("\\040", " "))
+    ]
     return max(fitting, key=lambda each: len(each[0]))[1] if fitting else "?"
 
 
 def _versions(host: LibvirtHost) -> Iterator[Finding]:
-    for (name, version), least in zip(host.versions().items(), (_LEAST_LIBVIRT, _LEAST_QEMU), strict=True):
+    for (name, version), least in zip(
+        host.versions().items(), (_LEAST_LIBVIRT, _LEAST_QEMU), strict=True
+    ):
         if _numbers(version) < least:
-            yield warning("libvirt", f"{name} {version} is older than {_dotted(least)}: nobody has tried it.", f"Update {name}.")
+            yield warning(
+                "libvirt",
+                f"{name} {version} is older than {_dotted(least)}: nobody has tried it.",
+                f"Update {name}.",
+            )
         else:
             yield good("libvirt", f"{name} {version}")
 
@@ -152,13 +178,21 @@ def _dotted(version: tuple[int, ...]) -> str:
 def _accelerator(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
     if host.kvm:
         yield good("accelerator", "KVM")
-        nested = [path.read_text(encoding="ascii").strip() in "1Y" for path in Path("/sys/module").glob("kvm_*/parameters/nested")]
-        yield good("accelerator", "virtual machines inside the machines: " + ("possible" if any(nested) else "not possible"))
+        nested = [
+            path.read_text(encoding="ascii").strip() in "1Y"
+            for path in Path("/sys/module").glob("kvm_*/parameters/nested")
+        ]
+        yield good(
+            "accelerator",
+            "virtual machines inside the machines: "
+            + ("possible" if any(nested) else "not possible"),
+        )
         return
     chosen = settings.libvirt.accelerator == "software"
     yield warning(
         "accelerator",
-        "Machines run under software emulation, 10 to 50 times slower" + (", as configured." if chosen else ": there is no KVM."),
+        "Machines run under software emulation, 10 to 50 times slower"
+        + (", as configured." if chosen else ": there is no KVM."),
         'Set libvirt.accelerator to "auto".'
         if chosen
         else "Enable virtualization in the firmware; in a virtual machine, nested virtualization.",
@@ -166,8 +200,10 @@ def _accelerator(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
     if Path("/dev/kvm").exists():
         yield warning(
             "accelerator",
-            "/dev/kvm is there, but the processor has no virtualization: libvirt tries it again for each machine, for a minute and more.",
-            "Hide it from libvirtd, in a drop-in of libvirtd.service: `[Service]` `InaccessiblePaths=/dev/kvm`.",
+            "/dev/kvm is there, but the processor has no virtualization: libvirt tries it again "
+            "for each machine, for a minute and more.",
+            "Hide it from libvirtd, in a drop-in of libvirtd.service: `[Service]` "
+            "`InaccessiblePaths=/dev/kvm`.",
         )
 
 
@@ -176,8 +212,10 @@ def _bounds(host: LibvirtHost) -> Finding:
         return good("bounds", "the host's kernel sees to the machines' memory and processors")
     return warning(
         "bounds",
-        "This host has no cgroups for memory or processors: a QEMU that was broken out of may take all of them.",
-        "Mount them at /sys/fs/cgroup; systemd does, and `cgroup_disable` on the kernel's command line prevents it.",
+        "This host has no cgroups for memory or processors: a QEMU that was broken out of may take "
+        "all of them.",
+        "Mount them at /sys/fs/cgroup; systemd does, and `cgroup_disable` on the kernel's command "
+        "line prevents it.",
     )
 
 
@@ -200,7 +238,11 @@ def _storage(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
         kind = _file_system(path) if path.exists() else "another host's disk"
         yield good("storage", f"{free >> 10} GiB free at {path} ({kind})")
         if kind in _NOT_FOR_DISKS:
-            yield warning("storage", f"{path} is on {kind}: {_NOT_FOR_DISKS[kind]}.", "Put libvirt.storage_path on a disk of this host.")
+            yield warning(
+                "storage",
+                f"{path} is on {kind}: {_NOT_FOR_DISKS[kind]}.",
+                "Put libvirt.storage_path on a disk of this host.",
+            )
 
 
 def _network(host: LibvirtHost) -> Iterator[Finding]:
@@ -214,9 +256,14 @@ def _network(host: LibvirtHost) -> Iterator[Finding]:
         yield good("network", f"{host.network} is made with the first machine")
     elif drift:
         fix = (
-            f"When no machine runs: `virsh net-destroy {host.network}; virsh net-undefine {host.network}`; the next machine makes it anew."
+            f"When no machine runs: `virsh net-destroy {host.network}; virsh net-undefine "
+            f"{host.network}`; the next machine makes it anew."
         )
-        yield error("network", f"The network {host.network} is not as vmrunner made it: {'; '.join(drift)}.", fix)
+        yield error(
+            "network",
+            f"The network {host.network} is not as vmrunner made it: {'; '.join(drift)}.",
+            fix,
+        )
     else:
         yield good("network", f"{host.network} is as it should be")
 
@@ -225,7 +272,9 @@ def _rules(host: LibvirtHost) -> Iterator[Finding]:
     try:
         drift = host.rules_drift()
     except NotPermitted as why:
-        yield warning("rules", "This user may not look at the rules of the machines' network.", why.hint)
+        yield warning(
+            "rules", "This user may not look at the rules of the machines' network.", why.hint
+        )
         return
     except VmrunnerError as why:
         yield failed("rules", why)
@@ -233,12 +282,15 @@ def _rules(host: LibvirtHost) -> Iterator[Finding]:
     if drift is None:
         yield warning(
             "rules",
-            "The machines' network is not filtered: they reach this host, its LAN and whatever its own rules let them.",
+            "The machines' network is not filtered: they reach this host, its LAN and whatever its "
+            "own rules let them.",
             "Set `filter = true` in the table [network], or see that the host's own rules do it.",
         )
     elif drift:
         yield error(
-            "rules", f"What filters the machines' network has changed: {drift}.", "`vmrunner up` puts it right; find out who did it."
+            "rules",
+            f"What filters the machines' network has changed: {drift}.",
+            "`vmrunner up` puts it right; find out who did it.",
         )
     else:
         yield good("rules", "the nftables table of the machines' network is as it should be")
@@ -255,11 +307,23 @@ def _images(settings: Config, host: LibvirtHost) -> Iterator[Finding]:
             yield failed("image", why)
             continue
         if pool.image not in seen:
-            days = (datetime.now(UTC) - datetime.fromisoformat(golden.manifest.built_at)).total_seconds() / 86400
-            shown = f"{golden.name} {golden.version} was built {days:.0f} days ago, and is as its manifest says"
-            fix = f"`sudo vmrunner image refresh {golden.name}`; `vmrunner systemd install` has a timer for that."
+            days = (
+                datetime.now(UTC) - datetime.fromisoformat(golden.manifest.built_at)
+            ).total_seconds() / 86400
+            shown = (
+                f"{golden.name} {golden.version} was built {days:.0f} days ago, and is as its "
+                "manifest says"
+            )
+            fix = (
+                f"`sudo vmrunner image refresh {golden.name}`; `vmrunner systemd install` has a "
+                "timer for that."
+            )
             old = warning("image", f"{shown}: nothing in it was updated since.", fix)
-            yield old if days > settings.images.max_age.total_seconds() / 86400 else good("image", shown)
+            yield (
+                old
+                if days > settings.images.max_age.total_seconds() / 86400
+                else good("image", shown)
+            )
             yield from _promotion(settings, golden)
         seen.add(pool.image)
         yield from _docker(name, pool, golden)
@@ -270,7 +334,8 @@ def _images(settings: Config, host: LibvirtHost) -> Iterator[Finding]:
 def _docker(name: str, pool: PoolConfig, golden: Golden) -> Iterator[Finding]:
     if golden.manifest.lacks_docker and (said := without_docker(pool.labels, golden.name)):
         fix = (
-            "Use one like debian-13-docker (docs/containers.md). Where a script of the recipe installs Docker, "
+            "Use one like debian-13-docker (docs/containers.md). Where a script of the recipe "
+            "installs Docker, "
             'say so in its [checks]: docker = "docker version".'
         )
         yield warning("image", f"Pool {name}: {said}.", fix)
@@ -280,33 +345,54 @@ def _promotion(settings: Config, golden: Golden) -> Iterator[Finding]:
     """What became of the version, and of the last refresh."""
     last = next(reversed(promotion.history(settings.images_dir, golden.name)), None)
     if last and last.why is promotion.Why.STEPPED_BACK:
-        fix = "See why those machines failed with `vmrunner history --failed`; a version that is promoted by hand is tried anew."
-        yield warning("image", f"{golden.name} was rolled back automatically at {last.at}: {last.cause}.", fix)
+        fix = (
+            "See why those machines failed with `vmrunner history --failed`; a version that is "
+            "promoted by hand is tried anew."
+        )
+        yield warning(
+            "image", f"{golden.name} was rolled back automatically at {last.at}: {last.cause}.", fix
+        )
     found = proof.read(golden)
     if last and last.forced and not (found and found.is_good):
         said = f"is not good: {found.said}" if found else "was not verified"
         fix = f"`vmrunner image verify {golden.name}` boots a machine of it."
-        yield warning("image", f"{golden.name} {golden.version} was promoted all the same, and {said}.", fix)
+        yield warning(
+            "image", f"{golden.name} {golden.version} was promoted all the same, and {said}.", fix
+        )
     if bad := promotion.newest_bad(settings.images_dir, golden.name):
         fix = f"`vmrunner image verify {golden.name}/{bad}` says why; `image prune` removes it."
-        yield warning("image", f"The newer version {bad} of {golden.name} was found bad, and is not used.", fix)
+        yield warning(
+            "image",
+            f"The newer version {bad} of {golden.name} was found bad, and is not used.",
+            fix,
+        )
 
 
-def _snapshot(settings: Config, host: LibvirtHost, golden: Golden, name: str, pool: PoolConfig) -> Finding:
+def _snapshot(
+    settings: Config, host: LibvirtHost, golden: Golden, name: str, pool: PoolConfig
+) -> Finding:
     if found := host.snapshot(golden, pool.shape):
-        return good("snapshot", f"pool {name} starts machines from {found.key}, {found.disk_mib} MiB")
+        return good(
+            "snapshot", f"pool {name} starts machines from {found.key}, {found.disk_mib} MiB"
+        )
     failure = Shelf(settings.state_dir).failure(host.snapshot_key(golden, pool.shape))
     if failure is None:
         return good("snapshot", f"pool {name} has none yet; it is made with its first machine")
     fix = f"Mend that, then `vmrunner snapshot create --pool {name}`."
     if "ermission denied" in failure.cause and _has_apparmor():
-        fix = "AppArmor has to permit it: `vmrunner snapshot apparmor >>/etc/apparmor.d/local/abstractions/libvirt-qemu`."
+        fix = (
+            "AppArmor has to permit it: `vmrunner snapshot apparmor "
+            ">>/etc/apparmor.d/local/abstractions/libvirt-qemu`."
+        )
     return warning("snapshot", f"Machines of pool {name} are booted: {failure.cause}", fix)
 
 
 def _has_apparmor() -> bool:
     try:
-        return Path("/sys/module/apparmor/parameters/enabled").read_text(encoding="ascii").strip() == "Y"
+        return (
+            Path("/sys/module/apparmor/parameters/enabled").read_text(encoding="ascii").strip()
+            == "Y"
+        )
     except OSError:
         return False
 
@@ -328,17 +414,25 @@ def _forge(settings: Config, machines: set[str] | None) -> Iterator[Finding]:
     yield from (warning("token", sentence, "") for sentence in readable)
     kind, least = settings.forge.kind, _LEAST[settings.forge.kind]
     if _numbers(version) < least:
-        yield error("forge", f"{kind} {version} is too old.", f"vmrunner needs {_dotted(least)} or newer.")
+        yield error(
+            "forge", f"{kind} {version} is too old.", f"vmrunner needs {_dotted(least)} or newer."
+        )
     else:
-        yield good("forge", f"{kind} {version} at {settings.forge.url} answered in {time.time() - began:.2f} s")
+        yield good(
+            "forge",
+            f"{kind} {version} at {settings.forge.url} answered in {time.time() - began:.2f} s",
+        )
     if date := headers.get("Date"):
         skew = began - parsedate_to_datetime(date).timestamp()
         far = warning(
             "clock",
-            f"This host's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the forge's.",
+            f"This host's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the "
+            "forge's.",
             "Run an NTP client on both.",
         )
-        yield far if abs(skew) > _SKEW else good("clock", "this host and the forge agree on the time")
+        yield (
+            far if abs(skew) > _SKEW else good("clock", "this host and the forge agree on the time")
+        )
     with closing(connect(settings.forge, token)) as forge:
         yield from _scopes(settings, forge, machines)
     with closing(http):
@@ -355,18 +449,27 @@ def _scopes(settings: Config, forge: Forge, machines: set[str] | None) -> Iterat
         except ForgeError as why:
             yield failed("token", why)
         else:
-            yield good("token", f"may see jobs and make runners for {scope} ({waiting} jobs there now)")
+            yield good(
+                "token", f"may see jobs and make runners for {scope} ({waiting} jobs there now)"
+            )
     if machines is None:
         return
     ours = {record.name for record in records if MachineId.of(settings.manager, record.name)}
     if orphans := sorted(ours - machines):
-        yield warning("leftovers", f"Runner records without a machine: {', '.join(orphans)}.", "`vmrunner up` deletes them.")
+        yield warning(
+            "leftovers",
+            f"Runner records without a machine: {', '.join(orphans)}.",
+            "`vmrunner up` deletes them.",
+        )
 
 
 def _too_wide(settings: Config, http: Http) -> Iterator[Finding]:
     """Reads that the token need not be good for."""
     kinds = {scope.kind for pool in settings.pools.values() for scope in pool.scope}
-    needed = {"admin" if ScopeKind.INSTANCE in kinds else "", "user" if ScopeKind.USER in kinds else ""}
+    needed = {
+        "admin" if ScopeKind.INSTANCE in kinds else "",
+        "user" if ScopeKind.USER in kinds else "",
+    }
     more = []
     for name, path in _BEYOND.items():
         if name not in needed:
@@ -379,7 +482,8 @@ def _too_wide(settings: Config, http: Http) -> Iterator[Finding]:
         yield warning(
             "token",
             f"The token may do more than vmrunner needs: it has the scopes {', '.join(more)}.",
-            "Make one with only the scopes that the README names; whoever reads its file has them all.",
+            "Make one with only the scopes that the README names; whoever reads its file has them "
+            "all.",
         )
 
 
@@ -408,7 +512,8 @@ def _webhook(settings: Config) -> Iterator[Finding]:
         yield warning(
             "webhook",
             f"The forge's webhook was never heard at {section.listen}: jobs wait for the poll.",
-            "Start a workflow while `vmrunner serve` runs; the webhook's page at the forge lists what became of the delivery.",
+            "Start a workflow while `vmrunner serve` runs; the webhook's page at the forge lists "
+            "what became of the delivery.",
         )
     else:
         yield good("webhook", f"heard last at {at:%Y-%m-%d %H:%M:%S %z}")

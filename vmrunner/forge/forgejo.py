@@ -78,7 +78,10 @@ _RUNNERS, _REGISTERED = TypeAdapter(list[_Runner]), TypeAdapter(_Registered)
 
 
 class _Repositories:
-    """What repositories are called. A job has only the id of its one; a name is asked for once, and may be withheld."""
+    """What repositories are called.
+
+    A job has only the id of its one; a name is asked for once, and may be withheld.
+    """
 
     def __init__(self, http: Http, clock: Callable[[], float]) -> None:
         self._http, self._clock = http, clock
@@ -87,7 +90,9 @@ class _Repositories:
         self._all_silent = 0.0
 
     def names(self, ids: Collection[int]) -> dict[int, str]:
-        """owner/name of each, or `repository ID` where the forge does not tell; never the same for two of them."""
+        """owner/name of each, or `repository ID` where the forge does not tell; never the same for
+        two of them.
+        """
         found = {each: self._name(each) for each in ids}
         if len(set(found.values())) < len(found):
             # One was renamed since we asked, and another has its name now.
@@ -97,14 +102,21 @@ class _Repositories:
 
     def _name(self, repository: int) -> str:
         now = self._clock()
-        if repository not in self._names and now >= max(self._all_silent, self._silent.get(repository, 0.0)):
+        if repository not in self._names and now >= max(
+            self._all_silent, self._silent.get(repository, 0.0)
+        ):
             try:
-                answer, _ = self._http.call("GET", f"/api/v1/repositories/{repository}", "naming a repository")
-                self._names[repository] = parse(_REPOSITORY, answer, "naming a repository").full_name
+                answer, _ = self._http.call(
+                    "GET", f"/api/v1/repositories/{repository}", "naming a repository"
+                )
+                self._names[repository] = parse(
+                    _REPOSITORY, answer, "naming a repository"
+                ).full_name
             except ForgeNotFound:
                 self._silent[repository] = now + _ASK_AGAIN
             except ForgeError:
-                # A token without read:repository, or a forge in trouble: it would be the same with every other one.
+                # A token without read:repository, or a forge in trouble: it would be the same with
+                # every other one.
                 self._all_silent = now + _ASK_AGAIN
         return self._names.get(repository, f"repository {repository}")
 
@@ -130,7 +142,8 @@ class Forgejo:
     def __init__(self, http: Http, clock: Callable[[], float] = time.monotonic) -> None:
         self._http = http
         self._seen: OrderedDict[str, Job] = OrderedDict()  # by handle, as it was listed last
-        self._open: dict[Scope, dict[str, JobState]] = {}  # by handle, as each scope's latest list has them
+        # By handle, as each scope's latest list has them.
+        self._open: dict[Scope, dict[str, JobState]] = {}
         self._repositories = _Repositories(http, clock)
         self.url = http.url
 
@@ -139,17 +152,23 @@ class Forgejo:
         self._http.close()
 
     def jobs(self, scope: Scope) -> list[Job]:
-        """See Forge. Jobs that a concurrency group holds back are listed as waiting, those that `needs` blocks not at all.
+        """See Forge. Jobs that a concurrency group holds back are listed as waiting, those that
+        `needs` blocks not at all.
 
         Without `read:repository` a repository's name is `repository ID`.
         """
         doing = "listing jobs"
-        # Not a paged list, and the literal null where there are none. Without the parameter `labels`: jobs of any labels.
-        answer, _ = self._http.call("GET", f"{actions_path(scope)}/runners/jobs", doing, scope=scope)
+        # Not a paged list, and the literal null where there are none. Without the parameter
+        # `labels`: jobs of any labels.
+        answer, _ = self._http.call(
+            "GET", f"{actions_path(scope)}/runners/jobs", doing, scope=scope
+        )
         # A job without a handle can't be bound; an empty one would let a runner take any job.
         records = [record for record in parse(_JOBS, answer, doing) or [] if record.handle]
         names = self._repositories.names({record.repo_id for record in records})
-        jobs = sorted((record.job(names[record.repo_id]) for record in records), key=lambda job: job.id)
+        jobs = sorted(
+            (record.job(names[record.repo_id]) for record in records), key=lambda job: job.id
+        )
         self._open[scope] = {job.handle: job.state for job in jobs}
         for job in jobs:
             self._seen[job.handle] = job
@@ -161,41 +180,63 @@ class Forgejo:
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
         """See Forge. A runner's job is the one whose handle it was made for.
 
-        Forgejo shows no job that is over, but its task, in a list that knows neither job nor handle: a verdict, commit and start are
-        found only where the job was once seen running, which tells the task's id. Of an end nothing is told.
+        Forgejo shows no job that is over, but its task, in a list that knows neither job nor
+        handle: a verdict, commit and start are found only where the job was once seen running,
+        which tells the task's id. Of an end nothing is told.
         """
         found: dict[int, Job | None] = {each.runner_id: self._had(each) for each in sought}
         wanted: dict[str, set[int]] = {}
         for job in found.values():
             if job and job.task_id and "/" in job.repository:
                 wanted.setdefault(job.repository, set()).add(job.task_id)
-        tasks = {(repository, task.id): task for repository, ids in wanted.items() for task in self._tasks(repository, ids)}
+        tasks = {
+            (repository, task.id): task
+            for repository, ids in wanted.items()
+            for task in self._tasks(repository, ids)
+        }
         return {
-            runner: _with_task(job, tasks[job.repository, job.task_id]) if job and (job.repository, job.task_id) in tasks else job
+            runner: _with_task(job, tasks[job.repository, job.task_id])
+            if job and (job.repository, job.task_id) in tasks
+            else job
             for runner, job in found.items()
         }
 
     def _had(self, sought: Sought) -> Job | None:
         hint = next(iter(sought.hints), None)
-        states = {states[hint.key] for states in self._open.values() if hint.key in states} if hint else set()
+        states = (
+            {states[hint.key] for states in self._open.values() if hint.key in states}
+            if hint
+            else set()
+        )
         if hint is None or JobState.WAITING in states:
             return None
         seen = self._seen.get(hint.key, hint)
-        return replace(seen, state=JobState.RUNNING if states else JobState.DONE, task_id=seen.task_id or hint.task_id)
+        return replace(
+            seen,
+            state=JobState.RUNNING if states else JobState.DONE,
+            task_id=seen.task_id or hint.task_id,
+        )
 
     def _tasks(self, repository: str, ids: Collection[int]) -> list[_Task]:
         """A repository's tasks with these ids; the newest come first."""
         found: list[_Task] = []
         where = Scope(ScopeKind.REPOSITORY, repository)
         try:
-            for page in self._http.each_page(f"{actions_path(where)}/tasks", "listing tasks", _TASKS, scope=where, inside="workflow_runs"):
+            for page in self._http.each_page(
+                f"{actions_path(where)}/tasks",
+                "listing tasks",
+                _TASKS,
+                scope=where,
+                inside="workflow_runs",
+            ):
                 found += [task for task in page if task.id in ids]
                 if len(found) == len(ids) or (page and page[-1].id < min(ids)):
                     break
         except ForgeTokenUnknown:
             raise  # a new token mends it
         except (ForgeDenied, ForgeNotFound):
-            pass  # without `read:repository`, or its repository is gone: there is no verdict to be had
+            # Without `read:repository`, or its repository is gone: there is no verdict to be had.
+            pass
         return found
 
     def waiting(self, scope: Scope) -> int | None:
@@ -204,13 +245,17 @@ class Forgejo:
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         """See Forge."""
-        found = self._http.pages(f"{actions_path(scope)}/runners", "listing runners", _RUNNERS, scope=scope)
+        found = self._http.pages(
+            f"{actions_path(scope)}/runners", "listing runners", _RUNNERS, scope=scope
+        )
         return [
             RunnerRecord(
                 id=record.id,
                 name=record.name,
                 online=record.status != "offline",
-                busy=record.status == "active",  # has reported about a job within 10 s; a runner that just took one may not have yet
+                # Has reported about a job within 10 s; a runner that just took one may not have
+                # yet.
+                busy=record.status == "active",
                 labels=tuple(record.labels or ()),
                 ephemeral=record.ephemeral,
                 is_silent=record.status != "active",
@@ -221,21 +266,39 @@ class Forgejo:
     def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
         """See Forge. The labels are not part of it: the runner declares them itself."""
         doing = "making a runner"
-        body = {"name": name, "description": "one job's machine, made by vmrunner", "ephemeral": True}
-        answer, _ = self._http.call("POST", f"{actions_path(scope)}/runners", doing, scope=scope, body=body)
+        body = {
+            "name": name,
+            "description": "one job's machine, made by vmrunner",
+            "ephemeral": True,
+        }
+        answer, _ = self._http.call(
+            "POST", f"{actions_path(scope)}/runners", doing, scope=scope, body=body
+        )
         made = parse(_REGISTERED, answer, doing)
         return Credentials(id=made.id, uuid=made.uuid, token=made.token)
 
     def delete_runner(self, scope: Scope, runner_id: int) -> None:
         """See Forge."""
         try:
-            self._http.call("DELETE", f"{actions_path(scope)}/runners/{runner_id}", "deleting a runner", scope=scope)
+            self._http.call(
+                "DELETE",
+                f"{actions_path(scope)}/runners/{runner_id}",
+                "deleting a runner",
+                scope=scope,
+            )
         except ForgeNotFound:
             return
 
     def disable_runner(self, scope: Scope, runner_id: int) -> None:
-        """See Forge. Forgejo can't, and need not: a machine's runner takes no job but the one that it was made for."""
+        """See Forge.
+
+        Forgejo can't, and need not: a machine's runner takes no job but the one that it was made
+        for.
+        """
 
     def fail_job(self, job: Job, credentials: Credentials, lines: Sequence[str]) -> bool:
-        """See Forge. Forgejo does not tell a job's steps: those that had begun look as if they still ran."""
+        """See Forge.
+
+        Forgejo does not tell a job's steps: those that had begun look as if they still ran.
+        """
         return job.task_id > 0 and rpc.fail(self._http, credentials, job.task_id, lines)

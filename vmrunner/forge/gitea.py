@@ -17,8 +17,11 @@ from vmrunner.forge.trace import Place, Trace, by_run
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
 from vmrunner.text import presentable
 
-_LONGEST = 5.0  # seconds that looking for ended jobs may take; what is left is looked for the next time
-_MOST_ASKED = 100  # jobs that are asked for at once, beside two for each runner: where others' runners are busy many may be ours
+# Seconds that looking for ended jobs may take; what is left is looked for the next time.
+_LONGEST = 5.0
+# Jobs that are asked for at once, beside two for each runner: where others' runners are busy many
+# may be ours.
+_MOST_ASKED = 100
 _NEWEST_RUNS = 10  # that are looked through for jobs which no list has shown
 _ATTEMPTS = 5  # at registering; each that fails says that another runner's token has come meanwhile
 # Gitea's "waiting" is not ready for a runner: `needs` or a concurrency group holds it back.
@@ -64,7 +67,8 @@ class _Job(BaseModel):
             name=presentable(self.name),
             labels=tuple(presentable(label) for label in self.labels or ()),
             state=_STATES.get(self.status, JobState.DONE),
-            # A rerun keeps the id. While queued the attempt is one behind, so the key is only good to compare waiting jobs.
+            # A rerun keeps the id. While queued the attempt is one behind, so the key is only good
+            # to compare waiting jobs.
             key=f"{self.id}.{self.run_attempt}",
             repository=presentable(self.repository),
             runner_name=presentable(self.runner_name),
@@ -75,20 +79,28 @@ class _Job(BaseModel):
             url=presentable(self.html_url, 2000),
             run_url=presentable(self.html_url, 2000).rpartition("/jobs/")[0],
             queued_at=_time(self.created_at),
-            # As the job's page shows it: when the forge handed it out, and the end that its runner gave. Its steps' times are all the
-            # guest's own.
+            # As the job's page shows it: when the forge handed it out, and the end that its runner
+            # gave. Its steps' times are all the guest's own.
             started_at=_time(self.started_at),
             finished_at=_time(self.completed_at),
         )
 
     def place(self) -> Place:
-        return Place(self.repository, self.id, self.run_id, tuple(self.labels or ()), self.runner_id)
+        return Place(
+            self.repository, self.id, self.run_id, tuple(self.labels or ()), self.runner_id
+        )
 
     def ending(self) -> list[rpc.Result]:
-        """What its steps shall show when its machine died: the first one that is not over failed. Gitea doesn't tell their results."""
+        """What its steps shall show when its machine died: the first one that is not over failed.
+
+        Gitea doesn't tell their results.
+        """
         began = [_time(step.started_at) is not None for step in self.steps or ()]
         ended = [_time(step.completed_at) is not None for step in self.steps or ()]
-        results = [rpc.Result.SUCCESS if a and b else rpc.Result.SKIPPED for a, b in zip(began, ended, strict=True)]
+        results = [
+            rpc.Result.SUCCESS if a and b else rpc.Result.SKIPPED
+            for a, b in zip(began, ended, strict=True)
+        ]
         if any(began) and not all(ended):
             results[ended.index(False)] = rpc.Result.FAILURE
         return results
@@ -134,17 +146,27 @@ _RUNNERS, _TOKEN, _COUNT = TypeAdapter(list[_Runner]), TypeAdapter(_Token), Type
 
 
 def _time(at: datetime | None) -> datetime | None:
-    """Gitea writes times that are not yet set as 1970. What has no zone, or lies beyond what a clock can show, is none."""
+    """Gitea writes times that are not yet set as 1970.
+
+    What has no zone, or lies beyond what a clock can show, is none.
+    """
     return at if at and at.tzinfo and 1971 < at.year < 9000 else None
 
 
 def _repository(url: str) -> str:
     parts = urlsplit(url).path.split("/")
-    return "/".join(parts[parts.index("repos") + 1 : parts.index("repos") + 3]) if "repos" in parts else ""
+    return (
+        "/".join(parts[parts.index("repos") + 1 : parts.index("repos") + 3])
+        if "repos" in parts
+        else ""
+    )
 
 
 class Gitea:
-    """See Forge. Gitea hands a job to any runner that covers its labels, so a machine can't be bound to one job."""
+    """See Forge.
+
+    Gitea hands a job to any runner that covers its labels, so a machine can't be bound to one job.
+    """
 
     kind = "gitea"
     binds_jobs = False
@@ -161,7 +183,14 @@ class Gitea:
     def jobs(self, scope: Scope) -> list[Job]:
         """See Forge."""
         wanted = ["queued", "in_progress", "waiting"]
-        found = self._http.pages(f"{actions_path(scope)}/jobs", "listing jobs", _JOBS, scope=scope, inside="jobs", status=wanted)
+        found = self._http.pages(
+            f"{actions_path(scope)}/jobs",
+            "listing jobs",
+            _JOBS,
+            scope=scope,
+            inside="jobs",
+            status=wanted,
+        )
         jobs = {record.id: (record.place(), record.job()) for record in found}
         self._trace.listed(scope, ((place, job.state) for place, job in jobs.values()))
         return sorted((job for _, job in jobs.values()), key=lambda job: job.id)
@@ -169,9 +198,10 @@ class Gitea:
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
         """See Forge. Needs `read:repository` besides what the scope needs.
 
-        Gitea's list of jobs has no order (its query has none, seen in 1.26), so its end can't be read first; and a job that is begun
-        again keeps its id and its age. So jobs are asked for by their ids, or by their runs: those that a runner was made for, and
-        those that were open and are not any more. Last come the newest runs, for jobs that came and went between two lists.
+        Gitea's list of jobs has no order (its query has none, seen in 1.26), so its end can't be
+        read first; and a job that is begun again keeps its id and its age. So jobs are asked for by
+        their ids, or by their runs: those that a runner was made for, and those that were open and
+        are not any more. Last come the newest runs, for jobs that came and went between two lists.
         """
         return _Search(self, scope, sought).run()
 
@@ -188,12 +218,20 @@ class Gitea:
 
     def _record(self, repository: Scope, job_id: int) -> _Job:
         doing = "reading a job"
-        answer, _ = self._http.call("GET", f"{actions_path(repository)}/jobs/{job_id}", doing, scope=repository)
+        answer, _ = self._http.call(
+            "GET", f"{actions_path(repository)}/jobs/{job_id}", doing, scope=repository
+        )
         return parse(_JOB, answer, doing)
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         """See Forge."""
-        found = self._http.pages(f"{actions_path(scope)}/runners", "listing runners", _RUNNERS, scope=scope, inside="runners")
+        found = self._http.pages(
+            f"{actions_path(scope)}/runners",
+            "listing runners",
+            _RUNNERS,
+            scope=scope,
+            inside="runners",
+        )
         return [
             RunnerRecord(
                 id=record.id,
@@ -212,7 +250,9 @@ class Gitea:
         doing = "making a registration token"
         attempt = 1
         while True:
-            answer, _ = self._http.call("POST", f"{actions_path(scope)}/runners/registration-token", doing, scope=scope)
+            answer, _ = self._http.call(
+                "POST", f"{actions_path(scope)}/runners/registration-token", doing, scope=scope
+            )
             try:
                 return rpc.register(self._http, parse(_TOKEN, answer, doing).token, name, labels)
             except rpc.TokenReplaced:
@@ -223,7 +263,12 @@ class Gitea:
     def delete_runner(self, scope: Scope, runner_id: int) -> None:
         """See Forge."""
         try:
-            self._http.call("DELETE", f"{actions_path(scope)}/runners/{runner_id}", "deleting a runner", scope=scope)
+            self._http.call(
+                "DELETE",
+                f"{actions_path(scope)}/runners/{runner_id}",
+                "deleting a runner",
+                scope=scope,
+            )
         except ForgeNotFound:
             return
 
@@ -239,19 +284,31 @@ class Gitea:
         """See Forge. Needs `read:repository` besides what the scope needs."""
         repository = Scope(ScopeKind.REPOSITORY, job.repository)
         now = self._record(repository, job.id)
-        # Without the second half another runner's credentials would fail that one's job, where it is of the same repository.
+        # Without the second half another runner's credentials would fail that one's job, where it
+        # is of the same repository.
         if now.job().state is not JobState.RUNNING or now.runner_id != credentials.id:
             return False
-        # The job does not name its task, and the list of tasks names neither job nor runner. But the forge refuses another runner's
-        # task, and an ephemeral runner has just one: so all that may be it are tried.
+        # The job does not name its task, and the list of tasks names neither job nor runner. But
+        # the forge refuses another runner's task, and an ephemeral runner has just one: so all that
+        # may be it are tried.
         tasks = self._running(repository, now)
-        return any(rpc.fail(self._http, credentials, task.id, lines, now.ending()) for task in tasks)
+        return any(
+            rpc.fail(self._http, credentials, task.id, lines, now.ending()) for task in tasks
+        )
 
     def _running(self, repository: Scope, job: _Job) -> Iterator[_Task]:
-        """The repository's running tasks that are not older than this job; on each page those with its name come first."""
+        """The repository's running tasks that are not older than this job; on each page those with
+        its name come first.
+        """
         path, doing = f"{actions_path(repository)}/tasks", "listing tasks"
-        for page in self._http.each_page(path, doing, _TASKS, scope=repository, inside="workflow_runs"):  # newest first
-            yield from sorted((task for task in page if task.status == "running"), key=lambda task: task.name != job.name)
+        # Newest first.
+        for page in self._http.each_page(
+            path, doing, _TASKS, scope=repository, inside="workflow_runs"
+        ):
+            yield from sorted(
+                (task for task in page if task.status == "running"),
+                key=lambda task: task.name != job.name,
+            )
             queued, oldest = _time(job.created_at), _time(page[-1].created_at) if page else None
             if queued and oldest and oldest < queued:
                 return
@@ -261,7 +318,11 @@ class _Search:
     """Jobs of runners that are no more, for some seconds at most."""
 
     def __init__(self, gitea: Gitea, scope: Scope, sought: Sequence[Sought]) -> None:
-        self._gitea, self._scope, self._sought = gitea, scope, {each.runner_id: each for each in sought}
+        self._gitea, self._scope, self._sought = (
+            gitea,
+            scope,
+            {each.runner_id: each for each in sought},
+        )
         self._http, self._trace = gitea._http, gitea._trace
         self._until = gitea._clock() + _LONGEST
         self._listed: set[int] = set()  # runs
@@ -289,16 +350,25 @@ class _Search:
         for each in left.values():
             for hint in each.hints:
                 number = hint.key.partition(".")[0]
-                if hint.repository and number.isdecimal() and (place := self._trace.hinted(hint.repository, int(number))):
+                if (
+                    hint.repository
+                    and number.isdecimal()
+                    and (place := self._trace.hinted(hint.repository, int(number)))
+                ):
                     yield place
-        yield from self._trace.vanished(self._scope, left.keys(), {each.labels for each in left.values()})
+        yield from self._trace.vanished(
+            self._scope, left.keys(), {each.labels for each in left.values()}
+        )
 
     def _look_at(self, group: Sequence[Place]) -> None:
-        """At jobs of one run: each by itself, or the run's list where that is less work for the forge."""
+        """At jobs of one run: each by itself, or the run's list where that is less work for the
+        forge.
+        """
         first = group[0]
         if first.run in self._listed:
             return
-        # A full page takes Gitea as long as two jobs by their ids: 40 ms (measured with 1.26 beside other work).
+        # A full page takes Gitea as long as two jobs by their ids: 40 ms (measured with 1.26 beside
+        # other work).
         pages = 1 + self._trace.size(first.run) // PAGE
         if first.run and len(group) > 2 * pages:
             self._look_at_run(first.repository, first.run)
@@ -307,7 +377,9 @@ class _Search:
             if self._is_over():
                 return
             try:
-                self._saw(self._gitea._record(Scope(ScopeKind.REPOSITORY, place.repository), place.job))
+                self._saw(
+                    self._gitea._record(Scope(ScopeKind.REPOSITORY, place.repository), place.job)
+                )
             except ForgeNotFound:
                 self._trace.forget(place.job)  # its repository, or its run, was deleted
 
@@ -316,7 +388,9 @@ class _Search:
         where = Scope(ScopeKind.REPOSITORY, repository)
         path = f"{actions_path(where)}/runs/{run}/jobs"
         try:
-            for page in self._http.each_page(path, "listing a run's jobs", _JOBS, scope=where, inside="jobs"):
+            for page in self._http.each_page(
+                path, "listing a run's jobs", _JOBS, scope=where, inside="jobs"
+            ):
                 for record in page:
                     self._saw(record)
                 if self._is_over():
@@ -326,7 +400,11 @@ class _Search:
 
     def _look_at_newest_runs(self) -> None:
         path = f"{actions_path(self._scope)}/runs"
-        newest = next(self._http.each_page(path, "listing runs", _RUNS, scope=self._scope, inside="workflow_runs"))
+        newest = next(
+            self._http.each_page(
+                path, "listing runs", _RUNS, scope=self._scope, inside="workflow_runs"
+            )
+        )
         for run in newest[:_NEWEST_RUNS]:
             if self._is_over():
                 return

@@ -1,4 +1,6 @@
-"""The one door to the forge's HTTP API: requests out, checked records in, every failure one of our errors."""
+"""The one door to the forge's HTTP API: requests out, checked records in, every failure one of our
+errors.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import httpx
 from pydantic import Field, TypeAdapter, ValidationError
 
 from vmrunner import __version__
-from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown, ForgeUnreachable
+from vmrunner.errors import (
+    ConfigError,
+    ForgeDenied,
+    ForgeError,
+    ForgeNotFound,
+    ForgeTokenUnknown,
+    ForgeUnreachable,
+)
 from vmrunner.model.job import Scope, ScopeKind
 from vmrunner.model.secret import Secret
 
@@ -51,12 +60,16 @@ def parse(shape: TypeAdapter[T], answer: Any, what: str) -> T:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the answer"
         raise ForgeUnreachable(
-            f"The forge answered {what} with something unusable: {key}: {first['msg']}.", "Is forge.kind right, and no proxy in between?"
+            f"The forge answered {what} with something unusable: {key}: {first['msg']}.",
+            "Is forge.kind right, and no proxy in between?",
         ) from None
 
 
 class Http:
-    """Requests to one forge with one access token. Nothing is retried here: the manager's next pass is the retry."""
+    """Requests to one forge with one access token.
+
+    Nothing is retried here: the manager's next pass is the retry.
+    """
 
     def __init__(self, url: str, token: Secret, ca_file: Path | None = None) -> None:
         self.url = url
@@ -65,30 +78,64 @@ class Http:
             try:
                 verify = ssl.create_default_context(cafile=str(ca_file))
             except (OSError, ssl.SSLError) as error:
-                raise ConfigError(f"The certificates {ca_file} can't be read: {error}.", "forge.ca_file wants a PEM file.") from None
+                raise ConfigError(
+                    f"The certificates {ca_file} can't be read: {error}.",
+                    "forge.ca_file wants a PEM file.",
+                ) from None
         self._token = token
-        # A proxy from the environment would see the token; the forge must be reachable from the machines directly anyway.
-        self._client = httpx.Client(timeout=_TIMEOUT, verify=verify, trust_env=False, headers={"User-Agent": f"vmrunner/{__version__}"})
+        # A proxy from the environment would see the token; the forge must be reachable from the
+        # machines directly anyway.
+        self._client = httpx.Client(
+            timeout=_TIMEOUT,
+            verify=verify,
+            trust_env=False,
+            headers={"User-Agent": f"vmrunner/{__version__}"},
+        )
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
     def call(
-        self, method: str, path: str, doing: str, *, scope: Scope | None = None, params: Mapping[str, Any] | None = None, body: Any = None
+        self,
+        method: str,
+        path: str,
+        doing: str,
+        *,
+        scope: Scope | None = None,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
     ) -> tuple[Any, httpx.Headers]:
-        """One request to the REST API; returns the decoded JSON (None where there is none) and the headers."""
-        answer = self.send(method, path, doing, headers={"Authorization": f"token {self._token.value}"}, params=params, body=body)
+        """One request to the REST API; returns the decoded JSON (None where there is none) and the
+        headers.
+        """
+        answer = self.send(
+            method,
+            path,
+            doing,
+            headers={"Authorization": f"token {self._token.value}"},
+            params=params,
+            body=body,
+        )
         if answer.is_success:
             return (decode(answer, doing) if answer.content else None), answer.headers
         raise self._refusal(answer, doing, scope, reading=method == "GET")
 
     def send(
-        self, method: str, path: str, doing: str, *, headers: Mapping[str, str], params: Mapping[str, Any] | None = None, body: Any = None
+        self,
+        method: str,
+        path: str,
+        doing: str,
+        *,
+        headers: Mapping[str, str],
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
     ) -> httpx.Response:
         """One request as it is; ForgeUnreachable where no HTTP answer comes."""
         try:
-            return self._client.request(method, self.url + path, headers=dict(headers), params=params, json=body)
+            return self._client.request(
+                method, self.url + path, headers=dict(headers), params=params, json=body
+            )
         except httpx.TimeoutException:
             raise ForgeUnreachable(
                 f"The forge at {self.url} did not answer {doing} within {_TIMEOUT.read:.0f} s.",
@@ -97,23 +144,49 @@ class Http:
         except (httpx.TransportError, httpx.InvalidURL) as error:
             if "CERTIFICATE" in str(error).upper() or "SSL" in str(error).upper():
                 raise ForgeUnreachable(
-                    f"The TLS connection to {self.url} failed: {error}.", "For a private CA, name its certificate as forge.ca_file."
+                    f"The TLS connection to {self.url} failed: {error}.",
+                    "For a private CA, name its certificate as forge.ca_file.",
                 ) from None
             raise ForgeUnreachable(
-                f"The forge at {self.url} can't be reached: {error}.", "Check forge.url, and that the forge runs."
+                f"The forge at {self.url} can't be reached: {error}.",
+                "Check forge.url, and that the forge runs.",
             ) from None
 
-    def pages(self, path: str, doing: str, shape: TypeAdapter[list[T]], *, scope: Scope, inside: str = "", **params: Any) -> list[T]:
-        """Every record of a paged list; `inside` names the key that holds it, where the list isn't the answer itself."""
-        return [record for page in self.each_page(path, doing, shape, scope=scope, inside=inside, **params) for record in page]
+    def pages(
+        self,
+        path: str,
+        doing: str,
+        shape: TypeAdapter[list[T]],
+        *,
+        scope: Scope,
+        inside: str = "",
+        **params: Any,
+    ) -> list[T]:
+        """Every record of a paged list; `inside` names the key that holds it, where the list isn't
+        the answer itself.
+        """
+        return [
+            record
+            for page in self.each_page(path, doing, shape, scope=scope, inside=inside, **params)
+            for record in page
+        ]
 
     def each_page(
-        self, path: str, doing: str, shape: TypeAdapter[list[T]], *, scope: Scope, inside: str = "", **params: Any
+        self,
+        path: str,
+        doing: str,
+        shape: TypeAdapter[list[T]],
+        *,
+        scope: Scope,
+        inside: str = "",
+        **params: Any,
     ) -> Iterator[list[T]]:
         """The same a page at a time, each asked for when it is wanted."""
         seen = 0
         for page in range(1, _MOST_PAGES + 1):
-            answer, headers = self.call("GET", path, doing, scope=scope, params={**params, "page": page, "limit": PAGE})
+            answer, headers = self.call(
+                "GET", path, doing, scope=scope, params={**params, "page": page, "limit": PAGE}
+            )
             total = headers.get("X-Total-Count", "")
             if inside:
                 listed = parse(_LISTED, answer, doing)
@@ -124,24 +197,32 @@ class Http:
             if not records or (total.isdigit() and seen >= int(total)):
                 return
 
-    def _refusal(self, answer: httpx.Response, doing: str, scope: Scope | None, *, reading: bool) -> ForgeError:
+    def _refusal(
+        self, answer: httpx.Response, doing: str, scope: Scope | None, *, reading: bool
+    ) -> ForgeError:
         said = message(answer)
         kind = scope.kind if scope else ScopeKind.INSTANCE
         wanted = f"{'read' if reading else 'write'}:{_TOKEN_SCOPES[kind]}"
         if answer.status_code == 401:
             return ForgeTokenUnknown(
-                f"The forge does not know the access token (401: {said}).", "Make a new one and put it into the token file."
+                f"The forge does not know the access token (401: {said}).",
+                "Make a new one and put it into the token file.",
             )
         if answer.status_code == 403:
             return ForgeDenied(
                 f"The forge refuses {doing} (403: {said}).",
-                f"The access token needs the scope {wanted}, and its user must own or administer {scope}.",
+                f"The access token needs the scope {wanted}, and its user must own or administer "
+                f"{scope}.",
             )
         if answer.status_code == 404:
             return ForgeNotFound(
-                f"The forge knows nothing of {doing} (404: {said}).", f"Does {scope} exist, and is Actions switched on there?"
+                f"The forge knows nothing of {doing} (404: {said}).",
+                f"Does {scope} exist, and is Actions switched on there?",
             )
-        return ForgeUnreachable(f"The forge answered {doing} with {answer.status_code}: {said}.", "Its own log says more.")
+        return ForgeUnreachable(
+            f"The forge answered {doing} with {answer.status_code}: {said}.",
+            "Its own log says more.",
+        )
 
 
 def decode(answer: httpx.Response, doing: str) -> Any:
@@ -149,7 +230,10 @@ def decode(answer: httpx.Response, doing: str) -> Any:
     try:
         return answer.json()
     except ValueError:
-        raise ForgeUnreachable(f"The forge answered {doing} with something that is not JSON.", "Is forge.url the forge's own?") from None
+        raise ForgeUnreachable(
+            f"The forge answered {doing} with something that is not JSON.",
+            "Is forge.url the forge's own?",
+        ) from None
 
 
 def message(answer: httpx.Response) -> str:

@@ -9,47 +9,63 @@ from vmrunner.model.job import Credentials, Job, RunnerRecord, Scope, Sought
 
 
 class Forge(Protocol):
-    """Every call raises a ForgeError (ForgeUnreachable, ForgeDenied, ForgeNotFound) when it can't be answered."""
+    """Every call raises a ForgeError (ForgeUnreachable, ForgeDenied, ForgeNotFound) when it can't
+    be answered.
+    """
 
     kind: str  # "forgejo" or "gitea"
     url: str  # without a trailing slash; also what the machine uses
-    binds_jobs: bool  # whether a runner takes exactly the job that it was made for (by its handle), or any that fits
+    # Whether a runner takes exactly the job that it was made for (by its handle), or any that fits.
+    binds_jobs: bool
 
     def close(self) -> None:
         """Close the connections."""
 
     def jobs(self, scope: Scope) -> list[Job]:
-        """Every job of the scope that is blocked, waits for a runner or is held by one, oldest first, whatever its labels.
+        """Every job of the scope that is blocked, waits for a runner or is held by one, oldest
+        first, whatever its labels.
 
-        One look, so that a job which a runner takes meanwhile is in it once. Running ones have `runner_name` on Gitea; on Forgejo
-        they are known by their `key`.
+        One look, so that a job which a runner takes meanwhile is in it once. Running ones have
+        `runner_name` on Gitea; on Forgejo they are known by their `key`.
         """
 
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
-        """The jobs that ephemeral runners of this scope had, by the runner's id; None for one of which the forge shows none (yet).
+        """The jobs that ephemeral runners of this scope had, by the runner's id; None for one of
+        which the forge shows none (yet).
 
-        Those that are missing in the answer were not looked for to the end, as the forge is slow: ask again. A job that is not DONE
-        belongs to the runner, too, and has no verdict yet. All are looked for together: what is asked depends on the jobs that may be
-        theirs, not on how many jobs there are.
+        Those that are missing in the answer were not looked for to the end, as the forge is slow:
+        ask again. A job that is not DONE belongs to the runner, too, and has no verdict yet. All
+        are looked for together: what is asked depends on the jobs that may be theirs, not on how
+        many jobs there are.
         """
 
     def waiting(self, scope: Scope) -> int | None:
-        """How many jobs wait for a runner, where that is told for much less than `jobs`; None where it isn't."""
+        """How many jobs wait for a runner, where that is told for much less than `jobs`; None where
+        it isn't.
+        """
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         """All runner records that the scope shows (every page)."""
 
     def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
-        """Mint an ephemeral runner. Never retried: a lost answer leaves a record that the next pass sweeps by its name."""
+        """Mint an ephemeral runner.
+
+        Never retried: a lost answer leaves a record that the next pass sweeps by its name.
+        """
 
     def delete_runner(self, scope: Scope, runner_id: int) -> None:
         """Delete a runner record; a record that is already gone is fine."""
 
     def disable_runner(self, scope: Scope, runner_id: int) -> None:
-        """From now on the runner gets no job; one that it has goes on. Does nothing on a forge that can't, or where the record is gone."""
+        """From now on the runner gets no job; one that it has goes on.
+
+        Does nothing on a forge that can't, or where the record is gone.
+        """
 
     def fail_job(self, job: Job, credentials: Credentials, lines: Sequence[str]) -> bool:
-        """End a running job as failed, in the name of its runner (whose machine is gone), with these lines at the end of its log.
+        """End a running job as failed, in the name of its runner (whose machine is gone), with
+        these lines at the end of its log.
 
-        False where the forge had ended it already, or does not know it as this runner's. Its ephemeral record goes with it.
+        False where the forge had ended it already, or does not know it as this runner's. Its
+        ephemeral record goes with it.
         """

@@ -1,4 +1,6 @@
-"""What Gitea's lists have shown of jobs: where to look for one that is over, which no list of Gitea's leads to."""
+"""What Gitea's lists have shown of jobs: where to look for one that is over, which no list of
+Gitea's leads to.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,13 @@ class Trace:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: OrderedDict[int, Place] = OrderedDict()  # by the job's id; the last that was listed at the end
+        # By the job's id; the last that was listed at the end.
+        self._seen: OrderedDict[int, Place] = OrderedDict()
         self._open: dict[Scope, dict[int, JobState]] = {}  # as each scope's latest list has it
         self._by_runner: OrderedDict[int, Job] = OrderedDict()  # ended ones
         self._over: OrderedDict[int, None] = OrderedDict()  # their ids
-        self._sizes: OrderedDict[int, int] = OrderedDict()  # of runs: the most jobs that were open at once
+        # Of runs: the most jobs that were open at once.
+        self._sizes: OrderedDict[int, int] = OrderedDict()
 
     def listed(self, scope: Scope, jobs: Iterable[tuple[Place, JobState]]) -> None:
         """A whole list of a scope's open jobs."""
@@ -70,15 +74,26 @@ class Trace:
             return self._by_runner.get(runner_id)
 
     def hinted(self, repository: str, job: int) -> Place | None:
-        """The place of a job that may be over; None where it still waited when it was listed last, or is known already."""
+        """The place of a job that may be over; None where it still waited when it was listed last,
+        or is known already.
+        """
         with self._lock:
-            waits = any(states.get(job) in {JobState.WAITING, JobState.BLOCKED} for states in self._open.values())
-            return None if waits or job in self._over else self._seen.get(job, Place(repository, job))
+            waits = any(
+                states.get(job) in {JobState.WAITING, JobState.BLOCKED}
+                for states in self._open.values()
+            )
+            return (
+                None if waits or job in self._over else self._seen.get(job, Place(repository, job))
+            )
 
-    def vanished(self, scope: Scope, runners: Collection[int], labels: Collection[tuple[str, ...]]) -> list[Place]:
-        """Jobs that were open and are not any more, and that one of these runners of this scope may have had.
+    def vanished(
+        self, scope: Scope, runners: Collection[int], labels: Collection[tuple[str, ...]]
+    ) -> list[Place]:
+        """Jobs that were open and are not any more, and that one of these runners of this scope may
+        have had.
 
-        Those that it was seen to have come first, then those that were open until now. No labels are labels that are not known.
+        Those that it was seen to have come first, then those that were open until now. No labels
+        are labels that are not known.
         """
         known = [set(each) for each in labels]
         with self._lock:
@@ -88,7 +103,11 @@ class Trace:
             place
             for place in gone
             if place.runner_id in runners
-            or (not place.runner_id and covers(scope, place.repository) and any(not each or set(place.labels) <= each for each in known))
+            or (
+                not place.runner_id
+                and covers(scope, place.repository)
+                and any(not each or set(place.labels) <= each for each in known)
+            )
         ]
         return sorted(fitting, key=lambda place: place.runner_id not in runners)
 
@@ -106,13 +125,20 @@ def _put(into: OrderedDict[int, T], key: int, value: T, most: int) -> None:
 
 
 def covers(scope: Scope, repository: str) -> bool:
-    """Whether runners of this scope may have jobs of this repository; of a user's own the name is not known."""
-    whole = {ScopeKind.REPOSITORY: repository, ScopeKind.ORGANISATION: repository.partition("/")[0]}.get(scope.kind)
+    """Whether runners of this scope may have jobs of this repository; of a user's own the name is
+    not known.
+    """
+    whole = {
+        ScopeKind.REPOSITORY: repository,
+        ScopeKind.ORGANISATION: repository.partition("/")[0],
+    }.get(scope.kind)
     return whole is None or whole.lower() == scope.name.lower()
 
 
 def by_run(places: Iterable[Place]) -> Iterator[list[Place]]:
-    """The places by their runs, in the order of each run's first one; one without a known run stands alone."""
+    """The places by their runs, in the order of each run's first one; one without a known run
+    stands alone.
+    """
     groups: dict[tuple[int, int], list[Place]] = {}
     for place in dict.fromkeys(places):
         groups.setdefault((place.run, 0 if place.run else place.job), []).append(place)

@@ -1,4 +1,6 @@
-"""What the host's kernel can bound a machine's QEMU with: cgroups, as far as they can be seen from here."""
+"""What the host's kernel can bound a machine's QEMU with: cgroups, as far as they can be seen from
+here.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Cgroups:
 
     @classmethod
     def of_host(cls, uri: str, root: Path = _ROOT) -> Cgroups:
-        """Those of the host behind a libvirt URI; another host than this one is taken for one with everything."""
+        """Those of the host behind a libvirt URI; another host than this one is taken for one with
+        everything.
+        """
         if not is_local(uri):
             return cls(memory=True, cpu=True, unified=True)
         try:
@@ -33,7 +37,9 @@ class Cgroups:
         return cls("memory" in there, "cpu" in there, unified=True)
 
     def hard_limit_mib(self, memory_mib: int, *, kvm: bool) -> int:
-        """What the QEMU of a machine with so much memory may take of the host's, in MiB, before it alone is killed; 0: nobody counts."""
+        """What the QEMU of a machine with so much memory may take of the host's, in MiB, before it
+        alone is killed; 0: nobody counts.
+        """
         return memory_mib + _QEMU_MIB + (0 if kvm else _TRANSLATED_MIB) if self.memory else 0
 
     def cpu_shares(self, weight: int) -> int:

@@ -15,9 +15,16 @@ from vmrunner.config import is_local
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
 
 THREADS_MAY_SHARE = libvirt.getVersion() >= 10_002_000
-"""Whether several threads can use one connection at once. Before libvirt 10.2 a call is now and then not sent, and waits for ever: its
-thread wakes the one that has the socket a moment before that one begins to listen (virnetclient.c)."""
-_PERMISSION = {libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED, libvirt.VIR_ERR_ACCESS_DENIED, libvirt.VIR_ERR_AUTH_UNAVAILABLE}
+"""Whether several threads can use one connection at once. Before libvirt 10.2 a call is now and
+then not sent, and waits for ever: its thread wakes the one that has the socket a moment before that
+one begins to listen (virnetclient.c).
+"""
+_PERMISSION = {
+    libvirt.VIR_ERR_AUTH_FAILED,
+    libvirt.VIR_ERR_AUTH_CANCELLED,
+    libvirt.VIR_ERR_ACCESS_DENIED,
+    libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+}
 
 
 def _quiet(_context: object, _error: object) -> None:
@@ -33,14 +40,32 @@ def translate(error: Any, doing: str) -> HypervisorError:
     said = full if len(full) < 500 else f"{full[:200]} … {full[-250:]}"
     code = error.get_error_code()
     if "No space left on device" in full:
-        return DiskFull(f"The storage pool is full: {doing} failed.", "Free some space, or lower the pool's `max`.")
+        return DiskFull(
+            f"The storage pool is full: {doing} failed.",
+            "Free some space, or lower the pool's `max`.",
+        )
     if "Network is already in use" in said:
-        return HypervisorError(f"The machines' network overlaps with one of this host: {said}", "Choose another libvirt.subnet.")
+        return HypervisorError(
+            f"The machines' network overlaps with one of this host: {said}",
+            "Choose another libvirt.subnet.",
+        )
     if code in _PERMISSION or "Permission denied" in said:
-        return HypervisorError(f"libvirt does not permit {doing}: {said}", "Run as root, or as a user in the group libvirt.")
-    if code in {libvirt.VIR_ERR_DOM_EXIST, libvirt.VIR_ERR_STORAGE_VOL_EXIST} or "already exists" in said:
-        return NameClash(f"{doing} failed, the name is taken: {said}", "Look at it with virsh; vmrunner leaves alone what it did not make.")
-    return HypervisorError(f"libvirt refused {doing}: {said}", "`journalctl -u libvirtd` and /var/log/libvirt/qemu/ may say more.")
+        return HypervisorError(
+            f"libvirt does not permit {doing}: {said}",
+            "Run as root, or as a user in the group libvirt.",
+        )
+    if (
+        code in {libvirt.VIR_ERR_DOM_EXIST, libvirt.VIR_ERR_STORAGE_VOL_EXIST}
+        or "already exists" in said
+    ):
+        return NameClash(
+            f"{doing} failed, the name is taken: {said}",
+            "Look at it with virsh; vmrunner leaves alone what it did not make.",
+        )
+    return HypervisorError(
+        f"libvirt refused {doing}: {said}",
+        "`journalctl -u libvirtd` and /var/log/libvirt/qemu/ may say more.",
+    )
 
 
 @contextmanager
@@ -53,31 +78,43 @@ def asking(doing: str) -> Iterator[None]:
 
 
 def connect(uri: str) -> Any:
-    """Open the connection; raises HypervisorError where libvirt is not running or does not let us in."""
+    """Open the connection; raises HypervisorError where libvirt is not running or does not let us
+    in.
+    """
     try:
         return libvirt.open(uri)
     except libvirt.libvirtError as error:
         said = str(error)
         if error.get_error_code() in _PERMISSION or "Permission denied" in said:
             raise HypervisorError(
-                f"libvirt at {uri} does not let this user in.", "Run as root, or as a user in the group libvirt."
+                f"libvirt at {uri} does not let this user in.",
+                "Run as root, or as a user in the group libvirt.",
             ) from None
         raise HypervisorError(
-            f"libvirt does not answer at {uri}: {said}", "Is it running? Try `systemctl start libvirtd` or check libvirt.uri."
+            f"libvirt does not answer at {uri}: {said}",
+            "Is it running? Try `systemctl start libvirtd` or check libvirt.uri.",
         ) from None
 
 
 def has_kvm(connection: Any, uri: str) -> bool:
-    """Whether hardware virtualization can be used: libvirt offers it and, on this host, the processor has it.
+    """Whether hardware virtualization can be used: libvirt offers it and, on this host, the
+    processor has it.
 
-    The second check matters: a /dev/kvm on a processor without vmx or svm opens, is offered by libvirt, and hangs its guests.
+    The second check matters: a /dev/kvm on a processor without vmx or svm opens, is offered by
+    libvirt, and hangs its guests.
     """
     with asking("listing what the host can do"):
         capabilities = ElementTree.fromstring(connection.getCapabilities())  # noqa: S314 — libvirt's own words
     offered = any(domain.get("type") == "kvm" for domain in capabilities.iter("domain"))
     if not offered or not is_local(uri):
         return offered
-    return bool(re.search(r"^flags\s*:.*\b(vmx|svm)\b", Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"), re.MULTILINE))
+    return bool(
+        re.search(
+            r"^flags\s*:.*\b(vmx|svm)\b",
+            Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"),
+            re.MULTILINE,
+        )
+    )
 
 
 def dotted(version: int) -> str:

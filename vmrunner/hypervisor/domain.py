@@ -27,9 +27,10 @@ def domain_xml(
 ) -> str:
     """The transient domain of one machine.
 
-    `files` are the paths of `overlay`, `seed`, `events` and `console` on the libvirt host, `backing` what the overlay lies on, topmost
-    first; `boot` is kernel, initrd and kernel command line for a direct boot, or None for an image with a boot loader. All machines of
-    one shape have the same devices, so that they can be clones of one snapshot.
+    `files` are the paths of `overlay`, `seed`, `events` and `console` on the libvirt host,
+    `backing` what the overlay lies on, topmost first; `boot` is kernel, initrd and kernel command
+    line for a direct boot, or None for an image with a boot loader. All machines of one shape have
+    the same devices, so that they can be clones of one snapshot.
     """
     kernel, initrd, cmdline = boot or ("", "", "")
     return xml(
@@ -58,7 +59,9 @@ def metadata_xml(metadata: Metadata) -> str:
 
 
 def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
-    """What the domain says about itself, or None where it carries no (readable) metadata of this machine's manager."""
+    """What the domain says about itself, or None where it carries no (readable) metadata of this
+    machine's manager.
+    """
     try:
         found = ElementTree.fromstring(text).find(f"./metadata/{{{NAMESPACE}}}machine")  # noqa: S314 — libvirt's own words
         if found is None or found.get("manager") != machine.manager:

@@ -1,4 +1,6 @@
-"""libvirt's event loop, in a thread of its own: it delivers the events and the keepalive of every connection opened after `start`."""
+"""libvirt's event loop, in a thread of its own: it delivers the events and the keepalive of every
+connection opened after `start`.
+"""
 
 from __future__ import annotations
 

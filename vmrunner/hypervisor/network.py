@@ -19,8 +19,11 @@ from vmrunner.render import xml
 _DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
 
 
-def network_xml(manager: str, subnet: IPv4Network, options: Sequence[str] = (), ipv6: IPv6Network | None = None) -> str:
-    """The network as libvirt wants it. The first address is the gateway; `options` are for its dnsmasq.
+def network_xml(
+    manager: str, subnet: IPv4Network, options: Sequence[str] = (), ipv6: IPv6Network | None = None
+) -> str:
+    """The network as libvirt wants it. The first address is the gateway; `options` are for its
+    dnsmasq.
 
     IPv6 addresses that are unique local ones are translated like those of IPv4, others only routed.
     """
@@ -72,7 +75,9 @@ def ensure_network(
     *,
     idle: bool = False,
 ) -> None:
-    """Define and start the network where it is missing; one that differs is made anew when it is `idle`: no machine is on it."""
+    """Define and start the network where it is missing; one that differs is made anew when it is
+    `idle`: no machine is on it.
+    """
     name = network_name(manager)
     if idle and network_drift(connection, manager, subnet, options, ipv6):
         remove_network(connection, manager)
@@ -84,24 +89,35 @@ def ensure_network(
         if f"address='{gateway(subnet)}' netmask='{subnet.netmask}'" not in network.XMLDesc(0):
             raise HypervisorError(
                 f"The network {name} has another subnet than {subnet}.",
-                f"Was libvirt.subnet changed? When no machine runs: `virsh net-destroy {name}; virsh net-undefine {name}`.",
+                f"Was libvirt.subnet changed? When no machine runs: `virsh net-destroy {name}; "
+                f"virsh net-undefine {name}`.",
             )
         if not network.isActive():
             network.create()
 
 
 def network_drift(
-    connection: Any, manager: str, subnet: IPv4Network, options: Sequence[str] = (), ipv6: IPv6Network | None = None
+    connection: Any,
+    manager: str,
+    subnet: IPv4Network,
+    options: Sequence[str] = (),
+    ipv6: IPv6Network | None = None,
 ) -> list[str] | None:
-    """How the network that exists differs from `network_xml`, in words; None where there is none."""
+    """How the network that exists differs from `network_xml`, in words; None where there is
+    none.
+    """
     with asking("looking at the network"):
         network = _find(connection, network_name(manager))
         if network is None:
             return None
         described, is_active = network.XMLDesc(0), bool(network.isActive())
-    found, wanted = (_essence(text) for text in (described, network_xml(manager, subnet, options, ipv6)))
+    found, wanted = (
+        _essence(text) for text in (described, network_xml(manager, subnet, options, ipv6))
+    )
     return ([] if is_active else ["it is not active"]) + [
-        f"{name} is {found[name] or 'missing'} instead of {wanted[name] or 'missing'}" for name in wanted if found[name] != wanted[name]
+        f"{name} is {found[name] or 'missing'} instead of {wanted[name] or 'missing'}"
+        for name in wanted
+        if found[name] != wanted[name]
     ]
 
 
@@ -109,7 +125,12 @@ def _essence(described: str) -> dict[str, str]:
     root = ElementTree.fromstring(described)  # noqa: S314 — libvirt's own words, or ours
 
     def attributes(path: str, *names: str) -> str:
-        return " ".join(f"{name}={element.get(name)}" for element in root.iterfind(path) for name in names if element.get(name))
+        return " ".join(
+            f"{name}={element.get(name)}"
+            for element in root.iterfind(path)
+            for name in names
+            if element.get(name)
+        )
 
     return {
         "forwarding": attributes("forward", "mode", "dev"),

@@ -15,7 +15,9 @@ SNAPSHOT_PREFIX, IMAGE_PREFIX = "snapshot-", "image-"
 """What the volumes of snapshots and of published images begin with."""
 
 SEED_SIZE = 1 << 20
-"""Bytes of every seed: a guest that waits for another one on the same disk has seen the disk's size already."""
+"""Bytes of every seed: a guest that waits for another one on the same disk has seen the disk's size
+already.
+"""
 
 
 def image_stem(name: str, version: str) -> str:
@@ -30,7 +32,9 @@ class File(StrEnum):
     SEED = "seed.iso"
     EVENTS = "events"
     CONSOLE = "console"
-    RAM = "ram"  # its own copy of a snapshot's memory, where QEMU can't share that; of a machine that is being saved: its memory
+    # Its own copy of a snapshot's memory, where QEMU can't share that; of a machine that is being
+    # saved: its memory.
+    RAM = "ram"
     STATE = "state"  # of a machine that is being saved: its devices
 
 
@@ -43,7 +47,10 @@ class Output(StrEnum):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A booted machine's memory, devices and disk, from which machines of the same kind are cloned. Immutable."""
+    """A booted machine's memory, devices and disk, from which machines of the same kind are cloned.
+
+    Immutable.
+    """
 
     key: str  # a digest of all that it fits: image, shape, processor, QEMU, libvirt, devices
     image: str  # name/version
@@ -61,7 +68,8 @@ class Volume:
 
     name: str
     path: str
-    backing: str  # the path of what it lies on, as its own header says; empty where it lies on nothing
+    # The path of what it lies on, as its own header says; empty where it lies on nothing.
+    backing: str
     is_ours: bool  # this manager's
 
 
@@ -82,16 +90,24 @@ class Hypervisor(Protocol):
     manager: str
 
     def prepare(self, golden: Golden) -> None:
-        """Make our storage pool and network where they are missing, and publish this image on the host."""
+        """Make our storage pool and network where they are missing, and publish this image on the
+        host.
+        """
 
     def guard(self) -> None:
-        """Bring what filters the machines' network to what it should be: rules, and which machines are let through."""
+        """Bring what filters the machines' network to what it should be: rules, and which machines
+        are let through.
+        """
 
     def machines(self) -> list[Machine]:
         """Every machine of this manager: its domain, or only files where the domain is gone."""
 
-    def create_overlay(self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None) -> None:
-        """Clone the golden image, or the snapshot's disk, copy-on-write; it is `disk_gib` big, or as big as the image if that is bigger."""
+    def create_overlay(
+        self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None
+    ) -> None:
+        """Clone the golden image, or the snapshot's disk, copy-on-write; it is `disk_gib` big, or
+        as big as the image if that is bigger.
+        """
 
     def put(self, machine: MachineId, file: File, content: bytes) -> None:
         """Write one file of a machine."""
@@ -99,21 +115,32 @@ class Hypervisor(Protocol):
     def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
         """The last `tail` bytes of one file of a machine; empty if there is none."""
 
-    def start(self, golden: Golden, shape: Shape, metadata: Metadata, snapshot: Snapshot | None = None, limits: Limits = NO_LIMITS) -> None:
+    def start(
+        self,
+        golden: Golden,
+        shape: Shape,
+        metadata: Metadata,
+        snapshot: Snapshot | None = None,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
         """Start the transient domain. Its overlay must exist, and its seed.
 
-        With a snapshot it is a clone, left paused and with an empty seed: `bind` lets it go. Raises SnapshotError where that fails; the
-        domain is gone then.
+        With a snapshot it is a clone, left paused and with an empty seed: `bind` lets it go. Raises
+        SnapshotError where that fails; the domain is gone then.
         """
 
     def bind(self, metadata: Metadata, seed: bytes) -> None:
-        """Write the metadata of a waiting machine into its domain, then its seed, and let it run."""
+        """Write the metadata of a waiting machine into its domain, then its seed, and let it
+        run.
+        """
 
     def pause(self, machine: MachineId) -> None:
         """Let a waiting machine use no processor until it is bound; one that is gone is fine."""
 
     def snapshot(self, golden: Golden, shape: Shape) -> Snapshot | None:
-        """The snapshot for such machines, if there is one for this very image, processor, QEMU and libvirt."""
+        """The snapshot for such machines, if there is one for this very image, processor, QEMU and
+        libvirt.
+        """
 
     def snapshot_key(self, golden: Golden, shape: Shape) -> str:
         """What such a snapshot is called, whether it exists or not."""
@@ -121,8 +148,17 @@ class Hypervisor(Protocol):
     def snapshots(self) -> list[Snapshot]:
         """Every snapshot of this manager, usable or not."""
 
-    def make_snapshot(self, golden: Golden, shape: Shape, machine: MachineId, seed: bytes, timeout: float, say: Say) -> Snapshot:
-        """Boot a machine of this id with this seed, wait until it is ready, save it, and destroy it. Raises SnapshotError.
+    def make_snapshot(
+        self,
+        golden: Golden,
+        shape: Shape,
+        machine: MachineId,
+        seed: bytes,
+        timeout: float,
+        say: Say,
+    ) -> Snapshot:
+        """Boot a machine of this id with this seed, wait until it is ready, save it, and destroy
+        it. Raises SnapshotError.
 
         `say` hears of its progress.
         The caller destroys what is left of the machine where this fails.
@@ -135,10 +171,14 @@ class Hypervisor(Protocol):
         """Delete a snapshot. Machines that were cloned from it keep what they have open."""
 
     def volumes(self) -> list[Volume]:
-        """Every volume of every manager's storage pool on this host, as its folder is now; raises where one can't be looked into."""
+        """Every volume of every manager's storage pool on this host, as its folder is now; raises
+        where one can't be looked into.
+        """
 
     def drop_volumes(self, names: Sequence[str]) -> None:
-        """Delete volumes of published images, in this order; none of them where any volume of the host lies on one."""
+        """Delete volumes of published images, in this order; none of them where any volume of the
+        host lies on one.
+        """
 
     def note(self, metadata: Metadata) -> None:
         """Write the metadata of a live machine into its domain; one that is gone is fine."""
@@ -146,14 +186,21 @@ class Hypervisor(Protocol):
     def capacity(self) -> Capacity:
         """What the host has, and what all active domains on it (not only ours) may take."""
 
-    def stream(self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]) -> None:
-        """Copy a live output port until the machine is gone, or `write` returns true. Blocks; call it in a thread of its own."""
+    def stream(
+        self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]
+    ) -> None:
+        """Copy a live output port until the machine is gone, or `write` returns true.
+
+        Blocks; call it in a thread of its own.
+        """
 
     def alive(self, machine: MachineId) -> bool:
         """Whether the machine's domain exists."""
 
     def delete(self, machine: MachineId, file: File) -> None:
-        """Delete one file of a machine, also one that the machine holds open; one that is gone is fine."""
+        """Delete one file of a machine, also one that the machine holds open; one that is gone is
+        fine.
+        """
 
     def destroy(self, machine: MachineId) -> None:
         """Destroy the domain and delete every file of the machine, and check that both are gone."""
@@ -162,7 +209,9 @@ class Hypervisor(Protocol):
         """All domains and machine files that carry this manager's id."""
 
     def watch(self, wake: Callable[[], None], progress: Callable[[], object] = ...) -> None:
-        """Call `wake`, from another thread, whenever a machine of this manager starts or ends; `progress` between parts of long work."""
+        """Call `wake`, from another thread, whenever a machine of this manager starts or ends;
+        `progress` between parts of long work.
+        """
 
     def close(self) -> None:
         """Close the connection."""
@@ -171,4 +220,6 @@ class Hypervisor(Protocol):
         """Connect again if the connection is lost; whether it was."""
 
     def purge(self) -> list[str]:
-        """Remove every object of this manager from the host, machines included; returns what was removed, in words."""
+        """Remove every object of this manager from the host, machines included; returns what was
+        removed, in words.
+        """

@@ -1,8 +1,10 @@
-"""Snapshots: a booted machine's memory in a file that its clones share copy-on-write. QEMU calls this VM templating.
+"""Snapshots: a booted machine's memory in a file that its clones share copy-on-write. QEMU calls
+this VM templating.
 
-The memory is a file of the storage pool that the saved machine maps shared, and a clone maps privately; the devices' state is what QEMU
-would send to another host in a migration that leaves the memory out (`x-ignore-shared`); the disk is an overlay that the clones' overlays
-lie on. libvirt has no words for the first two, so they are said in QEMU's own, through libvirt.
+The memory is a file of the storage pool that the saved machine maps shared, and a clone maps
+privately; the devices' state is what QEMU would send to another host in a migration that leaves the
+memory out (`x-ignore-shared`); the disk is an overlay that the clones' overlays lie on. libvirt has
+no words for the first two, so they are said in QEMU's own, through libvirt.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from vmrunner.render import guest, source
 
 _LAYOUT = 1
 """Counts the changes of what a snapshot is made of, besides the templates."""
-_SHARING = 9_000_000  # QEMU's version from which it maps a file that it can't write, and reads and writes states by name
+# QEMU's version from which it maps a file that it can't write, and reads and writes states by name.
+_SHARING = 9_000_000
 _SOCKETS = Path("/var/lib/libvirt/qemu")  # where QEMU's user may make sockets
 _LOAD_WITHIN = 30.0  # seconds; it takes 30 ms
 _SETTLE = 3.0  # seconds; what still runs in the guest when it is saved runs again in every clone
@@ -44,7 +47,9 @@ _PARTS = ("ram", "state", "qcow2")
 
 
 class Snapshots:
-    """One manager's snapshots in its storage pool: volumes named `snapshot-<key>.<part>`, the manifest last."""
+    """One manager's snapshots in its storage pool: volumes named `snapshot-<key>.<part>`, the
+    manifest last.
+    """
 
     def __init__(self, connection: Any, storage: Storage, kvm: bool) -> None:
         self._connection, self._storage = connection, storage
@@ -52,24 +57,46 @@ class Snapshots:
             self._qemu, self._libvirt = connection.getVersion(), connection.getLibVersion()
             capabilities = ElementTree.fromstring(connection.getCapabilities())  # noqa: S314 — libvirt's own words
         processor = capabilities.find("host/cpu")
-        features = sorted(each.get("name", "") for each in processor.iter("feature")) if processor is not None else []
-        model = [processor.findtext("model", ""), processor.findtext("vendor", "")] if processor is not None else []
+        features = (
+            sorted(each.get("name", "") for each in processor.iter("feature"))
+            if processor is not None
+            else []
+        )
+        model = (
+            [processor.findtext("model", ""), processor.findtext("vendor", "")]
+            if processor is not None
+            else []
+        )
         self._host = [kvm, model, features, self._qemu, self._libvirt]
-        self._user = next((label.text or "" for label in capabilities.iterfind("host/secmodel[model='dac']/baselabel")), "").partition(":")[
-            0
-        ]
+        self._user = next(
+            (
+                label.text or ""
+                for label in capabilities.iterfind("host/secmodel[model='dac']/baselabel")
+            ),
+            "",
+        ).partition(":")[0]
         self._found: dict[str, Snapshot] = {}
 
     @property
     def shares_memory(self) -> bool:
-        """Whether clones map the snapshot's memory itself, which they can't write; else each has a copy of its own."""
+        """Whether clones map the snapshot's memory itself, which they can't write; else each has a
+        copy of its own.
+        """
         return bool(self._qemu >= _SHARING)
 
     def key(self, golden: Golden, shape: Shape) -> str:
         """What a snapshot must fit, as a digest."""
         templates = [source("domain.xml.j2"), guest("job.py")]
         image = [golden.name, golden.version, golden.manifest.files]
-        what = [_LAYOUT, *self._host, image, shape.vcpus, shape.memory_mib, shape.disk_gib, templates]
+        what = [
+            _LAYOUT,
+            *self._host,
+            image,
+            shape.vcpus,
+            shape.memory_mib,
+            shape.disk_gib,
+            templates,
+        ]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
     def find(self, key: str) -> Snapshot | None:
@@ -88,7 +115,13 @@ class Snapshots:
     def _keys(self) -> list[str]:
         """Of whole ones and halves."""
         parts = [name.partition(".")[0] for name in self._storage.names()]
-        return sorted({part.removeprefix(SNAPSHOT_PREFIX) for part in parts if part.startswith(SNAPSHOT_PREFIX)})
+        return sorted(
+            {
+                part.removeprefix(SNAPSHOT_PREFIX)
+                for part in parts
+                if part.startswith(SNAPSHOT_PREFIX)
+            }
+        )
 
     def drop(self, key: str) -> None:
         """Delete one, its manifest first."""
@@ -101,7 +134,8 @@ class Snapshots:
         for name, expected in snapshot.files.items():
             if self._storage.digest(name) != expected:
                 raise SnapshotError(
-                    f"The snapshot {snapshot.key} is damaged: {name} has another sha256.", f"vmrunner snapshot drop {snapshot.key}"
+                    f"The snapshot {snapshot.key} is damaged: {name} has another sha256.",
+                    f"vmrunner snapshot drop {snapshot.key}",
                 )
 
     # ---- arguments for QEMU ----
@@ -117,25 +151,38 @@ class Snapshots:
     def clone_arguments(self, machine: MachineId, snapshot: Snapshot) -> tuple[str, ...]:
         """For a clone; makes its own copy of the memory where QEMU can't share it safely."""
         if self.shares_memory:
-            ram = f"mem-path={self._storage.path(_volume(snapshot.key, 'ram'))},share=off,readonly=on,rom=off"
+            path = self._storage.path(_volume(snapshot.key, "ram"))
+            ram = f"mem-path={path},share=off,readonly=on,rom=off"
         else:
-            self._storage.copy(_volume(snapshot.key, "ram"), f"{machine}.{File.RAM}", "0600", self._user)
+            self._storage.copy(
+                _volume(snapshot.key, "ram"), f"{machine}.{File.RAM}", "0600", self._user
+            )
             ram = f"mem-path={self._storage.path(f'{machine}.{File.RAM}')},share=off"
         return (*_memory(snapshot.shape, ram), "-incoming", "defer")
 
     # ---- making and loading ----
 
     def make(
-        self, golden: Golden, shape: Shape, machine: MachineId, start: Callable[[tuple[str, ...], str], Any], timeout: float, say: Say
+        self,
+        golden: Golden,
+        shape: Shape,
+        machine: MachineId,
+        start: Callable[[tuple[str, ...], str], Any],
+        timeout: float,
+        say: Say,
     ) -> Snapshot:
-        """Save a machine that `start` starts with these QEMU arguments and this volume as its disk."""
+        """Save a machine that `start` starts with these QEMU arguments and this volume as its
+        disk.
+        """
         key = self.key(golden, shape)
         for half in [each for each in self._keys() if not self.find(each)]:
             self.drop(half)  # whoever made it was killed
         ram, state = f"{machine}.{File.RAM}", f"{machine}.{File.STATE}"
         self._storage.create_blank(ram, shape.memory_mib << 20, self._user)
         self._storage.create_blank(state, 0, self._user)
-        self._storage.create_overlay(self.disk(key), image_volume(golden, "disk.qcow2"), shape.disk_gib, "0644")
+        self._storage.create_overlay(
+            self.disk(key), image_volume(golden, "disk.qcow2"), shape.disk_gib, "0644"
+        )
         domain = start(self.saved_arguments(machine, shape), self.disk(key))
         self._await_ready(domain, machine, timeout)
         say(f"snapshot {key}: saving {machine}")
@@ -145,15 +192,29 @@ class Snapshots:
             domain.destroy()
         self._storage.copy(ram, _volume(key, "ram"))
         self._storage.copy(state, _volume(key, "state"))
-        digests = {name: self._storage.digest(name) for name in (_volume(key, part) for part in _PARTS)}
+        digests = {
+            name: self._storage.digest(name) for name in (_volume(key, part) for part in _PARTS)
+        }
         image, taken = golden.id, sum(map(self._storage.allocated, digests))
-        made = Snapshot(key, image, shape, time.time(), dotted(self._qemu), dotted(self._libvirt), digests, -(-taken >> 20))
+        made = Snapshot(
+            key,
+            image,
+            shape,
+            time.time(),
+            dotted(self._qemu),
+            dotted(self._libvirt),
+            digests,
+            -(-taken >> 20),
+        )
         self._storage.write(_volume(key, _MANIFEST), json.dumps(asdict(made)).encode())
         return made
 
     def _await_ready(self, domain: Any, machine: MachineId, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while not any(event.kind is EventKind.READY for event in parse_events(self._storage.read(f"{machine}.{File.EVENTS}", 65536))):
+        while not any(
+            event.kind is EventKind.READY
+            for event in parse_events(self._storage.read(f"{machine}.{File.EVENTS}", 65536))
+        ):
             self._storage.progress()
             if time.monotonic() > deadline:
                 raise SnapshotError(
@@ -164,7 +225,8 @@ class Snapshots:
                 domain.info()
             except libvirt.libvirtError:
                 raise SnapshotError(
-                    "The machine that was to be saved went before it was ready.", "Does the image boot? `vmrunner exec` shows it."
+                    "The machine that was to be saved went before it was ready.",
+                    "Does the image boot? `vmrunner exec` shows it.",
                 ) from None
             time.sleep(0.2)
         time.sleep(_SETTLE)
@@ -175,7 +237,11 @@ class Snapshots:
 
     def _migrate(self, domain: Any, command: str, state: str) -> None:
         """Write or read the devices' state."""
-        _say(domain, "migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+        _say(
+            domain,
+            "migrate-set-capabilities",
+            capabilities=[{"capability": "x-ignore-shared", "state": True}],
+        )
         if self.shares_memory:
             _say(domain, command, uri=f"file:{self._storage.path(state)}")
             _await_migration(domain)
@@ -216,7 +282,8 @@ def _socket() -> Iterator[Path]:
     """A path for a socket that QEMU's user and we can reach."""
     if os.geteuid() != 0 or not _SOCKETS.is_dir():
         raise SnapshotError(
-            "Snapshots with a QEMU older than 9 need root, and libvirt on this host.", 'Update QEMU, or set `start = "boot"`.'
+            "Snapshots with a QEMU older than 9 need root, and libvirt on this host.",
+            'Update QEMU, or set `start = "boot"`.',
         )
     with tempfile.TemporaryDirectory(dir=_SOCKETS, prefix="vmrunner-") as folder:
         Path(folder).chmod(0o777)
@@ -230,9 +297,16 @@ def _memory(shape: Shape, how: str) -> tuple[str, ...]:
 
 def _say(domain: Any, command: str, **arguments: object) -> Any:
     with asking(f"telling QEMU {command}"):
-        answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command, "arguments": arguments}), 0))
+        answer = json.loads(
+            libvirt_qemu.qemuMonitorCommand(
+                domain, json.dumps({"execute": command, "arguments": arguments}), 0
+            )
+        )
     if "error" in answer:
-        raise SnapshotError(f"QEMU refused {command}: {answer['error'].get('desc', '?')}", "The machine is booted instead.")
+        raise SnapshotError(
+            f"QEMU refused {command}: {answer['error'].get('desc', '?')}",
+            "The machine is booted instead.",
+        )
     return answer["return"]
 
 
@@ -240,9 +314,15 @@ def _await_migration(domain: Any) -> None:
     deadline = time.monotonic() + _LOAD_WITHIN
     while (found := _say(domain, "query-migrate")).get("status") != "completed":
         if found.get("status") == "failed":
-            raise SnapshotError(f"QEMU could not use the state: {found.get('error-desc', '?')}", "The machine is booted instead.")
+            raise SnapshotError(
+                f"QEMU could not use the state: {found.get('error-desc', '?')}",
+                "The machine is booted instead.",
+            )
         if time.monotonic() > deadline:
-            raise SnapshotError(f"QEMU did not use the state within {_LOAD_WITHIN:.0f} s.", "The machine is booted instead.")
+            raise SnapshotError(
+                f"QEMU did not use the state within {_LOAD_WITHIN:.0f} s.",
+                "The machine is booted instead.",
+            )
         time.sleep(0.002)
 
 

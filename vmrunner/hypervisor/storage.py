@@ -1,4 +1,6 @@
-"""Our own libvirt storage pool: golden images, overlays, seeds and logs, all through libvirt's storage API."""
+"""Our own libvirt storage pool: golden images, overlays, seeds and logs, all through libvirt's
+storage API.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ _REFRESH_WITHIN = 120.0  # seconds; the longest volume job is the upload of an i
 _NO_VOLUME = {
     libvirt.VIR_ERR_NO_STORAGE_VOL,
     libvirt.VIR_ERR_NO_STORAGE_POOL,
-    libvirt.VIR_ERR_OPERATION_INVALID,  # the pool is not active: libvirtd died while it was made, or somebody stopped it
+    # The pool is not active: libvirtd died while it was made, or somebody stopped it.
+    libvirt.VIR_ERR_OPERATION_INVALID,
 }
 _RESERVE = 1 << 20  # bytes that stay free beside an upload
 
@@ -41,16 +44,22 @@ class Storage:
         self._manager = manager
         self.name = f"{PREFIX}-{manager}"
         self._path = root / manager
-        self.progress: Callable[[], object] = lambda: None  # called between the parts of a long upload
+        # Called between the parts of a long upload.
+        self.progress: Callable[[], object] = lambda: None
 
     def ensure(self) -> None:
-        """Define and start the pool where it is missing; a pool of this name at another place is not ours."""
+        """Define and start the pool where it is missing; a pool of this name at another place is
+        not ours.
+        """
         with asking(f"preparing the storage pool {self.name}"):
             pool = self._pool()
             if pool is None:
-                pool = self._connection.storagePoolDefineXML(xml("pool.xml.j2", name=self.name, path=self._path), 0)
+                pool = self._connection.storagePoolDefineXML(
+                    xml("pool.xml.j2", name=self.name, path=self._path), 0
+                )
             if not pool.isActive():
-                pool.build(0)  # again is fine, and needed where libvirtd died between defining and building
+                # Again is fine, and needed where libvirtd died between defining and building.
+                pool.build(0)
                 pool.setAutostart(1)
                 pool.create(0)
             described = pool.XMLDesc(0)
@@ -87,7 +96,11 @@ class Storage:
     def allocated(self, name: str) -> int:
         """Bytes of the host's disk that a volume takes."""
         with asking(f"looking at {name}"):
-            return int(self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(name).info()[2])
+            return int(
+                self._connection.storagePoolLookupByName(self.name)
+                .storageVolLookupByName(name)
+                .info()[2]
+            )
 
     def names(self) -> list[str]:
         """Every volume, as the folder holds it now."""
@@ -108,11 +121,17 @@ class Storage:
                     continue
                 if not pool.isActive():
                     raise HypervisorError(
-                        f"The storage pool {name} is not active, so that nobody knows what its volumes lie on.",
-                        f"`virsh pool-start {name}`, or `virsh pool-undefine {name}` if its manager is gone for good.",
+                        f"The storage pool {name} is not active, so that nobody knows what its "
+                        "volumes lie on.",
+                        f"`virsh pool-start {name}`, or `virsh pool-undefine {name}` if its "
+                        "manager is gone for good.",
                     )
                 _refresh(pool)
-                found += [each for volume in pool.listAllVolumes(0) if (each := _described(volume, name == self.name))]
+                found += [
+                    each
+                    for volume in pool.listAllVolumes(0)
+                    if (each := _described(volume, name == self.name))
+                ]
         return found
 
     def drop_unused(self, names: Sequence[str]) -> None:
@@ -122,14 +141,21 @@ class Storage:
         wanted = {self.path(name): name for name in names}
         for volume in self.volumes():  # looked at now, whatever the caller has seen before
             # Volumes of ours lie in one folder, which may have a second path, by a symlink.
-            of_us = self.path(Path(volume.backing).name) if volume.is_ours and volume.backing else ""
+            of_us = (
+                self.path(Path(volume.backing).name) if volume.is_ours and volume.backing else ""
+            )
             if base := wanted.get(of_us) or wanted.get(os.path.normpath(volume.backing)):
-                raise HypervisorError(f"{base} is not deleted: {volume.name} lies on it.", "Run the command again: it looks anew.")
+                raise HypervisorError(
+                    f"{base} is not deleted: {volume.name} lies on it.",
+                    "Run the command again: it looks anew.",
+                )
         for name in names:
             self.delete(name)
 
     def free_mib(self) -> int:
-        """Free space where the volumes lie, in MiB; a pool that does not exist yet limits nobody."""
+        """Free space where the volumes lie, in MiB; a pool that does not exist yet limits
+        nobody.
+        """
         with asking("asking for the storage pool's free space"):
             pool = self._pool()
             if pool is None or not pool.isActive():
@@ -151,7 +177,8 @@ class Storage:
                 pool.delete(0)
             pool.undefine()
         with suppress(OSError):
-            self._path.parent.rmdir()  # if this host is the libvirt host, and no other manager is on it
+            # If this host is the libvirt host, and no other manager is on it.
+            self._path.parent.rmdir()
         return [*removed, f"storage pool {self.name}"]
 
     def machine_files(self) -> dict[MachineId, list[str]]:
@@ -170,17 +197,39 @@ class Storage:
         """Where a part of a published image is on the libvirt host."""
         return self.path(image_volume(golden, part))
 
-    def create_overlay(self, name: str, backing_name: str, disk_gib: int, mode: str = "0600") -> None:
+    def create_overlay(
+        self, name: str, backing_name: str, disk_gib: int, mode: str = "0600"
+    ) -> None:
         """A qcow2 volume backed by another one."""
         with asking("creating the overlay"):
             backing = self._volume(backing_name)
             if backing is None:
-                raise HypervisorError(f"{backing_name} is not in the storage pool.", "Run the command again: it publishes what is missing.")
+                raise HypervisorError(
+                    f"{backing_name} is not in the storage pool.",
+                    "Run the command again: it publishes what is missing.",
+                )
             capacity = max(disk_gib << 30, backing.info()[1])
             self._create(name, "qcow2", capacity, backing=backing.path(), mode=mode)
 
-    def _create(self, name: str, kind: str, capacity: int, *, backing: str = "", mode: str = "0600", owner: str = "") -> Any:
-        described = xml("volume.xml.j2", name=name, format=kind, capacity=capacity, backing=backing, mode=mode, owner=owner)
+    def _create(
+        self,
+        name: str,
+        kind: str,
+        capacity: int,
+        *,
+        backing: str = "",
+        mode: str = "0600",
+        owner: str = "",
+    ) -> Any:
+        described = xml(
+            "volume.xml.j2",
+            name=name,
+            format=kind,
+            capacity=capacity,
+            backing=backing,
+            mode=mode,
+            owner=owner,
+        )
         return self._connection.storagePoolLookupByName(self.name).createXML(described, 0)
 
     def create_blank(self, name: str, size: int, owner: str = "") -> None:
@@ -189,17 +238,29 @@ class Storage:
             self._create(name, "raw", size, owner=owner)
 
     def copy(self, source: str, name: str, mode: str = "0444", owner: str = "") -> None:
-        """A copy of a raw volume, as sparse as the first, or sharing its blocks where the file system can do that."""
+        """A copy of a raw volume, as sparse as the first, or sharing its blocks where the file
+        system can do that.
+        """
         with asking(f"copying {source}"):
             pool = self._connection.storagePoolLookupByName(self.name)
             original = pool.storageVolLookupByName(source)
-            described = xml("volume.xml.j2", name=name, format="raw", capacity=original.info()[1], backing="", mode=mode, owner=owner)
+            described = xml(
+                "volume.xml.j2",
+                name=name,
+                format="raw",
+                capacity=original.info()[1],
+                backing="",
+                mode=mode,
+                owner=owner,
+            )
             pool.createXMLFrom(described, original, 0)
 
     def overwrite(self, name: str, content: bytes) -> None:
         """Write into a volume that exists, be it open or not."""
         with asking(f"writing {name}"):
-            volume = self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(name)
+            volume = self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(
+                name
+            )
             stream = self._connection.newStream(0)
             volume.upload(stream, 0, len(content), 0)
             self._send(stream, content)
@@ -208,7 +269,9 @@ class Storage:
     def digest(self, name: str) -> str:
         """The sha256 of a volume, as hex; holes are read as the zeros that they are."""
         with asking(f"reading {name}"):
-            volume = self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(name)
+            volume = self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(
+                name
+            )
             found = hashlib.sha256()
             if not (size := volume.info()[1]):
                 return found.hexdigest()
@@ -235,7 +298,9 @@ class Storage:
             at += stream.send(bytes(view[at : at + _CHUNK]))
 
     def write(self, name: str, content: bytes) -> None:
-        """A raw volume with this content, readable by its owner only; an unfinished one is deleted again."""
+        """A raw volume with this content, readable by its owner only; an unfinished one is deleted
+        again.
+        """
         self._upload(name, len(content), content)
 
     def _upload(self, name: str, size: int, content: bytes | _Digested, mode: str = "0600") -> None:
@@ -244,9 +309,13 @@ class Storage:
             if size:  # a refresh looks into every file of the pool, and an empty one needs no room
                 _refresh(pool)
             if size and pool.info()[3] < size + _RESERVE:
-                # Asked beforehand, since libvirtd 11.3 dies of an upload that meets a full disk (a general protection fault, seen
-                # in its stream's writer thread), and with it the connection of everyone else on the host.
-                raise DiskFull(f"The storage pool is full: {name} needs {size >> 20} MiB.", "Free some space, or lower the pool's `max`.")
+                # Asked beforehand, since libvirtd 11.3 dies of an upload that meets a full disk (a
+                # general protection fault, seen in its stream's writer thread), and with it the
+                # connection of everyone else on the host.
+                raise DiskFull(
+                    f"The storage pool is full: {name} needs {size >> 20} MiB.",
+                    "Free some space, or lower the pool's `max`.",
+                )
             volume = self._create(name, "raw", size, mode=mode)
             if not size:
                 return
@@ -269,7 +338,8 @@ class Storage:
         """The last `tail` bytes of a volume; empty where there is none."""
         with asking(f"reading {name}"):
             for _ in range(_READS - 1):
-                # While it is read virtlogd may put an empty file in its place: a guest writes as much as it likes.
+                # While it is read virtlogd may put an empty file in its place: a guest writes as
+                # much as it likes.
                 with suppress(libvirt.libvirtError):
                     return self._read(name, tail)
             return self._read(name, tail)
@@ -298,7 +368,9 @@ class Storage:
                 volume.delete(0)
 
     def publish(self, golden: Golden) -> None:
-        """Upload an image's files; its manifest comes last, so that a half-published image is never used. Raises ImageError."""
+        """Upload an image's files; its manifest comes last, so that a half-published image is never
+        used. Raises ImageError.
+        """
         marker = image_volume(golden, "manifest.json")
         wanted = json.dumps(golden.manifest.files, sort_keys=True).encode()
         if self.read(marker, len(wanted) + 1) == wanted:
@@ -313,7 +385,8 @@ class Storage:
             except OSError as error:
                 raise golden.unreadable(part, error) from None
             with closing(content):
-                # World-readable: the QEMU user reads it as it is, and libvirt need not change its owner.
+                # World-readable: the QEMU user reads it as it is, and libvirt need not change its
+                # owner.
                 self._upload(name, content.size, content, "0644")
             if content.sha256 != golden.manifest.files[part]:  # what is uploaded is what was built
                 self.delete(name)
@@ -348,7 +421,10 @@ class _Digested:
 
 
 def _refresh(pool: Any) -> None:
-    """Make libvirt look at the folder again. It refuses while a volume is being made, be it by us or by another vmrunner."""
+    """Make libvirt look at the folder again.
+
+    It refuses while a volume is being made, be it by us or by another vmrunner.
+    """
     deadline = time.monotonic() + _REFRESH_WITHIN
     while True:
         try:
@@ -370,7 +446,9 @@ def _described(volume: Any, is_ours: bool) -> Volume | None:
             return None
         raise
     backing = described.findtext("backingStore/path", "")
-    return Volume(described.findtext("name", ""), described.findtext("target/path", ""), backing, is_ours)
+    return Volume(
+        described.findtext("name", ""), described.findtext("target/path", ""), backing, is_ours
+    )
 
 
 def image_volume(golden: Golden, part: str) -> str:

@@ -1,6 +1,8 @@
-"""Bindings: which live machine holds which runner's credentials, kept so that the manager can speak for a machine that died.
+"""Bindings: which live machine holds which runner's credentials, kept so that the manager can speak
+for a machine that died.
 
-One owner-only file for each machine in the runtime folder, which is a tmpfs: a reboot takes the machines and the credentials together.
+One owner-only file for each machine in the runtime folder, which is a tmpfs: a reboot takes the
+machines and the credentials together.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ class Bindings:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"The folder {self._folder} can't be made: {error.strerror}.", "Run as root, or set runtime_dir.") from None
+            raise ConfigError(
+                f"The folder {self._folder} can't be made: {error.strerror}.",
+                "Run as root, or set runtime_dir.",
+            ) from None
 
     def _path(self, machine: MachineId) -> Path:
         return self._folder / f"{machine}{_SUFFIX}"
@@ -48,7 +53,10 @@ class Bindings:
         try:
             files.write_whole(path, json.dumps(plain), 0o600)
         except OSError as error:
-            raise ConfigError(f"The file {path} can't be written: {error.strerror}.", "Check runtime_dir: its owner, its space.") from None
+            raise ConfigError(
+                f"The file {path} can't be written: {error.strerror}.",
+                "Check runtime_dir: its owner, its space.",
+            ) from None
 
     def find(self, machine: MachineId) -> Binding | None:
         """One machine's; None where there is none that can be read."""
@@ -56,11 +64,21 @@ class Bindings:
             plain = json.loads(self._path(machine).read_bytes())
             credentials = Credentials(int(plain["id"]), str(plain["uuid"]), str(plain["token"]))
             scope = Scope.parse(plain["scope"])
-            return Binding(machine, plain["pool"], scope, plain["job"], credentials, plain["ending"], plain["reason"])
+            return Binding(
+                machine,
+                plain["pool"],
+                scope,
+                plain["job"],
+                credentials,
+                plain["ending"],
+                plain["reason"],
+            )
         except OSError:
             return None
         except (ValueError, KeyError, TypeError, ConfigError):
-            self.drop(machine)  # written as a whole or not at all, so this is not ours to mend: the runner's record is swept as a stray
+            # Written as a whole or not at all, so this is not ours to mend: the runner's record is
+            # swept as a stray.
+            self.drop(machine)
             return None
 
     def all(self) -> tuple[Binding, ...]:
@@ -70,7 +88,10 @@ class Bindings:
         return tuple(found for machine in machines if machine and (found := self.find(machine)))
 
     def sweep(self) -> None:
-        """Delete what a killed process had not written to its end: it may hold a token. Call it under the manager's lock."""
+        """Delete what a killed process had not written to its end: it may hold a token.
+
+        Call it under the manager's lock.
+        """
         for pattern in _HALVES:
             for part in self._folder.glob(pattern):
                 part.unlink(missing_ok=True)

@@ -1,4 +1,6 @@
-"""Which snapshot a machine is started from, when one is made, and which ones are not to be used any more."""
+"""Which snapshot a machine is started from, when one is made, and which ones are not to be used any
+more.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,11 @@ class _Memory:
 
 
 class Shelf:
-    """What is known about snapshots beside the files themselves, by key: failures and last uses, kept in `snapshots.json`.
+    """What is known about snapshots beside the files themselves, by key: failures and last uses,
+    kept in `snapshots.json`.
 
-    It is a memory only: it does without where the file can't be written, and of two processes that write at once one wins.
+    It is a memory only: it does without where the file can't be written, and of two processes that
+    write at once one wins.
     """
 
     def __init__(self, state_dir: Path, clock: Callable[[], float] = time.time) -> None:
@@ -81,10 +85,16 @@ class Shelf:
             self._write(memory)
 
     def works(self, key: str) -> None:
-        """A machine was cloned from it: forget its failures. That one could be made says nothing yet."""
+        """A machine was cloned from it: forget its failures.
+
+        That one could be made says nothing yet.
+        """
         with self._lock:
             memory = self._read()
-            if memory.failed.pop(key, None) or abs(self.clock() - memory.used.get(key, 0.0)) > _USE_COUNTS:
+            if (
+                memory.failed.pop(key, None)
+                or abs(self.clock() - memory.used.get(key, 0.0)) > _USE_COUNTS
+            ):
                 memory.used[key] = self.clock()
                 self._write(memory)
 
@@ -94,7 +104,8 @@ class Shelf:
 
 
 def prune(hypervisor: Hypervisor, shelf: Shelf, made: Snapshot) -> list[str]:
-    """Drop those that no machine has been cloned from for a week, and those that do not fit this host's QEMU and libvirt any more.
+    """Drop those that no machine has been cloned from for a week, and those that do not fit this
+    host's QEMU and libvirt any more.
 
     `made` was made just now. Machines that run keep their files open. Returns the keys.
     """
@@ -102,7 +113,10 @@ def prune(hypervisor: Hypervisor, shelf: Shelf, made: Snapshot) -> list[str]:
         each.key
         for each in hypervisor.snapshots()
         if each.key != made.key
-        and ((each.qemu, each.libvirt) != (made.qemu, made.libvirt) or shelf.clock() - shelf.last_use(each) > _UNUSED)
+        and (
+            (each.qemu, each.libvirt) != (made.qemu, made.libvirt)
+            or shelf.clock() - shelf.last_use(each) > _UNUSED
+        )
     ]
     for key in old:
         hypervisor.drop_snapshot(key)
@@ -110,9 +124,15 @@ def prune(hypervisor: Hypervisor, shelf: Shelf, made: Snapshot) -> list[str]:
 
 
 def clone(
-    hypervisor: Hypervisor, shelf: Shelf, golden: Golden, shape: Shape, metadata: Metadata, limits: Limits = NO_LIMITS
+    hypervisor: Hypervisor,
+    shelf: Shelf,
+    golden: Golden,
+    shape: Shape,
+    metadata: Metadata,
+    limits: Limits = NO_LIMITS,
 ) -> Metadata | None:
-    """A paused clone; None where the machine is to be booted: there is no snapshot, or it can't be used.
+    """A paused clone; None where the machine is to be booted: there is no snapshot, or it can't be
+    used.
 
     One that can't be used is retired, and nothing of the machine is left.
     """
@@ -142,13 +162,16 @@ def make(
     say: Say,
     clock: Callable[[], float] = time.time,
 ) -> Snapshot:
-    """Make the snapshot for such machines. Its machine is owned by this process: passes leave it alone, and sweep it if we are killed.
+    """Make the snapshot for such machines. Its machine is owned by this process: passes leave it
+    alone, and sweep it if we are killed.
 
     Raises SnapshotError and the like; nothing is left of the machine then.
     """
     machine, shelf = MachineId.new(hypervisor.manager), Shelf(settings.state_dir, clock)
     key = hypervisor.snapshot_key(golden, shape)
-    with lock.exclusive(settings.runtime_dir, f"{settings.manager}-snapshot", wait=timeout, say=say):
+    with lock.exclusive(
+        settings.runtime_dir, f"{settings.manager}-snapshot", wait=timeout, say=say
+    ):
         if found := hypervisor.snapshot(golden, shape):  # by another process meanwhile
             return found
         with ExitStack() as stack:
@@ -157,7 +180,14 @@ def make(
                 hypervisor.prepare(golden)
             try:
                 say(f"snapshot {key}: booting {machine}")
-                made = hypervisor.make_snapshot(golden, shape, machine, seed.iso(machine, seed.wait_script(), None), timeout, say)
+                made = hypervisor.make_snapshot(
+                    golden,
+                    shape,
+                    machine,
+                    seed.iso(machine, seed.wait_script(), None),
+                    timeout,
+                    say,
+                )
             except SnapshotError as error:
                 shelf.failed(key, error.sentence)
                 raise

@@ -25,8 +25,8 @@ from vmrunner.runner_config import KNOWN_FROM, dotted, too_old
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes machines of one pool. `ca` is PEM text for the guest, `forge_address` what its /etc/hosts says of the forge; both may be empty.
-    `clock` gives unix seconds.
+    """Makes machines of one pool. `ca` is PEM text for the guest, `forge_address` what its
+    /etc/hosts says of the forge; both may be empty. `clock` gives unix seconds.
     """
 
     hypervisor: Hypervisor
@@ -40,11 +40,14 @@ class Maker:
     forge_address: str
     clock: Callable[[], float]
 
-    def create(self, machine: MachineId, golden: Golden, job: Job | None, scopes: tuple[Scope, ...]) -> Metadata:
-        """Clone, mint a runner in the first of the scopes that permits it, write the seed, start. Without scopes: a warm machine.
+    def create(
+        self, machine: MachineId, golden: Golden, job: Job | None, scopes: tuple[Scope, ...]
+    ) -> Metadata:
+        """Clone, mint a runner in the first of the scopes that permits it, write the seed, start.
+        Without scopes: a warm machine.
 
-        Whatever fails, what was made before it is undone; a killed process leaves only what carries the machine's name, which the next
-        pass sweeps.
+        Whatever fails, what was made before it is undone; a killed process leaves only what carries
+        the machine's name, which the next pass sweeps.
         """
         self._check(golden)
         created_at, address = self.clock(), self.addresses.take(machine)
@@ -52,29 +55,50 @@ class Maker:
         with ExitStack() as revert:
             revert.callback(self.hypervisor.destroy, machine)
             binding = self._mint(machine, job, scopes, revert) if scopes else None
-            metadata = Metadata(machine, self.pool_name, image, created_at, address=str(address), network=pool_policy(self.pool_name))
+            metadata = Metadata(
+                machine,
+                self.pool_name,
+                image,
+                created_at,
+                address=str(address),
+                network=pool_policy(self.pool_name),
+            )
             clone = None
             if self.pool.start != "boot":
-                clone = clones.clone(self.hypervisor, self.shelf, golden, self.pool.shape, metadata, self.pool.limits)
+                clone = clones.clone(
+                    self.hypervisor, self.shelf, golden, self.pool.shape, metadata, self.pool.limits
+                )
             if clone is None:
                 self.hypervisor.create_overlay(machine, golden, self.pool.shape.disk_gib)
                 metadata, script = replace(metadata, overlay_at=self.clock()), seed.wait_script()
                 if binding:
-                    metadata, script = _bound(metadata, binding, job, created_at), self._job_script(machine, binding.credentials, job)
+                    metadata, script = (
+                        _bound(metadata, binding, job, created_at),
+                        self._job_script(machine, binding.credentials, job),
+                    )
                 ipv6 = self.addresses.beside(address)
-                self.hypervisor.put(machine, File.SEED, seed.iso(machine, script, address if binding else None, ipv6))
+                self.hypervisor.put(
+                    machine,
+                    File.SEED,
+                    seed.iso(machine, script, address if binding else None, ipv6),
+                )
                 self.hypervisor.start(golden, self.pool.shape, metadata, limits=self.pool.limits)
             elif binding:
                 metadata = self._let_go(_bound(clone, binding, job, created_at), binding, job)
             else:
                 metadata = replace(clone, parked_at=self.clock())
-                script = seed.rehearsal_script(self.forge.kind, machine, self.pool.job_user, self.pool.runner or "")
+                script = seed.rehearsal_script(
+                    self.forge.kind, machine, self.pool.job_user, self.pool.runner or ""
+                )
                 self.hypervisor.bind(metadata, seed.iso(machine, script, None, rehearsal=True))
             revert.pop_all()
         return metadata
 
     def bind(self, metadata: Metadata, job: Job, scopes: tuple[Scope, ...]) -> Metadata:
-        """Give a warm machine the runner for this job. If that fails the machine is destroyed: it may have seen credentials."""
+        """Give a warm machine the runner for this job.
+
+        If that fails the machine is destroyed: it may have seen credentials.
+        """
         with ExitStack() as revert:
             revert.callback(self.hypervisor.destroy, metadata.machine)
             binding = self._mint(metadata.machine, job, scopes, revert)
@@ -85,7 +109,9 @@ class Maker:
     def _let_go(self, metadata: Metadata, binding: Binding, job: Job | None) -> Metadata:
         script = self._job_script(metadata.machine, binding.credentials, job)
         address = IPv4Interface(metadata.address)
-        self.hypervisor.bind(metadata, seed.iso(metadata.machine, script, address, self.addresses.beside(address)))
+        self.hypervisor.bind(
+            metadata, seed.iso(metadata.machine, script, address, self.addresses.beside(address))
+        )
         return metadata
 
     def _check(self, golden: Golden) -> None:
@@ -96,17 +122,26 @@ class Maker:
             has = found.kind if found else "no runner"
             called = f" called {name}" if name else ""
             raise ImageError(
-                f"The image {golden.name} carries {has}{called}; a {self.forge.kind} forge needs {wanted}.",
-                f"Build an image whose recipe has that [{f'runners.{name}' if name else 'runner'}].",
+                f"The image {golden.name} carries {has}{called}; a {self.forge.kind} forge needs "
+                f"{wanted}.",
+                "Build an image whose recipe has that "
+                f"[{f'runners.{name}' if name else 'runner'}].",
             )
         if self.pool.runner_config and too_old(self.forge.kind, found.version):
             raise ImageError(
-                f"The image {golden.name} carries {wanted} {found.version}, which may pass over keys of the pool's runner_config.",
-                f"Those keys are known of {wanted} {dotted(KNOWN_FROM[self.forge.kind])} and newer: build the image with such a one.",
+                f"The image {golden.name} carries {wanted} {found.version}, which may pass over "
+                "keys of the pool's runner_config.",
+                f"Those keys are known of {wanted} {dotted(KNOWN_FROM[self.forge.kind])} and "
+                "newer: build the image with such a one.",
             )
 
-    def _mint(self, machine: MachineId, job: Job | None, scopes: tuple[Scope, ...], revert: ExitStack) -> Binding:
-        """An ephemeral runner and its binding. The binding is written first, so that the record is found wherever we die."""
+    def _mint(
+        self, machine: MachineId, job: Job | None, scopes: tuple[Scope, ...], revert: ExitStack
+    ) -> Binding:
+        """An ephemeral runner and its binding.
+
+        The binding is written first, so that the record is found wherever we die.
+        """
         for scope in scopes:
             binding = Binding(machine, self.pool_name, scope, job.key if job else "")
             self.bindings.save(binding)

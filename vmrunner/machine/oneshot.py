@@ -1,4 +1,7 @@
-"""`vmrunner exec`: one command in a throwaway machine, without a forge. The process that made the machine owns it."""
+"""`vmrunner exec`: one command in a throwaway machine, without a forge.
+
+The process that made the machine owns it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,16 @@ from vmrunner.log import Say
 from vmrunner.machine import clones, seed
 from vmrunner.machine.ownership import LOCK_WAIT, owning, sweep
 from vmrunner.model.image import Golden
-from vmrunner.model.machine import EventKind, GuestEvent, Machine, MachineId, Metadata, Shape, console_end, parse_events
+from vmrunner.model.machine import (
+    EventKind,
+    GuestEvent,
+    Machine,
+    MachineId,
+    Metadata,
+    Shape,
+    console_end,
+    parse_events,
+)
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.policy import Reach
 
@@ -43,13 +55,15 @@ def run(
     boothook: bool = False,
     machine: MachineId | None = None,
 ) -> int:
-    """Run the command and return its exit code. `write` gets its output as it comes, from two threads.
+    """Run the command and return its exit code. `write` gets its output as it comes, from two
+    threads.
 
-    The machine is cloned from a snapshot if there is one that works, unless `snapshot` is false. It reaches what
-    the policy `network` says. `started` is told its name, which is a new one unless `machine` says otherwise.
-    `boothook`: see seed.exec_script.
+    The machine is cloned from a snapshot if there is one that works, unless `snapshot` is false. It
+    reaches what the policy `network` says. `started` is told its name, which is a new one unless
+    `machine` says otherwise. `boothook`: see seed.exec_script.
 
-    Raises MachineError when the guest doesn't come up, or the command doesn't end in time. However this ends, the machine is destroyed.
+    Raises MachineError when the guest doesn't come up, or the command doesn't end in time. However
+    this ends, the machine is destroyed.
     """
     machine = machine or MachineId.new(hypervisor.manager)
     with ExitStack() as stack:
@@ -57,30 +71,56 @@ def run(
             sweep(hypervisor, settings.runtime_dir)
             stack.enter_context(owning(settings.runtime_dir, machine))
             hypervisor.prepare(golden)
-            addresses = Addresses(settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6)
+            addresses = Addresses(
+                settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6
+            )
             address = addresses.take(machine)
         stack.callback(_destroy, hypervisor, machine, say)
-        metadata = Metadata(machine, "", golden.id, time.time(), address=str(address), network=network)
+        metadata = Metadata(
+            machine, "", golden.id, time.time(), address=str(address), network=network
+        )
         end = secrets.token_hex(16)
         script = seed.exec_script(command, timeout, end, boothook=boothook)
-        clone = clones.clone(hypervisor, clones.Shelf(settings.state_dir), golden, shape, metadata) if snapshot else None
+        clone = (
+            clones.clone(hypervisor, clones.Shelf(settings.state_dir), golden, shape, metadata)
+            if snapshot
+            else None
+        )
         if clone:
             hypervisor.bind(clone, seed.iso(machine, script, address, addresses.beside(address)))
             say(f"machine {machine}: cloned")
         else:
             hypervisor.create_overlay(machine, golden, shape.disk_gib)
-            hypervisor.put(machine, File.SEED, seed.iso(machine, script, address, addresses.beside(address)))
+            hypervisor.put(
+                machine, File.SEED, seed.iso(machine, script, address, addresses.beside(address))
+            )
             hypervisor.start(golden, shape, metadata)
-            say(f"machine {machine}: booting" + ("; `vmrunner snapshot create` lets the next ones start at once" if snapshot else ""))
+            say(
+                f"machine {machine}: booting"
+                + (
+                    "; `vmrunner snapshot create` lets the next ones start at once"
+                    if snapshot
+                    else ""
+                )
+            )
         started(machine)
-        readers = [threading.Thread(target=_copy, args=(hypervisor, machine, port, end, write), daemon=True) for port in Output]
+        readers = [
+            threading.Thread(
+                target=_copy, args=(hypervisor, machine, port, end, write), daemon=True
+            )
+            for port in Output
+        ]
         for reader in readers:
             reader.start()
-        ended = _wait(hypervisor, machine, readers[0], boot_timeout.total_seconds(), timeout.total_seconds())
+        ended = _wait(
+            hypervisor, machine, readers[0], boot_timeout.total_seconds(), timeout.total_seconds()
+        )
         for reader in readers:
             reader.join(_POWER_OFF)
         if ended is None or not ended.text.isdigit():
-            raise MachineError("The machine ended before the command did.", _console(hypervisor, machine))
+            raise MachineError(
+                "The machine ended before the command did.", _console(hypervisor, machine)
+            )
         return int(ended.text)
 
 
@@ -90,7 +130,9 @@ def _destroy(hypervisor: Hypervisor, machine: MachineId, say: Say) -> None:
 
 
 class _Until:
-    """Passes on the bytes that come before a word; calling it returns true once the word has come."""
+    """Passes on the bytes that come before a word; calling it returns true once the word has
+    come.
+    """
 
     def __init__(self, word: bytes, write: Callable[[bytes], None]) -> None:
         self._word, self._write, self._held = word, write, b""
@@ -98,7 +140,13 @@ class _Until:
     def __call__(self, chunk: bytes) -> bool:
         before, found, _ = (self._held + chunk).partition(self._word)
         # What the chunk ends with may be the word's beginning.
-        held = 0 if found else next((n for n in range(len(self._word) - 1, 0, -1) if before.endswith(self._word[:n])), 0)
+        held = (
+            0
+            if found
+            else next(
+                (n for n in range(len(self._word) - 1, 0, -1) if before.endswith(self._word[:n])), 0
+            )
+        )
         self._held = before[len(before) - held :]
         if len(before) > held:
             self._write(before[: len(before) - held])
@@ -110,14 +158,29 @@ class _Until:
             self._write(self._held)
 
 
-def _copy(hypervisor: Hypervisor, machine: MachineId, port: Output, end: str, write: Callable[[Output, bytes], None]) -> None:
+def _copy(
+    hypervisor: Hypervisor,
+    machine: MachineId,
+    port: Output,
+    end: str,
+    write: Callable[[Output, bytes], None],
+) -> None:
     until = _Until(end.encode(), lambda chunk: write(port, chunk))
     hypervisor.stream(machine, port, until)
     until.finish()
 
 
-def _wait(hypervisor: Hypervisor, machine: MachineId, reader: threading.Thread, boot: float, timeout: float) -> GuestEvent | None:
-    """The end of the command as the guest told it, or None where the machine went before. Deadlines run on our clock."""
+def _wait(
+    hypervisor: Hypervisor,
+    machine: MachineId,
+    reader: threading.Thread,
+    boot: float,
+    timeout: float,
+) -> GuestEvent | None:
+    """The end of the command as the guest told it, or None where the machine went before.
+
+    Deadlines run on our clock.
+    """
     deadline, up = time.monotonic() + boot, False
     while True:
         alive = hypervisor.alive(machine)
@@ -125,7 +188,11 @@ def _wait(hypervisor: Hypervisor, machine: MachineId, reader: threading.Thread, 
         if (ended := seen.event(EventKind.EXIT)) or not alive:
             return ended
         if time.monotonic() > deadline:
-            what = f"The command did not end within {timeout:.0f} s." if up else f"The guest did not come up within {boot:.0f} s."
+            what = (
+                f"The command did not end within {timeout:.0f} s."
+                if up
+                else f"The guest did not come up within {boot:.0f} s."
+            )
             raise MachineError(what, _console(hypervisor, machine))
         if not up and seen.event(EventKind.RUNNER):
             deadline, up = time.monotonic() + timeout + _POWER_OFF, True

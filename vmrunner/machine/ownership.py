@@ -21,13 +21,17 @@ _FOLDER = "exec"
 
 @contextmanager
 def owning(runtime_dir: Path, machine: MachineId) -> Iterator[None]:
-    """A lock file named after the machine, held while this process lives; it tells `sweep` who is still at work."""
+    """A lock file named after the machine, held while this process lives; it tells `sweep` who is
+    still at work.
+    """
     path = runtime_dir / _FOLDER / f"{machine}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("x")
     except OSError as error:
-        raise ConfigError(f"The lock {path} can't be made: {error.strerror}.", "Run as root, or set runtime_dir.") from None
+        raise ConfigError(
+            f"The lock {path} can't be made: {error.strerror}.", "Run as root, or set runtime_dir."
+        ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -38,7 +42,11 @@ def owning(runtime_dir: Path, machine: MachineId) -> Iterator[None]:
 
 def owned(manager: str, runtime_dir: Path) -> set[MachineId]:
     """The machines whose process lives."""
-    return {machine for path in _locks(runtime_dir) if (machine := MachineId.of(manager, path.name)) and not _is_free(path)}
+    return {
+        machine
+        for path in _locks(runtime_dir)
+        if (machine := MachineId.of(manager, path.name)) and not _is_free(path)
+    }
 
 
 def sweep(hypervisor: Hypervisor, runtime_dir: Path) -> None:

@@ -30,13 +30,30 @@ from vmrunner.runner_config import PATIENCE, runner_config
 
 _GUEST, _CONFIG = "job.py", "config.yaml"
 _CA_BUNDLE = "/usr/local/share/vmrunner/ca-bundle.pem"
-_CA_VARIABLES = ("SSL_CERT_FILE", "GIT_SSL_CAINFO", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "NODE_EXTRA_CA_CERTS")
-"""For what looks at no system's store, and for containers, which have one of their own: OpenSSL and Go, git, curl, Python, pip, Node.js."""
-_NO_FORGE, _NO_CREDENTIALS = "http://127.0.0.1:9", Credentials(0, "00000000-0000-0000-0000-000000000000", "rehearsal")
+_CA_VARIABLES = (
+    "SSL_CERT_FILE",
+    "GIT_SSL_CAINFO",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+)
+"""For what looks at no system's store, and for containers, which have one of their own: OpenSSL and
+Go, git, curl, Python, pip, Node.js.
+"""
+_NO_FORGE, _NO_CREDENTIALS = (
+    "http://127.0.0.1:9",
+    Credentials(0, "00000000-0000-0000-0000-000000000000", "rehearsal"),
+)
 _JOB_FOLDER, _REHEARSAL = "/var/lib/vmrunner-job", "/var/lib/vmrunner-rehearsal"
-_REHEARSAL_RESTS = 2  # seconds before it begins: the clone is often made when the one before it was just given a job, which starts now
+# Seconds before it begins: the clone is often made when the one before it was just given a job,
+# which starts now.
+_REHEARSAL_RESTS = 2
 _REHEARSED_RUNNER = {"gitea": 15, "forgejo": 3}
-"""Seconds after which it is ended. Gitea's ends by itself, after a job that the guest hands out; Forgejo's meets no forge at all."""
+"""Seconds after which it is ended.
+
+Gitea's ends by itself, after a job that the guest hands out; Forgejo's meets no forge at all.
+"""
 RUNNERS = {"forgejo": "forgejo-runner", "gitea": "gitea-runner"}
 """Which runner program each kind of forge needs; an image's manifest says which one it carries."""
 
@@ -47,12 +64,18 @@ def further_runner(name: str, kind: str) -> str:
 
 
 def iso(
-    machine: MachineId, user_data: str, address: IPv4Interface | None, ipv6: IPv6Interface | None = None, *, rehearsal: bool = False
+    machine: MachineId,
+    user_data: str,
+    address: IPv4Interface | None,
+    ipv6: IPv6Interface | None = None,
+    *,
+    rehearsal: bool = False,
 ) -> bytes:
-    """The NoCloud ISO (label `cidata`) with `meta-data`, `network-config` and this `user-data`, padded to SEED_SIZE.
+    """The NoCloud ISO (label `cidata`) with `meta-data`, `network-config` and this `user-data`,
+    padded to SEED_SIZE.
 
-    Without an address the machine has no network yet; `ipv6` is what it has beside one. Two ISOs never begin alike. After a `rehearsal`
-    the machine waits for another seed.
+    Without an address the machine has no network yet; `ipv6` is what it has beside one. Two ISOs
+    never begin alike. After a `rehearsal` the machine waits for another seed.
     """
     network = text(
         "network-config.j2",
@@ -75,16 +98,25 @@ def iso(
         "user-data": user_data,
     }
     image = pycdlib.PyCdlib()
-    image.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident="cidata", app_ident_str=secrets.token_hex(16))
+    image.new(
+        interchange_level=3,
+        joliet=3,
+        rock_ridge="1.09",
+        vol_ident="cidata",
+        app_ident_str=secrets.token_hex(16),
+    )
     for number, (name, content) in enumerate(files.items()):
         data = content.encode()
-        image.add_fp(io.BytesIO(data), len(data), f"/FILE{number}.;1", rr_name=name, joliet_path=f"/{name}")
+        image.add_fp(
+            io.BytesIO(data), len(data), f"/FILE{number}.;1", rr_name=name, joliet_path=f"/{name}"
+        )
     out = io.BytesIO()
     image.write_fp(out)
     image.close()
     if len(out.getvalue()) > SEED_SIZE:
         raise ConfigError(
-            f"The seed of {machine} is bigger than {SEED_SIZE >> 10} KiB.", "Is forge.ca_file a whole bundle of certificates?"
+            f"The seed of {machine} is bigger than {SEED_SIZE >> 10} KiB.",
+            "Is forge.ca_file a whole bundle of certificates?",
         )
     return out.getvalue().ljust(SEED_SIZE, b"\0")
 
@@ -93,10 +125,11 @@ def iso(
 class Job:
     """What a machine is told to start its runner for one job.
 
-    `ca` is PEM text, or empty; so is `forge_address`, which its /etc/hosts then has. `runner` is the name of one of the image's further
-    runners. `registry_mirror` and `proxy` are URLs without a password, or empty; the forge is never asked through the proxy. Without a
-    `handle` the runner takes any job that fits: so it is on Gitea, and for machines that are registered idle. `user` runs the job.
-    `runner_config` comes on top of what vmrunner configures.
+    `ca` is PEM text, or empty; so is `forge_address`, which its /etc/hosts then has. `runner` is
+    the name of one of the image's further runners. `registry_mirror` and `proxy` are URLs without a
+    password, or empty; the forge is never asked through the proxy. Without a `handle` the runner
+    takes any job that fits: so it is on Gitea, and for machines that are registered idle. `user`
+    runs the job. `runner_config` comes on top of what vmrunner configures.
     """
 
     kind: str
@@ -129,11 +162,20 @@ class Job:
         known = ["one-job", "--config", _CONFIG, "--url", self.url, "--uuid", self.credentials.uuid]
         labels = [word for label in self.labels for word in ("--label", str(label))]
         handle = ["--handle", self.handle] if self.handle else []
-        return [*known, "--token-url", f"file:{_JOB_FOLDER}/{self.user}/token", *labels, *handle, "--wait"]
+        return [
+            *known,
+            "--token-url",
+            f"file:{_JOB_FOLDER}/{self.user}/token",
+            *labels,
+            *handle,
+            "--wait",
+        ]
 
     @property
     def proxies(self) -> dict[str, str]:
-        """What programs know of the pool's proxy: the runner, which fetches actions through it, and jobs, also in containers."""
+        """What programs know of the pool's proxy: the runner, which fetches actions through it, and
+        jobs, also in containers.
+        """
         if not self.proxy:
             return {}
         direct = ",".join(("localhost", "127.0.0.1", "::1", forge_host(self.url), *self.no_proxy))
@@ -141,12 +183,15 @@ class Job:
         return found | {name.upper(): value for name, value in found.items()}
 
     def files(self, **more: Any) -> dict[str, str]:
-        """The runner's files by their names: its credentials, and its configuration, with `more` on top."""
+        """The runner's files by their names: its credentials, and its configuration, with `more` on
+        top.
+        """
         config = runner_config(
             self.kind,
             job_timeout=self.job_timeout,
             labels=self.labels,
-            environment=self.proxies | (dict.fromkeys(_CA_VARIABLES, _CA_BUNDLE) if self.ca else {}),
+            environment=self.proxies
+            | (dict.fromkeys(_CA_VARIABLES, _CA_BUNDLE) if self.ca else {}),
             mounts=[_CA_BUNDLE] if self.ca else [],
             more=dict(self.runner_config) | more,
         )
@@ -165,7 +210,9 @@ class Job:
 
 
 def job_script(job: Job) -> str:
-    """The user-data that starts the forge's runner for one job, and powers the machine off when that has ended."""
+    """The user-data that starts the forge's runner for one job, and powers the machine off when
+    that has ended.
+    """
     told = {
         "user": job.user,
         "runner_kind": RUNNERS[job.kind],
@@ -173,7 +220,9 @@ def job_script(job: Job) -> str:
         "arguments": job.arguments,
         "files": job.files(),
         "environment": job.proxies,
-        "settings": {"VMRUNNER_REGISTRY_MIRROR": job.registry_mirror} if job.registry_mirror or job.proxy else {},
+        "settings": {"VMRUNNER_REGISTRY_MIRROR": job.registry_mirror}
+        if job.registry_mirror or job.proxy
+        else {},
         "ca": job.ca.strip(),
         "ca_bundle": _CA_BUNDLE,
         "forge_address": job.forge_address,
@@ -182,23 +231,39 @@ def job_script(job: Job) -> str:
         "seconds": (job.job_timeout + PATIENCE).total_seconds(),
         "pickup_seconds": job.pickup_timeout.total_seconds(),
     }
-    # Two lines that a machine which waits reads: it has the code already, and only takes what it is told, if it is the same code.
+    # Two lines that a machine which waits reads: it has the code already, and only takes what it is
+    # told, if it is the same code.
     head = f"#!/usr/bin/python3\nJOB = {json.dumps(told)!r}\nCODE = {_code()!r}\n"
     return f"{head}{guest(_GUEST)}\n\nrun_job(json.loads(JOB))\n"
 
 
 def rehearsal_script(kind: str, machine: MachineId, user: str, runner: str = "") -> str:
-    """The user-data of a rehearsal: what job.py's `rehearse` is told. The parameters are those of a Job."""
+    """The user-data of a rehearsal: what job.py's `rehearse` is told.
+
+    The parameters are those of a Job.
+    """
     return json.dumps(_rehearsal(kind, machine, user, runner) | {"hooks": True})
 
 
 def _rehearsal(kind: str, machine: MachineId, user: str, runner: str = "") -> dict[str, object]:
     limit = timedelta(seconds=_REHEARSED_RUNNER[kind])
-    job = Job(kind, _NO_FORGE, machine, _NO_CREDENTIALS, [Label("rehearsal")], limit, limit, user=user, runner=runner)
+    job = Job(
+        kind,
+        _NO_FORGE,
+        machine,
+        _NO_CREDENTIALS,
+        [Label("rehearsal")],
+        limit,
+        limit,
+        user=user,
+        runner=runner,
+    )
     return {
         "user": user,
         "runner_path": job.runner_path,
-        "arguments": [word.replace(f"{_JOB_FOLDER}/{user}", f"{_REHEARSAL}/runner") for word in job.arguments],
+        "arguments": [
+            word.replace(f"{_JOB_FOLDER}/{user}", f"{_REHEARSAL}/runner") for word in job.arguments
+        ],
         "files": job.files(host={"workdir_parent": f"{_REHEARSAL}/work"}),
         "folder": _REHEARSAL,
         "url": _NO_FORGE,
@@ -214,15 +279,29 @@ def _code() -> str:
 
 @cache  # every pass asks for the key of every pool's snapshot
 def wait_script() -> str:
-    """The user-data of a machine that waits for another seed, and does what that one's user-data says."""
-    rehearsal = json.dumps(_rehearsal("gitea", MachineId("rehearsal", "00000000"), "root") | {"hooks": False})
+    """The user-data of a machine that waits for another seed, and does what that one's user-data
+    says.
+    """
+    rehearsal = json.dumps(
+        _rehearsal("gitea", MachineId("rehearsal", "00000000"), "root") | {"hooks": False}
+    )
     head = f"#!/usr/bin/python3\nCODE = {_code()!r}\nREHEARSAL = {rehearsal!r}\n"
     return f"{head}{guest(_GUEST)}\n\nwait(CODE, REHEARSAL)\n"
 
 
-def exec_script(command: Sequence[str], timeout: timedelta, end: str = "", *, boothook: bool = False) -> str:
-    """The user-data that runs one command and reports its exit code; `end` (a word) then ends both of its outputs.
+def exec_script(
+    command: Sequence[str], timeout: timedelta, end: str = "", *, boothook: bool = False
+) -> str:
+    """The user-data that runs one command and reports its exit code; `end` (a word) then ends both
+    of its outputs.
 
-    As a `boothook` it is for cloud-init only, which runs it before it changes anything of the machine.
+    As a `boothook` it is for cloud-init only, which runs it before it changes anything of the
+    machine.
     """
-    return text("user-data-exec.sh.j2", boothook=boothook, command=shlex.join(command), end=end, job_seconds=int(timeout.total_seconds()))
+    return text(
+        "user-data-exec.sh.j2",
+        boothook=boothook,
+        command=shlex.join(command),
+        end=end,
+        job_seconds=int(timeout.total_seconds()),
+    )

@@ -10,7 +10,10 @@ from vmrunner.model.machine import Ending, Machine, MachineId, Metadata
 
 @dataclass(frozen=True)
 class Note:
-    """Write what was seen into the domain's metadata, so that the next pass knows since when. `job` is the one that runs on it."""
+    """Write what was seen into the domain's metadata, so that the next pass knows since when.
+
+    `job` is the one that runs on it.
+    """
 
     machine: Machine
     metadata: Metadata
@@ -33,10 +36,12 @@ class Pause:
 
 @dataclass(frozen=True)
 class Finish:
-    """Destroy what is left of a machine, settle its job and its runner at the forge, and write its line of history.
+    """Destroy what is left of a machine, settle its job and its runner at the forge, and write its
+    line of history.
 
-    `job` is what the forge shows on it: it will be failed. With `if_idle` the machine must be without a job: that is checked once more
-    after its runner was told to take none. With `had_none` its runner never had one: it has its record, which would have gone with it.
+    `job` is what the forge shows on it: it will be failed. With `if_idle` the machine must be
+    without a job: that is checked once more after its runner was told to take none. With `had_none`
+    its runner never had one: it has its record, which would have gone with it.
     """
 
     machine: MachineId
@@ -59,7 +64,10 @@ class DeleteRunner:
 
 @dataclass(frozen=True)
 class Bind:
-    """Give a warm machine the runner for this job. `fallback` is where to register it if the forge does not permit `scope`."""
+    """Give a warm machine the runner for this job.
+
+    `fallback` is where to register it if the forge does not permit `scope`.
+    """
 
     metadata: Metadata  # of the warm machine
     pool: str
@@ -70,7 +78,9 @@ class Bind:
 
 @dataclass(frozen=True)
 class Start:
-    """Start a machine: for a job, or registered and idle (`scope` without a job), or warm (neither)."""
+    """Start a machine: for a job, or registered and idle (`scope` without a job), or warm
+    (neither).
+    """
 
     pool: str
     job: Job | None = None

@@ -1,7 +1,7 @@
 """Which waiting job gets which machine, and why each of the others waits. Pure.
 
-Pools of a higher priority come first; among equals the pool with the fewest machines, and in it the repository with the fewest, so that
-one repository with 500 jobs does not starve another.
+Pools of a higher priority come first; among equals the pool with the fewest machines, and in it the
+repository with the fewest, so that one repository with 500 jobs does not starve another.
 """
 
 from __future__ import annotations
@@ -32,8 +32,17 @@ class Room:
     """What the host still has for machines, as they are handed out."""
 
     def __init__(self, capacity: Capacity, limits: Limits, freed: Sequence[Shape]) -> None:
-        self._memory = capacity.memory_mib - limits.memory_reserve_mib - capacity.used_memory_mib + sum(shape.memory_mib for shape in freed)
-        self._vcpus = capacity.cores * limits.cpu_overcommit - capacity.used_vcpus + sum(shape.vcpus for shape in freed)
+        self._memory = (
+            capacity.memory_mib
+            - limits.memory_reserve_mib
+            - capacity.used_memory_mib
+            + sum(shape.memory_mib for shape in freed)
+        )
+        self._vcpus = (
+            capacity.cores * limits.cpu_overcommit
+            - capacity.used_vcpus
+            + sum(shape.vcpus for shape in freed)
+        )
         self._disk = capacity.free_disk_mib - limits.disk_floor_mib
 
     def lack(self, shape: Shape) -> str:
@@ -67,32 +76,54 @@ class _Pool:
     idle: deque[_Seen] = field(default_factory=deque)  # registered, and no waiting job is theirs
     count: int = 0  # machines, started ones of this pass included
     jobs: dict[str, deque[Job]] = field(default_factory=dict)  # by repository, oldest first
-    turns: list[tuple[int, int, str]] = field(default_factory=list)  # a heap of their repositories: its load, its first job, its name
+    # A heap of their repositories: its load, its first job, its name.
+    turns: list[tuple[int, int, str]] = field(default_factory=list)
     load: Counter[str] = field(default_factory=Counter)  # machines by repository
 
     def obstacle(self, room: Room, now: float) -> str:
         """Why no machine can be started here now; empty if one can."""
         backoff = self.desired.backoff
         if self.desired.drain is not Drain.NO:
-            return f"pool {self.desired.pool} is drained (`vmrunner up {self.desired.pool}` ends that)"
+            return (
+                f"pool {self.desired.pool} is drained (`vmrunner up {self.desired.pool}` ends that)"
+            )
         if backoff and backoff.until > now:
             failures = f"{backoff.failures} failure{'s' if backoff.failures > 1 else ''}"
-            return f"pool {self.desired.pool} is backed off for {backoff.until - now:.0f} s after {failures} (last: {backoff.last})"
+            return (
+                f"pool {self.desired.pool} is backed off for {backoff.until - now:.0f} s after "
+                f"{failures} (last: {backoff.last})"
+            )
         if self.count >= self.desired.max:
             return f"pool {self.desired.pool} is at its max of {self.desired.max}"
         if self.desired.needs_snapshot:
-            return f"pool {self.desired.pool} has no snapshot to start from yet: {self.desired.snapshot}"
+            return (
+                f"pool {self.desired.pool} has no snapshot to start from yet: "
+                f"{self.desired.snapshot}"
+            )
         return room.lack(self.desired.shape)
 
 
-def assign(pools: Sequence[Desired], limits: Limits, observed: Observed, view: View, kept: Sequence[Machine], now: float) -> Assigned:
-    """Bindings and starts for the waiting jobs, then warm machines. `kept` are the machines that live on after this pass."""
+def assign(
+    pools: Sequence[Desired],
+    limits: Limits,
+    observed: Observed,
+    view: View,
+    kept: Sequence[Machine],
+    now: float,
+) -> Assigned:
+    """Bindings and starts for the waiting jobs, then warm machines.
+
+    `kept` are the machines that live on after this pass.
+    """
     by_name = {pool.pool: _Pool(pool) for pool in pools}
     going = {machine.id for machine in kept}
     freed = [
         by_name[machine.metadata.pool].desired.shape
         for machine in observed.machines
-        if machine.alive and machine.id not in going and machine.metadata and machine.metadata.pool in by_name
+        if machine.alive
+        and machine.id not in going
+        and machine.metadata
+        and machine.metadata.pool in by_name
     ]
     room, assigned, waits = Room(observed.capacity, limits, freed), Assigned(), dict[str, Wait]()
     served = _sort_machines(by_name, view, kept, waits, now)
@@ -108,8 +139,12 @@ def assign(pools: Sequence[Desired], limits: Limits, observed: Observed, view: V
     return assigned
 
 
-def _sort_machines(pools: dict[str, _Pool], view: View, kept: Sequence[Machine], waits: dict[str, Wait], now: float) -> set[str]:
-    """Count the machines into their pools; returns the keys of the waiting jobs that have a machine, each with its reason to wait."""
+def _sort_machines(
+    pools: dict[str, _Pool], view: View, kept: Sequence[Machine], waits: dict[str, Wait], now: float
+) -> set[str]:
+    """Count the machines into their pools; returns the keys of the waiting jobs that have a
+    machine, each with its reason to wait.
+    """
     free: list[_Seen] = []
     for machine in kept:
         metadata = machine.metadata
@@ -129,7 +164,9 @@ def _sort_machines(pools: dict[str, _Pool], view: View, kept: Sequence[Machine],
     return _serve(pools, view, free, waits, now)
 
 
-def _serve(pools: dict[str, _Pool], view: View, free: Sequence[_Seen], waits: dict[str, Wait], now: float) -> set[str]:
+def _serve(
+    pools: dict[str, _Pool], view: View, free: Sequence[_Seen], waits: dict[str, Wait], now: float
+) -> set[str]:
     """Match the bound machines without a job to the waiting jobs that they will get."""
     served: set[str] = set()
     spare: list[_Seen] = []
@@ -137,10 +174,23 @@ def _serve(pools: dict[str, _Pool], view: View, free: Sequence[_Seen], waits: di
         job = view.jobs.get(metadata.job_key)
         if job and job.state is JobState.WAITING and job.key not in served:
             served.add(job.key)
-            waits[job.key] = Wait(job, _soon(machine, metadata, pools[metadata.pool].desired, view, now), metadata.pool)
+            waits[job.key] = Wait(
+                job,
+                _soon(machine, metadata, pools[metadata.pool].desired, view, now),
+                metadata.pool,
+            )
         else:
             spare.append((machine, metadata))
-    others = _Others([job for job in view.jobs.values() if job.state is JobState.WAITING and job.key not in served] if spare else [], view)
+    others = _Others(
+        [
+            job
+            for job in view.jobs.values()
+            if job.state is JobState.WAITING and job.key not in served
+        ]
+        if spare
+        else [],
+        view,
+    )
     for machine, metadata in spare:
         pool = pools[metadata.pool]
         # Where jobs are bound, a runner that was made for one takes no other.
@@ -148,20 +198,29 @@ def _serve(pools: dict[str, _Pool], view: View, free: Sequence[_Seen], waits: di
         job = others.take(pool.desired.labels, metadata.scope) if takes else None
         if job:
             served.add(job.key)
-            waits[job.key] = Wait(job, _soon(machine, metadata, pool.desired, view, now), metadata.pool)
+            waits[job.key] = Wait(
+                job, _soon(machine, metadata, pool.desired, view, now), metadata.pool
+            )
         elif takes:
             pool.idle.append((machine, metadata))
     return served
 
 
 class _Others:
-    """Waiting jobs, to be taken one by one. Those that are alike share a queue: many machines must not each look through many jobs."""
+    """Waiting jobs, to be taken one by one.
+
+    Those that are alike share a queue: many machines must not each look through many jobs.
+    """
 
     def __init__(self, jobs: Sequence[Job], view: View) -> None:
         self._view = view
-        self._alike: dict[tuple[tuple[str, ...], str, frozenset[Scope]], deque[tuple[int, Job]]] = {}
+        self._alike: dict[
+            tuple[tuple[str, ...], str, frozenset[Scope]], deque[tuple[int, Job]]
+        ] = {}
         for number, job in enumerate(jobs):
-            self._alike.setdefault((job.labels, job.repository, frozenset(view.visible[job.key])), deque()).append((number, job))
+            self._alike.setdefault(
+                (job.labels, job.repository, frozenset(view.visible[job.key])), deque()
+            ).append((number, job))
         self._known: dict[tuple[frozenset[str], str], list[deque[tuple[int, Job]]]] = {}
 
     def take(self, labels: frozenset[str], scope: str) -> Job | None:
@@ -169,7 +228,11 @@ class _Others:
         queues = self._known.get((labels, scope))
         if queues is None:
             heads = ((queue, queue[0][1]) for queue in self._alike.values() if queue)
-            queues = [queue for queue, job in heads if job.fits(labels) and _covers(scope, job, self._view)]
+            queues = [
+                queue
+                for queue, job in heads
+                if job.fits(labels) and _covers(scope, job, self._view)
+            ]
         self._known[labels, scope] = queues = [queue for queue in queues if queue]
         return min(queues, key=lambda queue: queue[0][0]).popleft()[1] if queues else None
 
@@ -185,14 +248,26 @@ def _soon(machine: Machine, metadata: Metadata, pool: Desired, view: View, now: 
     """Why a job waits that has a machine."""
     if not machine.is_up or not metadata.is_bound:
         usual = f" of ~{pool.typical_boot:.0f} s" if pool.typical_boot else ""
-        return f"machine {machine.id} is booting ({max(0.0, now - metadata.created_at):.0f} s{usual})"
+        return (
+            f"machine {machine.id} is booting ({max(0.0, now - metadata.created_at):.0f} s{usual})"
+        )
     record = view.records.get(metadata.runner_id)
     if record and record.online and view.binds_jobs and machine.event(EventKind.RUNNER):
-        return f"the forge has not handed it to its runner {machine.id} yet; a concurrency group may hold it back"
+        return (
+            f"the forge has not handed it to its runner {machine.id} yet; a concurrency group "
+            "may hold it back"
+        )
     return f"machine {machine.id} is starting its runner"
 
 
-def _sort_jobs(pools: dict[str, _Pool], view: View, observed: Observed, served: set[str], waits: dict[str, Wait], now: float) -> None:
+def _sort_jobs(
+    pools: dict[str, _Pool],
+    view: View,
+    observed: Observed,
+    served: set[str],
+    waits: dict[str, Wait],
+    now: float,
+) -> None:
     """Put each waiting job without a machine into the pools that could serve it."""
     labels = sorted({label for pool in pools.values() for label in pool.desired.labels})
     fits: dict[tuple[str, ...], list[_Pool]] = {}  # jobs are many, and what they ask for is not
@@ -204,12 +279,20 @@ def _sort_jobs(pools: dict[str, _Pool], view: View, observed: Observed, served: 
             continue
         until = observed.held.get(job.key, 0.0)
         if until > now:
-            waits[job.key] = Wait(job, f"the forge held it back from its runner (a concurrency group?); tried again in {until - now:.0f} s")
+            waits[job.key] = Wait(
+                job,
+                "the forge held it back from its runner (a concurrency group?); tried again in "
+                f"{until - now:.0f} s",
+            )
             continue
         if job.labels not in fits:
             fits[job.labels] = [pool for pool in pools.values() if job.fits(pool.desired.labels)]
             nobody[job.labels] = _nobody(job, labels, bool(fits[job.labels]))
-        seeing = [pool for pool in fits[job.labels] if not view.visible[job.key].isdisjoint(pool.desired.scopes)]
+        seeing = [
+            pool
+            for pool in fits[job.labels]
+            if not view.visible[job.key].isdisjoint(pool.desired.scopes)
+        ]
         if not seeing:
             waits[job.key] = Wait(job, nobody[job.labels])
         for pool in seeing:
@@ -240,9 +323,11 @@ def _hand_out(
     refused: dict[str, Wait],
     now: float,
 ) -> None:
-    """Hand machines of pools of equal priority to their jobs, one by one, to whoever has the fewest.
+    """Hand machines of pools of equal priority to their jobs, one by one, to whoever has the
+    fewest.
 
-    `waits` gets the jobs that have one now, `refused` the others: a pool of a lower priority may still serve them.
+    `waits` gets the jobs that have one now, `refused` the others: a pool of a lower priority may
+    still serve them.
     """
     obstacles: dict[str, str] = {}
     open_pools = list(pools)
@@ -258,7 +343,9 @@ def _hand_out(
             assigned.actions.append(Bind(pool.ready.popleft()[1], name, job, scope, fallback))
             waits[job.key] = Wait(job, "a warm machine gets it now", name)
         elif pool.booting:
-            waits[job.key] = Wait(job, _soon(*pool.booting.popleft(), pool.desired, view, now), name)
+            waits[job.key] = Wait(
+                job, _soon(*pool.booting.popleft(), pool.desired, view, now), name
+            )
         elif obstacle := pool.obstacle(room, now):
             gone = _make_room(pool, everyone, room, now)
             if not gone:
@@ -277,19 +364,28 @@ def _hand_out(
     for pool in pools:
         for job in (job for jobs in pool.jobs.values() for job in jobs):
             if job.key not in waits and pool.desired.pool in obstacles:
-                refused.setdefault(job.key, Wait(job, obstacles[pool.desired.pool], pool.desired.pool))
+                refused.setdefault(
+                    job.key, Wait(job, obstacles[pool.desired.pool], pool.desired.pool)
+                )
 
 
 def _make_room(pool: _Pool, everyone: Sequence[_Pool], room: Room, now: float) -> list[Finish]:
-    """Idle machines that go, so that a waiting job's machine can be started by the next pass; none where that would not do."""
+    """Idle machines that go, so that a waiting job's machine can be started by the next pass; none
+    where that would not do.
+    """
     desired, victims = pool.desired, list[tuple[_Pool, deque[_Seen], _Seen]]()
     if desired.drain is not Drain.NO or (desired.backoff and desired.backoff.until > now):
         return []
     if pool.count >= desired.max:
         victims = [(pool, pool.idle, pool.idle[-1])] if pool.idle else []
     else:
-        # A job that waits is worth more than a machine that waits, whatever their pools' priorities.
-        queues = [(each, queue) for each in reversed(everyone) for queue in (each.ready, each.booting, each.idle)]
+        # A job that waits is worth more than a machine that waits, whatever their pools'
+        # priorities.
+        queues = [
+            (each, queue)
+            for each in reversed(everyone)
+            for queue in (each.ready, each.booting, each.idle)
+        ]
         for each, queue, seen in ((each, idle, seen) for each, idle in queues for seen in idle):
             if not room.lack(desired.shape):
                 break
@@ -300,10 +396,18 @@ def _make_room(pool: _Pool, everyone: Sequence[_Pool], room: Room, now: float) -
             room.take(each.desired.shape)  # they are there until the next pass
         victims = victims if fits else []
     for _, queue, seen in victims:
-        queue.popleft() if seen is queue[0] else queue.pop()  # the first ones of each queue, or the last one of all
+        # The first ones of each queue, or the last one of all.
+        queue.popleft() if seen is queue[0] else queue.pop()
     reason = "a waiting job needs its place"
     return [
-        Finish(machine.id, Ending.UNNEEDED, reason, machine, has_record=metadata.is_bound, if_idle=metadata.is_bound)
+        Finish(
+            machine.id,
+            Ending.UNNEEDED,
+            reason,
+            machine,
+            has_record=metadata.is_bound,
+            if_idle=metadata.is_bound,
+        )
         for _, _, (machine, metadata) in victims
     ]
 
@@ -318,7 +422,10 @@ def _next_job(pool: _Pool, done: Collection[str]) -> Job | None:
         if not jobs:
             del pool.jobs[repository]
             heapq.heappop(pool.turns)
-        elif then != [pool.load[repository], jobs[0].id]:  # it got a machine since, so others may come before it
+        elif then != [
+            pool.load[repository],
+            jobs[0].id,
+        ]:  # it got a machine since, so others may come before it
             heapq.heapreplace(pool.turns, (pool.load[repository], jobs[0].id, repository))
         else:
             return jobs[0]
@@ -328,8 +435,9 @@ def _next_job(pool: _Pool, done: Collection[str]) -> Job | None:
 def _scopes(pool: Desired, job: Job, view: View) -> tuple[Scope, Scope]:
     """Where to register the runner for this job, and where if the forge does not permit that.
 
-    A forge that hands any fitting job to any runner, oldest first, would give every machine to the repository with the longest queue. A
-    runner of the job's own repository gets only that one's jobs.
+    A forge that hands any fitting job to any runner, oldest first, would give every machine to the
+    repository with the longest queue. A runner of the job's own repository gets only that one's
+    jobs.
     """
     wide = next(scope for scope in pool.scopes if scope in view.visible[job.key])
     if view.binds_jobs or not job.repository or wide.kind is ScopeKind.REPOSITORY:
@@ -338,18 +446,26 @@ def _scopes(pool: Desired, job: Job, view: View) -> tuple[Scope, Scope]:
 
 
 def _top_up(pool: _Pool, room: Room, assigned: Assigned, now: float) -> None:
-    """Warm and registered-idle machines: what is missing is started, what is too much is destroyed."""
+    """Warm and registered-idle machines: what is missing is started, what is too much is
+    destroyed.
+    """
     desired = pool.desired
     surplus = len(pool.ready) + len(pool.booting) - desired.warm
     for _ in range(min(surplus, len(pool.ready))):
         machine, _ = pool.ready.pop()
         pool.count -= 1
-        assigned.actions.append(Finish(machine.id, Ending.UNNEEDED, "there were more warm machines than wanted", machine))
+        assigned.actions.append(
+            Finish(
+                machine.id, Ending.UNNEEDED, "there were more warm machines than wanted", machine
+            )
+        )
     # Those that were made for a job have their pick-up deadline.
     for_any = [machine for machine, metadata in pool.idle if not metadata.job_key]
     for machine in for_any[: max(0, len(pool.idle) - desired.register_idle)]:
         reason = "there were more registered machines than wanted"
-        assigned.actions.append(Finish(machine.id, Ending.UNNEEDED, reason, machine, has_record=True, if_idle=True))
+        assigned.actions.append(
+            Finish(machine.id, Ending.UNNEEDED, reason, machine, has_record=True, if_idle=True)
+        )
     for kind, missing in (("warm", -surplus), ("idle", desired.register_idle - len(pool.idle))):
         for _ in range(missing):
             if pool.obstacle(room, now):

@@ -1,4 +1,6 @@
-"""Which pools an admin has taken down: they stay down, also over a restart, until `vmrunner up POOL`."""
+"""Which pools an admin has taken down: they stay down, also over a restart, until `vmrunner up
+POOL`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ _LOCK_WAIT = 10.0  # seconds; it is held while a small file is read and written
 
 
 class Drained:
-    """The file `drained.json`: pool -> since when, in unix seconds. Each change is made under a lock of its own: `vmrunner down` waits for
-    no pass, and two of them at once must not lose a pool.
+    """The file `drained.json`: pool -> since when, in unix seconds. Each change is made under a
+    lock of its own: `vmrunner down` waits for no pass, and two of them at once must not lose a
+    pool.
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -26,7 +29,9 @@ class Drained:
             found = json.loads(self._path.read_bytes())
         except (OSError, ValueError):
             return {}
-        return {str(pool): float(at) for pool, at in found.items()} if isinstance(found, dict) else {}
+        return (
+            {str(pool): float(at) for pool, at in found.items()} if isinstance(found, dict) else {}
+        )
 
     def add(self, pools: list[str], now: float) -> None:
         """Take these down. Raises ConfigError where the file can't be written."""
@@ -48,4 +53,6 @@ class Drained:
         try:
             files.write_whole(self._path, json.dumps(pools))
         except OSError as error:
-            raise ConfigError(f"The file {self._path} can't be written: {error.strerror}.", "Check state_dir.") from None
+            raise ConfigError(
+                f"The file {self._path} can't be written: {error.strerror}.", "Check state_dir."
+            ) from None

@@ -1,6 +1,8 @@
-"""Finished and running machines with the times of their phases, in sqlite. History, never truth: with the file gone, only memory is lost.
+"""Finished and running machines with the times of their phases, in sqlite. History, never truth:
+with the file gone, only memory is lost.
 
-What is derived from it: a pool's back-off after failures, how long its machines usually boot, and the figures for Prometheus.
+What is derived from it: a pool's back-off after failures, how long its machines usually boot, and
+the figures for Prometheus.
 """
 
 from __future__ import annotations
@@ -23,13 +25,25 @@ from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metada
 
 _SCHEMA = 3
 _ASKS = 6  # times that the forge is asked for a machine's job before that counts as not known
-_STILL_RUNS = 60.0  # seconds until a job is asked for again that the forge believes to run on although its machine is gone
-_ASKED_FOR = 86400.0  # seconds after a machine's end that its job may be asked for, such as from a forge that is away
+# Seconds until a job is asked for again that the forge believes to run on although its machine is
+# gone.
+_STILL_RUNS = 60.0
+# Seconds after a machine's end that its job may be asked for, such as from a forge that is away.
+_ASKED_FOR = 86400.0
 _PHASES = (EventKind.UP, EventKind.SEED, EventKind.READY, EventKind.RUNNER, EventKind.EXIT)
 _PATIENCE = 30.0  # seconds for another process to be done with the file
 _LOOK_BACK = 50  # machines of a pool that are looked at for its back-off and its usual boot
 # Of these a runner was at work, or had been.
-_WORKED = ", ".join(f"'{each.value}'" for each in (Ending.DONE, Ending.DIED, Ending.JOB_TIMEOUT, Ending.TEARDOWN_TIMEOUT, Ending.HELD_BACK))
+_WORKED = ", ".join(
+    f"'{each.value}'"
+    for each in (
+        Ending.DONE,
+        Ending.DIED,
+        Ending.JOB_TIMEOUT,
+        Ending.TEARDOWN_TIMEOUT,
+        Ending.HELD_BACK,
+    )
+)
 BUCKETS = (0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 10800)
 """Upper bounds of the histograms, in seconds."""
 
@@ -46,8 +60,8 @@ class Ran(StrEnum):
 
 @dataclass(frozen=True)
 class Record:
-    """One machine's row. Times are unix seconds, 0 where the phase was never seen; `up` to `exit` are the guest's own clock, `queued`,
-    `job_started` and `job_ended` the forge's.
+    """One machine's row. Times are unix seconds, 0 where the phase was never seen; `up` to `exit`
+    are the guest's own clock, `queued`, `job_started` and `job_ended` the forge's.
     """
 
     machine: str
@@ -64,7 +78,8 @@ class Record:
     job_started: float = 0.0
     job_ended: float = 0.0
     ran: str = ""  # a Ran
-    made_for: str = ""  # the name of the job that it was made for; on Gitea another one may have run on it
+    # The name of the job that it was made for; on Gitea another one may have run on it.
+    made_for: str = ""
     made_for_key: str = ""
     made_for_repository: str = ""
     queued: float = 0.0  # of the job that ran, once that is known
@@ -89,11 +104,17 @@ class Record:
 
     @property
     def job_seconds(self) -> float | None:
-        """How long its job took by the forge's clock, which has whole seconds; None where the forge doesn't tell.
+        """How long its job took by the forge's clock, which has whole seconds; None where the forge
+        doesn't tell.
 
-        Gitea takes the end from the runner: a guest's clock that is a moment behind would make it less than nothing.
+        Gitea takes the end from the runner: a guest's clock that is a moment behind would make it
+        less than nothing.
         """
-        return max(0.0, self.job_ended - self.job_started) if self.job_started and self.job_ended else None
+        return (
+            max(0.0, self.job_ended - self.job_started)
+            if self.job_started and self.job_ended
+            else None
+        )
 
     @property
     def title(self) -> str:
@@ -103,21 +124,42 @@ class Record:
     @property
     def made_for_title(self) -> str:
         """The same of the job that it was made for."""
-        return f"{self.made_for_repository}: {self.made_for}" if self.made_for_repository else self.made_for
+        return (
+            f"{self.made_for_repository}: {self.made_for}"
+            if self.made_for_repository
+            else self.made_for
+        )
 
     @property
     def hints(self) -> tuple[Job, ...]:
-        """Jobs that it may have had: the one that was seen on it, and the one that it was made for."""
-        known = ((self.job, self.job_key, self.repository), (self.made_for, self.made_for_key, self.made_for_repository))
+        """Jobs that it may have had: the one that was seen on it, and the one that it was made
+        for.
+        """
+        known = (
+            (self.job, self.job_key, self.repository),
+            (self.made_for, self.made_for_key, self.made_for_repository),
+        )
         return tuple(
-            Job(0, name, (), JobState.RUNNING, key, repository=repository, url=self.url, task_id=self.task)
+            Job(
+                0,
+                name,
+                (),
+                JobState.RUNNING,
+                key,
+                repository=repository,
+                url=self.url,
+                task_id=self.task,
+            )
             for name, key, repository in dict.fromkeys(known)
             if key
         )
 
     @property
     def boot(self) -> tuple[float, float]:
-        """When its guest began to come up, and when it was. A parked clone's begins when it is given its job."""
+        """When its guest began to come up, and when it was.
+
+        A parked clone's begins when it is given its job.
+        """
         up = self.up or self.ready
         return (self.created, up) if up else (self.bound or self.created, self.runner)
 
@@ -133,7 +175,9 @@ class Failures:
 
 @dataclass(frozen=True)
 class Total:
-    """One figure that only grows: a counter, or (with `seconds` and `bucket`) a part of a histogram."""
+    """One figure that only grows: a counter, or (with `seconds` and `bucket`) a part of a
+    histogram.
+    """
 
     name: str
     pool: str
@@ -142,18 +186,23 @@ class Total:
 
 
 _COLUMNS = tuple(field.name for field in fields(Record))
-_TYPES = {"float": "REAL NOT NULL DEFAULT 0", "int": "INTEGER NOT NULL DEFAULT 0", "str": "TEXT NOT NULL DEFAULT ''"}
+_TYPES = {
+    "float": "REAL NOT NULL DEFAULT 0",
+    "int": "INTEGER NOT NULL DEFAULT 0",
+    "str": "TEXT NOT NULL DEFAULT ''",
+}
 _DEFINITIONS = {field.name: f"{field.name} {_TYPES[str(field.type)]}" for field in fields(Record)}
 
-# Up to format 2 `job` was the one that a machine was made for, unless another one was seen on it. On Gitea (whose keys are the job's
-# number and its attempt) the two may differ.
+# Up to format 2 `job` was the one that a machine was made for, unless another one was seen on it.
+# On Gitea (whose keys are the job's number and its attempt) the two may differ.
 _FROM_2 = (
     "UPDATE machines SET made_for = job, made_for_key = job_key, made_for_repository = repository",
     "UPDATE machines SET job = '', job_key = '', repository = '', url = '' "
     "WHERE running = 0 AND job_key GLOB '[0-9]*.[0-9]*' AND job_key NOT GLOB '*[^0-9.]*'",
 )
 
-# Every pass asks these questions; without an index each would read the whole table, that is months of machines.
+# Every pass asks these questions; without an index each would read the whole table, that is months
+# of machines.
 _INDEXES = (
     "ended ON machines (pool) WHERE ending != ''",
     "unended ON machines (machine) WHERE ending = ''",
@@ -165,7 +214,10 @@ _INDEXES = (
 
 
 class History:
-    """The file `history.sqlite`. A corrupt one is set aside, and `warn` is told so in one sentence."""
+    """The file `history.sqlite`.
+
+    A corrupt one is set aside, and `warn` is told so in one sentence.
+    """
 
     def __init__(self, path: Path, warn: Callable[[str], None], *, keep_days: int = 90) -> None:
         self._path, self._warn, self._keep = path, warn, keep_days * 86400.0
@@ -175,28 +227,42 @@ class History:
             try:
                 self._database = self._open_patiently()
             except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):  # locked, read-only, full: not a corrupt file
+                # Locked, read-only, full: not a corrupt file.
+                if isinstance(error, sqlite3.OperationalError):
                     raise
                 aside = path.with_suffix(".corrupt")
                 path.replace(aside)
-                warn(f"The history {path} can't be used ({error}); it is now {aside}, and a new one was begun.")
+                warn(
+                    f"The history {path} can't be used ({error}); it is now {aside}, and a new one "
+                    "was begun."
+                )
                 self._database = self._open_patiently()
         except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"The history {path} can't be written: {error}.", "Check state_dir: its owner, and its free space.") from None
+            raise ConfigError(
+                f"The history {path} can't be written: {error}.",
+                "Check state_dir: its owner, and its free space.",
+            ) from None
 
     def _open_patiently(self) -> sqlite3.Connection:
-        """sqlite does not wait for its turn where two switch a new file to WAL at once: one of them is told at once that it is locked."""
+        """sqlite does not wait for its turn where two switch a new file to WAL at once: one of them
+        is told at once that it is locked.
+        """
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
                 return self._open()
             except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                if (
+                    error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY
+                    or time.monotonic() > deadline
+                ):
                     raise
                 time.sleep(0.02)
 
     def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+        database = sqlite3.connect(
+            self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+        )
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version not in (0, 2, _SCHEMA):
@@ -214,7 +280,10 @@ class History:
         """Make the tables, or those of an older format into ours: all of it, or nothing of it."""
         database.execute("BEGIN IMMEDIATE")
         try:
-            database.execute(f"CREATE TABLE IF NOT EXISTS machines ({', '.join(_DEFINITIONS.values())}, PRIMARY KEY (machine))")
+            database.execute(
+                f"CREATE TABLE IF NOT EXISTS machines ({', '.join(_DEFINITIONS.values())}, PRIMARY "
+                "KEY (machine))"
+            )
             there = {row[1] for row in database.execute("PRAGMA table_info(machines)")}
             for name, definition in _DEFINITIONS.items():
                 if name not in there:
@@ -225,7 +294,8 @@ class History:
             for index in _INDEXES:
                 database.execute(f"CREATE INDEX IF NOT EXISTS {index}")
             database.execute(
-                "CREATE TABLE IF NOT EXISTS totals (name TEXT, pool TEXT, label TEXT, value REAL, PRIMARY KEY (name, pool, label))"
+                "CREATE TABLE IF NOT EXISTS totals (name TEXT, pool TEXT, label TEXT, value REAL, "
+                "PRIMARY KEY (name, pool, label))"
             )
             database.execute(f"PRAGMA user_version = {_SCHEMA}")
             database.execute("COMMIT")
@@ -261,10 +331,14 @@ class History:
             record = replace(_with(found, job) if job else found, running=metadata.running_at)
             self._write(record)
             if record.queued and not found.running:
-                self._observe("queue_to_start_seconds", found.pool, metadata.running_at - record.queued)
+                self._observe(
+                    "queue_to_start_seconds", found.pool, metadata.running_at - record.queued
+                )
 
     def had(self, binding: Binding, job: Job, at: float) -> None:
-        """A machine that is gone had this job, which was failed at the forge; what else there is to know is asked for."""
+        """A machine that is gone had this job, which was failed at the forge; what else there is to
+        know is asked for.
+        """
         if found := self.find(binding.machine):
             self._write(_asked(_with(found, job), binding, at))
 
@@ -278,67 +352,116 @@ class History:
         binding: Binding | None = None,
         ran: Ran = Ran.NO,
     ) -> Record | None:
-        """A machine was destroyed at `at`; its last reports complete its row, which is returned. One without a row never started.
+        """A machine was destroyed at `at`; its last reports complete its row, which is returned.
+        One without a row never started.
 
-        Where `ran` is ASKED the forge is to be asked which job its binding's runner had, see `to_ask`.
+        Where `ran` is ASKED the forge is to be asked which job its binding's runner had, see
+        `to_ask`.
         """
         found = self.find(machine)
         if found is None and binding and seen and seen.events:
             # The manager was killed before it wrote down the start, and the machine went on.
             metadata = seen.metadata
             image, created = (metadata.image, metadata.created_at) if metadata else ("", at)
-            found = Record(str(machine), binding.pool, image, made_for_key=binding.job_key, created=created)
+            found = Record(
+                str(machine), binding.pool, image, made_for_key=binding.job_key, created=created
+            )
         if found is None or found.ending:
             return found
-        up, seed, ready, runner, last = (event.at if seen and (event := seen.event(kind)) else 0.0 for kind in _PHASES)
-        record = replace(found, up=up, seed=seed, ready=ready, runner=runner, exit=last, destroyed=at, ending=ending.value, reason=reason)
+        up, seed, ready, runner, last = (
+            event.at if seen and (event := seen.event(kind)) else 0.0 for kind in _PHASES
+        )
+        record = replace(
+            found,
+            up=up,
+            seed=seed,
+            ready=ready,
+            runner=runner,
+            exit=last,
+            destroyed=at,
+            ending=ending.value,
+            reason=reason,
+        )
         if binding and ran is Ran.ASKED:
             record = _asked(record, binding, at)
         else:
             record = replace(record, ran=Ran.YES.value if record.job else ran.value)
         self._write(record, newest=True)
         self.count("machines_total", record.pool, ending.value)
-        for name, began, ended in (("boot_seconds", *record.boot), ("teardown_seconds", record.exit, record.destroyed)):
+        for name, began, ended in (
+            ("boot_seconds", *record.boot),
+            ("teardown_seconds", record.exit, record.destroyed),
+        ):
             if began and ended:
                 self._observe(name, record.pool, ended - began)
         return record
 
     def to_ask(self, now: float, most: int) -> list[Record]:
-        """Machines that are gone and of which it is time to ask the forge for their job; those that have waited longest first."""
+        """Machines that are gone and of which it is time to ask the forge for their job; those that
+        have waited longest first.
+        """
         # One whose time seems to be far away stems from before the host's clock was set back.
-        due = self._select("WHERE ask_at > 0 AND (ask_at <= ? OR ask_at > ?) ORDER BY ask_at LIMIT ?", now, now + 2 * _STILL_RUNS, most)
+        due = self._select(
+            "WHERE ask_at > 0 AND (ask_at <= ? OR ask_at > ?) ORDER BY ask_at LIMIT ?",
+            now,
+            now + 2 * _STILL_RUNS,
+            most,
+        )
         late = [record for record in due if now - record.destroyed > _ASKED_FOR]
         for record in late:
-            self._write(replace(record, ask_at=0.0, ran=Ran.YES.value if record.job else Ran.UNKNOWN.value))
+            self._write(
+                replace(record, ask_at=0.0, ran=Ran.YES.value if record.job else Ran.UNKNOWN.value)
+            )
         return [record for record in due if record not in late]
 
     def answered(self, machine: str, job: Job | None, now: float) -> Record | None:
-        """What the forge said of a machine's job. Returns the row once nothing more is to be asked."""
+        """What the forge said of a machine's job.
+
+        Returns the row once nothing more is to be asked.
+        """
         found = next(iter(self._select("WHERE machine = ?", machine)), None)
         if found is None:
             return None
         if job is None:
             asks = found.asks + 1
-            # It tells a moment later, or never: a job that was begun again is another runner's now, a repository may be deleted.
+            # It tells a moment later, or never: a job that was begun again is another runner's now,
+            # a repository may be deleted.
             record = replace(found, asks=asks, ask_at=now + 2.0 ** (asks - 1))
             if asks >= _ASKS:
-                record = replace(record, ask_at=0.0, ran=Ran.YES.value if found.job else Ran.UNKNOWN.value)
+                record = replace(
+                    record, ask_at=0.0, ran=Ran.YES.value if found.job else Ran.UNKNOWN.value
+                )
         elif job.state is JobState.DONE:
             record = replace(_with(found, job), ran=Ran.YES.value, ask_at=0.0)
             self.count("jobs_total", record.pool, record.verdict or "unknown")
             if record.job_seconds is not None:
                 self._observe("job_seconds", record.pool, record.job_seconds)
-            # One that is begun again was queued long ago. Of one that was seen running this was counted then.
+            # One that is begun again was queued long ago. Of one that was seen running this was
+            # counted then.
             if record.job_started and record.queued and record.attempt < 2 and not record.running:
-                self._observe("queue_to_start_seconds", record.pool, record.job_started - record.queued)
+                self._observe(
+                    "queue_to_start_seconds", record.pool, record.job_started - record.queued
+                )
         else:
             record = replace(_with(found, job), ask_at=now + _STILL_RUNS)
         self._write(record)
         return None if record.ask_at else record
 
-    def start_failed(self, machine: MachineId, pool: str, reason: str, at: float, image: str = "") -> None:
+    def start_failed(
+        self, machine: MachineId, pool: str, reason: str, at: float, image: str = ""
+    ) -> None:
         """A machine could not even be started; `image` is what is to blame, if it may be that."""
-        self._write(Record(str(machine), pool, image, created=at, destroyed=at, ending=Ending.START_FAILED.value, reason=reason))
+        self._write(
+            Record(
+                str(machine),
+                pool,
+                image,
+                created=at,
+                destroyed=at,
+                ending=Ending.START_FAILED.value,
+                reason=reason,
+            )
+        )
         self.count("machines_total", pool, Ending.START_FAILED.value)
 
     def count(self, name: str, pool: str = "", label: str = "", by: float = 1.0) -> None:
@@ -346,7 +469,8 @@ class History:
         try:
             with self._lock:
                 self._database.execute(
-                    "INSERT INTO totals VALUES (?, ?, ?, ?) ON CONFLICT (name, pool, label) DO UPDATE SET value = value + excluded.value",
+                    "INSERT INTO totals VALUES (?, ?, ?, ?) ON CONFLICT (name, pool, label) DO "
+                    "UPDATE SET value = value + excluded.value",
                     (name, pool, label, by),
                 )
         except sqlite3.Error as error:
@@ -359,28 +483,42 @@ class History:
         self.count(name, pool, "sum", seconds)
 
     def totals(self) -> list[Total]:
-        """Every total. Histograms have one for each bucket that is not empty (not cumulative), and the label `sum`."""
+        """Every total.
+
+        Histograms have one for each bucket that is not empty (not cumulative), and the label `sum`.
+        """
         with self._lock:
-            rows = self._database.execute("SELECT name, pool, label, value FROM totals ORDER BY name, pool, label").fetchall()
+            rows = self._database.execute(
+                "SELECT name, pool, label, value FROM totals ORDER BY name, pool, label"
+            ).fetchall()
         return [Total(*row) for row in rows]
 
     def prune(self, now: float) -> None:
-        """Forget machines that ended too long ago, and after twice that time those of which no end is known."""
+        """Forget machines that ended too long ago, and after twice that time those of which no end
+        is known.
+        """
         bound = now - self._keep
         try:
             with self._lock:
                 self._database.execute(
-                    "DELETE FROM machines WHERE created < ? AND (ending != '' OR created < ?)", (bound, bound - self._keep)
+                    "DELETE FROM machines WHERE created < ? AND (ending != '' OR created < ?)",
+                    (bound, bound - self._keep),
                 )
         except sqlite3.Error as error:
             self._warn(f"The history {self._path} was not pruned: {error}.")
 
     def _write(self, record: Record, *, newest: bool = False) -> None:
-        """Write a row; `newest` makes it the latest one by the order of writing, where it was there before."""
+        """Write a row; `newest` makes it the latest one by the order of writing, where it was there
+        before.
+        """
         marks = ", ".join("?" * len(_COLUMNS))
         statement = f"INSERT INTO machines ({', '.join(_COLUMNS)}) VALUES ({marks})"  # noqa: S608 — column names and question marks
         changes = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS)
-        statement = statement.replace("INSERT", "REPLACE", 1) if newest else f"{statement} ON CONFLICT (machine) DO UPDATE SET {changes}"
+        statement = (
+            statement.replace("INSERT", "REPLACE", 1)
+            if newest
+            else f"{statement} ON CONFLICT (machine) DO UPDATE SET {changes}"
+        )
         try:
             with self._lock:
                 self._database.execute(statement, astuple(record))
@@ -400,7 +538,8 @@ class History:
         return self._select("ORDER BY created, machine")
 
     def failures(self, pool: str, image: str = "") -> Failures | None:
-        """The failures that blame the pool, since its last machine that worked; None where there are none.
+        """The failures that blame the pool, since its last machine that worked; None where there
+        are none.
 
         Those of another version than `image` are not its any more.
         """
@@ -410,39 +549,66 @@ class History:
                 continue
             if Ending(record.ending).blames_pool:
                 found.append(record)
-            elif Ending(record.ending) in {Ending.DONE, Ending.CANCELLED, Ending.DIED, Ending.JOB_TIMEOUT}:
+            elif Ending(record.ending) in {
+                Ending.DONE,
+                Ending.CANCELLED,
+                Ending.DIED,
+                Ending.JOB_TIMEOUT,
+            }:
                 break
         return Failures(len(found), found[0].destroyed, found[0].reason) if found else None
 
     def trial(self, image: str, since: float) -> Trial:
         """How the machines of a version did that were made since then (unix seconds)."""
-        if self._select(f"WHERE image = ? AND created >= ? AND (running > 0 OR ending IN ({_WORKED})) LIMIT 1", image, since):
+        if self._select(
+            f"WHERE image = ? AND created >= ? AND (running > 0 OR ending IN ({_WORKED})) LIMIT 1",
+            image,
+            since,
+        ):
             return Trial(image, worked=True)
-        ended = self._select("WHERE image = ? AND created >= ? AND ending != '' ORDER BY rowid DESC LIMIT ?", image, since, _LOOK_BACK)
+        ended = self._select(
+            "WHERE image = ? AND created >= ? AND ending != '' ORDER BY rowid DESC LIMIT ?",
+            image,
+            since,
+            _LOOK_BACK,
+        )
         failed = [record for record in ended if Ending(record.ending).blames_pool]
         return Trial(image, len(failed), failed[0].reason if failed else "")
 
     def usual_boot(self, pool: str) -> float:
-        """Seconds until the guest is up, as the median of the pool's last machines; 0 where there were none."""
+        """Seconds until the guest is up, as the median of the pool's last machines; 0 where there
+        were none.
+        """
         times = [up - began for record in self._ended(pool) for began, up in [record.boot] if up]
         return statistics.median(times) if times else 0.0
 
     def held_back(self, since: float) -> dict[str, tuple[int, float]]:
-        """Jobs that the forge held back from their runners since then: job key -> how often, and when last."""
+        """Jobs that the forge held back from their runners since then: job key -> how often, and
+        when last.
+        """
         found: dict[str, tuple[int, float]] = {}
-        for record in self._select("WHERE ending = ? AND destroyed >= ? ORDER BY rowid", Ending.HELD_BACK.value, since):
-            found[record.made_for_key] = found.get(record.made_for_key, (0, 0.0))[0] + 1, record.destroyed
+        for record in self._select(
+            "WHERE ending = ? AND destroyed >= ? ORDER BY rowid", Ending.HELD_BACK.value, since
+        ):
+            found[record.made_for_key] = (
+                found.get(record.made_for_key, (0, 0.0))[0] + 1,
+                record.destroyed,
+            )
         return found
 
     def _ended(self, pool: str) -> list[Record]:
         # By the order of writing: the host's clock may have been set back in between.
-        return self._select("WHERE pool = ? AND ending != '' ORDER BY rowid DESC LIMIT ?", pool, _LOOK_BACK)
+        return self._select(
+            "WHERE pool = ? AND ending != '' ORDER BY rowid DESC LIMIT ?", pool, _LOOK_BACK
+        )
 
     def _select(self, rest: str, *values: str | float) -> list[Record]:
         query = f"SELECT {', '.join(_COLUMNS)} FROM machines {rest}"  # noqa: S608 — column names only
         try:
             with self._lock:
-                rows: Sequence[tuple[object, ...]] = self._database.execute(query, values).fetchall()
+                rows: Sequence[tuple[object, ...]] = self._database.execute(
+                    query, values
+                ).fetchall()
         except sqlite3.Error as error:
             self._warn(f"The history {self._path} was not read: {error}.")
             return []
@@ -451,14 +617,27 @@ class History:
 
 def _asked(record: Record, binding: Binding, at: float) -> Record:
     """A row whose job the forge is asked for, as the one of this binding's runner."""
-    return replace(record, ran=Ran.ASKED.value, scope=str(binding.scope), runner_id=binding.credentials.id, ask_at=at, asks=0)
+    return replace(
+        record,
+        ran=Ran.ASKED.value,
+        scope=str(binding.scope),
+        runner_id=binding.credentials.id,
+        ask_at=at,
+        asks=0,
+    )
 
 
 def _for(record: Record, job: Job | None) -> Record:
     """A machine's row with the job that it was made for."""
     if job is None:
         return record
-    return replace(record, made_for=job.name, made_for_key=job.key, made_for_repository=job.repository, queued=_seconds(job.queued_at))
+    return replace(
+        record,
+        made_for=job.name,
+        made_for_key=job.key,
+        made_for_repository=job.repository,
+        queued=_seconds(job.queued_at),
+    )
 
 
 def _with(record: Record, job: Job) -> Record:

@@ -35,7 +35,17 @@ from vmrunner.machine import ownership
 from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
 from vmrunner.machine.maker import Maker
-from vmrunner.manager.actions import Action, Bind, DeleteRunner, DropSeed, Finish, Note, Pause, Plan, Start
+from vmrunner.manager.actions import (
+    Action,
+    Bind,
+    DeleteRunner,
+    DropSeed,
+    Finish,
+    Note,
+    Pause,
+    Plan,
+    Start,
+)
 from vmrunner.manager.drain import Drained
 from vmrunner.manager.history import History, Ran, Record
 from vmrunner.manager.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue
@@ -55,16 +65,20 @@ _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` b
 _WORKERS = 4  # machines that are made or destroyed at the same time
 _ASKED_AT_ONCE = 100  # machines that are gone whose jobs a pass asks for
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 10.0, 900.0  # seconds
-_HELD_FOR, _HELD_LONGEST = 60.0, 900.0  # seconds that a job waits which the forge held back from its runner
+# Seconds that a job waits which the forge held back from its runner.
+_HELD_FOR, _HELD_LONGEST = 60.0, 900.0
 Warn = Callable[[str], None]
 
 
 @dataclass
 class Outcome:
-    """What one pass did, as counts, and what went wrong; a failure of one machine does not stop the others."""
+    """What one pass did, as counts, and what went wrong; a failure of one machine does not stop the
+    others.
+    """
 
     acts: list[str] = field(default_factory=list)  # appended to by all workers
-    gone: set[MachineId] = field(default_factory=set)  # machines that the hypervisor does not have any more
+    # Machines that the hypervisor does not have any more.
+    gone: set[MachineId] = field(default_factory=set)
     failures: list[VmrunnerError] = field(default_factory=list)
 
     @property
@@ -125,11 +139,18 @@ class Manager:
         clock: Callable[[], float] = time.time,
         workers: int = _WORKERS,
     ) -> None:
-        self.settings, self.hypervisor, self.forge, self.history = settings, hypervisor, forge, history
+        self.settings, self.hypervisor, self.forge, self.history = (
+            settings,
+            hypervisor,
+            forge,
+            history,
+        )
         self._log, self._clock, self._workers = log, clock, workers
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
-        self._addresses = Addresses(settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6)
+        self._addresses = Addresses(
+            settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6
+        )
         self.shelf = Shelf(settings.state_dir, clock)
         self._rollback = Rollback(settings, history, log)
         self._forge_down = settings.runtime_dir / "forge-down"  # its time is since when
@@ -145,27 +166,45 @@ class Manager:
         if wanted is None:
             return list(self.settings.pools)
         if wanted not in self.settings.pools:
-            raise ConfigError(f"There is no pool {wanted!r}.", f"The configuration has: {', '.join(self.settings.pools)}.")
+            raise ConfigError(
+                f"There is no pool {wanted!r}.",
+                f"The configuration has: {', '.join(self.settings.pools)}.",
+            )
         return [wanted]
 
     def lock(self) -> AbstractContextManager[None]:
         """Held by whoever changes something, for the time of a pass."""
-        return lock.exclusive(self.settings.runtime_dir, self.settings.manager, wait=_LOCK_WAIT, say=self._log.info)
+        return lock.exclusive(
+            self.settings.runtime_dir, self.settings.manager, wait=_LOCK_WAIT, say=self._log.info
+        )
 
-    # ---- observe -----------------------------------------------------------------------------------------------------------------------
+    # ---- observe
+    # ----------------------------------------------------------------------------------------------
 
     def observe(self) -> Observed:
-        """Machines first, then runners, then jobs: what the forge shows is never older than the machines."""
+        """Machines first, then runners, then jobs: what the forge shows is never older than the
+        machines.
+        """
         seen = self.hypervisor.machines()
         owned = ownership.owned(self.hypervisor.manager, self.settings.runtime_dir)
         machines = tuple(machine for machine in seen if machine.id not in owned)
         bindings = self._bindings.all()
-        polled = {scope: None for section in self.settings.pools.values() for scope in section.scope}
+        polled = {
+            scope: None for section in self.settings.pools.values() for scope in section.scope
+        }
         if INSTANCE not in polled:
             polled |= {binding.scope: None for binding in bindings}
         queues = {scope: self._queue(scope) for scope in polled}
         capacity = self.hypervisor.capacity()
-        return Observed(machines, queues, self.forge.binds_jobs, capacity, bindings, frozenset(self.history.unended()), self._held())
+        return Observed(
+            machines,
+            queues,
+            self.forge.binds_jobs,
+            capacity,
+            bindings,
+            frozenset(self.history.unended()),
+            self._held(),
+        )
 
     def _queue(self, scope: Scope) -> Queue:
         try:
@@ -178,12 +217,17 @@ class Manager:
     def _held(self) -> dict[str, float]:
         now = self._clock()
         times = self.history.held_back(now - 86400)
-        return {job: retry_at(last, count, _HELD_FOR, _HELD_LONGEST, now) for job, (count, last) in times.items()}
+        return {
+            job: retry_at(last, count, _HELD_FOR, _HELD_LONGEST, now)
+            for job, (count, last) in times.items()
+        }
 
     def desired(self, drain: Mapping[str, Drain] | None = None) -> tuple[Desired, ...]:
         """Every pool as it should be now. `drain` comes on top of what an admin has drained."""
         drains = dict.fromkeys(self._drained.pools(), Drain.IDLE) | dict(drain or {})
-        return tuple(self._desired(name, drains.get(name, Drain.NO)) for name in self.settings.pools)
+        return tuple(
+            self._desired(name, drains.get(name, Drain.NO)) for name in self.settings.pools
+        )
 
     def _desired(self, name: str, drain: Drain) -> Desired:
         section = self.settings.pools[name]
@@ -191,7 +235,9 @@ class Manager:
         failures = self.history.failures(name, self._rollback.current(section.image))
         backoff = None
         if failures:
-            until = retry_at(failures.last_at, failures.count, _FIRST_BACKOFF, _LONGEST_BACKOFF, self._clock())
+            until = retry_at(
+                failures.last_at, failures.count, _FIRST_BACKOFF, _LONGEST_BACKOFF, self._clock()
+            )
             backoff = Backoff(failures.count, until, failures.last)
         missing, said = self._snapshot_of(section, golden)
         return Desired(
@@ -208,7 +254,9 @@ class Manager:
             register_idle=section.register_idle,
             priority=section.priority,
             image=golden.id if golden else "",
-            image_built=datetime.fromisoformat(golden.manifest.built_at).timestamp() if golden else 0.0,
+            image_built=datetime.fromisoformat(golden.manifest.built_at).timestamp()
+            if golden
+            else 0.0,
             image_note=self._image_note(section, golden),
             snapshot=said,
             needs_snapshot=bool(said) and section.start == "snapshot",
@@ -220,27 +268,46 @@ class Manager:
 
     def _image_note(self, section: PoolConfig, golden: Golden | None) -> str:
         lacks = golden is not None and golden.manifest.lacks_docker
-        notes = (self._rollback.note(section.image), without_docker(section.labels, section.image) if lacks else "")
+        notes = (
+            self._rollback.note(section.image),
+            without_docker(section.labels, section.image) if lacks else "",
+        )
         return "; ".join(note for note in notes if note)
 
     def _snapshot_of(self, section: PoolConfig, golden: Golden | None) -> tuple[str, str]:
-        """The key of the snapshot that should be made now, and why its machines can't be cloned; both empty if they can, or shall not."""
-        if section.start == "boot" or golden is None or self.hypervisor.snapshot(golden, section.shape):
+        """The key of the snapshot that should be made now, and why its machines can't be cloned;
+        both empty if they can, or shall not.
+        """
+        if (
+            section.start == "boot"
+            or golden is None
+            or self.hypervisor.snapshot(golden, section.shape)
+        ):
             return "", ""
         key = self.hypervisor.snapshot_key(golden, section.shape)
         failure = self.shelf.failure(key)
         if failure is None:
             return key, "it is being made"
-        return "", f"{failure.cause} (tried again in {self.shelf.again_at(failure) - self._clock():.0f} s)"
+        return (
+            "",
+            f"{failure.cause} (tried again in {self.shelf.again_at(failure) - self._clock():.0f} "
+            "s)",
+        )
 
     def survey(self, drain: Mapping[str, Drain] | None = None) -> Survey:
         """Look and plan; changes nothing and needs no lock."""
         pools, observed, limits = self.desired(drain), self.observe(), self.settings.capacity
-        bounds = Limits(limits.cpu_overcommit, limits.memory_reserve, limits.disk_floor, limits.guard)
-        return Survey(pools, observed, plan(self.settings.manager, pools, bounds, observed, self._clock()))
+        bounds = Limits(
+            limits.cpu_overcommit, limits.memory_reserve, limits.disk_floor, limits.guard
+        )
+        return Survey(
+            pools, observed, plan(self.settings.manager, pools, bounds, observed, self._clock())
+        )
 
     def forge_down_since(self) -> float:
-        """Since when passes have found a scope of the forge without an answer, in unix seconds; 0 where the last one found none."""
+        """Since when passes have found a scope of the forge without an answer, in unix seconds; 0
+        where the last one found none.
+        """
         try:
             return self._forge_down.stat().st_mtime
         except OSError:
@@ -253,10 +320,12 @@ class Manager:
             elif not self._forge_down.exists():
                 self._forge_down.touch()
 
-    # ---- act ---------------------------------------------------------------------------------------------------------------------------
+    # ---- act
+    # ----------------------------------------------------------------------------------------------
 
     def pass_once(self, drain: Mapping[str, Drain] | None = None) -> tuple[Outcome, Survey]:
-        """Start what is needed, finish what is done, sweep what nothing explains; what was done, and what it was decided from.
+        """Start what is needed, finish what is done, sweep what nothing explains; what was done,
+        and what it was decided from.
 
         Call it with the lock held.
         """
@@ -269,8 +338,16 @@ class Manager:
         outcome.failures += self._rollback.roll_back()
         survey = self.survey(drain)
         living = {str(machine.id) for machine in survey.observed.machines}
-        self._addresses.sweep(living | {str(machine) for machine in ownership.owned(self.settings.manager, self.settings.runtime_dir)})
-        problems = {queue.problem: queue.hint for queue in survey.observed.queues.values() if queue.problem}
+        self._addresses.sweep(
+            living
+            | {
+                str(machine)
+                for machine in ownership.owned(self.settings.manager, self.settings.runtime_dir)
+            }
+        )
+        problems = {
+            queue.problem: queue.hint for queue in survey.observed.queues.values() if queue.problem
+        }
         self._remember_forge(problems)
         outcome.failures += [ForgeError(problem, hint) for problem, hint in problems.items()]
         self._act(survey.plan.actions, outcome)
@@ -281,15 +358,32 @@ class Manager:
     def _act(self, actions: Sequence[Action], outcome: Outcome) -> None:
         """First what is over; then, if the pool's old machines are really gone, what is new."""
         for kind in (Note, DropSeed, Pause, Finish, DeleteRunner):
-            self._side_by_side([partial(self._carry_out, action, outcome) for action in actions if isinstance(action, kind)], outcome)
-        gone_before = {action.machine for action in actions if isinstance(action, Finish) and action.seen and action.seen.alive}
+            self._side_by_side(
+                [
+                    partial(self._carry_out, action, outcome)
+                    for action in actions
+                    if isinstance(action, kind)
+                ],
+                outcome,
+            )
+        gone_before = {
+            action.machine
+            for action in actions
+            if isinstance(action, Finish) and action.seen and action.seen.alive
+        }
         # The plan counted on their places: no new machines before they are really gone.
         kinds = (Bind, Start) if gone_before <= outcome.gone else (Bind,)
         new = [action for action in actions if isinstance(action, kinds)]
         goldens = self._publish(new, outcome)
         unusable = {pool for pool, golden in goldens.items() if golden is None}
         able = [action for action in new if action.pool not in unusable]
-        self._side_by_side([partial(self._carry_out, action, outcome, goldens.get(action.pool)) for action in able], outcome)
+        self._side_by_side(
+            [
+                partial(self._carry_out, action, outcome, goldens.get(action.pool))
+                for action in able
+            ],
+            outcome,
+        )
 
     def _side_by_side(self, calls: Sequence[Callable[[], None]], outcome: Outcome) -> None:
         def guarded(call: Callable[[], None]) -> None:
@@ -306,7 +400,9 @@ class Manager:
             list(workers.map(guarded, calls))
 
     def _publish(self, new: Sequence[Bind | Start], outcome: Outcome) -> dict[str, Golden | None]:
-        """Bring each image that is needed to the host, once; returns what each pool's machines are made of, None where it can't be had."""
+        """Bring each image that is needed to the host, once; returns what each pool's machines are
+        made of, None where it can't be had.
+        """
         found: dict[str, Golden | None] = {}
         for pool in dict.fromkeys(action.pool for action in new if isinstance(action, Start)):
             try:
@@ -317,7 +413,8 @@ class Manager:
                 outcome.failures.append(error)
                 found[pool] = None
             else:
-                found[pool] = golden  # another version may be promoted meanwhile, and is not on the host yet
+                # Another version may be promoted meanwhile, and is not on the host yet.
+                found[pool] = golden
         return found
 
     def _carry_out(self, action: Action, outcome: Outcome, golden: Golden | None = None) -> None:
@@ -326,7 +423,12 @@ class Manager:
                 self.hypervisor.note(action.metadata)
                 if action.metadata.running_at and action.job:
                     self.history.running(action.metadata, action.job)
-                    self._log.info("job running", machine=action.machine.id, pool=action.metadata.pool, job=action.job.title)
+                    self._log.info(
+                        "job running",
+                        machine=action.machine.id,
+                        pool=action.metadata.pool,
+                        job=action.job.title,
+                    )
             case DropSeed(machine):
                 self.hypervisor.delete(machine, File.SEED)
             case Pause(machine):
@@ -339,9 +441,16 @@ class Manager:
                 self.history.count("swept_total", label="runner")
                 outcome.acts.append("swept")
             case Bind():
-                metadata = self._maker(action.pool).bind(action.metadata, action.job, _once(action.scope, action.fallback))
+                metadata = self._maker(action.pool).bind(
+                    action.metadata, action.job, _once(action.scope, action.fallback)
+                )
                 self.history.bound(metadata, action.job)
-                self._log.info("machine bound", machine=metadata.machine, pool=action.pool, job=action.job.title)
+                self._log.info(
+                    "machine bound",
+                    machine=metadata.machine,
+                    pool=action.pool,
+                    job=action.job.title,
+                )
                 outcome.acts.append("bound")
             case Start() if golden:
                 self._start(action, golden)
@@ -352,13 +461,32 @@ class Manager:
         try:
             ca = ca_file.read_text(encoding="ascii") if ca_file else ""
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"The certificates {ca_file} can't be read: {error}.", "forge.ca_file wants a PEM file.") from None
+            raise ConfigError(
+                f"The certificates {ca_file} can't be read: {error}.",
+                "forge.ca_file wants a PEM file.",
+            ) from None
         section = self.settings.pools[pool]
-        # Machines that may not ask DNS, or whose answers may differ from ours, are told where the forge is.
-        addresses = ForgeAddresses(self.settings.forge_url, self.settings.runtime_dir, ipv6=self.settings.network.ipv6 is not None)
+        # Machines that may not ask DNS, or whose answers may differ from ours, are told where the
+        # forge is.
+        addresses = ForgeAddresses(
+            self.settings.forge_url,
+            self.settings.runtime_dir,
+            ipv6=self.settings.network.ipv6 is not None,
+        )
         forge = addresses() if section.network is not Reach.INTERNET else ()
         pinned = str(forge[0].address) if forge else ""
-        return Maker(self.hypervisor, self.forge, self._bindings, self._addresses, self.shelf, pool, section, ca, pinned, self._clock)
+        return Maker(
+            self.hypervisor,
+            self.forge,
+            self._bindings,
+            self._addresses,
+            self.shelf,
+            pool,
+            section,
+            ca,
+            pinned,
+            self._clock,
+        )
 
     def _start(self, action: Start, golden: Golden) -> None:
         machine = MachineId.new(self.settings.manager)
@@ -369,21 +497,33 @@ class Manager:
             self._start_failed(machine, action.pool, error)
             raise
         self.history.started(metadata, self._clock(), action.job)
-        self._log.info("machine started", machine=machine, pool=action.pool, job=action.job.title if action.job else "")
+        self._log.info(
+            "machine started",
+            machine=machine,
+            pool=action.pool,
+            job=action.job.title if action.job else "",
+        )
 
     def _start_failed(self, machine: MachineId, pool: str, error: VmrunnerError) -> None:
         blamed = self._rollback.blamed(self.settings.pools[pool].image, error)
         self.history.start_failed(machine, pool, error.sentence, self._clock(), blamed)
 
     def _finish(self, action: Finish, outcome: Outcome) -> None:
-        """Destroy, settle at the forge, write history. Each step can be done again, and the binding keeps what is left to do."""
+        """Destroy, settle at the forge, write history.
+
+        Each step can be done again, and the binding keeps what is left to do.
+        """
         machine, reason = action.machine, action.reason
         binding = self._bindings.find(machine)
         if binding and action.if_idle:
             self.forge.disable_runner(binding.scope, binding.credentials.id)
             if (binding.job_key or not self.forge.binds_jobs) and self._jobs_on(binding):
                 return  # it got a job while we looked
-        console = self.hypervisor.read(machine, File.CONSOLE).decode("utf-8", "replace") if action.seen and action.ending.is_failure else ""
+        console = (
+            self.hypervisor.read(machine, File.CONSOLE).decode("utf-8", "replace")
+            if action.seen and action.ending.is_failure
+            else ""
+        )
         reason = _with_cause(reason, console, action.ending)
         if binding and not binding.ending:
             binding = replace(binding, ending=action.ending.value, reason=reason)
@@ -393,7 +533,13 @@ class Manager:
         if action.seen and action.seen.dropped:
             self.history.count("dropped_packets_total", _pool(action.seen), by=action.seen.dropped)
         record = self.history.ended(
-            machine, action.seen, action.ending, reason, self._clock(), binding, self._may_have_run(action, binding)
+            machine,
+            action.seen,
+            action.ending,
+            reason,
+            self._clock(),
+            binding,
+            self._may_have_run(action, binding),
         )
         if binding:
             self._fail_job(action, binding, reason)
@@ -402,10 +548,19 @@ class Manager:
             self._bindings.drop(machine)
         outcome.acts.append("destroyed")
         tell = self._log.warning if action.ending.is_failure else self._log.info
-        pool = record.pool if record else _pool(action.seen)  # a domain that vanished took its metadata along
-        tell("machine destroyed", machine=machine, pool=pool, ending=action.ending.value, reason=reason)
+        # A domain that vanished took its metadata along.
+        pool = record.pool if record else _pool(action.seen)
+        tell(
+            "machine destroyed",
+            machine=machine,
+            pool=pool,
+            ending=action.ending.value,
+            reason=reason,
+        )
         if action.ending.is_failure and action.ending is not Ending.ABANDONED:
-            raise MachineError(f"The machine {machine} was destroyed: {reason}.", console_end(console))
+            raise MachineError(
+                f"The machine {machine} was destroyed: {reason}.", console_end(console)
+            )
 
     def _may_have_run(self, action: Finish, binding: Binding | None) -> Ran:
         """Whether the forge is to be asked for a job of this machine."""
@@ -413,16 +568,22 @@ class Manager:
             return Ran.NO
         if not self.forge.binds_jobs:
             return Ran.ASKED
-        # Forgejo is asked by the job, not by the runner. Where we deleted the record another machine is made for that job; then it must
-        # have been seen on this one.
+        # Forgejo is asked by the job, not by the runner. Where we deleted the record another
+        # machine is made for that job; then it must have been seen on this one.
         seen = action.seen
-        was_seen = action.job is not None or bool(seen and seen.metadata and seen.metadata.running_at)
+        was_seen = action.job is not None or bool(
+            seen and seen.metadata and seen.metadata.running_at
+        )
         began = seen is not None and seen.event(EventKind.RUNNER) is not None
         return Ran.ASKED if was_seen or (began and not action.has_record) else Ran.UNKNOWN
 
     def _fail_job(self, action: Finish, binding: Binding, reason: str) -> None:
-        """End the job that ran on a machine which is gone, if there is one, with a line in its log that says why."""
-        line = f"vmrunner: machine {action.machine} on host {socket.gethostname()} is gone: {reason}"
+        """End the job that ran on a machine which is gone, if there is one, with a line in its log
+        that says why.
+        """
+        line = (
+            f"vmrunner: machine {action.machine} on host {socket.gethostname()} is gone: {reason}"
+        )
         # A runner that still has its record may have taken a job since it was looked at.
         jobs = [action.job] if action.job else self._jobs_on(binding) if action.has_record else []
         for job in jobs if binding.is_minted else []:
@@ -433,16 +594,26 @@ class Manager:
             except ForgeTokenUnknown:
                 raise  # a new token mends it, and the binding is kept for then
             except ForgeDenied as error:
-                # Without the permission the forge's own clean-up has to end it; trying again would not help.
-                self._log.error("job could not be failed", machine=action.machine, job=job.title, reason=error.sentence, hint=error.hint)
+                # Without the permission the forge's own clean-up has to end it; trying again would
+                # not help.
+                self._log.error(
+                    "job could not be failed",
+                    machine=action.machine,
+                    job=job.title,
+                    reason=error.sentence,
+                    hint=error.hint,
+                )
                 continue
             if ended:
                 self.history.had(binding, job, self._clock())
-                self._log.warning("job failed at the forge", machine=action.machine, job=job.title, reason=reason)
+                self._log.warning(
+                    "job failed at the forge", machine=action.machine, job=job.title, reason=reason
+                )
                 return
 
     def _ask_for_jobs(self, observed: Observed, outcome: Outcome) -> None:
-        """Which jobs ran on the machines that are gone, and how they ended: asked of the forge last of all in a pass, for all together.
+        """Which jobs ran on the machines that are gone, and how they ended: asked of the forge last
+        of all in a pass, for all together.
 
         What it does not tell now a later pass asks for; nothing waits for the answer.
         """
@@ -454,14 +625,17 @@ class Manager:
             queue = observed.queues.get(scope) or observed.queues.get(INSTANCE)
             if queue and queue.problem:
                 continue  # the forge was just found not to answer
-            sought = [Sought(record.runner_id, self._labels(record.pool), record.hints) for record in mine]
+            sought = [
+                Sought(record.runner_id, self._labels(record.pool), record.hints) for record in mine
+            ]
             try:
                 found = self.forge.ended_jobs(scope, sought)
             except (ForgeDenied, ForgeNotFound) as error:
                 if isinstance(error, ForgeTokenUnknown):
                     outcome.failures.append(error)
                     continue
-                found = dict.fromkeys(record.runner_id for record in mine)  # it may be set right, but not for long asked
+                # It may be set right, but not for long asked.
+                found = dict.fromkeys(record.runner_id for record in mine)
                 outcome.failures.append(error)
             except ForgeError as error:
                 self.history.count("forge_errors_total", label=type(error).__name__)
@@ -469,27 +643,45 @@ class Manager:
                 continue
             for record in mine:
                 if record.runner_id in found:
-                    self._tell(self.history.answered(record.machine, found[record.runner_id], self._clock()))
+                    self._tell(
+                        self.history.answered(
+                            record.machine, found[record.runner_id], self._clock()
+                        )
+                    )
 
     def _labels(self, pool: str) -> tuple[str, ...]:
         section = self.settings.pools.get(pool)
         return section.label_names if section else ()
 
     def _tell(self, record: Record | None) -> None:
-        """A line in the log once it is known what ran on a machine, or that this is not to be known."""
+        """A line in the log once it is known what ran on a machine, or that this is not to be
+        known.
+        """
         if record is None:
             return
         about = {"machine": record.machine, "pool": record.pool}
         if record.ran == Ran.UNKNOWN:
-            self._log.info("the forge does not tell which job ran on a machine", **about, made_for=record.made_for)
+            self._log.info(
+                "the forge does not tell which job ran on a machine",
+                **about,
+                made_for=record.made_for,
+            )
             return
         took = f"{record.job_seconds:.0f} s" if record.job_seconds is not None else ""
-        self._log.info("job ended", **about, job=record.title, verdict=record.verdict, took=took, sha=record.sha)
+        self._log.info(
+            "job ended",
+            **about,
+            job=record.title,
+            verdict=record.verdict,
+            took=took,
+            sha=record.sha,
+        )
 
     def _jobs_on(self, binding: Binding) -> list[Job]:
         """The job that the forge shows on a binding's runner now.
 
-        Of a runner that was registered idle Forgejo does not tell the job: then all that it might have. It can fail none but its own.
+        Of a runner that was registered idle Forgejo does not tell the job: then all that it might
+        have. It can fail none but its own.
         """
         running = [job for job in self.forge.jobs(binding.scope) if job.state is JobState.RUNNING]
         if self.forge.binds_jobs:
@@ -501,15 +693,24 @@ class Manager:
         with self.lock():
             return self.hypervisor.purge()
 
-    # ---- down --------------------------------------------------------------------------------------------------------------------------
+    # ---- down
+    # ----------------------------------------------------------------------------------------------
 
     def resume(self, pools: list[str]) -> None:
         """End the drain of these pools."""
         self._drained.remove(pools)
 
-    def down(self, pools: list[str], *, now: bool, timeout: float | None = None, wait: Callable[[float], object] = time.sleep) -> Outcome:
-        """Take these pools down: no new machines, idle ones go at once, busy ones when their job is done, or at once with `now`, or after
-        `timeout` seconds. Blocks until none is left; the lock is taken for each pass.
+    def down(
+        self,
+        pools: list[str],
+        *,
+        now: bool,
+        timeout: float | None = None,
+        wait: Callable[[float], object] = time.sleep,
+    ) -> Outcome:
+        """Take these pools down: no new machines, idle ones go at once, busy ones when their job is
+        done, or at once with `now`, or after `timeout` seconds. Blocks until none is left; the lock
+        is taken for each pass.
         """
         self._drained.add(pools, self._clock())
         total, told, began = Outcome(), False, time.monotonic()
@@ -519,24 +720,44 @@ class Manager:
             with self.lock():
                 outcome, survey = self.pass_once(drain)
             total.add(outcome)
-            mine = [machine for machine in survey.observed.machines if not machine.alive or _pool(machine) in pools]
+            mine = [
+                machine
+                for machine in survey.observed.machines
+                if not machine.alive or _pool(machine) in pools
+            ]
             if not mine and not any(binding.pool in pools for binding in survey.observed.bindings):
                 return total
             if outcome.failures and not outcome.destroyed and (now or late):
                 return total
-            if not told and not now and (busy := sum(bool(machine.metadata and machine.metadata.running_at) for machine in mine)):
-                self._log.info(f"{busy} machine(s) still run a job; waiting for them (--now does not wait)")
+            if (
+                not told
+                and not now
+                and (
+                    busy := sum(
+                        bool(machine.metadata and machine.metadata.running_at) for machine in mine
+                    )
+                )
+            ):
+                self._log.info(
+                    f"{busy} machine(s) still run a job; waiting for them (--now does not wait)"
+                )
                 told = True
             if not outcome.destroyed:
                 wait(1.0)
 
 
-_CAUSES = {"Kernel panic": "its guest's kernel panicked", "Out of memory: Killed process": "its guest ran out of memory"}
+_CAUSES = {
+    "Kernel panic": "its guest's kernel panicked",
+    "Out of memory: Killed process": "its guest ran out of memory",
+}
 """What a console may show of the reason why a machine went."""
 
 
 def _with_cause(reason: str, console: str, ending: Ending) -> str:
-    """The reason, with what the console knows about it. A console is the guest's word: it explains, and decides nothing."""
+    """The reason, with what the console knows about it.
+
+    A console is the guest's word: it explains, and decides nothing.
+    """
     cause = next((cause for said, cause in _CAUSES.items() if said in console), "")
     if not cause or ending not in {Ending.DIED, Ending.EARLY, Ending.BOOT_TIMEOUT}:
         return reason
@@ -555,5 +776,14 @@ def open_manager(settings: Config, log: Log, warn: Warn) -> Manager:
     """The manager that the configuration describes. Raises ConfigError, HypervisorError."""
     token = config.forge_token(settings.forge, warn)
     host = open_host(settings, warn)
-    history = History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days)
-    return Manager(settings, host, connect(settings.forge, token), history, log, workers=_WORKERS if THREADS_MAY_SHARE else 1)
+    history = History(
+        settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days
+    )
+    return Manager(
+        settings,
+        host,
+        connect(settings.forge, token),
+        history,
+        log,
+        workers=_WORKERS if THREADS_MAY_SHARE else 1,
+    )

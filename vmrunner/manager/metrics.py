@@ -1,4 +1,7 @@
-"""Figures for Prometheus: totals from the history, gauges from the last pass. The same for `/metrics` and for a textfile."""
+"""Figures for Prometheus: totals from the history, gauges from the last pass.
+
+The same for `/metrics` and for a textfile.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, start_http_server, write_to_textfile
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from vmrunner.config import MetricsConfig
@@ -18,15 +26,23 @@ from vmrunner.manager.manager import Survey
 _HISTOGRAMS = {
     "queue_to_start_seconds": "From the job's queueing until the forge had it on a machine",
     "boot_seconds": "From the machine's creation until its guest was up",
-    "job_seconds": "From the job's start to its end, as the forge tells them; of the job that ran on the pool's machine",
+    "job_seconds": "From the job's start to its end, as the forge tells them; of the job that ran "
+    "on the pool's machine",
     "teardown_seconds": "From the runner's exit until the machine was destroyed",
 }
 _COUNTERS = {
     "machines": ("ending", "Machines that are no more, by their ending"),
     "jobs": ("verdict", "Jobs that ran on machines of the pool, by the forge's verdict"),
     "forge_errors": ("kind", "Requests that the forge did not answer as it should"),
-    "dropped_packets": ("kind", "Packets of machines that are no more which their pool's network, or its bounds, did not let through"),
-    "image_rollbacks": ("image", "Versions of images that were rolled back because their first machines failed"),
+    "dropped_packets": (
+        "kind",
+        "Packets of machines that are no more which their pool's network, or its bounds, did not "
+        "let through",
+    ),
+    "image_rollbacks": (
+        "image",
+        "Versions of images that were rolled back because their first machines failed",
+    ),
     "swept": ("kind", "Leaked objects that a pass found and deleted; should stay 0"),
 }
 
@@ -76,44 +92,71 @@ class Figures(Collector):
             yield histogram
 
     def _gauges(self, survey: Survey) -> Iterable[Metric]:
-        machines = GaugeMetricFamily("vmrunner_pool_machines", "Machines by pool and phase", labels=["pool", "phase"])
-        phases = Counter((m.metadata.pool, m.phase.value) for m in survey.observed.machines if m.metadata)
+        machines = GaugeMetricFamily(
+            "vmrunner_pool_machines", "Machines by pool and phase", labels=["pool", "phase"]
+        )
+        phases = Counter(
+            (m.metadata.pool, m.phase.value) for m in survey.observed.machines if m.metadata
+        )
         for (pool, phase), count in sorted(phases.items()):
             machines.add_metric([pool, phase], count)
         yield machines
         dropped = GaugeMetricFamily(
-            "vmrunner_machine_dropped_packets", "What the machine's network did not let through", labels=["pool", "machine"]
+            "vmrunner_machine_dropped_packets",
+            "What the machine's network did not let through",
+            labels=["pool", "machine"],
         )
         for machine in survey.observed.machines:
             if machine.metadata and machine.dropped:
                 dropped.add_metric([machine.metadata.pool, str(machine.id)], machine.dropped)
         yield dropped
-        waiting = GaugeMetricFamily("vmrunner_waiting_jobs", "Jobs that wait; the pool is empty where none serves them", labels=["pool"])
+        waiting = GaugeMetricFamily(
+            "vmrunner_waiting_jobs",
+            "Jobs that wait; the pool is empty where none serves them",
+            labels=["pool"],
+        )
         waits = Counter(wait.pool for wait in survey.plan.waits)
         for pool in sorted({"", *(desired.pool for desired in survey.pools), *waits}):
             waiting.add_metric([pool], waits[pool])
         yield waiting
-        backoff = GaugeMetricFamily("vmrunner_pool_failures", "Failures in a row that back the pool off", labels=["pool"])
+        backoff = GaugeMetricFamily(
+            "vmrunner_pool_failures", "Failures in a row that back the pool off", labels=["pool"]
+        )
         most = GaugeMetricFamily("vmrunner_pool_max", "The pool's max", labels=["pool"])
         for desired in survey.pools:
             backoff.add_metric([desired.pool], desired.backoff.failures if desired.backoff else 0)
             most.add_metric([desired.pool], desired.max)
         yield backoff
         yield most
-        age = GaugeMetricFamily("vmrunner_image_age_seconds", "Since the version that new machines use was built", labels=["image"])
-        built = {desired.image.partition("/")[0]: desired.image_built for desired in survey.pools if desired.image_built}
+        age = GaugeMetricFamily(
+            "vmrunner_image_age_seconds",
+            "Since the version that new machines use was built",
+            labels=["image"],
+        )
+        built = {
+            desired.image.partition("/")[0]: desired.image_built
+            for desired in survey.pools
+            if desired.image_built
+        }
         for image, at in sorted(built.items()):
             age.add_metric([image], max(0.0, self.last_pass - at))
         yield age
-        forge_up = GaugeMetricFamily("vmrunner_forge_up", "Whether the forge answered for this scope", labels=["scope"])
+        forge_up = GaugeMetricFamily(
+            "vmrunner_forge_up", "Whether the forge answered for this scope", labels=["scope"]
+        )
         for scope, queue in survey.observed.queues.items():
             forge_up.add_metric([str(scope)], 0 if queue.problem else 1)
         yield forge_up
-        yield GaugeMetricFamily("vmrunner_last_pass_timestamp_seconds", "When the last pass ended", value=self.last_pass)
+        yield GaugeMetricFamily(
+            "vmrunner_last_pass_timestamp_seconds", "When the last pass ended", value=self.last_pass
+        )
 
 
 def serve(figures: Figures, section: MetricsConfig, *others: Collector) -> None:
-    """Answer /metrics in a thread of its own, if the configuration says where. Raises ConfigError."""
+    """Answer /metrics in a thread of its own, if the configuration says where.
+
+    Raises ConfigError.
+    """
     if section.listen is None:
         return
     host, _, port = section.listen.rpartition(":")
@@ -123,7 +166,10 @@ def serve(figures: Figures, section: MetricsConfig, *others: Collector) -> None:
     try:
         start_http_server(int(port), host.strip("[]"), registry)
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"Metrics can't be served at {section.listen}: {error}.", "Choose another metrics.listen.") from None
+        raise ConfigError(
+            f"Metrics can't be served at {section.listen}: {error}.",
+            "Choose another metrics.listen.",
+        ) from None
 
 
 def write(figures: Figures, path: Path) -> None:
@@ -134,4 +180,6 @@ def write(figures: Figures, path: Path) -> None:
         write_to_textfile(str(path), registry)
         path.chmod(0o644)  # the node exporter is another user; under systemd our umask is 077
     except OSError as error:
-        raise ConfigError(f"The metrics {path} can't be written: {error.strerror}.", "Check metrics.textfile.") from None
+        raise ConfigError(
+            f"The metrics {path} can't be written: {error.strerror}.", "Check metrics.textfile."
+        ) from None

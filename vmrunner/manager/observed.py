@@ -1,4 +1,6 @@
-"""What a pass knows when it decides: the pools as configured, and the hypervisor and the forge as they were seen. Pure records."""
+"""What a pass knows when it decides: the pools as configured, and the hypervisor and the forge as
+they were seen. Pure records.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Drain(Enum):
 
 @dataclass(frozen=True)
 class Backoff:
-    """A pool whose machines failed one after the other: no new one before `until` (unix seconds)."""
+    """A pool whose machines failed one after the other: no new one before `until` (unix
+    seconds).
+    """
 
     failures: int
     until: float
@@ -49,7 +53,8 @@ class Desired:
     image: str = ""  # name/version that new machines start from; empty where it is not known
     image_built: float = 0.0  # unix seconds; 0 where it is not known
     image_note: str = ""  # that it was rolled back, or should be, or lacks what the labels need
-    snapshot: str = ""  # what is to be said of its snapshot: why there is none, where there should be one
+    # What is to be said of its snapshot: why there is none, where there should be one.
+    snapshot: str = ""
     needs_snapshot: bool = False  # no machine is started before there is one
     missing_snapshot: str = ""  # the key of one that should be made now
     drain: Drain = Drain.NO
@@ -69,7 +74,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Queue:
-    """What one scope at the forge shows. With a `problem` it could not be asked, and its emptiness means nothing."""
+    """What one scope at the forge shows.
+
+    With a `problem` it could not be asked, and its emptiness means nothing.
+    """
 
     jobs: tuple[Job, ...] = ()
     runners: tuple[RunnerRecord, ...] = ()
@@ -81,7 +89,8 @@ class Queue:
 class Observed:
     """All machines and bindings of this manager, and every scope that they or the pools name.
 
-    Machines are seen first, runners then, jobs last: a machine's record is never newer than the list of records.
+    Machines are seen first, runners then, jobs last: a machine's record is never newer than the
+    list of records.
     """
 
     machines: tuple[Machine, ...]
@@ -89,8 +98,10 @@ class Observed:
     binds_jobs: bool  # see Forge
     capacity: Capacity
     bindings: tuple[Binding, ...] = ()
-    started: frozenset[str] = frozenset()  # names of machines whose creation was completed and whose end is not in the history yet
-    held: Mapping[str, float] = field(default_factory=dict)  # job key -> until when the forge is believed to hold it back
+    # Names of machines whose creation was completed and whose end is not in the history yet.
+    started: frozenset[str] = frozenset()
+    # Job key -> until when the forge is believed to hold it back.
+    held: Mapping[str, float] = field(default_factory=dict)
 
 
 class View:
@@ -99,7 +110,9 @@ class View:
     def __init__(self, observed: Observed) -> None:
         self.binds_jobs = observed.binds_jobs
         self.bindings = {binding.machine: binding for binding in observed.bindings}
-        self.answered = {scope: queue for scope, queue in observed.queues.items() if not queue.problem}
+        self.answered = {
+            scope: queue for scope, queue in observed.queues.items() if not queue.problem
+        }
         self.problems = [queue.problem for queue in observed.queues.values() if queue.problem]
         self.records: dict[int, RunnerRecord] = {}
         self.record_scope: dict[int, Scope] = {}
@@ -115,7 +128,11 @@ class View:
                 if known is None or known.state is not JobState.RUNNING:
                     self.jobs[job.key] = job
                 self.visible.setdefault(job.key, set()).add(scope)
-        self._by_runner = {job.runner_name: job for job in self.jobs.values() if job.state is JobState.RUNNING and job.runner_name}
+        self._by_runner = {
+            job.runner_name: job
+            for job in self.jobs.values()
+            if job.state is JobState.RUNNING and job.runner_name
+        }
 
     def answers(self, scope: Scope) -> bool:
         """Whether the forge told about this scope."""
@@ -133,4 +150,6 @@ class View:
         if machine.metadata is None:
             return False
         record = self.records.get(machine.metadata.runner_id)
-        return self.job_on(machine.id, machine.metadata.job_key) is not None or bool(record and record.busy)
+        return self.job_on(machine.id, machine.metadata.job_key) is not None or bool(
+            record and record.busy
+        )

@@ -12,15 +12,25 @@ from vmrunner.model.job import Job, JobState, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
 
 CANCEL_GRACE = 15.0
-"""Seconds that a guest whose job is over at the forge has to say that its runner has ended; then it was cancelled and works on."""
+"""Seconds that a guest whose job is over at the forge has to say that its runner has ended; then it
+was cancelled and works on.
+"""
 NO_LIFE = 300.0
-"""Seconds without a word of a running job after which its runner must have lost it: Gitea itself gives it up after ten minutes."""
-_FIRST_WORDS = 30.0  # seconds that a job may run before its runner is expected to have said something
-_REHEARSAL = 60.0  # seconds that a parked clone may take for it; it takes 5, and 20 with Docker on a busy host
-_CLOCK_SLIP = 60.0  # seconds that a machine may seem to come from the future before the host's clock must have been set back
+"""Seconds without a word of a running job after which its runner must have lost it: Gitea itself
+gives it up after ten minutes.
+"""
+# Seconds that a job may run before its runner is expected to have said something.
+_FIRST_WORDS = 30.0
+# Seconds that a parked clone may take for it; it takes 5, and 20 with Docker on a busy host.
+_REHEARSAL = 60.0
+# Seconds that a machine may seem to come from the future before the host's clock must have been set
+# back.
+_CLOCK_SLIP = 60.0
 
 
-def plan(manager: str, pools: Sequence[Desired], limits: Limits, observed: Observed, now: float) -> Plan:
+def plan(
+    manager: str, pools: Sequence[Desired], limits: Limits, observed: Observed, now: float
+) -> Plan:
     """First what is over, then what is new, then why the rest waits. `now` is in unix seconds."""
     view = View(observed)
     desired = {pool.pool: pool for pool in pools}
@@ -35,25 +45,37 @@ def plan(manager: str, pools: Sequence[Desired], limits: Limits, observed: Obser
             actions.append(action)
         if machine.alive and not isinstance(action, Finish):
             # As it will be: one whose job was just seen to be over is not idle.
-            kept.append(replace(machine, metadata=action.metadata) if isinstance(action, Note) else machine)
+            kept.append(
+                replace(machine, metadata=action.metadata) if isinstance(action, Note) else machine
+            )
             actions += _seeds(machine)
     known = {machine.id for machine in observed.machines}
     for binding in observed.bindings:
         if binding.machine not in known and view.answers(binding.scope):
             actions.append(_finish_dead(Machine(binding.machine, alive=False), view))
     actions += _strays(manager, observed, view)
-    assigned = assign(_without_failed(pools, actions, observed, view, now), limits, observed, view, kept, now)
+    assigned = assign(
+        _without_failed(pools, actions, observed, view, now), limits, observed, view, kept, now
+    )
     # The destroyed ones' records come first, so that a pool at its max has room again.
     return Plan((*actions, *assigned.actions), assigned.waits)
 
 
-def _victim(judged: Sequence[tuple[Machine, Action | None]], limits: Limits, observed: Observed) -> Machine | None:
-    """Whom to destroy for the host's storage: the newest machine, one in each pass, unless one goes anyway and may free enough."""
+def _victim(
+    judged: Sequence[tuple[Machine, Action | None]], limits: Limits, observed: Observed
+) -> Machine | None:
+    """Whom to destroy for the host's storage: the newest machine, one in each pass, unless one goes
+    anyway and may free enough.
+    """
     living = [(machine, action) for machine, action in judged if machine.alive and machine.metadata]
-    if observed.capacity.free_disk_mib >= limits.disk_guard_mib or any(isinstance(action, Finish) for _, action in living):
+    if observed.capacity.free_disk_mib >= limits.disk_guard_mib or any(
+        isinstance(action, Finish) for _, action in living
+    ):
         return None
     return max(
-        (machine for machine, _ in living), key=lambda machine: machine.metadata.created_at if machine.metadata else 0.0, default=None
+        (machine for machine, _ in living),
+        key=lambda machine: machine.metadata.created_at if machine.metadata else 0.0,
+        default=None,
     )
 
 
@@ -64,7 +86,15 @@ def _sacrifice(machine: Machine, view: View, free_mib: int) -> Finish:
         return Finish(machine.id, Ending.NO_ROOM, reason, machine)
     record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
     has_record = record is not None or not view.answers(Scope.parse(metadata.scope))
-    return Finish(machine.id, Ending.NO_ROOM, reason, machine, job, has_record=has_record, had_none=_had_none(record, job))
+    return Finish(
+        machine.id,
+        Ending.NO_ROOM,
+        reason,
+        machine,
+        job,
+        has_record=has_record,
+        had_none=_had_none(record, job),
+    )
 
 
 def _had_none(record: RunnerRecord | None, job: Job | None) -> bool:
@@ -72,23 +102,39 @@ def _had_none(record: RunnerRecord | None, job: Job | None) -> bool:
     return record is not None and job is None and not record.busy
 
 
-def _without_failed(pools: Sequence[Desired], actions: Sequence[Action], observed: Observed, view: View, now: float) -> list[Desired]:
-    """A pool whose machine fails in this very pass starts no other before the next one, which knows how long to back off.
+def _without_failed(
+    pools: Sequence[Desired], actions: Sequence[Action], observed: Observed, view: View, now: float
+) -> list[Desired]:
+    """A pool whose machine fails in this very pass starts no other before the next one, which knows
+    how long to back off.
 
-    One of which only silent files are left, and whose start was not written down, never began: the manager was killed while it made it.
+    One of which only silent files are left, and whose start was not written down, never began: the
+    manager was killed while it made it.
     """
     # One that vanished while it was looked at has empty metadata: then its binding knows.
-    owners = {machine.id: machine.metadata.pool for machine in observed.machines if machine.metadata and machine.metadata.pool}
+    owners = {
+        machine.id: machine.metadata.pool
+        for machine in observed.machines
+        if machine.metadata and machine.metadata.pool
+    }
     owners = {binding.machine: binding.pool for binding in view.bindings.values()} | owners
     failed = {
         owners.get(each.machine, ""): each.reason
         for each in actions
         if isinstance(each, Finish)
         and each.ending.blames_pool
-        and (str(each.machine) in observed.started or (each.seen and (each.seen.alive or each.seen.events)))
+        and (
+            str(each.machine) in observed.started
+            or (each.seen and (each.seen.alive or each.seen.events))
+        )
     }
     return [
-        replace(pool, backoff=Backoff((pool.backoff.failures if pool.backoff else 0) + 1, now + 1.0, failed[pool.pool]))
+        replace(
+            pool,
+            backoff=Backoff(
+                (pool.backoff.failures if pool.backoff else 0) + 1, now + 1.0, failed[pool.pool]
+            ),
+        )
         if pool.pool in failed
         else pool
         for pool in pools
@@ -97,12 +143,20 @@ def _without_failed(pools: Sequence[Desired], actions: Sequence[Action], observe
 
 def _seeds(machine: Machine) -> list[Action]:
     """A seed that the guest has read."""
-    return [DropSeed(machine.id)] if machine.has_read_seed and f"{machine.id}.seed.iso" in machine.files else []
+    return (
+        [DropSeed(machine.id)]
+        if machine.has_read_seed and f"{machine.id}.seed.iso" in machine.files
+        else []
+    )
 
 
 def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
     """Runner records with our name that neither a live machine nor a binding explains."""
-    explained = {machine.metadata.runner_id for machine in observed.machines if machine.alive and machine.metadata}
+    explained = {
+        machine.metadata.runner_id
+        for machine in observed.machines
+        if machine.alive and machine.metadata
+    }
     explained |= {binding.credentials.id for binding in observed.bindings}
     return [
         DeleteRunner(view.record_scope[record.id], record)
@@ -117,13 +171,19 @@ def _judge(machine: Machine, pools: dict[str, Desired], view: View, now: float) 
     if not machine.alive:
         binding = view.bindings.get(machine.id)
         # What the forge thinks of its job decides how it ended: without an answer it must wait.
-        return _finish_dead(machine, view) if binding is None or view.answers(binding.scope) else None
+        return (
+            _finish_dead(machine, view) if binding is None or view.answers(binding.scope) else None
+        )
     if metadata is None:  # it is on its way out
         return None
     if metadata.created_at > now + _CLOCK_SLIP:
         return Note(machine, _reset(metadata, now))
     pool = pools.get(metadata.pool)
-    return _judge_bound(machine, metadata, pool, view, now) if metadata.is_bound else _judge_unbound(machine, metadata, pool, view, now)
+    return (
+        _judge_bound(machine, metadata, pool, view, now)
+        if metadata.is_bound
+        else _judge_unbound(machine, metadata, pool, view, now)
+    )
 
 
 def _reset(metadata: Metadata, now: float) -> Metadata:
@@ -143,7 +203,9 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
     binding = view.bindings.get(machine.id)
     seen = machine if machine.files else None
     if binding is None:
-        return Finish(machine.id, Ending.EARLY, machine.trouble or "it went before it was given a job", seen)
+        return Finish(
+            machine.id, Ending.EARLY, machine.trouble or "it went before it was given a job", seen
+        )
     record = view.records.get(binding.credentials.id)
     job = view.job_on(machine.id, binding.job_key) if binding.is_minted else None
     last = machine.event(EventKind.EXIT)
@@ -154,11 +216,23 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
     elif job or (record and record.busy):
         ending, reason = Ending.DIED, machine.trouble or _last_words(last.text if last else None)
     elif record:
-        said = f"its runner ended (exit {last.text or '?'}) before it took a job" if last else "it went before its runner took a job"
+        said = (
+            f"its runner ended (exit {last.text or '?'}) before it took a job"
+            if last
+            else "it went before its runner took a job"
+        )
         ending, reason = Ending.EARLY, machine.trouble or said
     else:
         ending, reason = Ending.DONE, ""
-    return Finish(machine.id, ending, reason, seen, job, has_record=record is not None, had_none=_had_none(record, job))
+    return Finish(
+        machine.id,
+        ending,
+        reason,
+        seen,
+        job,
+        has_record=record is not None,
+        had_none=_had_none(record, job),
+    )
 
 
 def _last_words(exit_text: str | None) -> str:
@@ -167,7 +241,9 @@ def _last_words(exit_text: str | None) -> str:
     return f"its runner ended (exit {exit_text or '?'}) before its job did"
 
 
-def _judge_unbound(machine: Machine, metadata: Metadata, pool: Desired | None, view: View, now: float) -> Action | None:
+def _judge_unbound(
+    machine: Machine, metadata: Metadata, pool: Desired | None, view: View, now: float
+) -> Action | None:
     """A warm machine, booting or ready."""
 
     def finish(ending: Ending, reason: str) -> Finish:
@@ -176,23 +252,37 @@ def _judge_unbound(machine: Machine, metadata: Metadata, pool: Desired | None, v
     if machine.trouble:
         return finish(Ending.EARLY, machine.trouble)
     if machine.id in view.bindings or machine.event(EventKind.RUNNER):
-        # Killed in the middle of binding it. A machine is cheap, and one that may have seen credentials serves nobody else.
+        # Killed in the middle of binding it. A machine is cheap, and one that may have seen
+        # credentials serves nobody else.
         return finish(Ending.ABANDONED, "the manager ended while it bound it")
     if machine.is_paused and metadata.snapshot and not metadata.parked_at:
         return finish(Ending.ABANDONED, "the manager ended while it cloned it")
     if pool is None or pool.drain is not Drain.NO:
-        return finish(Ending.UNNEEDED, "its pool was drained" if pool else "its pool is not in the configuration any more")
+        return finish(
+            Ending.UNNEEDED,
+            "its pool was drained" if pool else "its pool is not in the configuration any more",
+        )
     if not machine.is_ready:
         late = now - metadata.created_at > pool.boot_timeout
-        return finish(Ending.BOOT_TIMEOUT, f"its guest did not come up within {pool.boot_timeout:.0f} s") if late else None
+        return (
+            finish(
+                Ending.BOOT_TIMEOUT, f"its guest did not come up within {pool.boot_timeout:.0f} s"
+            )
+            if late
+            else None
+        )
     if pool.image and metadata.image != pool.image:
         return finish(Ending.UNNEEDED, "its image is not the current one any more")
-    if machine.rehearses and (machine.event(EventKind.REHEARSED) or now - metadata.parked_at > _REHEARSAL):
+    if machine.rehearses and (
+        machine.event(EventKind.REHEARSED) or now - metadata.parked_at > _REHEARSAL
+    ):
         return Pause(machine.id)
     return None
 
 
-def _judge_bound(machine: Machine, metadata: Metadata, pool: Desired | None, view: View, now: float) -> Action | None:
+def _judge_bound(
+    machine: Machine, metadata: Metadata, pool: Desired | None, view: View, now: float
+) -> Action | None:
     """A machine with a runner's credentials."""
     record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
     is_known = view.answers(Scope.parse(metadata.scope))
@@ -200,7 +290,16 @@ def _judge_bound(machine: Machine, metadata: Metadata, pool: Desired | None, vie
     def finish(ending: Ending, reason: str, *, if_idle: bool = False) -> Finish:
         # Where the forge was not asked it may well have a record, and a job.
         has_record = record is not None or not is_known
-        return Finish(machine.id, ending, reason, machine, job, has_record=has_record, if_idle=if_idle, had_none=_had_none(record, job))
+        return Finish(
+            machine.id,
+            ending,
+            reason,
+            machine,
+            job,
+            has_record=has_record,
+            if_idle=if_idle,
+            had_none=_had_none(record, job),
+        )
 
     if machine.trouble:
         return finish(Ending.DIED if metadata.running_at else Ending.EARLY, machine.trouble)
@@ -217,33 +316,54 @@ def _judge_bound(machine: Machine, metadata: Metadata, pool: Desired | None, vie
         if not metadata.running_at:
             return Note(machine, replace(metadata, running_at=now, over_at=0.0), job)
         return _judge_silence(machine, metadata, record, finish, now)
-    # On Forgejo the list of jobs is newer than the record, so a bound job that is not in it is over, or was cancelled.
+    # On Forgejo the list of jobs is newer than the record, so a bound job that is not in it is
+    # over, or was cancelled.
     gone = view.binds_jobs and metadata.job_key and metadata.job_key not in view.jobs
     if record is None or gone or said_exit:
         return _judge_over(machine, metadata, pool, finish, now)
     if pool is None or pool.drain is not Drain.NO:
-        return finish(Ending.UNNEEDED, "its pool was drained" if pool else "its pool is not in the configuration any more", if_idle=True)
+        return finish(
+            Ending.UNNEEDED,
+            "its pool was drained" if pool else "its pool is not in the configuration any more",
+            if_idle=True,
+        )
     return _judge_idle(machine, metadata, pool, record, view, now)
 
 
 def _judge_silence(
-    machine: Machine, metadata: Metadata, record: RunnerRecord | None, finish: Callable[[Ending, str], Finish], now: float
+    machine: Machine,
+    metadata: Metadata,
+    record: RunnerRecord | None,
+    finish: Callable[[Ending, str], Finish],
+    now: float,
 ) -> Action | None:
-    """A job runs on it, says the forge. Its runner may know nothing of that: the forge's answer did not reach it."""
+    """A job runs on it, says the forge.
+
+    Its runner may know nothing of that: the forge's answer did not reach it.
+    """
     is_silent = record is not None and record.is_silent and now - metadata.running_at > _FIRST_WORDS
     if not is_silent:
         return Note(machine, replace(metadata, silent_at=0.0)) if metadata.silent_at else None
     if not metadata.silent_at:
         return Note(machine, replace(metadata, silent_at=now))
     if now - metadata.silent_at > NO_LIFE:
-        return finish(Ending.DIED, f"its runner told the forge nothing of its job for {NO_LIFE:.0f} s")
+        return finish(
+            Ending.DIED, f"its runner told the forge nothing of its job for {NO_LIFE:.0f} s"
+        )
     return None
 
 
 def _judge_over(
-    machine: Machine, metadata: Metadata, pool: Desired | None, finish: Callable[[Ending, str], Finish], now: float
+    machine: Machine,
+    metadata: Metadata,
+    pool: Desired | None,
+    finish: Callable[[Ending, str], Finish],
+    now: float,
 ) -> Action | None:
-    """Nothing more can come to it: its job is done or cancelled, or its runner gave up. It should power off by itself."""
+    """Nothing more can come to it: its job is done or cancelled, or its runner gave up.
+
+    It should power off by itself.
+    """
     last = machine.event(EventKind.EXIT)
     if not metadata.over_at:
         if last is None and machine.event(EventKind.RUNNER) is None:
@@ -252,13 +372,26 @@ def _judge_over(
         return Note(machine, replace(metadata, over_at=now))
     waited, limit = now - metadata.over_at, pool.teardown_timeout if pool else CANCEL_GRACE
     if last is None and waited > CANCEL_GRACE:
-        return finish(Ending.CANCELLED, f"the forge ended its job, and its runner worked on for {CANCEL_GRACE:.0f} s")
+        return finish(
+            Ending.CANCELLED,
+            f"the forge ended its job, and its runner worked on for {CANCEL_GRACE:.0f} s",
+        )
     if waited > limit:
-        return finish(Ending.TEARDOWN_TIMEOUT, f"it did not power off within {limit:.0f} s after its runner had ended")
+        return finish(
+            Ending.TEARDOWN_TIMEOUT,
+            f"it did not power off within {limit:.0f} s after its runner had ended",
+        )
     return None
 
 
-def _judge_idle(machine: Machine, metadata: Metadata, pool: Desired, record: RunnerRecord, view: View, now: float) -> Action | None:
+def _judge_idle(
+    machine: Machine,
+    metadata: Metadata,
+    pool: Desired,
+    record: RunnerRecord,
+    view: View,
+    now: float,
+) -> Action | None:
     """Its runner has no job yet."""
 
     def finish(ending: Ending, reason: str) -> Finish:
@@ -268,19 +401,39 @@ def _judge_idle(machine: Machine, metadata: Metadata, pool: Desired, record: Run
         return finish(Ending.UNNEEDED, "its runner was disabled at the forge")
     if not machine.is_up:
         late = now - metadata.bound_at > pool.boot_timeout
-        return finish(Ending.BOOT_TIMEOUT, f"its guest did not come up within {pool.boot_timeout:.0f} s") if late else None
+        return (
+            finish(
+                Ending.BOOT_TIMEOUT, f"its guest did not come up within {pool.boot_timeout:.0f} s"
+            )
+            if late
+            else None
+        )
     was_warm = bool(metadata.snapshot) or machine.event(EventKind.READY) is not None
     limit = pool.pickup_timeout + (0.0 if was_warm else pool.boot_timeout)
     if now - metadata.bound_at <= limit:
         return None
     if not record.online:
-        return finish(Ending.PICKUP_TIMEOUT, f"its runner did not connect to the forge within {pool.pickup_timeout:.0f} s")
+        return finish(
+            Ending.PICKUP_TIMEOUT,
+            f"its runner did not connect to the forge within {pool.pickup_timeout:.0f} s",
+        )
     if not metadata.job_key:  # registered and idle, as it is meant to be
         outdated = pool.image and metadata.image != pool.image
-        return finish(Ending.UNNEEDED, "its image is not the current one any more") if outdated else None
+        return (
+            finish(Ending.UNNEEDED, "its image is not the current one any more")
+            if outdated
+            else None
+        )
     if view.binds_jobs:
-        return finish(Ending.HELD_BACK, "its runner was connected, but the forge did not hand out the job: a concurrency group?")
+        return finish(
+            Ending.HELD_BACK,
+            "its runner was connected, but the forge did not hand out the job: a concurrency "
+            "group?",
+        )
     made_for = view.jobs.get(metadata.job_key)
     if made_for and made_for.state is JobState.WAITING:
-        return finish(Ending.PICKUP_TIMEOUT, f"its runner got no job within {pool.pickup_timeout:.0f} s, although one waited")
+        return finish(
+            Ending.PICKUP_TIMEOUT,
+            f"its runner got no job within {pool.pickup_timeout:.0f} s, although one waited",
+        )
     return finish(Ending.UNNEEDED, "another runner took its job")

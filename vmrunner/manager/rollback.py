@@ -19,18 +19,25 @@ class Rollback:
 
     def __init__(self, settings: Config, history: History, log: Log) -> None:
         self._settings, self._history, self._log = settings, history, log
-        self._trusted: set[tuple[str, float]] = set()  # promotions whose version has worked: name/version, since when
+        # Promotions whose version has worked: name/version, since when.
+        self._trusted: set[tuple[str, float]] = set()
 
     def current(self, name: str) -> str:
-        """The version of an image that machines are made of, as name/version, be it whole or not."""
+        """The version of an image that machines are made of, as name/version, be it whole or
+        not.
+        """
         return f"{name}/{promotion.current(self._settings.images_dir, name)}"
 
     def blamed(self, name: str, error: VmrunnerError) -> str:
-        """The version that a failed start may be the fault of; empty where only the host can be to blame."""
+        """The version that a failed start may be the fault of; empty where only the host can be to
+        blame.
+        """
         return "" if isinstance(error, DiskFull | NameClash | NotPermitted) else self.current(name)
 
     def trial(self, name: str) -> Trial | None:
-        """How the machines of an image's current version have done since its promotion; None for one that was gone back to."""
+        """How the machines of an image's current version have done since its promotion; None for
+        one that was gone back to.
+        """
         told = promotion.history(self._settings.images_dir, name)
         if not told or told[-1].is_back:
             return None
@@ -43,7 +50,9 @@ class Rollback:
         return trial
 
     def note(self, name: str) -> str:
-        """What `status` says of an image: that it was rolled back, or should have been, or that a newer one is bad; else nothing."""
+        """What `status` says of an image: that it was rolled back, or should have been, or that a
+        newer one is bad; else nothing.
+        """
         told = promotion.history(self._settings.images_dir, name)
         if told and told[-1].why is Why.STEPPED_BACK:
             return f"rolled back automatically at {told[-1].at}: {told[-1].cause}"
@@ -51,23 +60,37 @@ class Rollback:
         if trial and self._is_lost(trial):
             return f"{trial.cause}; there is no version to go back to"
         bad = promotion.newest_bad(self._settings.images_dir, name)
-        return f"the newer version {bad} was found bad and is not used; `vmrunner image verify {name}/{bad}` says why" if bad else ""
+        return (
+            f"the newer version {bad} was found bad and is not used; `vmrunner image verify "
+            f"{name}/{bad}` says why"
+            if bad
+            else ""
+        )
 
     def roll_back(self) -> Iterator[VmrunnerError]:
-        """Where the first machines of a promoted version have failed, the one before is current again. Yields what went wrong with that."""
+        """Where the first machines of a promoted version have failed, the one before is current
+        again. Yields what went wrong with that.
+        """
         images = self._settings.images_dir
         for name in dict.fromkeys(section.image for section in self._settings.pools.values()):
             trial = self.trial(name)
             if trial is None or not self._is_lost(trial):
                 continue
             try:
-                golden = promotion.step_back(images, name, trial.image.removeprefix(f"{name}/"), trial.cause, self._log.info)
+                golden = promotion.step_back(
+                    images, name, trial.image.removeprefix(f"{name}/"), trial.cause, self._log.info
+                )
             except VmrunnerError as error:
                 yield error
                 continue
             if golden:
                 self._history.count("image_rollbacks_total", label=name)
-                self._log.warning("image rolled back automatically", image=name, to=golden.version, reason=trial.cause)
+                self._log.warning(
+                    "image rolled back automatically",
+                    image=name,
+                    to=golden.version,
+                    reason=trial.cause,
+                )
 
     def _is_lost(self, trial: Trial) -> bool:
         return trial.is_lost(self._settings.images.rollback_after)

@@ -1,4 +1,6 @@
-"""`vmrunner serve`: the same pass as `up`, again and again, woken by the hypervisor's events, guests' reports, new jobs and the webhook."""
+"""`vmrunner serve`: the same pass as `up`, again and again, woken by the hypervisor's events,
+guests' reports, new jobs and the webhook.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,11 @@ class Background(Protocol):
 
 
 class Poll:
-    """Asks the forge for its jobs, at most every `every` seconds, and less often while it is slow or down.
+    """Asks the forge for its jobs, at most every `every` seconds, and less often while it is slow
+    or down.
 
-    Where the forge tells their mere number for less, it is asked for that in between: a job that comes changes it.
+    Where the forge tells their mere number for less, it is asked for that in between: a job that
+    comes changes it.
     """
 
     def __init__(self, manager: Manager, log: Log, clock: Callable[[], float]) -> None:
@@ -53,7 +57,11 @@ class Poll:
         self._known: frozenset[tuple[str, str, str]] | None = None
         self._listed = self._counted = 0  # jobs that wait, by the last list and by the last count
         self._down = False
-        self._scopes = list(dict.fromkeys(scope for section in manager.settings.pools.values() for scope in section.scope))
+        self._scopes = list(
+            dict.fromkeys(
+                scope for section in manager.settings.pools.values() for scope in section.scope
+            )
+        )
 
     def saw(self, survey: Survey) -> None:
         """A pass has just asked: the next poll is compared with what it saw."""
@@ -62,12 +70,17 @@ class Poll:
         self._answered(all(not queue.problem for queue in queues))
 
     def changed(self) -> bool:
-        """Whether it is time to ask and something is new. A forge that does not answer is nothing new."""
+        """Whether it is time to ask and something is new.
+
+        A forge that does not answer is nothing new.
+        """
         began = self._clock()
         if began < self._next:
             return began >= self._next_count and self._has_more()
         try:
-            jobs = self._learn(job for scope in self._scopes for job in self._manager.forge.jobs(scope))
+            jobs = self._learn(
+                job for scope in self._scopes for job in self._manager.forge.jobs(scope)
+            )
         except ForgeError as error:
             if not self._down:
                 self._log.warning("forge does not answer", reason=error.sentence)
@@ -84,7 +97,10 @@ class Poll:
         return frozenset((job.key, job.state.value, job.runner_name) for job in listed)
 
     def _has_more(self) -> bool:
-        """Whether more jobs wait than were listed. Only the list is believed: a number that never agrees with it is news once."""
+        """Whether more jobs wait than were listed.
+
+        Only the list is believed: a number that never agrees with it is news once.
+        """
         began, before = self._clock(), self._counted
         self._next_count = self._next
         try:
@@ -106,7 +122,11 @@ class Poll:
             self._log.info("forge answers again")
         self._down = not fine
         # A forge that takes long to answer is not asked all the time: ten times as long, at most.
-        self._wait = max(self._every, min(self._took * 10, _SLOWEST_POLL)) if fine else min(max(self._wait, 0.5) * 2, _SLOWEST_POLL)
+        self._wait = (
+            max(self._every, min(self._took * 10, _SLOWEST_POLL))
+            if fine
+            else min(max(self._wait, 0.5) * 2, _SLOWEST_POLL)
+        )
         self._next = self._clock() + self._wait
         self._next_count = self._clock() + self._rest(0.0) if fine else self._next
 
@@ -116,10 +136,11 @@ class Poll:
 
 
 class Server:
-    """The loop. `open_manager` reads the configuration anew; it raises a VmrunnerError where that is wrong.
+    """The loop. `open_manager` reads the configuration anew; it raises a VmrunnerError where that
+    is wrong.
 
-    `make_snapshot` begins to make that of a pool. `wait` waits for an event for some seconds, by the same `clock`; `notify` speaks to
-    systemd.
+    `make_snapshot` begins to make that of a pool. `wait` waits for an event for some seconds, by
+    the same `clock`; `notify` speaks to systemd.
     """
 
     def __init__(
@@ -170,15 +191,20 @@ class Server:
         self._notify("STOPPING=1")
         if self._manager.settings.serve.on_stop == "drain":
             self._drain()
-        self._log.info("stopped; machines that run are left alone" if self._manager.settings.serve.on_stop == "leave" else "stopped")
+        self._log.info(
+            "stopped; machines that run are left alone"
+            if self._manager.settings.serve.on_stop == "leave"
+            else "stopped"
+        )
 
     def _begin(self) -> None:
         self._manager.hypervisor.watch(self._wake.set, lambda: self._notify("WATCHDOG=1"))
         self._poll = Poll(self._manager, self._log, self._clock)
 
     def stop(self) -> None:
-        """End the loop, or the draining that follows it. Called by a signal's handler, so it does not touch the event: the main thread
-        may be inside that event's lock just now, and would wait for itself. The next tick sees the flag.
+        """End the loop, or the draining that follows it. Called by a signal's handler, so it does
+        not touch the event: the main thread may be inside that event's lock just now, and would
+        wait for itself. The next tick sees the flag.
         """
         self._stop = True
 
@@ -196,10 +222,15 @@ class Server:
         try:
             fresh = self._open()
         except VmrunnerError as error:
-            self._log.error("configuration not reloaded; the old one stays", reason=error.sentence, hint=error.hint)
+            self._log.error(
+                "configuration not reloaded; the old one stays",
+                reason=error.sentence,
+                hint=error.hint,
+            )
             return
         old, self._manager = self._manager, fresh
-        self._figures.follow(fresh.history)  # before the old one is closed: a scrape reads it in another thread
+        # Before the old one is closed: a scrape reads it in another thread.
+        self._figures.follow(fresh.history)
         old.close()
         self._begin()
         self._log.info("configuration reloaded", pools=",".join(fresh.settings.pools))
@@ -225,7 +256,9 @@ class Server:
         return survey
 
     def _make_snapshots(self, survey: Survey | None) -> None:
-        """Make what is missing, in the background and one after the other; machines are booted meanwhile."""
+        """Make what is missing, in the background and one after the other; machines are booted
+        meanwhile.
+        """
         if self._maker is not None:
             if (code := self._maker.poll()) is None:
                 return
@@ -233,8 +266,12 @@ class Server:
             tell("snapshot not made" if code else "snapshot made", exit_code=code)
             self._maker = None
         if survey and (missing := survey.missing_snapshots()) and self._clock() >= self._next_maker:
-            # Should one end without a word, such as one killed for want of memory, the next one waits.
-            self._maker, self._next_maker = self._make_snapshot(missing[0]), self._clock() + _MAKER_REST
+            # Should one end without a word, such as one killed for want of memory, the next one
+            # waits.
+            self._maker, self._next_maker = (
+                self._make_snapshot(missing[0]),
+                self._clock() + _MAKER_REST,
+            )
             self._log.info("making a snapshot", pool=missing[0])
 
     def _complain(self, error: VmrunnerError) -> None:
@@ -243,27 +280,47 @@ class Server:
         self._said = {sentence: at for sentence, at in self._said.items() if now - at < 60}
         if error.sentence not in self._said:
             self._said[error.sentence] = now
-            self._log.error(error.sentence, hint=error.hint.splitlines()[0] if error.hint else "", kind=type(error).__name__)
+            self._log.error(
+                error.sentence,
+                hint=error.hint.splitlines()[0] if error.hint else "",
+                kind=type(error).__name__,
+            )
 
     def _sleep(self, survey: Survey | None) -> None:
         """Until something happens that a pass should see."""
         until = self._clock() + _LONGEST
-        watched = [machine for machine in survey.observed.machines if _is_awaited(machine)] if survey else []
-        if survey and any(isinstance(action, Start | Bind | Finish) for action in survey.plan.actions):
-            until = self._clock() + 1.0  # so that new machines are among the watched, and a place that became free is used
+        watched = (
+            [machine for machine in survey.observed.machines if _is_awaited(machine)]
+            if survey
+            else []
+        )
+        if survey and any(
+            isinstance(action, Start | Bind | Finish) for action in survey.plan.actions
+        ):
+            # So that new machines are among the watched, and a place that became free is used.
+            until = self._clock() + 1.0
         while self._clock() < until and not self._stop and not self._reload:
-            # A poll is not late by the rest of a tick. A short rest there is all the same: it may be due by what others spent.
-            if self._wait(self._wake, min(_TICK, max(_SHORTEST, self._poll.again_at() - self._clock()))):
+            # A poll is not late by the rest of a tick. A short rest there is all the same: it may
+            # be due by what others spent.
+            if self._wait(
+                self._wake, min(_TICK, max(_SHORTEST, self._poll.again_at() - self._clock()))
+            ):
                 return
             self._notify("WATCHDOG=1")
             if self._reported(watched) or self._poll.changed():
                 return
 
     def _reported(self, machines: list[Machine]) -> bool:
-        """Whether one of these guests has said something new. All are read each time: a pass sees all that they said, so one is enough."""
+        """Whether one of these guests has said something new.
+
+        All are read each time: a pass sees all that they said, so one is enough.
+        """
         before = self._reports
         try:
-            self._reports = {machine.id: self._manager.hypervisor.read(machine.id, File.EVENTS) for machine in machines}
+            self._reports = {
+                machine.id: self._manager.hypervisor.read(machine.id, File.EVENTS)
+                for machine in machines
+            }
         except HypervisorError:
             return True
         return any(raw != before.get(machine, b"") for machine, raw in self._reports.items())
@@ -273,7 +330,8 @@ class Server:
         self._stop = False
         self._log.info("draining: waiting for running jobs")
         while not self._stop:
-            self._reload = False  # there is nothing to reload for; left set, it would end every sleep at once
+            # There is nothing to reload for; left set, it would end every sleep at once.
+            self._reload = False
             survey = self._pass(dict.fromkeys(self._manager.settings.pools, Drain.IDLE))
             if survey and not survey.observed.machines and not survey.observed.bindings:
                 return

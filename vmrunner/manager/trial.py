@@ -1,4 +1,7 @@
-"""Whether the version that was promoted last has to go again: decided from what its machines did. Pure."""
+"""Whether the version that was promoted last has to go again: decided from what its machines did.
+
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,15 @@ class Trial:
     worked: bool = False  # whether a job ever ran on one
 
     def is_lost(self, after: int) -> bool:
-        """Whether its first `after` machines failed, and none has worked; 0: it may fail for ever."""
+        """Whether its first `after` machines failed, and none has worked; 0: it may fail for
+        ever.
+        """
         return 0 < after <= self.failed and not self.worked
 
     @property
     def cause(self) -> str:
         """In words."""
-        return f"{self.failed} machine{'' if self.failed == 1 else 's'} of {self.image} failed and none worked; last: {self.last}"
+        return (
+            f"{self.failed} machine{'' if self.failed == 1 else 's'} of {self.image} failed and "
+            f"none worked; last: {self.last}"
+        )

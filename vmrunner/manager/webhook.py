@@ -1,7 +1,9 @@
-"""The forge's webhook. It says that a job waits, and nothing in it is believed: it only wakes the pass, which asks the forge itself.
+"""The forge's webhook. It says that a job waits, and nothing in it is believed: it only wakes the
+pass, which asks the forge itself.
 
-One thread, with bounds on all that whoever reaches its port may want of it: connections, seconds, bytes, and how often it reads at all.
-`serve` shares a processor with it, and does without it whenever it hears nothing.
+One thread, with bounds on all that whoever reaches its port may want of it: connections, seconds,
+bytes, and how often it reads at all. `serve` shares a processor with it, and does without it
+whenever it hears nothing.
 """
 
 from __future__ import annotations
@@ -37,12 +39,17 @@ _LONGEST = 5.0  # seconds that a connection may take; Gitea gives up after as ma
 _CONNECTIONS = 16  # at the same time
 _BETWEEN = 0.01  # seconds between two connections; what comes meanwhile waits in the kernel
 _AT_ONCE = 4  # times that a connection is read without a pause: enough for what a forge sends
-_PAUSE = 0.02  # seconds between two reads after that, or one who sends byte by byte would keep us busy
+# Seconds between two reads after that, or one who sends byte by byte would keep us busy.
+_PAUSE = 0.02
 _REST = 0.2  # seconds between two wakes
 _REMEMBERED = 1024  # deliveries
 _BIND_AGAIN = 10.0  # seconds
 _COMPLAIN_AGAIN = 60.0  # seconds
-_SIGNATURES = ((b"x-gitea-signature", b""), (b"x-forgejo-signature", b""), (b"x-hub-signature-256", b"sha256="))
+_SIGNATURES = (
+    (b"x-gitea-signature", b""),
+    (b"x-forgejo-signature", b""),
+    (b"x-hub-signature-256", b"sha256="),
+)
 
 
 class Verdict(StrEnum):
@@ -81,7 +88,8 @@ _STATUS = {
     Verdict.TOO_BIG: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
 }
 _HINTS = {
-    Verdict.FORGED: "Are the webhook's secret and serve.webhook.secret_file the same, and is its content type application/json?",
+    Verdict.FORGED: "Are the webhook's secret and serve.webhook.secret_file the same, and is its "
+    "content type application/json?",
     Verdict.WRONG_PATH: f"The webhook's path is {PATH}.",
     Verdict.WRONG_METHOD: "The webhook's method is POST.",
 }
@@ -103,7 +111,9 @@ class Head:
         if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
             return None
         pairs = (line.partition(b":") for line in lines)
-        return cls(words[0], words[1], {name.strip().lower(): value.strip() for name, _, value in pairs})
+        return cls(
+            words[0], words[1], {name.strip().lower(): value.strip() for name, _, value in pairs}
+        )
 
     @property
     def length(self) -> int:
@@ -123,7 +133,10 @@ class Head:
 
 
 def judge(head: Head, body: bytes, secret: Secret) -> Verdict:
-    """What a whole request says. Only its body is signed, so only that is read, and only after that."""
+    """What a whole request says.
+
+    Only its body is signed, so only that is read, and only after that.
+    """
     wanted = signature(body, secret).encode()
     given = [(head.fields.get(name, b""), prefix) for name, prefix in _SIGNATURES]
     if not any(hmac.compare_digest(value, prefix + wanted) for value, prefix in given):
@@ -132,7 +145,9 @@ def judge(head: Head, body: bytes, secret: Secret) -> Verdict:
         said = json.loads(body)
     except (ValueError, RecursionError):
         return Verdict.OTHER
-    is_waiting = isinstance(said, dict) and "workflow_job" in said and said.get("action") == "queued"
+    is_waiting = (
+        isinstance(said, dict) and "workflow_job" in said and said.get("action") == "queued"
+    )
     return Verdict.WOKE if is_waiting else Verdict.OTHER
 
 
@@ -149,7 +164,9 @@ class _Reading:
         self.raw = bytearray()
 
     async def until(self, enough: Callable[[], bool], most: int) -> bool:
-        """Read on until it is enough; False where it has ended before that, or is as long as `most`."""
+        """Read on until it is enough; False where it has ended before that, or is as long as
+        `most`.
+        """
         while not enough():
             if self._times >= _AT_ONCE:
                 await asyncio.sleep(_PAUSE)
@@ -164,7 +181,8 @@ class _Reading:
 class Listener(Collector):
     """Hears the webhook while it is entered, and calls `wake`, in its own thread, when a job waits.
 
-    At most five times a second: the first time at once, and what comes soon after that together. It also tells Prometheus what it heard.
+    At most five times a second: the first time at once, and what comes soon after that together. It
+    also tells Prometheus what it heard.
     """
 
     def __init__(
@@ -176,7 +194,14 @@ class Listener(Collector):
         heard: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._address, self._secret, self._wake, self._log, self._heard, self._clock = listen, secret, wake, log, heard, clock
+        self._address, self._secret, self._wake, self._log, self._heard, self._clock = (
+            listen,
+            secret,
+            wake,
+            log,
+            heard,
+            clock,
+        )
         self._verdicts: Counter[Verdict] = Counter()
         self._last_heard = 0.0
         self._seen: deque[str] = deque(maxlen=_REMEMBERED)
@@ -200,12 +225,18 @@ class Listener(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """See prometheus_client."""
-        requests = CounterMetricFamily("vmrunner_webhook_requests", "Requests where the forge's webhook is heard", labels=["verdict"])
+        requests = CounterMetricFamily(
+            "vmrunner_webhook_requests",
+            "Requests where the forge's webhook is heard",
+            labels=["verdict"],
+        )
         for verdict in Verdict:
             requests.add_metric([verdict.value], self._verdicts[verdict])
         yield requests
         yield GaugeMetricFamily(
-            "vmrunner_webhook_last_heard_timestamp_seconds", "When the forge's webhook was heard last", value=self._last_heard
+            "vmrunner_webhook_last_heard_timestamp_seconds",
+            "When the forge's webhook was heard last",
+            value=self._last_heard,
         )
 
     def _run(self) -> None:
@@ -235,15 +266,27 @@ class Listener(Collector):
                     await asyncio.sleep(_BETWEEN)
 
     async def _bound(self) -> socket.socket:
-        """The socket. An address that this host has not yet, or that is taken, is tried again: there is the poll meanwhile."""
+        """The socket.
+
+        An address that this host has not yet, or that is taken, is tried again: there is the poll
+        meanwhile.
+        """
         host, _, port = self._address.rpartition(":")
         host, told = host.strip("[]"), False
         while True:
             try:
-                listening = socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=64)
+                listening = socket.create_server(
+                    (host, int(port)),
+                    family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+                    backlog=64,
+                )
             except OSError as error:
                 if not told:
-                    self._log.warning("can't listen for the forge's webhook; tried again", listen=self._address, reason=str(error))
+                    self._log.warning(
+                        "can't listen for the forge's webhook; tried again",
+                        listen=self._address,
+                        reason=str(error),
+                    )
                 told = True
                 await asyncio.sleep(_BIND_AGAIN)
             else:
@@ -251,7 +294,8 @@ class Listener(Collector):
                 return listening
 
     async def _accept(self, listening: socket.socket) -> tuple[socket.socket, tuple[str, int]]:
-        # Not the loop's own sock_accept: when that is cancelled, it may lose a connection that it has accepted already.
+        # Not the loop's own sock_accept: when that is cancelled, it may lose a connection that it
+        # has accepted already.
         ready = asyncio.Event()
         self._loop.add_reader(listening, ready.set)
         try:
@@ -269,7 +313,10 @@ class Listener(Collector):
             async with asyncio.timeout(_LONGEST):
                 verdict = await self._request(connection)
                 if status := verdict.status:
-                    answer = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    answer = (
+                        f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Length: "
+                        "0\r\nConnection: close\r\n\r\n"
+                    )
                     await self._loop.sock_sendall(connection, answer.encode())
         except TimeoutError:
             verdict = verdict if verdict.is_signed else Verdict.TOO_SLOW
@@ -321,7 +368,10 @@ class Listener(Collector):
         self._wake()
 
     def _count(self, verdict: Verdict, peer: str) -> None:
-        """Count it. Of those that are not the forge's the log has one line a minute, however many come."""
+        """Count it.
+
+        Of those that are not the forge's the log has one line a minute, however many come.
+        """
         self._verdicts[verdict] += 1
         if verdict.is_signed:
             return
@@ -329,6 +379,10 @@ class Listener(Collector):
         now = self._clock()
         if self._complained_at is None or now - self._complained_at >= _COMPLAIN_AGAIN:
             self._log.warning(
-                "not the forge's webhook", verdict=verdict.value, peer=peer, requests=self._refused, hint=_HINTS.get(verdict, "")
+                "not the forge's webhook",
+                verdict=verdict.value,
+                peer=peer,
+                requests=self._refused,
+                hint=_HINTS.get(verdict, ""),
             )
             self._refused, self._complained_at = 0, now

@@ -10,14 +10,19 @@ from vmrunner.model.machine import MachineId
 
 @dataclass(frozen=True)
 class Binding:
-    """A machine's runner. Written before the runner is minted (then `credentials.id` is 0), so that no crash can lose its trace."""
+    """A machine's runner.
+
+    Written before the runner is minted (then `credentials.id` is 0), so that no crash can lose its
+    trace.
+    """
 
     machine: MachineId
     pool: str
     scope: Scope  # where the runner is registered
     job_key: str = ""
     credentials: Credentials = field(default=Credentials(0, "", ""))
-    ending: str = ""  # set before the machine is destroyed, for the pass that has to finish the work
+    # Set before the machine is destroyed, for the pass that has to finish the work.
+    ending: str = ""
     reason: str = ""
 
     @property

@@ -28,7 +28,10 @@ class Package(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _version_alone(cls, data: Any) -> Any:
-        """Older manifests have the version in the package's place. Machines start from such images, so they stay readable."""
+        """Older manifests have the version in the package's place.
+
+        Machines start from such images, so they stay readable.
+        """
         return {"version": data} if isinstance(data, str) else data
 
 
@@ -63,9 +66,11 @@ class Forced(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an image is made of, written beside its disk. Only `forced` is added to after that, and no digest of it counts that.
+    """What an image is made of, written beside its disk. Only `forced` is added to after that, and
+    no digest of it counts that.
 
-    What has a default is unknown to manifests of an older vmrunner: an upgrade must not take the images away that machines start from.
+    What has a default is unknown to manifests of an older vmrunner: an upgrade must not take the
+    images away that machines start from.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -77,14 +82,18 @@ class Manifest(BaseModel):
     packages: dict[str, Package]  # by name
     distribution: str = "debian"  # whose archive its packages are of, as the ID in its os-release
     suite: str = ""  # of that distribution
-    inputs: dict[str, Input] | None = None  # path in the guest -> the recipe's file; None: not noted
-    lock: str = ""  # sha256 of the lock that it was built with, which lies beside it; empty: it was built without
+    # Path in the guest -> the recipe's file; None: not noted.
+    inputs: dict[str, Input] | None = None
+    # sha256 of the lock that it was built with, which lies beside it; empty: it was built without.
+    lock: str = ""
     kernel: str = ""  # version
     kernel_arguments: str = ""  # empty: the disk has a boot loader of its own
     runner: Runner | None = None
     runners: dict[str, Runner] = {}  # further ones, by their names in the recipe
-    containers: dict[str, str] | None = None  # path of an archive in the guest, as in `inputs` -> what jobs call it; None: not noted
-    checks: dict[str, str] = {}  # name -> a shell command that exits with 0 in a machine of the image
+    # Path of an archive in the guest, as in `inputs` -> what jobs call it; None: not noted.
+    containers: dict[str, str] | None = None
+    # Name -> a shell command that exits with 0 in a machine of the image.
+    checks: dict[str, str] = {}
     listens: tuple[int, ...] = ()  # ports that may be open in a machine of the image
     built_at: str  # ISO 8601, UTC
     vmrunner_version: str
@@ -92,7 +101,9 @@ class Manifest(BaseModel):
 
     @property
     def lacks_docker(self) -> bool:
-        """Whether neither a package nor a check, which could be about one that a script installed, speaks of Docker."""
+        """Whether neither a package nor a check, which could be about one that a script installed,
+        speaks of Docker.
+        """
         checked = any("docker" in command for command in self.checks.values())
         return bool(self.packages) and not checked and self.packages.keys().isdisjoint(_DOCKER)
 
@@ -114,10 +125,16 @@ class Golden:
     def damaged(self, file: str) -> ImageError:
         """What to raise where a file of it has another sha256 than its manifest says."""
         return ImageError(
-            f"The image {self.name} {self.version} is damaged: {file} has another sha256 than its manifest says.",
+            f"The image {self.name} {self.version} is damaged: {file} has another sha256 than its "
+            "manifest says.",
             f"Build it again: `vmrunner image build {self.name} --force`.",
         )
 
     def unreadable(self, file: str, error: OSError) -> ImageError:
-        """What to raise where a file of it can't be read: `image prune` may have taken it since it was found."""
-        return ImageError(f"The image {self.name} {self.version} can't be read: {file}: {error.strerror}.", "Try again.")
+        """What to raise where a file of it can't be read: `image prune` may have taken it since it
+        was found.
+        """
+        return ImageError(
+            f"The image {self.name} {self.version} can't be read: {file}: {error.strerror}.",
+            "Try again.",
+        )

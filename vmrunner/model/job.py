@@ -21,7 +21,9 @@ class ScopeKind(StrEnum):
 
 @dataclass(frozen=True)
 class Scope:
-    """Where runners are registered: `instance`, `user`, `organisation:NAME` or `repository:OWNER/NAME`."""
+    """Where runners are registered: `instance`, `user`, `organisation:NAME` or
+    `repository:OWNER/NAME`.
+    """
 
     kind: ScopeKind
     name: str = ""
@@ -37,7 +39,9 @@ class Scope:
             raise ConfigError(f"There is no scope {text!r}.", hint) from None
         parts = name.split("/")
         wanted = {ScopeKind.ORGANISATION: 1, ScopeKind.REPOSITORY: 2}.get(kind, 0)
-        safe = all(p and p not in {".", ".."} and all(c.isalnum() or c in "-_." for c in p) for p in parts)
+        safe = all(
+            p and p not in {".", ".."} and all(c.isalnum() or c in "-_." for c in p) for p in parts
+        )
         if (wanted == 0 and name) or (wanted and (len(parts) != wanted or not safe)):
             raise ConfigError(f"There is no scope {text!r}.", hint)
         return cls(kind, name)
@@ -57,7 +61,10 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """One Actions job. `handle` is empty on Gitea; `key` tells jobs and their attempts apart on both forges."""
+    """One Actions job.
+
+    `handle` is empty on Gitea; `key` tells jobs and their attempts apart on both forges.
+    """
 
     id: int
     name: str
@@ -70,7 +77,8 @@ class Job:
     runner_name: str = ""  # who runs it, or ran it, where the forge tells
     runner_id: int = 0  # the same one's record
     conclusion: str = ""  # success, failure, cancelled, skipped; only when DONE
-    attempt: int = 0  # how often it has been begun, this time included; 0 where the forge doesn't tell
+    # How often it has been begun, this time included; 0 where the forge doesn't tell.
+    attempt: int = 0
     sha: str = ""  # the commit that it is about
     url: str = ""
     run_url: str = ""
@@ -99,14 +107,16 @@ class RunnerRecord:
     labels: tuple[str, ...] = ()
     ephemeral: bool = True
     disabled: bool = False  # gets no job; Gitea only
-    is_silent: bool = False  # has told nothing of a job for ten seconds; one at work does every five
+    # Has told nothing of a job for ten seconds; one at work does every five.
+    is_silent: bool = False
 
 
 @dataclass(frozen=True)
 class Sought:
     """A runner that is no more, and whose job is asked for.
 
-    `hints` are jobs that it may have had, by their repository and key: the one that it was made for, or one that was seen on it.
+    `hints` are jobs that it may have had, by their repository and key: the one that it was made
+    for, or one that was seen on it.
     """
 
     runner_id: int

@@ -29,9 +29,11 @@ class Phase(StrEnum):
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.ABSENT: frozenset({Phase.CLONED, Phase.FAILED}),
     Phase.CLONED: frozenset({Phase.STARTED, Phase.FAILED}),
-    # Odd edges from STARTED: the manager sees phases only when it looks, so a quick guest can be BOUND, RUNNING or
-    # already powered off at the second look.
-    Phase.STARTED: frozenset({Phase.READY, Phase.BOUND, Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
+    # Odd edges from STARTED: the manager sees phases only when it looks, so a quick guest can be
+    # BOUND, RUNNING or already powered off at the second look.
+    Phase.STARTED: frozenset(
+        {Phase.READY, Phase.BOUND, Phase.RUNNING, Phase.FINISHED, Phase.FAILED}
+    ),
     Phase.READY: frozenset({Phase.BOUND, Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
     Phase.BOUND: frozenset({Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
     Phase.RUNNING: frozenset({Phase.FINISHED, Phase.FAILED}),
@@ -63,21 +65,39 @@ class Ending(StrEnum):
     @property
     def is_failure(self) -> bool:
         """Whether somebody should look into it."""
-        return self not in {Ending.DONE, Ending.CANCELLED, Ending.UNNEEDED, Ending.STOPPED, Ending.HELD_BACK}
+        return self not in {
+            Ending.DONE,
+            Ending.CANCELLED,
+            Ending.UNNEEDED,
+            Ending.STOPPED,
+            Ending.HELD_BACK,
+        }
 
     @property
     def blames_pool(self) -> bool:
-        """Whether the pool's image or host is to blame, so that the next machine would go the same way. What a job did is not."""
-        return self in {Ending.EARLY, Ending.START_FAILED, Ending.BOOT_TIMEOUT, Ending.PICKUP_TIMEOUT}
+        """Whether the pool's image or host is to blame, so that the next machine would go the same
+        way. What a job did is not.
+        """
+        return self in {
+            Ending.EARLY,
+            Ending.START_FAILED,
+            Ending.BOOT_TIMEOUT,
+            Ending.PICKUP_TIMEOUT,
+        }
 
 
 def may_follow(before: Phase, after: Phase) -> bool:
-    """Whether a machine seen in `before` may be seen in `after` next. Seeing the same phase again is always fine."""
+    """Whether a machine seen in `before` may be seen in `after` next.
+
+    Seeing the same phase again is always fine.
+    """
     return before is after or after in TRANSITIONS[before]
 
 
 class EventKind(StrEnum):
-    """What a guest reports over its virtio-serial port, one `<kind> <unix seconds> [text]` a line."""
+    """What a guest reports over its virtio-serial port, one `<kind> <unix seconds> [text]` a
+    line.
+    """
 
     UP = "up"
     SEED = "seed"  # it has read its boot seed
@@ -89,7 +109,10 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True)
 class GuestEvent:
-    """One report of a guest. Guests are hostile: a report is a hint about that guest alone, never a command."""
+    """One report of a guest.
+
+    Guests are hostile: a report is a hint about that guest alone, never a command.
+    """
 
     kind: EventKind
     at: float  # the guest's clock, unix seconds
@@ -97,7 +120,9 @@ class GuestEvent:
 
 
 def parse_events(raw: bytes) -> tuple[GuestEvent, ...]:
-    """Read what a guest wrote; whatever is not a well-formed line is dropped, and a guest can't make the list long."""
+    """Read what a guest wrote; whatever is not a well-formed line is dropped, and a guest can't
+    make the list long.
+    """
     events: dict[EventKind, GuestEvent] = {}
     for line in raw[:65536].decode("utf-8", "replace").splitlines():
         words = line.strip().split(" ", 2)
@@ -114,7 +139,10 @@ def parse_events(raw: bytes) -> tuple[GuestEvent, ...]:
 
 @dataclass(frozen=True)
 class MachineId:
-    """The name of one machine: `vmr-<manager>-<8 hex>`. Everything that belongs to it is named `<this>.<suffix>`."""
+    """The name of one machine: `vmr-<manager>-<8 hex>`.
+
+    Everything that belongs to it is named `<this>.<suffix>`.
+    """
 
     manager: str
     serial: str
@@ -126,10 +154,16 @@ class MachineId:
 
     @classmethod
     def of(cls, manager: str, name: str) -> MachineId | None:
-        """The id behind an object's name (a suffix such as `.qcow2` may follow), or None where it isn't this manager's."""
+        """The id behind an object's name (a suffix such as `.qcow2` may follow), or None where it
+        isn't this manager's.
+        """
         head = f"{PREFIX}-{manager}-"
         serial = name.removeprefix(head).partition(".")[0]
-        if not name.startswith(head) or len(serial) != 8 or any(c not in "0123456789abcdef" for c in serial):
+        if (
+            not name.startswith(head)
+            or len(serial) != 8
+            or any(c not in "0123456789abcdef" for c in serial)
+        ):
             return None
         return cls(manager, serial)
 
@@ -138,13 +172,21 @@ class MachineId:
 
     @classmethod
     def of_tap(cls, manager: str, tap: str) -> MachineId | None:
-        """The machine behind a network interface of the host, or None where it isn't this manager's."""
+        """The machine behind a network interface of the host, or None where it isn't this
+        manager's.
+        """
         head = cls(manager, "").tap
-        return cls.of(manager, f"{PREFIX}-{manager}-{tap.removeprefix(head)}") if tap.startswith(head) else None
+        return (
+            cls.of(manager, f"{PREFIX}-{manager}-{tap.removeprefix(head)}")
+            if tap.startswith(head)
+            else None
+        )
 
     @property
     def tap(self) -> str:
-        """The host's end of its network, as long as Linux permits (15): all of a manager's begin alike."""
+        """The host's end of its network, as long as Linux permits (15): all of a manager's begin
+        alike.
+        """
         return f"v{hashlib.sha256(self.manager.encode()).hexdigest()[:6]}{self.serial}"
 
     @property
@@ -177,7 +219,8 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a machine's domain XML says about it in our namespace: enough to recognise it after a crash.
+    """What a machine's domain XML says about it in our namespace: enough to recognise it after a
+    crash.
 
     Times are unix seconds by the host's clock; 0 where it has not happened.
     """
@@ -187,18 +230,24 @@ class Metadata:
     image: str  # name/version
     created_at: float  # when creating began
     overlay_at: float = 0.0  # when the overlay existed
-    parked_at: float = 0.0  # when it was cloned from a snapshot without a job: it rehearses one, and is paused until one comes
+    # When it was cloned from a snapshot without a job: it rehearses one, and is paused until one
+    # comes.
+    parked_at: float = 0.0
     bound_at: float = 0.0  # when it got a runner; one that is made for a job is born with it
     running_at: float = 0.0  # when the forge was first seen to have a job on it
-    over_at: float = 0.0  # when the forge was first seen to have no job and no runner for it any more
-    silent_at: float = 0.0  # since when the forge hears nothing of the job that it has on it; 0 where it does
+    # When the forge was first seen to have no job and no runner for it any more.
+    over_at: float = 0.0
+    # Since when the forge hears nothing of the job that it has on it; 0 where it does.
+    silent_at: float = 0.0
     runner_id: int = 0  # at the forge; 0 while it is registered nowhere
     scope: str = ""  # where that runner is registered
-    job_key: str = ""  # the job it was made for; on Gitea a hint only; empty for one that is registered idle
+    # The job it was made for; on Gitea a hint only; empty for one that is registered idle.
+    job_key: str = ""
     queued_at: float = 0.0  # when that job was queued, 0 where the forge doesn't tell
     address: str = ""  # with its subnet's prefix length
     network: str = ""  # the name of its policy; empty: its network stays closed
-    snapshot: str = ""  # the key of the snapshot that it is a clone of; empty for one that was booted
+    # The key of the snapshot that it is a clone of; empty for one that was booted.
+    snapshot: str = ""
 
     @property
     def is_bound(self) -> bool:
@@ -215,7 +264,8 @@ class Machine:
     metadata: Metadata | None = None
     events: tuple[GuestEvent, ...] = ()
     files: tuple[str, ...] = ()
-    trouble: str = ""  # what the hypervisor says is wrong with it, or how it ended, where it says so
+    # What the hypervisor says is wrong with it, or how it ended, where it says so.
+    trouble: str = ""
     dropped: int = 0  # packets that its policy, or its bounds, did not let through
     is_paused: bool = False  # by whoever made it: a parked one, or one that is being made or bound
 
@@ -225,7 +275,10 @@ class Machine:
 
     @property
     def is_up(self) -> bool:
-        """Whether the guest has said anything. Under cloud-init the first that it says is `runner` or `ready`."""
+        """Whether the guest has said anything.
+
+        Under cloud-init the first that it says is `runner` or `ready`.
+        """
         return bool(self.events)
 
     @property
@@ -236,7 +289,11 @@ class Machine:
     @property
     def is_ready(self) -> bool:
         """Whether it waits for a job's seed: booted and waiting for it, or parked."""
-        return self.alive and not self.is_bound and (self._is_parked or self.event(EventKind.READY) is not None)
+        return (
+            self.alive
+            and not self.is_bound
+            and (self._is_parked or self.event(EventKind.READY) is not None)
+        )
 
     @property
     def rehearses(self) -> bool:
@@ -249,9 +306,14 @@ class Machine:
 
     @property
     def has_read_seed(self) -> bool:
-        """Whether the guest has read the seed with its credentials. A warm one read another before, and says `seed` but once."""
+        """Whether the guest has read the seed with its credentials.
+
+        A warm one read another before, and says `seed` but once.
+        """
         said = {event.kind for event in self.events}
-        enough = {EventKind.RUNNER, EventKind.EXIT} | (set() if EventKind.READY in said else {EventKind.SEED})
+        enough = {EventKind.RUNNER, EventKind.EXIT} | (
+            set() if EventKind.READY in said else {EventKind.SEED}
+        )
         return self.is_bound and not said.isdisjoint(enough)
 
     @property
@@ -272,7 +334,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the host has, and what the machines on it (ours and others') may take of it. Memory and disk in MiB."""
+    """What the host has, and what the machines on it (ours and others') may take of it.
+
+    Memory and disk in MiB.
+    """
 
     memory_mib: int
     cores: int
@@ -284,4 +349,8 @@ class Capacity:
 def console_end(console: str) -> str:
     """What a machine that failed said last, for whoever looks for the reason."""
     tail = console.splitlines()[-_TAIL:]
-    return "\n".join(["Its console ended with:", *(f"  {line}" for line in tail)]) if tail else "Its console is empty."
+    return (
+        "\n".join(["Its console ended with:", *(f"  {line}" for line in tail)])
+        if tail
+        else "Its console is empty."
+    )

@@ -1,4 +1,5 @@
-"""The machines' addresses: each machine has one of the subnet for its life, and no DHCP server is asked for it.
+"""The machines' addresses: each machine has one of the subnet for its life, and no DHCP server is
+asked for it.
 
 Where they have IPv6, too, that address follows from this one, so that only one is to be kept.
 """
@@ -9,7 +10,14 @@ import os
 import zlib
 from collections.abc import Container
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
 from pathlib import Path
 
 from vmrunner.errors import ConfigError, HypervisorError
@@ -24,7 +32,9 @@ def gateway(subnet: IPv4Network | IPv6Network) -> IPv4Address | IPv6Address:
 
 
 def paired(address: IPv4Interface, prefix: IPv6Network | None) -> IPv6Interface | None:
-    """The IPv6 address of the machine with this IPv4 one: the same host number within the prefix, or none where there is none."""
+    """The IPv6 address of the machine with this IPv4 one: the same host number within the prefix,
+    or none where there is none.
+    """
     if prefix is None:
         return None
     number = int(address.ip) - int(address.network.network_address)
@@ -32,26 +42,45 @@ def paired(address: IPv4Interface, prefix: IPv6Network | None) -> IPv6Interface 
 
 
 class Addresses:
-    """Who has which address: one file for each, named after it, in the runtime folder. Every process of a manager shares it."""
+    """Who has which address: one file for each, named after it, in the runtime folder.
 
-    def __init__(self, runtime_dir: Path, subnet: IPv4Network, ipv6: IPv6Network | None = None) -> None:
+    Every process of a manager shares it.
+    """
+
+    def __init__(
+        self, runtime_dir: Path, subnet: IPv4Network, ipv6: IPv6Network | None = None
+    ) -> None:
         self._folder, self._subnet, self._ipv6 = runtime_dir / _FOLDER, subnet, ipv6
 
     def take(self, machine: MachineId) -> IPv4Interface:
-        """A free address, with the subnet's prefix length. Raises HypervisorError where none is left."""
+        """A free address, with the subnet's prefix length.
+
+        Raises HypervisorError where none is left.
+        """
         room = self._subnet.num_addresses - 3  # without network, gateway and broadcast
-        first = zlib.crc32(str(machine).encode())  # spread out, so that an address is not used again at once
+        # Spread out, so that an address is not used again at once.
+        first = zlib.crc32(str(machine).encode())
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for number in range(room):
                 address = self._subnet.network_address + 2 + (first + number) % room
                 with suppress(FileExistsError):
-                    with os.fdopen(os.open(self._folder / str(address), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+                    with os.fdopen(
+                        os.open(
+                            self._folder / str(address), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600
+                        ),
+                        "w",
+                    ) as file:
                         file.write(str(machine))
                     return IPv4Interface(f"{address}/{self._subnet.prefixlen}")
         except OSError as error:
-            raise ConfigError(f"The address of {machine} can't be noted: {error.strerror}.", "Check runtime_dir.") from None
-        raise HypervisorError(f"All {room} addresses of {self._subnet} are taken.", "Set libvirt.subnet to a wider network.")
+            raise ConfigError(
+                f"The address of {machine} can't be noted: {error.strerror}.", "Check runtime_dir."
+            ) from None
+        raise HypervisorError(
+            f"All {room} addresses of {self._subnet} are taken.",
+            "Set libvirt.subnet to a wider network.",
+        )
 
     def beside(self, address: IPv4Interface) -> IPv6Interface | None:
         """The IPv6 address of the machine that has this one; none where machines have no IPv6."""

@@ -1,7 +1,9 @@
-"""Our nftables tables: one for the frames that machines may send (bridge), one for where their packets may go (inet).
+"""Our nftables tables: one for the frames that machines may send (bridge), one for where their
+packets may go (inet).
 
-Rules are the same for all machines of a policy; a machine is an element of two sets. Whatever is not in them is dropped, so that a machine
-without its elements, or one whose process died in between, has no network rather than all of it.
+Rules are the same for all machines of a policy; a machine is an element of two sets. Whatever is
+not in them is dropped, so that a machine without its elements, or one whose process died in
+between, has no network rather than all of it.
 """
 
 from __future__ import annotations
@@ -26,11 +28,23 @@ from vmrunner.network.names import bridge_name, network_name
 from vmrunner.network.policy import CLOSED, CLOSED6, Bounds, Policy, Reach
 from vmrunner.render import text
 
-_HINT = "Install nftables, and run as root or with CAP_NET_ADMIN; `filter = false` in the table [network] does without."
+_HINT = (
+    "Install nftables, and run as root or with CAP_NET_ADMIN; `filter = false` in the table "
+    "[network] does without."
+)
 _PLACES = "/usr/local/sbin:/usr/sbin:/sbin"
 _Network = TypeVar("_Network", IPv4Network, IPv6Network)
 _FAMILIES = ("bridge", "inet")
-_CHANGING = {"machines", "machines6", "forge", "forge6", "dropped", "connections", "openings", "queries"}
+_CHANGING = {
+    "machines",
+    "machines6",
+    "forge",
+    "forge6",
+    "dropped",
+    "connections",
+    "openings",
+    "queries",
+}
 """Sets whose elements come and go; beside them those of names, whose names begin with _NAMES."""
 _NAMES = ("to-", "to6-")
 
@@ -50,7 +64,8 @@ class _Listed:
     """What the kernel holds."""
 
     digest: str  # of everything but the elements that come and go
-    frames: dict[MachineId, str] = field(default_factory=dict)  # elements of the bridge's set, as nft writes them
+    # Elements of the bridge's set, as nft writes them.
+    frames: dict[MachineId, str] = field(default_factory=dict)
     frames6: dict[MachineId, str] = field(default_factory=dict)
     verdicts: dict[str, str] = field(default_factory=dict)  # address -> chain
     forge: set[tuple[str, int]] = field(default_factory=set)
@@ -59,7 +74,10 @@ class _Listed:
 
 
 class Firewall:
-    """The tables of one manager on this host. Every call raises HypervisorError where nft refuses."""
+    """The tables of one manager on this host.
+
+    Every call raises HypervisorError where nft refuses.
+    """
 
     def __init__(
         self,
@@ -75,7 +93,9 @@ class Firewall:
         self._subnet, self._ipv6 = subnet, ipv6
         self._state = runtime_dir / "firewall.json"
         self._table = network_name(manager)
-        self._names = tuple(dict.fromkeys(to.name for policy in policies for to in policy.allow if to.name))
+        self._names = tuple(
+            dict.fromkeys(to.name for policy in policies for to in policy.allow if to.name)
+        )
         families = [_Family("ip", "", "ipv4_addr", _merged(subnet, CLOSED))]
         families += [_Family("ip6", "6", "ipv6_addr", _merged(ipv6, CLOSED6))] if ipv6 else []
         self._rules = text(
@@ -93,32 +113,41 @@ class Firewall:
 
     @property
     def dns_options(self) -> tuple[str, ...]:
-        """For the network's dnsmasq: a name that leads to a private address is not answered, unless it is the forge's or allowed; what it
-        answers for an allowed name it adds to the name's set. It keeps no answers, so that an address which has left its set comes back.
+        """For the network's dnsmasq: a name that leads to a private address is not answered, unless
+        it is the forge's or allowed; what it answers for an allowed name it adds to the name's set.
+        It keeps no answers, so that an address which has left its set comes back.
         """
         trusted = [host for host in (self._forge.host, *self._names) if host and ":" not in host]
         rebind = (f"rebind-domain-ok=/{'/'.join(trusted)}/",) if trusted else ()
         also = f",6#inet#{self._table}#to6-" if self._ipv6 else ""
-        sets = (f"nftset=/{name}/4#inet#{self._table}#to-{name}{also and also + name}" for name in self._names)
+        sets = (
+            f"nftset=/{name}/4#inet#{self._table}#to-{name}{also and also + name}"
+            for name in self._names
+        )
         return ("cache-size=0", "stop-dns-rebind", *rebind, *sets)
 
     # ---- what a pass does ----
 
     def ensure(self) -> set[MachineId]:
-        """Load the rules where they are missing, changed or outdated; returns the machines that are let through."""
+        """Load the rules where they are missing, changed or outdated; returns the machines that are
+        let through.
+        """
         listed = self._listed()
         if listed is None or not self._is_as_made(listed):
             self._nft(self._rules + self._carried_over(listed))
             listed = self._listed()
             if listed is None:
                 raise HypervisorError(
-                    f"The nftables table {self._table} is gone right after it was made.", "Does another program flush it?"
+                    f"The nftables table {self._table} is gone right after it was made.",
+                    "Does another program flush it?",
                 )
             self._remember(listed)
         wanted = {(str(at.address), at.port) for at in self._forge()}
         if wanted:
             changes = {"add": wanted - listed.forge, "delete": listed.forge - wanted}
-            self._nft("".join(self._forge_elements(change, pairs) for change, pairs in changes.items()))
+            self._nft(
+                "".join(self._forge_elements(change, pairs) for change, pairs in changes.items())
+            )
         return set(listed.frames)
 
     def _is_as_made(self, listed: _Listed) -> bool:
@@ -139,7 +168,11 @@ class Firewall:
         """What the sets hold now, for the transaction that makes them anew."""
         if listed is None:
             return ""
-        names = {f"{kind}{name}" for name in self._names for kind in (_NAMES if self._ipv6 else _NAMES[:1])}
+        names = {
+            f"{kind}{name}"
+            for name in self._names
+            for kind in (_NAMES if self._ipv6 else _NAMES[:1])
+        }
         parts = [self._elements("bridge", "machines", "add", listed.frames.values())]
         # Of IPv6 not what was: the prefix may be another one.
         for machine, element in listed.frames.items():
@@ -148,7 +181,11 @@ class Firewall:
             if ":" not in address:
                 parts.append(self._verdicts(IPv4Address(address), chain))
         parts.append(self._forge_elements("add", listed.forge))
-        parts += [self._elements("inet", name, "add", addresses) for name, addresses in listed.names.items() if name in names]
+        parts += [
+            self._elements("inet", name, "add", addresses)
+            for name, addresses in listed.names.items()
+            if name in names
+        ]
         return "".join(parts)
 
     def _forge_elements(self, change: str, pairs: set[tuple[str, int]]) -> str:
@@ -165,7 +202,9 @@ class Firewall:
 
     def _frames6(self, machine: MachineId, address: IPv4Address) -> str:
         six = self._paired(address)
-        element = [f'"{machine.tap}" . 0x{machine.mac.replace(":", "")} . {int(six):#x}'] if six else []
+        element = (
+            [f'"{machine.tap}" . 0x{machine.mac.replace(":", "")} . {int(six):#x}'] if six else []
+        )
         return self._elements("bridge", "machines6", "add", element)
 
     def _verdicts(self, address: IPv4Address, policy: str) -> str:
@@ -178,8 +217,12 @@ class Firewall:
         return policy if any(policy == each.name for each in self._policies) else Reach.NONE
 
     def admit(self, machine: MachineId, address: IPv4Address, policy: str) -> None:
-        """Let a machine's packets through, as far as its policy goes; one whose policy is no more reaches the forge."""
-        frames = self._elements("bridge", "machines", "add", [f'"{machine.tap}" . {machine.mac} . {address}'])
+        """Let a machine's packets through, as far as its policy goes; one whose policy is no more
+        reaches the forge.
+        """
+        frames = self._elements(
+            "bridge", "machines", "add", [f'"{machine.tap}" . {machine.mac} . {address}']
+        )
         admitted = frames + self._frames6(machine, address) + self._verdicts(address, policy)
         try:
             self._nft(admitted)
@@ -187,8 +230,11 @@ class Firewall:
             listed = self._listed()
             if listed is None or str(address) not in listed.verdicts:
                 raise
-            # The address is another machine's, which is gone: its process died before it could say so.
-            self._nft("".join(self._elements(*each) for each in self._gone(listed, address)) + admitted)
+            # The address is another machine's, which is gone: its process died before it could say
+            # so.
+            self._nft(
+                "".join(self._elements(*each) for each in self._gone(listed, address)) + admitted
+            )
 
     def forget(self, machine: MachineId) -> None:
         """Let nothing through any more for a machine that is gone."""
@@ -198,10 +244,22 @@ class Firewall:
         element = listed.frames.get(machine, "")
         address = element.rpartition(" ")[2]
         gone = [("bridge", "machines", "delete", [element])] if element else []
-        gone += [("bridge", "machines6", "delete", [listed.frames6[machine]])] if machine in listed.frames6 else []
-        gone += [("bridge", "dropped", "delete", [f'"{machine.tap}"'])] if machine.tap in listed.dropped else []
+        gone += (
+            [("bridge", "machines6", "delete", [listed.frames6[machine]])]
+            if machine in listed.frames6
+            else []
+        )
+        gone += (
+            [("bridge", "dropped", "delete", [f'"{machine.tap}"'])]
+            if machine.tap in listed.dropped
+            else []
+        )
         gone += self._gone(listed, IPv4Address(address)) if address else []
-        gone += [("inet", "dropped", "delete", [each]) for each in (address, machine.mac) if each in listed.dropped]
+        gone += [
+            ("inet", "dropped", "delete", [each])
+            for each in (address, machine.mac)
+            if each in listed.dropped
+        ]
         if gone:
             with suppress(HypervisorError):  # whoever was quicker has done it
                 self._nft("".join(self._elements(*each) for each in gone))
@@ -220,16 +278,25 @@ class Firewall:
         if listed is None:
             return {}
         return {
-            machine: sum(listed.dropped.get(each, 0) for each in (machine.tap, machine.mac, element.rpartition(" ")[2]))
+            machine: sum(
+                listed.dropped.get(each, 0)
+                for each in (machine.tap, machine.mac, element.rpartition(" ")[2])
+            )
             for machine, element in listed.frames.items()
         }
 
     def drift(self) -> str:
-        """In words, how the rules in the kernel differ from ours; empty where they don't, or where there are none yet."""
+        """In words, how the rules in the kernel differ from ours; empty where they don't, or where
+        there are none yet.
+        """
         listed = self._listed()
         if listed is None:
             return "" if not self._state.exists() else f"the nftables table {self._table} is gone"
-        return "" if self._is_as_made(listed) else f"the nftables table {self._table} is not as vmrunner made it"
+        return (
+            ""
+            if self._is_as_made(listed)
+            else f"the nftables table {self._table} is not as vmrunner made it"
+        )
 
     def remove(self) -> list[str]:
         """Remove both tables; returns what was removed, in words."""
@@ -252,7 +319,14 @@ class Firewall:
 
     def _run(self, command: list[str], script: str = "") -> str:
         try:
-            done = subprocess.run([_program(), *command], input=script, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                [_program(), *command],
+                input=script,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise HypervisorError(f"nft can't be run: {error}.", _HINT) from None
         if done.returncode:
@@ -264,13 +338,16 @@ class Firewall:
     def _listed(self) -> _Listed | None:
         """Both tables; None where one of them is missing."""
         try:
-            # One program for each: nft (1.1.3) finds only the last of several tables that it is to list.
+            # One program for each: nft (1.1.3) finds only the last of several tables that it is to
+            # list.
             said = [self._run(["-j", "list", "table", family, self._table]) for family in _FAMILIES]
         except HypervisorError as error:
             if "No such file or directory" in error.sentence:
                 return None
             raise
-        return _parse([found for each in said for found in json.loads(each)["nftables"]], self._manager)
+        return _parse(
+            [found for each in said for found in json.loads(each)["nftables"]], self._manager
+        )
 
 
 def _program() -> str:
@@ -301,20 +378,28 @@ def _parse(objects: list[dict[str, dict[str, Any]]], manager: str) -> _Listed:
         if kind == "metainfo":
             continue
         found = {key: value for key, value in found.items() if key != "handle"}
-        if kind in {"set", "map"} and (found["name"] in _CHANGING or found["name"].startswith(_NAMES)):
-            _take(listed, manager, kind, found.get("family", ""), found["name"], found.pop("elem", []))
+        if kind in {"set", "map"} and (
+            found["name"] in _CHANGING or found["name"].startswith(_NAMES)
+        ):
+            _take(
+                listed, manager, kind, found.get("family", ""), found["name"], found.pop("elem", [])
+            )
         rules.append({kind: found})
     listed.digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
     return listed
 
 
-def _take(listed: _Listed, manager: str, kind: str, family: str, name: str, elements: list[Any]) -> None:
+def _take(
+    listed: _Listed, manager: str, kind: str, family: str, name: str, elements: list[Any]
+) -> None:
     for element in elements:
         if kind == "map":
             address, verdict = element
             listed.verdicts[address] = verdict["goto"]["target"]
             continue
-        inner = element["elem"] if isinstance(element, dict) and "elem" in element else {"val": element}
+        inner = (
+            element["elem"] if isinstance(element, dict) and "elem" in element else {"val": element}
+        )
         value = inner["val"]
         if name == "machines":
             tap, mac, address = value["concat"]

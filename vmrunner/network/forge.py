@@ -1,4 +1,6 @@
-"""Where the forge answers: its name resolved now and then, so that exactly its addresses can be let through."""
+"""Where the forge answers: its name resolved now and then, so that exactly its addresses can be let
+through.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from urllib.parse import urlsplit
 from vmrunner import files
 
 _EVERY = 60.0  # seconds between two questions
-_KEPT = 3600.0  # seconds that an address stays after the last answer with it: large forges answer with others each time
+# Seconds that an address stays after the last answer with it: large forges answer with others each
+# time.
+_KEPT = 3600.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ def forge_host(url: str) -> str:
 
 
 class ForgeAddresses:
-    """The addresses of one forge, remembered in the runtime folder; of IPv6 only where machines have it. A resolver that does not answer
-    changes nothing.
+    """The addresses of one forge, remembered in the runtime folder; of IPv6 only where machines
+    have it. A resolver that does not answer changes nothing.
     """
 
     def __init__(self, url: str, runtime_dir: Path, *, ipv6: bool = False) -> None:
@@ -42,7 +46,9 @@ class ForgeAddresses:
         self._family = socket.AF_UNSPEC if ipv6 else socket.AF_INET
 
     def __call__(self) -> tuple[ForgeAddress, ...]:
-        """All that it had lately, the latest answer's first, and of that IPv4; none where there is no forge."""
+        """All that it had lately, the latest answer's first, and of that IPv4; none where there is
+        no forge.
+        """
         if not self.host:
             return ()
         seen, asked_at = self._remembered()
@@ -50,11 +56,15 @@ class ForgeAddresses:
         if not 0 <= now - asked_at < _EVERY:
             answer = self._resolve()
             seen = dict.fromkeys(answer, now) | {
-                address: at for address, at in seen.items() if address not in answer and 0 <= now - at < _KEPT
+                address: at
+                for address, at in seen.items()
+                if address not in answer and 0 <= now - at < _KEPT
             }
             self._remember(seen, now)
         found = (ForgeAddress(ip_address(address), self._port) for address in seen)
-        return tuple(at for at in found if at.address.version == 4 or self._family is socket.AF_UNSPEC)
+        return tuple(
+            at for at in found if at.address.version == 4 or self._family is socket.AF_UNSPEC
+        )
 
     def _resolve(self) -> list[str]:
         try:
@@ -62,17 +72,24 @@ class ForgeAddresses:
         except OSError:
             return []
         # One with a scope is link-local, and no machine's way to anything.
-        return sorted({str(name) for *_, (name, *_) in found if "%" not in str(name)}, key=lambda address: (":" in address, address))
+        return sorted(
+            {str(name) for *_, (name, *_) in found if "%" not in str(name)},
+            key=lambda address: (":" in address, address),
+        )
 
     def _remembered(self) -> tuple[dict[str, float], float]:
         try:
             kept = json.loads(self._path.read_text(encoding="ascii"))
             if kept["host"] == self.host:
-                return {str(ip_address(address)): float(at) for address, at in kept["seen"].items()}, float(kept["asked_at"])
+                return {
+                    str(ip_address(address)): float(at) for address, at in kept["seen"].items()
+                }, float(kept["asked_at"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         return {}, 0.0
 
     def _remember(self, seen: dict[str, float], now: float) -> None:
         with suppress(OSError):  # then it is asked for again
-            files.write_whole(self._path, json.dumps({"host": self.host, "seen": seen, "asked_at": now}))
+            files.write_whole(
+                self._path, json.dumps({"host": self.host, "seen": seen, "asked_at": now})
+            )

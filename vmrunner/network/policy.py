@@ -23,20 +23,29 @@ CLOSED = tuple(
         "224.0.0.0/3",  # multicast, reserved, broadcast
     )
 )
-"""What is not the internet (IANA's special-purpose registry, without the ranges for documentation, which lead nowhere)."""
+"""What is not the internet (IANA's special-purpose registry, without the ranges for documentation,
+which lead nowhere).
+"""
 
 UNIQUE_LOCAL = IPv6Network("fc00::/7")
 CLOSED6 = tuple(
     IPv6Network(block)
     for block in (
-        "::/3",  # before the global ones: loopback, IPv4-mapped, NAT64 (64:ff9b::/96 and 64:ff9b:1::/48), discard (100::/64)
-        "2001::/23",  # IETF protocol assignments, with Teredo, which leads to IPv4 addresses, and ORCHID
+        # Before the global ones: loopback, IPv4-mapped, NAT64 (64:ff9b::/96 and 64:ff9b:1::/48),
+        # discard (100::/64).
+        "::/3",
+        # IETF protocol assignments, with Teredo, which leads to IPv4 addresses, and ORCHID.
+        "2001::/23",
         "2002::/16",  # 6to4, which leads to IPv4 addresses
         "4000::/2",  # after the global ones: segment routing (5f00::/16)
-        "8000::/1",  # unique local (fc00::/7), link-local (fe80::/10), site-local (fec0::/10), multicast (ff00::/8)
+        # Unique local (fc00::/7), link-local (fe80::/10), site-local (fec0::/10), multicast
+        # (ff00::/8).
+        "8000::/1",
     )
 )
-"""The same in IPv6: all but 2000::/3, of which IANA gives out global addresses, and what of that leads elsewhere."""
+"""The same in IPv6: all but 2000::/3, of which IANA gives out global addresses, and what of that
+leads elsewhere.
+"""
 
 _DESTINATION = re.compile(
     r"(?:(?P<host>[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(?P<prefix>/\d{1,2})?)|\[(?P<six>[0-9A-Fa-f:.]{2,45}(?:/\d{1,3})?)\])"
@@ -54,7 +63,10 @@ class Reach(StrEnum):
 
 @dataclass(frozen=True)
 class Destination:
-    """A host, by name, address or network, and ports of it. A name stands for all names below it, too."""
+    """A host, by name, address or network, and ports of it.
+
+    A name stands for all names below it, too.
+    """
 
     host: str | IPv4Network | IPv6Network
     ports: tuple[int, ...]
@@ -62,11 +74,15 @@ class Destination:
 
     @classmethod
     def parse(cls, text: str) -> Destination:
-        """`deb.debian.org:80,443`, `192.0.2.7:3142`, `192.0.2.0/24:123/udp` or `[2001:db8::7]:443`. Raises ValueError."""
+        """`deb.debian.org:80,443`, `192.0.2.7:3142`, `192.0.2.0/24:123/udp` or `[2001:db8::7]:443`.
+
+        Raises ValueError.
+        """
         found = _DESTINATION.fullmatch(text)
         if not found:
             raise ValueError(
-                'a destination is written like "deb.debian.org:80,443", "192.0.2.7:3142", "192.0.2.0/24:123/udp" or "[2001:db8::7]:443"'
+                'a destination is written like "deb.debian.org:80,443", "192.0.2.7:3142", '
+                '"192.0.2.0/24:123/udp" or "[2001:db8::7]:443"'
             )
         ports = tuple(sorted({int(port) for port in found["ports"].split(",")}))
         if not all(0 < port < 65536 for port in ports):

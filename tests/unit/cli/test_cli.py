@@ -11,7 +11,12 @@ from vmrunner.cli.main import _COMMANDS
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vmrunner.cli.main", *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "vmrunner.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def test_help_lists_every_command_and_a_wrong_one_is_refused() -> None:
@@ -19,7 +24,9 @@ def test_help_lists_every_command_and_a_wrong_one_is_refused() -> None:
     assert listed.returncode == 0
     assert set(_COMMANDS) <= set(listed.stdout.split())
     wrong = run("nonsense")
-    assert (wrong.returncode, "No such command 'nonsense'" in wrong.stderr) == (2, True), wrong.stderr
+    assert (wrong.returncode, "No such command 'nonsense'" in wrong.stderr) == (2, True), (
+        wrong.stderr
+    )
 
 
 @pytest.mark.parametrize("command", _COMMANDS)
@@ -29,13 +36,20 @@ def test_a_command_works_with_its_module_alone(command: str) -> None:
 
 
 def test_exec_does_not_load_the_manager() -> None:
-    loaded = "import sys; from vmrunner.cli import main; main._load(['exec']); print('vmrunner.manager.manager' in sys.modules)"
+    loaded = (
+        "import sys; from vmrunner.cli import main; main._load(['exec']); "
+        "print('vmrunner.manager.manager' in sys.modules)"
+    )
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True) == "False\n"
 
 
 def test_execs_own_options_end_where_the_command_begins() -> None:
     mistyped = run("exec", "--vcpus", "1", "--", "true")
-    assert (mistyped.returncode, "No such option: --vcpus" in mistyped.stderr) == (2, True), mistyped.stderr
+    assert (mistyped.returncode, "No such option: --vcpus" in mistyped.stderr) == (2, True), (
+        mistyped.stderr
+    )
     for command in (["--", "ls", "--vcpus"], ["ls", "--vcpus"]):
         elsewhere = run("exec", "--config", "/nowhere.toml", *command)
-        assert "There is no configuration at /nowhere.toml" in elsewhere.stderr, "the command's own options are not looked at"
+        assert "There is no configuration at /nowhere.toml" in elsewhere.stderr, (
+            "the command's own options are not looked at"
+        )

@@ -28,9 +28,10 @@ url = "https://forge.example"
 labels = ["debian-12"]
 image = "debian-12"
 """
-# Measured: 1.1 for both, with systemd 257 (Debian 13) and 252 (Debian 12). What is left: the network (0.5 + 0.3 + 0.2) above all, then
-# libvirt's group and socket, /proc/cpuinfo, and no root folder of its own. A remote libvirt needs no group: 1.0. The filter of the
-# machines' network costs 0.5: CAP_NET_ADMIN, netlink, and no user namespace.
+# Measured: 1.1 for both, with systemd 257 (Debian 13) and 252 (Debian 12). What is left: the
+# network (0.5 + 0.3 + 0.2) above all, then libvirt's group and socket, /proc/cpuinfo, and no root
+# folder of its own. A remote libvirt needs no group: 1.0. The filter of the machines' network costs
+# 0.5: CAP_NET_ADMIN, netlink, and no user namespace.
 EXPOSURE = 1.6
 Run = Callable[..., tuple[int, str, str]]
 
@@ -38,7 +39,12 @@ Run = Callable[..., tuple[int, str, str]]
 def settings(*, forge: dict[str, str] | None = None, **more: object) -> Config:
     pools = {"p": {"labels": ["a"], "image": "a"}}
     return Config.model_validate(
-        {"forge": {"kind": "forgejo", "url": "https://f", **(forge or {})}, "pools": pools, "manager": "m", **more}
+        {
+            "forge": {"kind": "forgejo", "url": "https://f", **(forge or {})},
+            "pools": pools,
+            "manager": "m",
+            **more,
+        }
     )
 
 
@@ -71,13 +77,30 @@ def units(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path: Path, units: Path, program: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(
+    tmp_path: Path,
+    units: Path,
+    program: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Run]:
     """`vmrunner systemd install`, as main() runs it: exit code, stdout, stderr."""
     config_path, on_terminate = tmp_path / "vmrunner.toml", signal.getsignal(signal.SIGTERM)
 
-    def install(*arguments: str, forge: str = "", top: str = "", directory: Path = units) -> tuple[int, str, str]:
+    def install(
+        *arguments: str, forge: str = "", top: str = "", directory: Path = units
+    ) -> tuple[int, str, str]:
         config_path.write_text(CONFIG.format(forge=forge, top=top))
-        command = [str(program), "systemd", "install", "--config", str(config_path), "--directory", str(directory), *arguments]
+        command = [
+            str(program),
+            "systemd",
+            "install",
+            "--config",
+            str(config_path),
+            "--directory",
+            str(directory),
+            *arguments,
+        ]
         monkeypatch.setattr("sys.argv", command)
         with pytest.raises(SystemExit) as ended:
             main()
@@ -94,11 +117,20 @@ def run(tmp_path: Path, units: Path, program: Path, monkeypatch: pytest.MonkeyPa
     "more",
     [
         {},
-        {"state_dir": "/srv/vm 100%/state", "runtime_dir": "/srv/run", "metrics": {"textfile": "/srv/metrics/vmrunner.prom"}},
-        {"libvirt": {"uri": "qemu+ssh://host.example/system"}, "forge": {"token_file": "/etc/vmrunner/token"}},
+        {
+            "state_dir": "/srv/vm 100%/state",
+            "runtime_dir": "/srv/run",
+            "metrics": {"textfile": "/srv/metrics/vmrunner.prom"},
+        },
+        {
+            "libvirt": {"uri": "qemu+ssh://host.example/system"},
+            "forge": {"token_file": "/etc/vmrunner/token"},
+        },
     ],
 )
-def test_systemd_finds_no_fault(tmp_path: Path, program: Path, way: Way, more: dict[str, object]) -> None:
+def test_systemd_finds_no_fault(
+    tmp_path: Path, program: Path, way: Way, more: dict[str, object]
+) -> None:
     installation = Installation(settings(**more), program, Path("/etc/vm runner/50%.toml"))  # type: ignore[arg-type]
     paths = written(tmp_path, installation, way)
     done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True)
@@ -121,9 +153,16 @@ def test_systemd_makes_the_user_and_its_membership(tmp_path: Path) -> None:
     installation = Installation(settings(state_dir="/srv/a b"), PROGRAM, user="ci")
     (folder / "vmrunner.conf").write_text(installation.sysusers())
     subprocess.run(["systemd-sysusers", f"--root={tmp_path}"], check=True, capture_output=True)
-    account = next(line for line in (tmp_path / "etc" / "passwd").read_text().splitlines() if line.startswith("ci:"))
+    account = next(
+        line
+        for line in (tmp_path / "etc" / "passwd").read_text().splitlines()
+        if line.startswith("ci:")
+    )
     assert account.endswith(":/srv/a b:/usr/sbin/nologin")
-    assert any(line.startswith("libvirt:") and line.endswith(":ci") for line in (tmp_path / "etc" / "group").read_text().splitlines())
+    assert any(
+        line.startswith("libvirt:") and line.endswith(":ci")
+        for line in (tmp_path / "etc" / "group").read_text().splitlines()
+    )
 
 
 def test_the_service() -> None:
@@ -147,16 +186,34 @@ def test_the_service() -> None:
 
 
 def test_without_the_filter_it_needs_no_capability() -> None:
-    unit = lines(Installation(settings(network={"filter": False}), PROGRAM).units(Way.SERVE)["vmrunner.service"])
-    assert {"CapabilityBoundingSet=", "PrivateUsers=yes", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"} <= set(unit)
+    unit = lines(
+        Installation(settings(network={"filter": False}), PROGRAM).units(Way.SERVE)[
+            "vmrunner.service"
+        ]
+    )
+    assert {
+        "CapabilityBoundingSet=",
+        "PrivateUsers=yes",
+        "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6",
+    } <= set(unit)
     assert not any(line.startswith("AmbientCapabilities") for line in unit)
 
 
 def test_the_timer() -> None:
     units = Installation(settings(), PROGRAM, user="ci").units(Way.TIMER)
     service, timer = lines(units["vmrunner-up.service"]), lines(units["vmrunner-up.timer"])
-    assert {"Type=oneshot", "ExecStart=/usr/local/bin/vmrunner up", "User=ci", "RuntimeDirectoryPreserve=yes"} <= set(service)
-    assert {"OnUnitInactiveSec=10s", "AccuracySec=1s", "Conflicts=vmrunner.service", "WantedBy=timers.target"} <= set(timer)
+    assert {
+        "Type=oneshot",
+        "ExecStart=/usr/local/bin/vmrunner up",
+        "User=ci",
+        "RuntimeDirectoryPreserve=yes",
+    } <= set(service)
+    assert {
+        "OnUnitInactiveSec=10s",
+        "AccuracySec=1s",
+        "Conflicts=vmrunner.service",
+        "WantedBy=timers.target",
+    } <= set(timer)
     # Or a pass would stop the service.
     assert not any(line.startswith("Conflicts") for line in service)
 
@@ -164,9 +221,14 @@ def test_the_timer() -> None:
 def test_images_are_renewed_by_root_without_the_forges_token() -> None:
     units = Installation(settings(), PROGRAM, Path("/etc/v.toml")).units(Way.SERVE)
     service, timer = (lines(units[name]) for name in systemd_units.REFRESH)
-    assert {"Type=oneshot", "ExecStart=/usr/local/bin/vmrunner image refresh --config /etc/v.toml"} <= set(service)
+    assert {
+        "Type=oneshot",
+        "ExecStart=/usr/local/bin/vmrunner image refresh --config /etc/v.toml",
+    } <= set(service)
     assert not any(line.startswith(("User=", "LoadCredential=")) for line in service)
-    assert {"OnCalendar=Sun *-*-* 03:00:00", "Persistent=yes", "WantedBy=timers.target"} <= set(timer)
+    assert {"OnCalendar=Sun *-*-* 03:00:00", "Persistent=yes", "WantedBy=timers.target"} <= set(
+        timer
+    )
 
 
 def test_both_have_one_sandbox() -> None:
@@ -183,13 +245,21 @@ def test_both_have_one_sandbox() -> None:
 
 def test_folders_of_the_configuration() -> None:
     installation = Installation(
-        settings(state_dir="/var/lib/ci/state", runtime_dir="/srv/ci run", metrics={"textfile": "/srv/50%/v.prom"}), PROGRAM
+        settings(
+            state_dir="/var/lib/ci/state",
+            runtime_dir="/srv/ci run",
+            metrics={"textfile": "/srv/50%/v.prom"},
+        ),
+        PROGRAM,
     )
     unit = lines(installation.units(Way.SERVE)["vmrunner.service"])
     assert "StateDirectory=ci/state" in unit
     assert not any(line.startswith("RuntimeDirectory") for line in unit)
     assert 'ReadWritePaths="/srv/ci run" /srv/50%%' in unit
-    assert installation.elsewhere == (("runtime_dir", Path("/srv/ci run")), ("metrics.textfile", Path("/srv/50%")))
+    assert installation.elsewhere == (
+        ("runtime_dir", Path("/srv/ci run")),
+        ("metrics.textfile", Path("/srv/50%")),
+    )
 
 
 def test_a_folder_inside_systemds_own_needs_nothing() -> None:
@@ -199,29 +269,67 @@ def test_a_folder_inside_systemds_own_needs_nothing() -> None:
 
 def test_a_token_file_is_the_configurations_and_no_credential() -> None:
     installation = Installation(settings(forge={"token_file": "/etc/vmrunner/token"}), PROGRAM)
-    assert not any(line.startswith("LoadCredential") for line in lines(installation.units(Way.SERVE)["vmrunner.service"]))
+    assert not any(
+        line.startswith("LoadCredential")
+        for line in lines(installation.units(Way.SERVE)["vmrunner.service"])
+    )
 
 
 def test_a_remote_libvirt_needs_no_group() -> None:
-    installation = Installation(settings(libvirt={"uri": "qemu+ssh://host.example/system"}), PROGRAM)
+    installation = Installation(
+        settings(libvirt={"uri": "qemu+ssh://host.example/system"}), PROGRAM
+    )
     assert "libvirtd" not in "".join(lines(installation.units(Way.SERVE)["vmrunner.service"]))
     assert not any(line.startswith("m ") for line in lines(installation.sysusers()))
 
 
-@pytest.mark.parametrize("user", ["", "root", "nobody", "a b", "a\nExecStartPre=/bin/sh", "100%", "0", "1000", "-a", "a" * 32, "ü", "a:b"])
+@pytest.mark.parametrize(
+    "user",
+    [
+        "",
+        "root",
+        "nobody",
+        "a b",
+        "a\nExecStartPre=/bin/sh",
+        "100%",
+        "0",
+        "1000",
+        "-a",
+        "a" * 32,
+        "ü",
+        "a:b",
+    ],
+)
 def test_bad_user_name(user: str) -> None:
     with pytest.raises(ConfigError, match="can't be the service's user"):
         Installation(settings(), PROGRAM, user=user)
 
 
-@pytest.mark.parametrize("path", ["/opt/a\nUser=root", '/opt/a"b', "/opt/a'b", "/opt/a\\b", "/opt/$HOME", "/opt/a:b", "/opt/\udcff"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/opt/a\nUser=root",
+        '/opt/a"b',
+        "/opt/a'b",
+        "/opt/a\\b",
+        "/opt/$HOME",
+        "/opt/a:b",
+        "/opt/\udcff",
+    ],
+)
 def test_a_path_that_would_leave_its_word(path: str) -> None:
-    for program, config_path, state_dir in ((path, "/c", "/s"), ("/p", path, "/s"), ("/p", "/c", path)):
+    for program, config_path, state_dir in (
+        (path, "/c", "/s"),
+        ("/p", path, "/s"),
+        ("/p", "/c", path),
+    ):
         with pytest.raises(ConfigError, match="can't be written into a unit"):
             Installation(settings(state_dir=state_dir), Path(program), Path(config_path))
 
 
-@pytest.mark.parametrize("path", [str(Path("/root") / ".local/bin/vmrunner"), "/home/me/bin/vmrunner", "/tmp/vmrunner"])
+@pytest.mark.parametrize(
+    "path", [str(Path("/root") / ".local/bin/vmrunner"), "/home/me/bin/vmrunner", "/tmp/vmrunner"]
+)
 def test_a_program_that_the_service_could_not_see(path: str) -> None:
     with pytest.raises(ConfigError, match="which the service can't see") as raised:
         Installation(settings(), Path(path))
@@ -251,9 +359,14 @@ def test_install(run: Run, units: Path, program: Path, tmp_path: Path) -> None:
     assert code == 0
     sysusers = tmp_path / "etc" / "sysusers.d" / "vmrunner.conf"
     names = ("vmrunner-image-refresh.service", "vmrunner-image-refresh.timer", "vmrunner.service")
-    assert sorted(path for path in (tmp_path / "etc").rglob("*") if path.is_file()) == [*(units / name for name in names), sysusers]
+    assert sorted(path for path in (tmp_path / "etc").rglob("*") if path.is_file()) == [
+        *(units / name for name in names),
+        sysusers,
+    ]
     assert (units / "vmrunner.service").stat().st_mode & 0o777 == 0o644
-    assert f"ExecStart={program} serve --config {tmp_path}/vmrunner.toml" in lines((units / "vmrunner.service").read_text())
+    assert f"ExecStart={program} serve --config {tmp_path}/vmrunner.toml" in lines(
+        (units / "vmrunner.service").read_text()
+    )
     wanted = [
         f"wrote {units}/vmrunner.service",
         f"wrote {units}/vmrunner-image-refresh.service",
@@ -265,7 +378,8 @@ def test_install(run: Run, units: Path, program: Path, tmp_path: Path) -> None:
         f"  install -m 0600 /dev/stdin {tmp_path}/forge-token   # the forge's token",
         "  systemctl daemon-reload",
         "  systemctl enable --now vmrunner.service",
-        "  systemctl enable --now vmrunner-image-refresh.timer   # images are built anew every week",
+        "  systemctl enable --now vmrunner-image-refresh.timer   # images are built anew every "
+        "week",
     ]
     assert out.splitlines() == wanted
 
@@ -293,12 +407,15 @@ def test_the_other_way_is_disabled_first_and_removed_last(run: Run, units: Path,
     arguments = {Way.SERVE: [], Way.TIMER: ["--timer"]}
     run(*arguments[way.other])
     code, out, _ = run(*arguments[way])
-    steps = [line.strip() for line in out.partition("Next")[2].splitlines() if line.startswith("  ")]
+    steps = [
+        line.strip() for line in out.partition("Next")[2].splitlines() if line.startswith("  ")
+    ]
     assert code == 0
     assert steps[0].startswith(f"systemctl disable --now {way.other.enabled} ")
     assert steps[-3] == f"systemctl enable --now {way.enabled}"
     assert steps[-1] == "rm " + " ".join(f"{units}/{name}" for name in way.other.units)
-    # What runs keeps its unit until the admin stops it: without its file, systemd would forget its settings at the next daemon-reload.
+    # What runs keeps its unit until the admin stops it: without its file, systemd would forget its
+    # settings at the next daemon-reload.
     assert all((units / name).exists() for name in (*way.units, *way.other.units))
 
 
@@ -363,12 +480,16 @@ def test_a_token_that_the_user_can_not_read(run: Run, tmp_path: Path) -> None:
 def test_a_webhooks_secret_that_the_user_can_not_read(run: Run, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.touch(mode=0o600)
-    code, _, err = run(forge=f'[serve.webhook]\nlisten = "192.0.2.5:8484"\nsecret_file = "{secret}"')
+    code, _, err = run(
+        forge=f'[serve.webhook]\nlisten = "192.0.2.5:8484"\nsecret_file = "{secret}"'
+    )
     assert code == 0
     assert f"The user vmrunner can't read serve.webhook.secret_file, {secret}:" in err
 
 
-def test_a_program_that_is_not_there(run: Run, program: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_is_not_there(
+    run: Run, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program.unlink()
     monkeypatch.setenv("PATH", "")
     code, _, err = run()
@@ -376,7 +497,9 @@ def test_a_program_that_is_not_there(run: Run, program: Path, monkeypatch: pytes
     assert "The program vmrunner can't be found." in err
 
 
-def test_a_link_into_a_home_folder(run: Run, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_into_a_home_folder(
+    run: Run, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
     program.replace(home / "vmrunner")

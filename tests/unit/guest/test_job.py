@@ -34,9 +34,22 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
     """The code of a machine that waits, with this folder as its root."""
     module: Any = types.ModuleType("guest")
     exec(compile(render.guest("job.py"), "job", "exec"), module.__dict__)  # noqa: S102 — a module that is no file of ours as it is
-    for name in ("EVENTS", "IMAGE", "ENVIRONMENT", "BEFORE_READY", "BEFORE_JOB", "IS_READY", "WORK", "JOB_FOLDER", "REHEARSAL_HOOKS"):
+    for name in (
+        "EVENTS",
+        "IMAGE",
+        "ENVIRONMENT",
+        "BEFORE_READY",
+        "BEFORE_JOB",
+        "IS_READY",
+        "WORK",
+        "JOB_FOLDER",
+        "REHEARSAL_HOOKS",
+    ):
         setattr(module, name, tmp_path / name.lower())
-    module.SYSTEM_CERTIFICATES, module.FORGE_CERTIFICATE = tmp_path / "system.crt", tmp_path / "own/forge.crt"
+    module.SYSTEM_CERTIFICATES, module.FORGE_CERTIFICATE = (
+        tmp_path / "system.crt",
+        tmp_path / "own/forge.crt",
+    )
     module.CONSOLE = tmp_path / "console"
     module.CONSOLE.touch()
     module.AGAIN = 0.0
@@ -52,7 +65,8 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 
     module.power_off = off
     module.signal = types.SimpleNamespace(
-        **{name: getattr(module.signal, name) for name in dir(module.signal)} | {"signal": lambda *_: None}
+        **{name: getattr(module.signal, name) for name in dir(module.signal)}
+        | {"signal": lambda *_: None}
     )
     begun = []
 
@@ -92,7 +106,10 @@ def run(guest: Guest, told: dict[str, Any], waiting: Any = None) -> list[str]:
     """The machine's whole life; what it reported."""
     with pytest.raises(Ended):
         guest.run_job(told, waiting)
-    return [" ".join(line.split()[:1] + line.split()[2:]) for line in guest.EVENTS.read_text().splitlines()]
+    return [
+        " ".join(line.split()[:1] + line.split()[2:])
+        for line in guest.EVENTS.read_text().splitlines()
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +128,9 @@ def said(guest: Guest) -> list[str]:
 def test_a_job_has_what_a_login_has(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("JOURNAL_STREAM", "INVOCATION_ID", "TERM", "SYSTEMD_EXEC_PID"):
         monkeypatch.setenv(name, "x")
-    guest.ENVIRONMENT.write_text("export FLAVOUR='vanilla and '\"'\"'mint'\"'\"\nexport PATH=/opt/bin:/bin:/usr/bin\n")
+    guest.ENVIRONMENT.write_text(
+        "export FLAVOUR='vanilla and '\"'\"'mint'\"'\"\nexport PATH=/opt/bin:/bin:/usr/bin\n"
+    )
     before = os.umask(0o077)
     try:
         assert run(guest, job(guest)) == ["runner", "exit 0"]
@@ -120,9 +139,20 @@ def test_a_job_has_what_a_login_has(guest: Guest, monkeypatch: pytest.MonkeyPatc
     umask, soft, hard, *rest = said(guest)
     assert umask == "0022"
     assert (soft, int(hard) <= 524288) == ("1024", True)
-    names = {line.partition("=")[0] for line in rest if "=" in line} - {"PWD", "SHLVL", "_", "OLDPWD"}
+    names = {line.partition("=")[0] for line in rest if "=" in line} - {
+        "PWD",
+        "SHLVL",
+        "_",
+        "OLDPWD",
+    }
     assert names == {"PATH", "LANG", "HOME", "USER", "LOGNAME", "SHELL", "FLAVOUR"}
-    assert {"HOME=/root", "USER=root", "LOGNAME=root", "FLAVOUR=vanilla and 'mint'", "PATH=/opt/bin:/bin:/usr/bin"} <= set(rest)
+    assert {
+        "HOME=/root",
+        "USER=root",
+        "LOGNAME=root",
+        "FLAVOUR=vanilla and 'mint'",
+        "PATH=/opt/bin:/bin:/usr/bin",
+    } <= set(rest)
     assert rest[-2:] == ["config", "registration"]
     for file in (guest.JOB_FOLDER / "root").iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
@@ -139,14 +169,22 @@ def test_the_jobs_user(guest: Guest) -> None:
     run(guest, job(guest, user="nobody"))
     assert {"USER=nobody", "LOGNAME=nobody", f"HOME={nobody.pw_dir}"} <= set(said(guest))
     folder = guest.JOB_FOLDER / "nobody"
-    assert {folder.stat().st_uid, *(file.stat().st_uid for file in folder.iterdir())} == {nobody.pw_uid}
+    assert {folder.stat().st_uid, *(file.stat().st_uid for file in folder.iterdir())} == {
+        nobody.pw_uid
+    }
 
 
 @pytest.mark.parametrize(
     ("told", "end"),
     [
-        ({"user": "nobody-at-all"}, "exit the image has no user nobody-at-all, which its pool's job_user asks for"),
-        ({"runner_kind": "forgejo-runner"}, "exit the image carries gitea-runner, the forge needs forgejo-runner"),
+        (
+            {"user": "nobody-at-all"},
+            "exit the image has no user nobody-at-all, which its pool's job_user asks for",
+        ),
+        (
+            {"runner_kind": "forgejo-runner"},
+            "exit the image carries gitea-runner, the forge needs forgejo-runner",
+        ),
     ],
 )
 def test_an_image_that_can_not(guest: Guest, told: dict[str, Any], end: str) -> None:
@@ -154,7 +192,10 @@ def test_an_image_that_can_not(guest: Guest, told: dict[str, Any], end: str) -> 
 
 
 def test_a_runner_that_is_missing(guest: Guest) -> None:
-    assert run(guest, job(guest, runner_path="/nowhere/runner"))[0] == "exit /nowhere/runner does not start: No such file or directory"
+    assert (
+        run(guest, job(guest, runner_path="/nowhere/runner"))[0]
+        == "exit /nowhere/runner does not start: No such file or directory"
+    )
 
 
 def test_a_runner_that_the_forge_refused_tries_again(guest: Guest) -> None:
@@ -177,10 +218,16 @@ def test_a_runner_that_does_not_end(guest: Guest) -> None:
 
 
 def test_the_console_is_nobodys_terminal(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A session's first terminal is its controlling one, and a login prompt that begins there hangs up whoever has it."""
+    """A session's first terminal is its controlling one, and a login prompt that begins there hangs
+    up whoever has it.
+    """
     flags = []
     monkeypatch.setattr(
-        guest, "os", types.SimpleNamespace(**vars(os) | {"open": lambda path, how: flags.append(how) or os.open(path, how)})
+        guest,
+        "os",
+        types.SimpleNamespace(
+            **vars(os) | {"open": lambda path, how: flags.append(how) or os.open(path, how)}
+        ),
     )
     with guest.console() as output:
         output.write(b"x")
@@ -190,7 +237,9 @@ def test_the_console_is_nobodys_terminal(guest: Guest, monkeypatch: pytest.Monke
 
 def test_a_private_authority(guest: Guest) -> None:
     guest.SYSTEM_CERTIFICATES.write_text("SYSTEM\n")
-    guest.subprocess = types.SimpleNamespace(**vars(guest.subprocess) | {"run": lambda *_, **__: None})
+    guest.subprocess = types.SimpleNamespace(
+        **vars(guest.subprocess) | {"run": lambda *_, **__: None}
+    )
     run(guest, job(guest, ca="FORGE"))
     assert guest.FORGE_CERTIFICATE.read_text() == "FORGE\n"
     assert (guest.WORK.parent / "bundle/ca.pem").read_text().split() == ["SYSTEM", "FORGE"]
@@ -203,15 +252,28 @@ def test_hooks(guest: Guest, ready: bool) -> None:
     for folder in (guest.BEFORE_READY, guest.BEFORE_JOB):
         folder.mkdir()
         (folder / "one").write_text(
-            f'#!/bin/sh\necho "{folder.name} $* $VMRUNNER_REGISTRY_MIRROR $http_proxy" >>{guest.WORK.parent}/hooks\n'
+            f'#!/bin/sh\necho "{folder.name} $* $VMRUNNER_REGISTRY_MIRROR $http_proxy" '
+            f">>{guest.WORK.parent}/hooks\n"
         )
         (folder / "one").chmod(0o755)
         (folder / "not").write_text("#!/bin/sh\nexit 1\n")
-    run(guest, job(guest, settings={"VMRUNNER_REGISTRY_MIRROR": "http://m"}, environment={"http_proxy": "http://p"}))
+    run(
+        guest,
+        job(
+            guest,
+            settings={"VMRUNNER_REGISTRY_MIRROR": "http://m"},
+            environment={"http_proxy": "http://p"},
+        ),
+    )
     lines = (guest.WORK.parent / "hooks").read_text().splitlines()
-    assert [" ".join(line.split()) for line in lines] == ([] if ready else ["before_ready boots"]) + ["before_job http://m http://p"]
+    assert [" ".join(line.split()) for line in lines] == (
+        [] if ready else ["before_ready boots"]
+    ) + ["before_job http://m http://p"]
     (guest.BEFORE_JOB / "one").write_text("#!/bin/sh\nexit 3\n")
-    assert "before_job/one, which sets up the pool's" in run(guest, job(guest, settings={"VMRUNNER_REGISTRY_MIRROR": ""}))[2]
+    assert (
+        "before_job/one, which sets up the pool's"
+        in run(guest, job(guest, settings={"VMRUNNER_REGISTRY_MIRROR": ""}))[2]
+    )
 
 
 def test_a_runner_that_waits_is_taken(guest: Guest) -> None:
@@ -226,7 +288,10 @@ def test_a_runner_that_waits_is_taken(guest: Guest) -> None:
         each.drop()
 
 
-@pytest.mark.parametrize("told", [{"environment": {"http_proxy": "http://p"}}, {"runner_path": "/other"}, {"user": "nobody"}])
+@pytest.mark.parametrize(
+    "told",
+    [{"environment": {"http_proxy": "http://p"}}, {"runner_path": "/other"}, {"user": "nobody"}],
+)
 def test_but_not_where_it_is_another(guest: Guest, told: dict[str, Any]) -> None:
     waiting = guest.runners()
     assert guest.chosen(job(guest, **told), waiting) is None
@@ -261,10 +326,15 @@ def test_protocol_buffers(guest: Guest) -> None:
 def test_a_rehearsal_leaves_nothing(guest: Guest, tmp_path: Path) -> None:
     """Its runner is ended when it does not end by itself, and hooks come after it."""
     program = tmp_path / "gitea-runner"
-    program.write_text(f'#!/bin/sh\nls -A >{tmp_path}/files\ngrep -o "http://127.0.0.1:[0-9]*" .runner >>{tmp_path}/files\nexec sleep 30\n')
+    program.write_text(
+        f'#!/bin/sh\nls -A >{tmp_path}/files\ngrep -o "http://127.0.0.1:[0-9]*" .runner '
+        f">>{tmp_path}/files\nexec sleep 30\n"
+    )
     guest.REHEARSAL_HOOKS.mkdir()
     for name, mode in (("one", 0o755), ("two", 0o644)):
-        (guest.REHEARSAL_HOOKS / name).write_text(f"#!/bin/sh\necho {name} >>{tmp_path}/files\nexit 1\n")
+        (guest.REHEARSAL_HOOKS / name).write_text(
+            f"#!/bin/sh\necho {name} >>{tmp_path}/files\nexit 1\n"
+        )
         (guest.REHEARSAL_HOOKS / name).chmod(mode)
     told = json.loads(rehearsal_script("gitea", MachineId("m", "00000000"), "root")) | {
         "folder": str(tmp_path / "rehearsal"),

@@ -19,7 +19,10 @@ def folder(root: Path, files: dict[str, str]) -> Path:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"cgroup.controllers": "cpuset cpu io memory pids\n"}, Cgroups(memory=True, cpu=True, unified=True)),
+        (
+            {"cgroup.controllers": "cpuset cpu io memory pids\n"},
+            Cgroups(memory=True, cpu=True, unified=True),
+        ),
         ({"cgroup.controllers": "cpuset pids\n"}, Cgroups(memory=False, cpu=False, unified=True)),
         ({"memory/tasks": "", "cpu/tasks": ""}, Cgroups(memory=True, cpu=True, unified=False)),
         ({"cpu/tasks": ""}, Cgroups(memory=False, cpu=True, unified=False)),
@@ -31,12 +34,20 @@ def test_what_a_host_has(tmp_path: Path, files: dict[str, str], expected: Cgroup
 
 
 def test_another_host_is_taken_for_a_usual_one(tmp_path: Path) -> None:
-    assert Cgroups.of_host("qemu+ssh://192.0.2.7/system", tmp_path) == Cgroups(memory=True, cpu=True, unified=True)
+    assert Cgroups.of_host("qemu+ssh://192.0.2.7/system", tmp_path) == Cgroups(
+        memory=True, cpu=True, unified=True
+    )
 
 
 def test_the_units_of_each() -> None:
-    new, old, none = Cgroups(True, True, True), Cgroups(True, True, False), Cgroups(False, False, True)
-    assert [each.cpu_shares(100) for each in (new, old, none)] == [100, 1024, 0], "as the kernel's own default"
+    new, old, none = (
+        Cgroups(True, True, True),
+        Cgroups(True, True, False),
+        Cgroups(False, False, True),
+    )
+    assert [each.cpu_shares(100) for each in (new, old, none)] == [100, 1024, 0], (
+        "as the kernel's own default"
+    )
     assert [each.cpu_shares(1) for each in (new, old)] == [1, 10]
     assert none.hard_limit_mib(1024, kvm=True) == 0
     assert 1024 < new.hard_limit_mib(1024, kvm=True) < new.hard_limit_mib(1024, kvm=False)

@@ -45,10 +45,18 @@ def test_domain_escapes_what_the_forge_says() -> None:
 
 def test_domain_dies_with_its_guest_and_is_isolated() -> None:
     tree = domain("1")
-    assert [tree.findtext(f"on_{event}") for event in ("poweroff", "reboot", "crash")] == ["destroy"] * 3
+    assert [tree.findtext(f"on_{event}") for event in ("poweroff", "reboot", "crash")] == [
+        "destroy"
+    ] * 3
     assert tree.find("devices/interface/port").get("isolated") == "yes"  # type: ignore[union-attr]
-    shared = {source.get("file"): source.find("seclabel") for source in tree.iterfind(".//backingStore/source")}
-    assert {file: label.get("relabel") for file, label in shared.items() if label is not None} == {"/snapshot": "no", "/golden": "no"}
+    shared = {
+        source.get("file"): source.find("seclabel")
+        for source in tree.iterfind(".//backingStore/source")
+    }
+    assert {file: label.get("relabel") for file, label in shared.items() if label is not None} == {
+        "/snapshot": "no",
+        "/golden": "no",
+    }
 
 
 def test_a_disk_is_as_fast_as_its_limits_say() -> None:
@@ -71,8 +79,12 @@ def test_a_machine_has_no_more_devices_than_docs_security_lists() -> None:
         "controller": 2,  # no USB; the PCI Express root
         "memballoon": 1,  # none
     }
-    assert {each.get("model") for each in tree.iterfind("devices/controller[@type='usb']")} == {"none"}
+    assert {each.get("model") for each in tree.iterfind("devices/controller[@type='usb']")} == {
+        "none"
+    }
     assert tree.find("devices/memballoon").get("model") == "none"  # type: ignore[union-attr]
     assert tree.find("features/vmport").get("state") == "off"  # type: ignore[union-attr]
-    arguments = [each.get("value") for each in tree.iter("{http://libvirt.org/schemas/domain/qemu/1.0}arg")]
+    arguments = [
+        each.get("value") for each in tree.iter("{http://libvirt.org/schemas/domain/qemu/1.0}arg")
+    ]
     assert arguments == ["-machine", "sata=off,smbus=off,i8042=off", "-incoming", "defer"]

@@ -19,7 +19,10 @@ DAY = 86400.0
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path, pools={"p": POOL | {"start": "auto"}, "big": POOL | {"start": "auto", "memory": "8GiB"}})
+    made = World(
+        tmp_path,
+        pools={"p": POOL | {"start": "auto"}, "big": POOL | {"start": "auto", "memory": "8GiB"}},
+    )
     yield made
     made.history.close()
 
@@ -38,7 +41,9 @@ def test_one_that_nobody_uses_goes_when_another_one_is_made(world: World) -> Non
     world.publish("2", {"kind": "gitea-runner", "path": "/r", "sha256": "0"})
     made = world.make_snapshot("p")
     assert {each.key for each in world.hypervisor.snapshots()} == {used.key, made.key}
-    assert f"snapshot {unused.key}: dropped, nobody uses it any more" in [event for event, _ in world.log.lines]
+    assert f"snapshot {unused.key}: dropped, nobody uses it any more" in [
+        event for event, _ in world.log.lines
+    ]
 
 
 def test_one_of_another_qemu_goes_at_once(world: World) -> None:
@@ -67,7 +72,10 @@ def test_one_that_fails_rests_longer_each_time_and_is_forgiven_when_it_works(wor
     assert 'failed": {}' in (world.folder / "snapshots.json").read_text()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"failed": {"k": 1}, "used": {}}', '{"failed": {}, "used": {"k": "x"}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"failed": {"k": 1}, "used": {}}', '{"failed": {}, "used": {"k": "x"}}'],
+)
 def test_a_damaged_memory_is_no_memory(tmp_path: Path, text: str) -> None:
     (tmp_path / "snapshots.json").write_text(text)
     shelf = Shelf(tmp_path)

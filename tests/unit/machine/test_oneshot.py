@@ -11,7 +11,12 @@ WORD = b"abab-end"
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=20).map(lambda raw: raw.translate(bytes(b"ab-endx\n"[each % 8] for each in range(256)))), st.data())
+@given(
+    st.binary(max_size=20).map(
+        lambda raw: raw.translate(bytes(b"ab-endx\n"[each % 8] for each in range(256)))
+    ),
+    st.data(),
+)
 def test_what_comes_before_the_word_is_passed_on_whole(text: bytes, data: st.DataObject) -> None:
     assume((text + WORD).find(WORD) == len(text))
     sent, got = text + WORD + b"of nobody", bytearray()

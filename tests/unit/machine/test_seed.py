@@ -14,7 +14,15 @@ import pytest
 
 from vmrunner.errors import ConfigError
 from vmrunner.hypervisor.seam import SIZE
-from vmrunner.machine.seed import RUNNERS, Job, exec_script, iso, job_script, rehearsal_script, wait_script
+from vmrunner.machine.seed import (
+    RUNNERS,
+    Job,
+    exec_script,
+    iso,
+    job_script,
+    rehearsal_script,
+    wait_script,
+)
 from vmrunner.model.job import Credentials
 from vmrunner.model.label import Label
 from vmrunner.model.machine import MachineId
@@ -69,45 +77,79 @@ def inside(seed: bytes, name: str) -> str:
 
 
 def test_ipv6_is_in_a_seed_where_it_is_asked_for() -> None:
-    head = f"version: 2\nethernets:\n  vmrunner:\n    match:\n      macaddress: {MACHINE.mac}\n    addresses:\n      - 10.87.0.9/24\n"
+    head = (
+        f"version: 2\nethernets:\n  vmrunner:\n    match:\n      macaddress: {MACHINE.mac}\n    "
+        "addresses:\n      - 10.87.0.9/24\n"
+    )
     route = "    routes:\n      - to: 0.0.0.0/0\n        via: 10.87.0.1\n"
     tail = "    nameservers:\n      addresses:\n        - 10.87.0.1\n"
-    assert inside(iso(MACHINE, "#!/bin/sh\n", ADDRESS), "network-config").rstrip("\n") == (head + route + tail).rstrip("\n")
+    assert inside(iso(MACHINE, "#!/bin/sh\n", ADDRESS), "network-config").rstrip("\n") == (
+        head + route + tail
+    ).rstrip("\n")
     also, another = (
         '      - "fd87::9/64"\n    accept-ra: false\n',
         "".join(f'      - to: "{half}"\n        via: "fd87::1"\n' for half in ("::/1", "8000::/1")),
     )
-    found = inside(iso(MACHINE, "#!/bin/sh\n", ADDRESS, IPv6Interface("fd87::9/64")), "network-config")
+    found = inside(
+        iso(MACHINE, "#!/bin/sh\n", ADDRESS, IPv6Interface("fd87::9/64")), "network-config"
+    )
     assert found.rstrip("\n") == (head + also + route + another + tail).rstrip("\n")
-    assert "::" not in inside(iso(MACHINE, "#!/bin/sh\n", None, IPv6Interface("fd87::9/64")), "network-config")
+    assert "::" not in inside(
+        iso(MACHINE, "#!/bin/sh\n", None, IPv6Interface("fd87::9/64")), "network-config"
+    )
 
 
 def test_seeds_are_of_one_size_and_begin_differently() -> None:
     first, second = iso(MACHINE, "#!/bin/sh\n", ADDRESS), iso(MACHINE, "#!/bin/sh\n", None)
     assert len(first) == len(second) == SIZE
     descriptor = slice(16 * 2048, 17 * 2048)
-    assert first[descriptor] != second[descriptor], "so that a machine which waits for another seed sees it"
+    assert first[descriptor] != second[descriptor], (
+        "so that a machine which waits for another seed sees it"
+    )
     with pytest.raises(ConfigError, match="bigger than 1024 KiB"):
         iso(MACHINE, "#" * SIZE, ADDRESS)
 
 
 def test_a_rehearsal_says_so() -> None:
-    assert "\nvmrunner-rehearsal: true\n" in inside(iso(MACHINE, "#!/bin/sh\n", None, rehearsal=True), "meta-data")
+    assert "\nvmrunner-rehearsal: true\n" in inside(
+        iso(MACHINE, "#!/bin/sh\n", None, rehearsal=True), "meta-data"
+    )
     assert "rehearsal" not in inside(iso(MACHINE, "#!/bin/sh\n", None), "meta-data")
 
 
 def test_scripts_are_valid() -> None:
-    subprocess.run(["/bin/sh", "-n"], input=exec_script(["echo", "a'b"], timedelta(1)).encode(), check=True)
-    for script in (job_script(JOB), job_script(replace(JOB, kind="forgejo", handle="h'1", ca="'\n\"")), wait_script()):
+    subprocess.run(
+        ["/bin/sh", "-n"], input=exec_script(["echo", "a'b"], timedelta(1)).encode(), check=True
+    )
+    for script in (
+        job_script(JOB),
+        job_script(replace(JOB, kind="forgejo", handle="h'1", ca="'\n\"")),
+        wait_script(),
+    ):
         assert script.startswith("#!/usr/bin/python3\n")
         ast.parse(script)
 
 
 def test_forgejo_gets_its_handle_and_a_verbatim_token() -> None:
     found = told(
-        job_script(replace(JOB, kind="forgejo", handle="h 1", labels=[Label("debian-12"), Label("vm", "docker://node:22@sha256:0f")]))
+        job_script(
+            replace(
+                JOB,
+                kind="forgejo",
+                handle="h 1",
+                labels=[Label("debian-12"), Label("vm", "docker://node:22@sha256:0f")],
+            )
+        )
     )
-    words = ["one-job", "--config", "config.yaml", "--url", "https://forge.example", "--uuid", "the-uuid"]
+    words = [
+        "one-job",
+        "--config",
+        "config.yaml",
+        "--url",
+        "https://forge.example",
+        "--uuid",
+        "the-uuid",
+    ]
     words += [
         "--token-url",
         "file:/var/lib/vmrunner-job/root/token",
@@ -122,10 +164,18 @@ def test_forgejo_gets_its_handle_and_a_verbatim_token() -> None:
 
 
 def test_gitea_gets_a_registration() -> None:
-    found = told(job_script(replace(JOB, labels=[Label("debian-12"), Label("vm", "docker://node:22@sha256:0f")])))
+    found = told(
+        job_script(
+            replace(JOB, labels=[Label("debian-12"), Label("vm", "docker://node:22@sha256:0f")])
+        )
+    )
     assert found["arguments"] == ["daemon", "--once", "--config", "config.yaml"]
     known = json.loads(found["files"][".runner"])
-    assert (known["uuid"], known["labels"], known["ephemeral"]) == ("the-uuid", ["debian-12:host", "vm:docker://node:22@sha256:0f"], True)
+    assert (known["uuid"], known["labels"], known["ephemeral"]) == (
+        "the-uuid",
+        ["debian-12:host", "vm:docker://node:22@sha256:0f"],
+        True,
+    )
     assert (known["token"], known["address"]) == ("t0ken", "https://forge.example")
 
 
@@ -140,23 +190,39 @@ def test_a_pool_may_take_another_of_the_images_runners() -> None:
 
 def test_the_pools_limit_is_the_runners() -> None:
     for kind in RUNNERS:
-        runner = config(job_script(replace(JOB, kind=kind, job_timeout=timedelta(hours=5))))["runner"]
-        assert (runner["timeout"], runner["shutdown_timeout"]) == ("18300s", "18300s"), "the host's own deadline comes first"
+        runner = config(job_script(replace(JOB, kind=kind, job_timeout=timedelta(hours=5))))[
+            "runner"
+        ]
+        assert (runner["timeout"], runner["shutdown_timeout"]) == ("18300s", "18300s"), (
+            "the host's own deadline comes first"
+        )
     assert told(job_script(JOB))["seconds"] == 360
 
 
 def test_what_a_pool_configures_comes_on_top() -> None:
-    more = {"container": {"privileged": True}, "runner": {"envs": {"A": "1"}, "fetch_interval": "3s"}}
+    more = {
+        "container": {"privileged": True},
+        "runner": {"envs": {"A": "1"}, "fetch_interval": "3s"},
+    }
     found = config(job_script(replace(JOB, runner_config=more)))
-    assert (found["container"]["privileged"], found["runner"]["envs"], found["runner"]["fetch_interval"]) == (True, {"A": "1"}, "3s")
+    assert (
+        found["container"]["privileged"],
+        found["runner"]["envs"],
+        found["runner"]["fetch_interval"],
+    ) == (True, {"A": "1"}, "3s")
     assert (found["runner"]["fetch_timeout"], found["cache"]) == ("60s", {"enabled": False})
 
 
 def test_a_private_authority_is_everybodys() -> None:
     found = config(job_script(replace(JOB, ca="PEM")))
     bundle = "/usr/local/share/vmrunner/ca-bundle.pem"
-    assert {"NODE_EXTRA_CA_CERTS": bundle, "GIT_SSL_CAINFO": bundle}.items() <= found["runner"]["envs"].items()
-    assert (found["container"]["valid_volumes"], found["container"]["options"]) == ([bundle], f"--volume {bundle}:{bundle}:ro")
+    assert {"NODE_EXTRA_CA_CERTS": bundle, "GIT_SSL_CAINFO": bundle}.items() <= found["runner"][
+        "envs"
+    ].items()
+    assert (found["container"]["valid_volumes"], found["container"]["options"]) == (
+        [bundle],
+        f"--volume {bundle}:{bundle}:ro",
+    )
     assert config(job_script(JOB))["runner"]["envs"] == {}
 
 
@@ -168,12 +234,23 @@ def test_a_proxy_and_a_mirror_are_set_up_before_the_runner() -> None:
     plain = told(job_script(JOB))
     assert (plain["environment"], plain["settings"]) == ({}, {})
     found = told(
-        job_script(replace(JOB, registry_mirror="http://mirror.example:5000", proxy="http://proxy.example:3128", no_proxy=["a.example"]))
+        job_script(
+            replace(
+                JOB,
+                registry_mirror="http://mirror.example:5000",
+                proxy="http://proxy.example:3128",
+                no_proxy=["a.example"],
+            )
+        )
     )
     assert found["settings"] == {"VMRUNNER_REGISTRY_MIRROR": "http://mirror.example:5000"}
-    assert {found["environment"][name] for name in ("http_proxy", "HTTPS_PROXY")} == {"http://proxy.example:3128"}
+    assert {found["environment"][name] for name in ("http_proxy", "HTTPS_PROXY")} == {
+        "http://proxy.example:3128"
+    }
     assert found["environment"]["no_proxy"] == "localhost,127.0.0.1,::1,forge.example,a.example"
-    assert json.loads(found["files"]["config.yaml"])["runner"]["envs"] == found["environment"], "for jobs in containers"
+    assert json.loads(found["files"]["config.yaml"])["runner"]["envs"] == found["environment"], (
+        "for jobs in containers"
+    )
 
 
 def test_a_rehearsal_has_nothing_of_the_forge() -> None:
@@ -182,4 +259,6 @@ def test_a_rehearsal_has_nothing_of_the_forge() -> None:
         assert found["url"] == "http://127.0.0.1:9"
         assert "forge.example" not in json.dumps(found)
         assert all("/var/lib/vmrunner-job" not in word for word in found["arguments"])
-        assert json.loads(found["files"]["config.yaml"])["host"]["workdir_parent"].startswith(found["folder"])
+        assert json.loads(found["files"]["config.yaml"])["host"]["workdir_parent"].startswith(
+            found["folder"]
+        )

@@ -29,7 +29,12 @@ for n in range(100):
 
 def test_two_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
     both = [
-        subprocess.Popen([sys.executable, "-c", CHANGING, tmp_path, who], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", CHANGING, tmp_path, who],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for who in "ab"
     ]
     for each in both:
@@ -42,7 +47,9 @@ def test_two_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
     for each in both:
         each.communicate(timeout=60)
     assert [each.returncode for each in both] == [0, 0]
-    assert Drained(tmp_path).pools() == {f"{who}{n}": float(n) for who in "ab" for n in range(0, 100, 2)}
+    assert Drained(tmp_path).pools() == {
+        f"{who}{n}": float(n) for who in "ab" for n in range(0, 100, 2)
+    }
     assert sorted(os.listdir(tmp_path)) == ["drained.json", "drained.lock"]
 
 
@@ -55,7 +62,9 @@ def test_a_pool_keeps_the_time_since_when_it_is_down(tmp_path: Path) -> None:
     assert drained.pools() == {"q": 2.0}
 
 
-def test_what_cannot_be_read_drains_nothing_and_what_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_read_drains_nothing_and_what_cannot_be_written_is_told(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "drained.json").write_text(json.dumps([1]))
     assert Drained(tmp_path).pools() == {}
     (tmp_path / "file").touch()

@@ -1,4 +1,6 @@
-"""History: machines with the times of their phases; a corrupt file is set aside, a full disk stops nothing."""
+"""History: machines with the times of their phases; a corrupt file is set aside, a full disk stops
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,19 @@ from vmrunner.model.job import Credentials, Job, JobState, Scope
 from vmrunner.model.machine import Ending, EventKind, GuestEvent, Machine, MachineId, Metadata
 
 ID = MachineId("m", "0" * 8)
-METADATA = Metadata(ID, "p", "image/1", 10.0, overlay_at=11.0, bound_at=10.0, job_key="5.0", queued_at=9.0)
-JOB = Job(5, "build", ("x",), JobState.WAITING, "5.0", repository="o/r", url="u", queued_at=datetime.fromtimestamp(9, UTC))
+METADATA = Metadata(
+    ID, "p", "image/1", 10.0, overlay_at=11.0, bound_at=10.0, job_key="5.0", queued_at=9.0
+)
+JOB = Job(
+    5,
+    "build",
+    ("x",),
+    JobState.WAITING,
+    "5.0",
+    repository="o/r",
+    url="u",
+    queued_at=datetime.fromtimestamp(9, UTC),
+)
 
 
 def no_warning(sentence: str) -> None:
@@ -36,20 +49,38 @@ def test_a_machine_from_start_to_end(tmp_path: Path) -> None:
     with closing(History(tmp_path / "state" / "history.sqlite", no_warning)) as history:
         history.started(METADATA, 12.0, JOB)
         history.running(replace(METADATA, running_at=17.5), replace(JOB, key="5.1"))
-        events = tuple(GuestEvent(kind, at) for kind, at in zip(EventKind, (13.0, 14.0, 15.0, 16.0, 18.0, 1.0), strict=True))
+        events = tuple(
+            GuestEvent(kind, at)
+            for kind, at in zip(EventKind, (13.0, 14.0, 15.0, 16.0, 18.0, 1.0), strict=True)
+        )
         history.ended(ID, Machine(ID, alive=False, events=events), Ending.DONE, "", 19.0)
         history.ended(ID, None, Ending.DIED, "the first word counts", 20.0)
         totals = {(total.name, total.label): total.value for total in history.totals()}
-    phases = {"queued": 9.0, "created": 10.0, "overlay": 11.0, "started": 12.0, "bound": 10.0, "running": 17.5}
+    phases = {
+        "queued": 9.0,
+        "created": 10.0,
+        "overlay": 11.0,
+        "started": 12.0,
+        "bound": 10.0,
+        "running": 17.5,
+    }
     guest = {"up": 13.0, "seed": 14.0, "ready": 15.0, "runner": 16.0, "exit": 18.0}
     made_for = {"made_for": "build", "made_for_key": "5.0", "made_for_repository": "o/r"}
     ran = {"job": "build", "job_key": "5.1", "repository": "o/r", "url": "u", "ran": "yes"}
-    expected = replace(Record(str(ID), "p", "image/1", destroyed=19.0, ending="done", **made_for), **phases, **guest, **ran)
+    expected = replace(
+        Record(str(ID), "p", "image/1", destroyed=19.0, ending="done", **made_for),
+        **phases,
+        **guest,
+        **ran,
+    )
     with closing(History(tmp_path / "state" / "history.sqlite", no_warning)) as again:
         assert again.all() == [expected]
         assert again.usual_boot("p") == 3.0
     assert totals[("machines_total", "done")] == 1
-    assert (totals[("queue_to_start_seconds", "10")], totals[("queue_to_start_seconds", "sum")]) == (1, 8.5)
+    assert (
+        totals[("queue_to_start_seconds", "10")],
+        totals[("queue_to_start_seconds", "sum")],
+    ) == (1, 8.5)
 
 
 def test_a_parked_clone_comes_up_when_it_is_given_its_job(tmp_path: Path) -> None:
@@ -86,12 +117,17 @@ def test_a_machine_that_never_started_has_no_row(tmp_path: Path) -> None:
 def test_failures_since_the_last_machine_that_worked(tmp_path: Path) -> None:
     with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
         assert history.failures("p") is None
-        for serial, ending in enumerate((Ending.BOOT_TIMEOUT, Ending.DONE, Ending.BOOT_TIMEOUT, Ending.UNNEEDED, Ending.EARLY), 1):
+        for serial, ending in enumerate(
+            (Ending.BOOT_TIMEOUT, Ending.DONE, Ending.BOOT_TIMEOUT, Ending.UNNEEDED, Ending.EARLY),
+            1,
+        ):
             ended(history, serial, ending, 100.0 + serial)
         ended(history, 9, Ending.BOOT_TIMEOUT, 200.0, pool="q")
         assert history.failures("p") == Failures(2, 105.0, "reason 5")
         history.start_failed(MachineId("m", "f" * 8), "p", "no image", 50.0)
-        assert history.failures("p") == Failures(3, 50.0, "no image"), "by the order of events, whatever the clock says"
+        assert history.failures("p") == Failures(3, 50.0, "no image"), (
+            "by the order of events, whatever the clock says"
+        )
         ended(history, 10, Ending.DIED, 300.0)
         assert history.failures("p") is None, "a job ran: what it did is not the pool's fault"
 
@@ -141,9 +177,24 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 def old(path: Path) -> None:
     """A file of format 2, as vmrunner wrote it until it asked the forge for the job that ran."""
-    times = ("queued", "created", "overlay", "started", "bound", "running", "up", "seed", "ready", "runner", "exit", "destroyed")
+    times = (
+        "queued",
+        "created",
+        "overlay",
+        "started",
+        "bound",
+        "running",
+        "up",
+        "seed",
+        "ready",
+        "runner",
+        "exit",
+        "destroyed",
+    )
     texts = ("machine", "pool", "image", "job", "job_key", "repository", "url")
-    columns = [f"{name} TEXT NOT NULL" for name in texts] + [f"{name} REAL NOT NULL" for name in times]
+    columns = [f"{name} TEXT NOT NULL" for name in texts] + [
+        f"{name} REAL NOT NULL" for name in times
+    ]
     columns += ["ending TEXT NOT NULL", "reason TEXT NOT NULL"]
     rows = [
         ("vmr-m-00000001", "5.0", 0.0, "done"),  # whatever ran on it
@@ -156,10 +207,24 @@ def old(path: Path) -> None:
         database.execute(f"CREATE TABLE machines ({', '.join(columns)}, PRIMARY KEY (machine))")
         for machine, key, running, ending in rows:
             seen = [9.0, 10.0, 11.0, 11.5, 10.0, running, *[0.0] * 5, 20.0 if ending else 0.0]
-            values = [machine, "p", "image/1", f"job {key}", key, "o/r", f"url {key}", *seen, ending, ""]
+            values = [
+                machine,
+                "p",
+                "image/1",
+                f"job {key}",
+                key,
+                "o/r",
+                f"url {key}",
+                *seen,
+                ending,
+                "",
+            ]
             marks = ", ".join("?" * len(values))
             database.execute(f"INSERT INTO machines VALUES ({marks})", values)  # noqa: S608 — only question marks
-        database.execute("CREATE TABLE totals (name TEXT, pool TEXT, label TEXT, value REAL, PRIMARY KEY (name, pool, label))")
+        database.execute(
+            "CREATE TABLE totals (name TEXT, pool TEXT, label TEXT, value REAL, PRIMARY KEY (name, "
+            "pool, label))"
+        )
         database.execute("INSERT INTO totals VALUES ('machines_total', 'p', 'done', 2)")
         database.execute("PRAGMA user_version = 2")
         database.commit()
@@ -174,8 +239,15 @@ def test_a_file_from_before_is_brought_up_to_date_and_loses_nothing(tmp_path: Pa
             assert [(row.made_for, row.made_for_key, row.made_for_repository) for row in rows] == [
                 (f"job {key}", key, "o/r") for key in ("5.0", "6.1", "1c0ffee1", "7.0")
             ]
-            assert [(row.job, row.url) for row in rows] == [("", ""), ("job 6.1", "url 6.1"), ("job 1c0ffee1", "url 1c0ffee1"), ("", "")]
-            assert {(row.queued, row.created, row.ran, row.ask_at, row.asks) for row in rows} == {(9.0, 10.0, "", 0.0, 0)}
+            assert [(row.job, row.url) for row in rows] == [
+                ("", ""),
+                ("job 6.1", "url 6.1"),
+                ("job 1c0ffee1", "url 1c0ffee1"),
+                ("", ""),
+            ]
+            assert {(row.queued, row.created, row.ran, row.ask_at, row.asks) for row in rows} == {
+                (9.0, 10.0, "", 0.0, 0)
+            }
             assert (history.totals()[0].value, history.unended()) == (2, {"vmr-m-00000004"})
             assert history.to_ask(1e9, 10) == [], "of those nobody asks"
     with closing(History(path, no_warning)) as history:
@@ -183,7 +255,11 @@ def test_a_file_from_before_is_brought_up_to_date_and_loses_nothing(tmp_path: Pa
         binding = Binding(lives, "p", Scope.parse("instance"), "7.0", Credentials(3, "", ""))
         history.ended(lives, None, Ending.DONE, "", 30.0, binding, Ran.ASKED)
         (asked,) = history.to_ask(30.0, 10)
-        assert (asked.scope, asked.runner_id, [(hint.key, hint.repository) for hint in asked.hints]) == ("instance", 3, [("7.0", "o/r")])
+        assert (
+            asked.scope,
+            asked.runner_id,
+            [(hint.key, hint.repository) for hint in asked.hints],
+        ) == ("instance", 3, [("7.0", "o/r")])
 
 
 def test_two_that_bring_a_file_up_to_date_at_once(tmp_path: Path) -> None:
@@ -207,11 +283,21 @@ def test_an_answer_that_comes_late_does_not_make_its_machine_the_latest(tmp_path
     """Failures count since the last machine that worked, by the order of the endings."""
     with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
         history.started(METADATA, 12.0, JOB)
-        history.ended(ID, None, Ending.DONE, "", 19.0, Binding(ID, "p", Scope.parse("instance"), "5.0", Credentials(3, "", "")), Ran.ASKED)
+        history.ended(
+            ID,
+            None,
+            Ending.DONE,
+            "",
+            19.0,
+            Binding(ID, "p", Scope.parse("instance"), "5.0", Credentials(3, "", "")),
+            Ran.ASKED,
+        )
         ended(history, 2, Ending.BOOT_TIMEOUT, 20.0)
         done = replace(JOB, state=JobState.DONE, conclusion="success")
         said = history.answered(str(ID), done, 21.0)
         assert said is not None
         assert (said.job, said.verdict, said.ran) == ("build", "success", "yes")
         assert history.failures("p") == Failures(1, 20.0, "reason 2")
-        assert {(total.label, total.value) for total in history.totals() if total.name == "jobs_total"} == {("success", 1)}
+        assert {
+            (total.label, total.value) for total in history.totals() if total.name == "jobs_total"
+        } == {("success", 1)}

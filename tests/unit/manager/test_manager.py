@@ -1,4 +1,6 @@
-"""Passes on the fakes: started once, finished once, swept; a failure at any step leaves nothing and does not stop the other machines."""
+"""Passes on the fakes: started once, finished once, swept; a failure at any step leaves nothing and
+does not stop the other machines.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ import pytest
 
 from tests.fakes import Killed
 from tests.world import POOL, World
-from vmrunner.errors import ConfigError, ForgeDenied, ForgeError, ForgeTokenUnknown, ImageError, MachineError
+from vmrunner.errors import (
+    ConfigError,
+    ForgeDenied,
+    ForgeError,
+    ForgeTokenUnknown,
+    ImageError,
+    MachineError,
+)
 from vmrunner.hypervisor.seam import File
 from vmrunner.manager.manager import Outcome
 from vmrunner.manager.observed import Drain
@@ -57,10 +66,17 @@ def test_a_jobs_life(world: World) -> None:
     assert world.up() == (0, 1, 0, 0)
     assert world.left() == []
     (row,) = world.history.all()
-    assert (row.machine, row.job, row.repository, row.ending) == (str(machine), "job 1", "o/r", "done")
+    assert (row.machine, row.job, row.repository, row.ending) == (
+        str(machine),
+        "job 1",
+        "o/r",
+        "done",
+    )
 
 
-def test_a_warm_machine_holds_no_credentials_and_is_registered_nowhere_until_it_is_bound(tmp_path: Path) -> None:
+def test_a_warm_machine_holds_no_credentials_and_is_registered_nowhere_until_it_is_bound(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path, pools={"p": POOL | {"warm": 1}})
     world.up()
     (machine,) = world.machines()
@@ -72,7 +88,12 @@ def test_a_warm_machine_holds_no_credentials_and_is_registered_nowhere_until_it_
     assert world.up() == (2, 0, 0, 0), "bound, and another one started to be warm"
     assert b"token-1" in world.hypervisor.files[machine, File.SEED]
     assert world.hypervisor.domains[machine].runner_id == 1
-    assert [world.step(machine) for _ in range(4)] == ["bound", "took a job", "finished", "powered off"]
+    assert [world.step(machine) for _ in range(4)] == [
+        "bound",
+        "took a job",
+        "finished",
+        "powered off",
+    ]
     world.up()
     assert machine not in world.machines()
     assert len(world.machines()) == 1
@@ -94,12 +115,23 @@ def test_a_parked_clone_rehearses_rests_and_takes_a_job(tmp_path: Path) -> None:
     world.forge.queue(1)
     world.up()
     assert b"vmrunner-rehearsal: true" not in world.hypervisor.files[machine, File.SEED]
-    assert [world.step(machine) for _ in range(4)] == ["bound", "took a job", "finished", "powered off"]
+    assert [world.step(machine) for _ in range(4)] == [
+        "bound",
+        "took a job",
+        "finished",
+        "powered off",
+    ]
 
 
 @pytest.mark.parametrize("start", ["boot", "snapshot"])
 def test_a_machine_is_bounded_as_its_pool_says(tmp_path: Path, start: str) -> None:
-    pool = POOL | {"warm": 1, "start": start, "cpu_weight": 50, "disk_bandwidth": "20MiB", "disk_iops": 100}
+    pool = POOL | {
+        "warm": 1,
+        "start": start,
+        "cpu_weight": 50,
+        "disk_bandwidth": "20MiB",
+        "disk_iops": 100,
+    }
     world = World(tmp_path, pools={"p": pool})
     if start == "snapshot":
         world.make_snapshot("p")
@@ -107,20 +139,28 @@ def test_a_machine_is_bounded_as_its_pool_says(tmp_path: Path, start: str) -> No
     assert set(world.hypervisor.limits.values()) == {Limits(50, 20, 100)}
 
 
-@pytest.mark.parametrize("step", ["prepare", "create_overlay", "put seed.iso", "start", "create_runner"])
-def test_a_failure_at_any_step_leaves_nothing_and_a_later_pass_makes_up_for_it(world: World, step: str) -> None:
+@pytest.mark.parametrize(
+    "step", ["prepare", "create_overlay", "put seed.iso", "start", "create_runner"]
+)
+def test_a_failure_at_any_step_leaves_nothing_and_a_later_pass_makes_up_for_it(
+    world: World, step: str
+) -> None:
     world.forge.queue(1)
     (world.forge if step == "create_runner" else world.hypervisor).fail_at = step
     assert world.up() == (0, 0, 0, 1)
     assert world.left() == []
     if step != "create_runner":
         assert world.up() == (0, 0, 0, 0), "backed off"
-        assert "is backed off for 10 s after 1 failure (last: The fake fails at" in world.reasons()[1]
+        assert (
+            "is backed off for 10 s after 1 failure (last: The fake fails at" in world.reasons()[1]
+        )
         world.clock.now += 10
     assert world.up() == (1, 0, 0, 0)
 
 
-def test_a_version_promoted_in_the_middle_of_a_pass_is_the_next_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_promoted_in_the_middle_of_a_pass_is_the_next_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare = world.hypervisor.prepare
 
     def promoted_then(golden: Golden) -> None:
@@ -132,9 +172,17 @@ def test_a_version_promoted_in_the_middle_of_a_pass_is_the_next_ones(world: Worl
     for job, version in ((1, "1"), (2, "2")):
         world.forge.queue(job)
         assert world.up()[0] == 1
-        assert f"debian-12/{version}" in {metadata.image for metadata in world.hypervisor.domains.values()}
-    assert {Path(base).stem for base in world.hypervisor.lies_on.values()} == {"image-debian-12-1.disk", "image-debian-12-2.disk"}
-    assert {Path(name).stem for name in world.hypervisor.published} >= {"image-debian-12-1.disk", "image-debian-12-2.disk"}
+        assert f"debian-12/{version}" in {
+            metadata.image for metadata in world.hypervisor.domains.values()
+        }
+    assert {Path(base).stem for base in world.hypervisor.lies_on.values()} == {
+        "image-debian-12-1.disk",
+        "image-debian-12-2.disk",
+    }
+    assert {Path(name).stem for name in world.hypervisor.published} >= {
+        "image-debian-12-1.disk",
+        "image-debian-12-2.disk",
+    }
 
 
 def test_failures_in_a_row_back_off_longer_and_longer(world: World) -> None:
@@ -151,7 +199,9 @@ def test_failures_in_a_row_back_off_longer_and_longer(world: World) -> None:
 
 
 @pytest.mark.parametrize("step", ["bind", "bind seed", "create_runner"])
-def test_a_failure_while_binding_costs_the_machine_and_not_the_job(tmp_path: Path, step: str) -> None:
+def test_a_failure_while_binding_costs_the_machine_and_not_the_job(
+    tmp_path: Path, step: str
+) -> None:
     world = World(tmp_path, pools={"p": POOL | {"warm": 1}})
     world.up()
     world.boot(world.machines()[0])
@@ -177,7 +227,9 @@ def test_a_forge_that_does_not_answer_changes_nothing_for_jobs(world: World) -> 
     assert len(world.machines()) == 1
     assert world.manager.forge_down_since() > 0
     survey = world.manager.survey()
-    assert [queue.problem for queue in survey.observed.queues.values()] == ["The fake forge does not answer."]
+    assert [queue.problem for queue in survey.observed.queues.values()] == [
+        "The fake forge does not answer."
+    ]
     world.forge.down = False
     assert world.up() == (0, 0, 0, 0)
     assert world.manager.forge_down_since() == 0
@@ -208,13 +260,19 @@ def test_the_job_of_a_dead_machine_is_failed_also_when_the_forge_was_away(world:
     assert world.forge.verdicts == {}
     world.forge.down, world.forge.fail_at = False, "fail_job"
     world.up()
-    assert (world.hypervisor.residue().files, world.forge.verdicts) == ((), {}), "the machine is gone, its binding is not"
+    assert (world.hypervisor.residue().files, world.forge.verdicts) == ((), {}), (
+        "the machine is gone, its binding is not"
+    )
     world.up()
     assert (world.forge.verdicts, world.left()) == ({1: ["failure"]}, [])
 
 
-@pytest.mark.parametrize(("error", "again"), [(ForgeTokenUnknown("401", ""), True), (ForgeDenied("403", ""), False)])
-def test_the_job_of_a_dead_machine_waits_for_a_new_token_and_not_for_a_wider_one(world: World, error: ForgeError, again: bool) -> None:
+@pytest.mark.parametrize(
+    ("error", "again"), [(ForgeTokenUnknown("401", ""), True), (ForgeDenied("403", ""), False)]
+)
+def test_the_job_of_a_dead_machine_waits_for_a_new_token_and_not_for_a_wider_one(
+    world: World, error: ForgeError, again: bool
+) -> None:
     one_running(world)
     real, refusals = world.forge.fail_job, iter([error])
 
@@ -233,7 +291,9 @@ def test_the_job_of_a_dead_machine_waits_for_a_new_token_and_not_for_a_wider_one
 def test_killed_at_any_step_of_a_jobs_life_it_still_runs_once(tmp_path: Path) -> None:
     for warm in (0, 1):
         for steps in range(200):
-            world = World(tmp_path / f"{warm}-{steps}", pools={"p": POOL | {"warm": warm, "max": 1}})
+            world = World(
+                tmp_path / f"{warm}-{steps}", pools={"p": POOL | {"warm": warm, "max": 1}}
+            )
             world.forge.queue(1)
             world.doom.after = steps
             killed = 0
@@ -288,7 +348,10 @@ def test_a_machine_that_is_overdue_is_an_error_with_its_consoles_tail(world: Wor
     outcome, _ = world.manager.pass_once()
     (failure,) = outcome.failures
     assert isinstance(failure, MachineError)
-    assert (failure.sentence.endswith("its guest did not come up within 300 s."), "Loading" in failure.hint) == (True, True)
+    assert (
+        failure.sentence.endswith("its guest did not come up within 300 s."),
+        "Loading" in failure.hint,
+    ) == (True, True)
     world.clock.now += 11
     assert world.up() == (1, 0, 0, 0), "the job still waits, so it gets another machine"
 
@@ -301,7 +364,9 @@ def test_an_image_without_the_forges_runner_is_said_before_anything_is_made(worl
     assert world.left() == []
 
 
-def test_a_token_that_may_not_register_at_the_repository_registers_at_the_pools_scope(tmp_path: Path) -> None:
+def test_a_token_that_may_not_register_at_the_repository_registers_at_the_pools_scope(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path)
     world.forge.forbids_repositories = True
     world.forge.queue(1)
@@ -361,7 +426,10 @@ def test_down_now_destroys_all_and_fails_their_jobs(world: World, how: str) -> N
     outcome = world.manager.down(["p"], now=how == "now", timeout=0 if how == "timeout" else None)
     assert (outcome.destroyed, world.left()) == (1, [])
     assert world.history.all()[0].ending == "stopped"
-    assert (world.forge.verdicts, "vmrunner down --now" in world.forge.logs[1][0]) == ({1: ["failure"]}, True)
+    assert (world.forge.verdicts, "vmrunner down --now" in world.forge.logs[1][0]) == (
+        {1: ["failure"]},
+        True,
+    )
 
 
 def test_a_pool_that_left_the_configuration_finishes_its_jobs(world: World) -> None:
@@ -394,7 +462,9 @@ def test_bindings_are_for_their_owner_only_and_a_damaged_one_is_forgotten(world:
     assert (path.stat().st_mode & 0o077, folder.stat().st_mode & 0o077) == (0, 0)
     path.write_text("{")
     world.up()
-    assert (list(folder.iterdir()), len(world.machines())) == ([], 1), "the machine knows its runner itself"
+    assert (list(folder.iterdir()), len(world.machines())) == ([], 1), (
+        "the machine knows its runner itself"
+    )
     world.settle()
     assert world.known_states() == {JobState.DONE}
 

@@ -1,4 +1,6 @@
-"""Figures for Prometheus: what it reads from us, over HTTP and from a file, and the alerts over it."""
+"""Figures for Prometheus: what it reads from us, over HTTP and from a file, and the alerts over
+it.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,17 @@ def _closed() -> Iterator[None]:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(tmp_path, pools={"p": POOL, "big": POOL | {"labels": ["big"], "scope": ["organisation:x"]}})
+    return World(
+        tmp_path, pools={"p": POOL, "big": POOL | {"labels": ["big"], "scope": ["organisation:x"]}}
+    )
 
 
 def parsed(text: str) -> Samples:
-    return {(s.name, frozenset(s.labels.items())): s.value for family in text_string_to_metric_families(text) for s in family.samples}
+    return {
+        (s.name, frozenset(s.labels.items())): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
 
 
 def exposed(figures: Figures) -> Samples:
@@ -78,7 +86,8 @@ def busy(world: World) -> None:
 
 def test_the_age_of_the_image_that_is_current(world: World) -> None:
     figures = after_a_pass(world)
-    figures.saw(world.manager.survey(), datetime(2026, 1, 3, tzinfo=UTC).timestamp())  # it was built on the first
+    # It was built on the first.
+    figures.saw(world.manager.survey(), datetime(2026, 1, 3, tzinfo=UTC).timestamp())
     assert sample(exposed(figures), "image_age_seconds", image="debian-12") == 2 * 86400
 
 
@@ -103,7 +112,10 @@ def test_a_scope_without_an_answer_and_a_pool_that_is_backed_off(world: World) -
     world.forge.fail_at = "runners"
     samples = exposed(after_a_pass(world))
     assert sample(samples, "pool_failures", pool="p") == 1
-    assert sorted(value for (name, _), value in samples.items() if name == "vmrunner_forge_up") == [0, 1]
+    assert sorted(value for (name, _), value in samples.items() if name == "vmrunner_forge_up") == [
+        0,
+        1,
+    ]
     assert sample(samples, "forge_errors_total", pool="", kind="ForgeUnreachable") == 1
 
 
@@ -123,7 +135,9 @@ def test_counters_are_by_ending_and_outlive_the_process(world: World) -> None:
     assert not any(name.startswith("vmrunner_pool") for name, _ in samples), "there was no pass yet"
 
 
-def test_jobs_count_by_their_verdict_in_the_pool_of_the_machine_that_ran_them(tmp_path: Path) -> None:
+def test_jobs_count_by_their_verdict_in_the_pool_of_the_machine_that_ran_them(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path, pools={"p": POOL | {"max": 1}, "q": POOL | {"max": 1}})
     for number in (1, 2):
         world.forge.queue(number)
@@ -132,14 +146,22 @@ def test_jobs_count_by_their_verdict_in_the_pool_of_the_machine_that_ran_them(tm
         world.boot(machine)
         number = world.forge.fetch(str(machine))
         world.clock.now += 40.0
-        world.forge.finish(number, "failure" if world.hypervisor.domains[machine].pool == "q" else "success")
+        world.forge.finish(
+            number, "failure" if world.hypervisor.domains[machine].pool == "q" else "success"
+        )
         world.hypervisor.power_off(machine)
     world.up()
     samples = exposed(Figures(world.history))
     assert sample(samples, "jobs_total", pool="p", verdict="success") == 1
     assert sample(samples, "jobs_total", pool="q", verdict="failure") == 1
-    assert sample(samples, "job_seconds_sum", pool="p") == sample(samples, "job_seconds_sum", pool="q") == 40
-    assert sample(samples, "queue_to_start_seconds_count", pool="p") == 1, "also of those that no pass saw running"
+    assert (
+        sample(samples, "job_seconds_sum", pool="p")
+        == sample(samples, "job_seconds_sum", pool="q")
+        == 40
+    )
+    assert sample(samples, "queue_to_start_seconds_count", pool="p") == 1, (
+        "also of those that no pass saw running"
+    )
 
 
 def test_histograms_are_cumulative(tmp_path: Path) -> None:
@@ -147,12 +169,23 @@ def test_histograms_are_cumulative(tmp_path: Path) -> None:
     waits = [0.25, 0.5, 4.0, 5.0, 20_000.0]
     for number, seconds in enumerate(waits):
         metadata = Metadata(MachineId("m", f"{number:08x}"), "p", "i/1", 100.0)
-        job = Job(number, "j", ("x",), JobState.WAITING, f"{number}", queued_at=datetime.fromtimestamp(100, UTC))
+        job = Job(
+            number,
+            "j",
+            ("x",),
+            JobState.WAITING,
+            f"{number}",
+            queued_at=datetime.fromtimestamp(100, UTC),
+        )
         history.started(metadata, 100.0, job)
         history.running(replace(metadata, running_at=100 + seconds), job)
     samples = exposed(Figures(history))
     history.close()
-    buckets = {dict(labels)["le"]: value for (name, labels), value in samples.items() if name == "vmrunner_queue_to_start_seconds_bucket"}
+    buckets = {
+        dict(labels)["le"]: value
+        for (name, labels), value in samples.items()
+        if name == "vmrunner_queue_to_start_seconds_bucket"
+    }
     assert list(map(float, buckets)) == [*BUCKETS, float("inf")]
     for bound, count in buckets.items():
         assert count == sum(seconds <= float(bound) for seconds in waits), bound
@@ -235,7 +268,9 @@ def test_nothing_listens_unless_it_is_configured(world: World, ports: list[int])
 
 @pytest.mark.parametrize("address", ["192.0.2.1:9750", "127.0.0.1:99999", "nobody.invalid:9750"])
 def test_an_address_that_is_not_ours(world: World, address: str) -> None:
-    with pytest.raises(ConfigError, match=f"Metrics can't be served at {re.escape(address)}") as refused:
+    with pytest.raises(
+        ConfigError, match=f"Metrics can't be served at {re.escape(address)}"
+    ) as refused:
         metrics.serve(Figures(world.history), MetricsConfig(listen=address))
     assert "metrics.listen" in refused.value.hint
 
@@ -246,7 +281,8 @@ def test_a_port_that_is_taken(world: World, ports: list[int]) -> None:
         metrics.serve(Figures(world.history), MetricsConfig(listen=f"127.0.0.1:{ports[0]}"))
 
 
-# ---- docs/prometheus-rules.yaml --------------------------------------------------------------------------------------------------------
+# ---- docs/prometheus-rules.yaml
+# --------------------------------------------------------------------------------------------------
 
 
 def known(world: World) -> dict[str, set[str]]:
@@ -267,7 +303,9 @@ def known(world: World) -> dict[str, set[str]]:
 
 
 def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+    return [
+        rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]
+    ]
 
 
 def test_the_alerts_name_only_figures_and_labels_that_exist(world: World) -> None:
@@ -277,18 +315,31 @@ def test_the_alerts_name_only_figures_and_labels_that_exist(world: World) -> Non
         for name, matchers in re.findall(r"\b(vmrunner_[a-z_]+)(?:\{([^}]*)\})?", rule["expr"]):
             named.add(name)
             assert name in series, f"{rule['alert']} names {name}"
-            assert set(re.findall(r"(\w+)\s*[=!]", matchers)) <= series[name], f"{rule['alert']}: {matchers}"
-        labels = set().union(*(series[name] for name in re.findall(r"\bvmrunner_[a-z_]+", rule["expr"]))) | {"instance"}
+            assert set(re.findall(r"(\w+)\s*[=!]", matchers)) <= series[name], (
+                f"{rule['alert']}: {matchers}"
+            )
+        labels = set().union(
+            *(series[name] for name in re.findall(r"\bvmrunner_[a-z_]+", rule["expr"]))
+        ) | {"instance"}
         for grouped in re.findall(r"\b(?:by|on) \(([^)]*)\)", rule["expr"]):
             assert set(grouped.split(", ")) <= labels, rule["alert"]
         told = " ".join(rule["annotations"].values())
         assert set(re.findall(r"\$labels\.(\w+)", told)) <= labels, rule["alert"]
-    watched = {"swept_total", "forge_up", "pool_failures", "last_pass_timestamp_seconds", "waiting_jobs", "image_age_seconds"}
+    watched = {
+        "swept_total",
+        "forge_up",
+        "pool_failures",
+        "last_pass_timestamp_seconds",
+        "waiting_jobs",
+        "image_age_seconds",
+    }
     assert {f"vmrunner_{name}" for name in watched} <= named
 
 
 def test_the_endings_that_alert_are_the_failures(world: World) -> None:
-    (pattern,) = (found for rule in rules() for found in re.findall(r'ending=~"([^"]+)"', rule["expr"]))
+    (pattern,) = (
+        found for rule in rules() for found in re.findall(r'ending=~"([^"]+)"', rule["expr"])
+    )
     # One that a killed manager left behind says nothing about the pool.
     assert {ending for ending in Ending if re.fullmatch(pattern, ending.value)} == {
         ending for ending in Ending if ending.is_failure and ending is not Ending.ABANDONED

@@ -1,4 +1,6 @@
-"""Decisions: what is over goes, what waits gets a machine or a reason, and nobody else's machine is touched."""
+"""Decisions: what is over goes, what waits gets a machine or a reason, and nobody else's machine is
+touched.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +8,52 @@ from dataclasses import replace
 
 import pytest
 
-from vmrunner.manager.actions import Action, Bind, DeleteRunner, DropSeed, Finish, Note, Pause, Plan, Start
+from vmrunner.manager.actions import (
+    Action,
+    Bind,
+    DeleteRunner,
+    DropSeed,
+    Finish,
+    Note,
+    Pause,
+    Plan,
+    Start,
+)
 from vmrunner.manager.observed import Backoff, Desired, Drain, Limits, Observed, Queue
 from vmrunner.manager.plan import CANCEL_GRACE, NO_LIFE, plan
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope
-from vmrunner.model.machine import Capacity, Ending, EventKind, GuestEvent, Machine, MachineId, Metadata, Shape
+from vmrunner.model.machine import (
+    Capacity,
+    Ending,
+    EventKind,
+    GuestEvent,
+    Machine,
+    MachineId,
+    Metadata,
+    Shape,
+)
 
 NOW = 1_000_000.0
 SCOPE = Scope.parse("instance")
-POOL = Desired("p", (SCOPE,), frozenset({"debian-12"}), Shape(2, 2048, 20), 2, 100, 50, 1000, 30, image="image/1")
-HOST = Capacity(memory_mib=64 * 1024, cores=16, used_memory_mib=0, used_vcpus=0, free_disk_mib=1 << 20)
-LIMITS = Limits(cpu_overcommit=4.0, memory_reserve_mib=1024, disk_floor_mib=5 * 1024, disk_guard_mib=2 * 1024)
+POOL = Desired(
+    "p",
+    (SCOPE,),
+    frozenset({"debian-12"}),
+    Shape(2, 2048, 20),
+    2,
+    100,
+    50,
+    1000,
+    30,
+    image="image/1",
+)
+HOST = Capacity(
+    memory_mib=64 * 1024, cores=16, used_memory_mib=0, used_vcpus=0, free_disk_mib=1 << 20
+)
+LIMITS = Limits(
+    cpu_overcommit=4.0, memory_reserve_mib=1024, disk_floor_mib=5 * 1024, disk_guard_mib=2 * 1024
+)
 WARM = "up seed ready"
 
 
@@ -36,7 +72,10 @@ def machine(
     trouble: str = "",
     scope: str = "instance",
 ) -> Machine:
-    """A machine that was made for a job; warm with `runner=0`. Ages and the like are seconds ago."""
+    """A machine that was made for a job; warm with `runner=0`.
+
+    Ages and the like are seconds ago.
+    """
     identity = MachineId("m", serial * 8)
     metadata = None
     if alive:
@@ -53,24 +92,48 @@ def machine(
             job_key=job if runner else "",
         )
     names = tuple(f"{identity}.{suffix}" for suffix in files.split())
-    return Machine(identity, alive, metadata, tuple(GuestEvent(EventKind(kind), 1.0) for kind in events.split()), names, trouble)
+    return Machine(
+        identity,
+        alive,
+        metadata,
+        tuple(GuestEvent(EventKind(kind), 1.0) for kind in events.split()),
+        names,
+        trouble,
+    )
 
 
 def record(of: Machine | str, online: bool = True, number: int = 1) -> RunnerRecord:
     return RunnerRecord(number, of if isinstance(of, str) else str(of.id), online)
 
 
-def waiting(number: int, handle: str = "", repository: str = "", labels: tuple[str, ...] = ("debian-12",)) -> Job:
-    return Job(number, f"job {number}", labels, JobState.WAITING, handle or f"{number}.0", handle, repository)
+def waiting(
+    number: int, handle: str = "", repository: str = "", labels: tuple[str, ...] = ("debian-12",)
+) -> Job:
+    return Job(
+        number,
+        f"job {number}",
+        labels,
+        JobState.WAITING,
+        handle or f"{number}.0",
+        handle,
+        repository,
+    )
 
 
 def running(number: int, on: Machine, handle: str = "") -> Job:
     job = waiting(number, handle)
-    return replace(job, state=JobState.RUNNING, key=handle or f"{number}.1", runner_name="" if handle else str(on.id))
+    return replace(
+        job,
+        state=JobState.RUNNING,
+        key=handle or f"{number}.1",
+        runner_name="" if handle else str(on.id),
+    )
 
 
 def bound(of: Machine, number: int = 1, job: str = "", ending: str = "") -> Binding:
-    return Binding(of.id, "p", SCOPE, job, Credentials(number, "u", "t"), ending, "because" if ending else "")
+    return Binding(
+        of.id, "p", SCOPE, job, Credentials(number, "u", "t"), ending, "because" if ending else ""
+    )
 
 
 def decide(
@@ -87,7 +150,15 @@ def decide(
     problem: str = "",
 ) -> Plan:
     queue = Queue(tuple(jobs or ()), tuple(records or ()), problem)
-    observed = Observed(tuple(machines), {SCOPE: queue}, binds_jobs, host, tuple(bindings or ()), frozenset(started), held or {})
+    observed = Observed(
+        tuple(machines),
+        {SCOPE: queue},
+        binds_jobs,
+        host,
+        tuple(bindings or ()),
+        frozenset(started),
+        held or {},
+    )
     return plan("m", [POOL] if pools is None else pools, LIMITS, observed, NOW)
 
 
@@ -108,7 +179,9 @@ def test_a_job_that_its_runner_knows_nothing_of() -> None:
     (note,) = actions([at_work], [job], [silent])
     assert isinstance(note, Note)
     assert note.metadata.silent_at == NOW
-    assert actions([machine("a", age=30, running=20, events="runner")], [job], [silent]) == [], "it may have nothing to say yet"
+    assert actions([machine("a", age=30, running=20, events="runner")], [job], [silent]) == [], (
+        "it may have nothing to say yet"
+    )
 
     def since(seconds: float) -> Machine:
         assert at_work.metadata
@@ -130,21 +203,30 @@ def test_a_job_that_its_runner_knows_nothing_of() -> None:
 def test_a_machine_for_each_waiting_job_up_to_max() -> None:
     jobs = [waiting(number) for number in (1, 2, 3)]
     found = decide([], jobs)
-    assert list(found.actions) == [Start("p", jobs[0], SCOPE, SCOPE), Start("p", jobs[1], SCOPE, SCOPE)]
-    assert [wait.reason for wait in found.waits] == ["a machine is started for it now"] * 2 + ["pool p is at its max of 2"]
+    assert list(found.actions) == [
+        Start("p", jobs[0], SCOPE, SCOPE),
+        Start("p", jobs[1], SCOPE, SCOPE),
+    ]
+    assert [wait.reason for wait in found.waits] == ["a machine is started for it now"] * 2 + [
+        "pool p is at its max of 2"
+    ]
 
 
 def test_where_jobs_are_not_bound_a_free_machine_counts_for_any_job() -> None:
     free, busy = machine("a", job="7.0"), machine("b", runner=2, running=5)
     jobs = [waiting(1), waiting(2), running(9, busy)]
-    found = actions([free, busy], jobs, [record(free), record(busy, number=2)], pools=[replace(POOL, max=9)])
+    found = actions(
+        [free, busy], jobs, [record(free), record(busy, number=2)], pools=[replace(POOL, max=9)]
+    )
     assert found == [Start("p", jobs[1], SCOPE, SCOPE)]
 
 
 def test_where_jobs_are_bound_each_has_its_own_machine() -> None:
     mine = machine("a", job="h2")
     jobs = [waiting(1, "h1"), waiting(2, "h2")]
-    assert actions([mine], jobs, [record(mine)], binds_jobs=True) == [Start("p", jobs[0], SCOPE, SCOPE)]
+    assert actions([mine], jobs, [record(mine)], binds_jobs=True) == [
+        Start("p", jobs[0], SCOPE, SCOPE)
+    ]
 
 
 def test_a_warm_machine_gets_the_job_and_another_takes_its_place() -> None:
@@ -158,29 +240,52 @@ def test_a_warm_machine_gets_the_job_and_another_takes_its_place() -> None:
 def test_a_job_waits_for_a_warm_machine_that_boots() -> None:
     booting = machine("a", runner=0, age=12)
     found = decide([booting], [waiting(1)], pools=[replace(POOL, warm=1, max=1, typical_boot=20)])
-    assert (found.actions, found.waits[0].reason) == ((), f"machine {booting.id} is booting (12 s of ~20 s)")
+    assert (found.actions, found.waits[0].reason) == (
+        (),
+        f"machine {booting.id} is booting (12 s of ~20 s)",
+    )
 
 
 def test_a_runner_is_registered_where_only_the_jobs_repository_is_served() -> None:
     job = waiting(1, repository="o/r")
     assert actions([], [job]) == [Start("p", job, Scope.parse("repository:o/r"), SCOPE)]
     bound_job = waiting(1, "h1", repository="o/r")
-    assert actions([], [bound_job], binds_jobs=True) == [Start("p", bound_job, SCOPE, SCOPE)], "a handle is better"
+    assert actions([], [bound_job], binds_jobs=True) == [Start("p", bound_job, SCOPE, SCOPE)], (
+        "a handle is better"
+    )
 
 
 def test_one_repository_with_many_jobs_does_not_starve_another() -> None:
-    jobs = [waiting(number, repository="o/big") for number in range(1, 501)] + [waiting(900, repository="o/small")]
+    jobs = [waiting(number, repository="o/big") for number in range(1, 501)] + [
+        waiting(900, repository="o/small")
+    ]
     found = actions([], jobs, pools=[replace(POOL, max=2)])
-    assert [action.job.id for action in found if isinstance(action, Start) and action.job] == [1, 900]
+    assert [action.job.id for action in found if isinstance(action, Start) and action.job] == [
+        1,
+        900,
+    ]
 
 
 def test_pools_of_one_priority_share_and_a_higher_one_comes_first() -> None:
-    jobs = [waiting(number, labels=("a",)) for number in range(1, 20)] + [waiting(number, labels=("b",)) for number in range(20, 40)]
-    a, b = replace(POOL, pool="a", labels=frozenset({"a"}), max=99), replace(POOL, pool="b", labels=frozenset({"b"}), max=99)
+    jobs = [waiting(number, labels=("a",)) for number in range(1, 20)] + [
+        waiting(number, labels=("b",)) for number in range(20, 40)
+    ]
+    a, b = (
+        replace(POOL, pool="a", labels=frozenset({"a"}), max=99),
+        replace(POOL, pool="b", labels=frozenset({"b"}), max=99),
+    )
     host = replace(HOST, memory_mib=1024 + 4 * 2048)
-    share = [action.pool for action in actions([], jobs, pools=[a, b], host=host) if isinstance(action, Start)]
+    share = [
+        action.pool
+        for action in actions([], jobs, pools=[a, b], host=host)
+        if isinstance(action, Start)
+    ]
     assert share == ["a", "b", "a", "b"]
-    first = [action.pool for action in actions([], jobs, pools=[a, replace(b, priority=1)], host=host) if isinstance(action, Start)]
+    first = [
+        action.pool
+        for action in actions([], jobs, pools=[a, replace(b, priority=1)], host=host)
+        if isinstance(action, Start)
+    ]
     assert first == ["b"] * 4
 
 
@@ -192,7 +297,9 @@ def test_idle_machines_make_room_for_waiting_jobs() -> None:
     assert endings(list(found.actions)) == [Ending.UNNEEDED]
     assert found.waits[0].reason == "an idle machine makes room for it now"
     hopeless = replace(host, memory_mib=2048)
-    assert endings(actions([warm], [waiting(1)], pools=[POOL, other], host=hopeless)) == [], "nobody goes in vain"
+    assert endings(actions([warm], [waiting(1)], pools=[POOL, other], host=hopeless)) == [], (
+        "nobody goes in vain"
+    )
 
 
 def test_registered_idle_machines_are_kept_up() -> None:
@@ -205,22 +312,49 @@ def test_registered_idle_machines_are_kept_up() -> None:
 @pytest.mark.parametrize(
     ("pool", "host", "job", "reason"),
     [
-        (POOL, HOST, waiting(1, labels=("debian-11",)), "no pool has the label debian-11 (nearest: debian-12)"),
+        (
+            POOL,
+            HOST,
+            waiting(1, labels=("debian-11",)),
+            "no pool has the label debian-11 (nearest: debian-12)",
+        ),
         (POOL, replace(HOST, memory_mib=2048), waiting(1), "the host lacks 1024 MiB of memory"),
         (POOL, replace(HOST, cores=1, used_vcpus=3), waiting(1), "the host lacks 1 vCPUs"),
-        (POOL, replace(HOST, free_disk_mib=4 * 1024), waiting(1), "the storage pool is 1024 MiB below the floor of free space"),
-        (replace(POOL, drain=Drain.IDLE), HOST, waiting(1), "pool p is drained (`vmrunner up p` ends that)"),
+        (
+            POOL,
+            replace(HOST, free_disk_mib=4 * 1024),
+            waiting(1),
+            "the storage pool is 1024 MiB below the floor of free space",
+        ),
+        (
+            replace(POOL, drain=Drain.IDLE),
+            HOST,
+            waiting(1),
+            "pool p is drained (`vmrunner up p` ends that)",
+        ),
         (
             replace(POOL, backoff=Backoff(3, NOW + 40, "no boot")),
             HOST,
             waiting(1),
             "pool p is backed off for 40 s after 3 failures (last: no boot)",
         ),
-        (POOL, HOST, replace(waiting(1), state=JobState.BLOCKED), "blocked at the forge, by `needs` or a concurrency group"),
-        (replace(POOL, scopes=(Scope.parse("user"),)), HOST, waiting(1), "no pool with its labels has its scope"),
+        (
+            POOL,
+            HOST,
+            replace(waiting(1), state=JobState.BLOCKED),
+            "blocked at the forge, by `needs` or a concurrency group",
+        ),
+        (
+            replace(POOL, scopes=(Scope.parse("user"),)),
+            HOST,
+            waiting(1),
+            "no pool with its labels has its scope",
+        ),
     ],
 )
-def test_every_waiting_job_has_its_reason(pool: Desired, host: Capacity, job: Job, reason: str) -> None:
+def test_every_waiting_job_has_its_reason(
+    pool: Desired, host: Capacity, job: Job, reason: str
+) -> None:
     found = decide([], [job], pools=[pool], host=host)
     assert (found.actions, [wait.reason for wait in found.waits]) == ((), [reason])
 
@@ -232,7 +366,11 @@ def test_a_job_that_was_held_back_is_tried_again_later() -> None:
 
 def test_a_second_pool_serves_what_the_first_cannot() -> None:
     second = replace(POOL, pool="q")
-    assert [action.pool for action in actions([], [waiting(1)], pools=[replace(POOL, max=0), second]) if isinstance(action, Start)] == ["q"]
+    assert [
+        action.pool
+        for action in actions([], [waiting(1)], pools=[replace(POOL, max=0), second])
+        if isinstance(action, Start)
+    ] == ["q"]
 
 
 # ---- what is over ----
@@ -253,7 +391,9 @@ def test_seeds_go_once_they_are_read() -> None:
     warm = machine("a", events=f"{WARM} runner", files="qcow2 seed.iso")
     assert actions([warm], [waiting(1)], [record(warm)]) == [DropSeed(warm.id)]
     bound_just_now = machine("a", events=WARM, files="qcow2 seed.iso")
-    assert actions([bound_just_now], [waiting(1)], [record(bound_just_now)]) == [], "what it said is about the seed before"
+    assert actions([bound_just_now], [waiting(1)], [record(bound_just_now)]) == [], (
+        "what it said is about the seed before"
+    )
 
 
 def test_a_machine_that_powered_off_after_its_job_is_done() -> None:
@@ -265,12 +405,17 @@ def test_a_machine_that_went_while_its_job_ran_fails_that_job() -> None:
     dead = machine("a", alive=False, events="up seed runner", trouble="its QEMU process died")
     job = running(1, dead)
     (finish,) = actions([dead], [job], [record(dead)], bindings=[bound(dead)])
-    assert finish == Finish(dead.id, Ending.DIED, "its QEMU process died", dead, job, has_record=True)
+    assert finish == Finish(
+        dead.id, Ending.DIED, "its QEMU process died", dead, job, has_record=True
+    )
 
 
 @pytest.mark.parametrize(
     ("events", "reason"),
-    [("up seed exit", "its runner ended (exit ?) before it took a job"), ("up", "it went before its runner took a job")],
+    [
+        ("up seed exit", "its runner ended (exit ?) before it took a job"),
+        ("up", "it went before its runner took a job"),
+    ],
 )
 def test_a_machine_that_went_before_a_job_came_blames_the_pool(events: str, reason: str) -> None:
     dead = machine("a", alive=False, events=events)
@@ -282,7 +427,9 @@ def test_a_machine_that_went_before_a_job_came_blames_the_pool(events: str, reas
 def test_without_an_answer_of_the_forge_a_dead_machine_waits_for_its_verdict() -> None:
     dead = machine("a", alive=False)
     assert actions([dead], bindings=[bound(dead)], problem="no answer") == []
-    assert endings(actions([dead], problem="no answer")) == [Ending.EARLY], "one without a runner does not"
+    assert endings(actions([dead], problem="no answer")) == [Ending.EARLY], (
+        "one without a runner does not"
+    )
     live = machine("b", age=9999)
     assert actions([live], problem="no answer") == []
     (finish,) = actions([machine("b", running=1001)], problem="no answer")
@@ -292,12 +439,29 @@ def test_without_an_answer_of_the_forge_a_dead_machine_waits_for_its_verdict() -
 
 def test_a_pool_whose_machine_just_failed_starts_no_other_at_once() -> None:
     gone = machine("a", alive=False, files="qcow2 console")
-    kinds = [type(action) for action in actions([gone], [waiting(1)], [record(gone)], bindings=[bound(gone)], started=(str(gone.id),))]
+    kinds = [
+        type(action)
+        for action in actions(
+            [gone], [waiting(1)], [record(gone)], bindings=[bound(gone)], started=(str(gone.id),)
+        )
+    ]
     assert kinds == [Finish], "its panicked guest said nothing"
     vanished = replace(gone, metadata=Metadata(gone.id, "", "", 0.0))
-    kinds = [type(action) for action in actions([vanished], [waiting(1)], [record(gone)], bindings=[bound(gone)], started=(str(gone.id),))]
+    kinds = [
+        type(action)
+        for action in actions(
+            [vanished],
+            [waiting(1)],
+            [record(gone)],
+            bindings=[bound(gone)],
+            started=(str(gone.id),),
+        )
+    ]
     assert kinds == [Finish], "it vanished while it was looked at"
-    kinds = [type(action) for action in actions([gone], [waiting(1)], [record(gone)], bindings=[bound(gone)])]
+    kinds = [
+        type(action)
+        for action in actions([gone], [waiting(1)], [record(gone)], bindings=[bound(gone)])
+    ]
     assert kinds == [Finish, Start], "it never began"
 
 
@@ -309,7 +473,10 @@ def test_a_binding_without_a_machine_is_settled_with_the_reason_that_it_keeps() 
 
 
 def test_a_record_without_a_machine_goes_and_those_of_others_stay() -> None:
-    mine, others = record("vmr-m-0123abcd"), ["vmr-n-0123abcd", "vmr-m-x", "builder", "vmr-m-0123abcd-old"]
+    mine, others = (
+        record("vmr-m-0123abcd"),
+        ["vmr-n-0123abcd", "vmr-m-x", "builder", "vmr-m-0123abcd-old"],
+    )
     records = [mine, *(record(name, number=number) for number, name in enumerate(others, 2))]
     assert actions([], [], records) == [DeleteRunner(SCOPE, mine)]
 
@@ -317,14 +484,20 @@ def test_a_record_without_a_machine_goes_and_those_of_others_stay() -> None:
 def test_a_second_record_of_a_live_machine_goes() -> None:
     mine = machine("a", runner=2, events="up seed runner")
     lost = record(mine, number=1)
-    assert actions([mine], [waiting(1)], [lost, record(mine, number=2)]) == [DeleteRunner(SCOPE, lost)]
+    assert actions([mine], [waiting(1)], [lost, record(mine, number=2)]) == [
+        DeleteRunner(SCOPE, lost)
+    ]
 
 
 def clone(parked_at: float) -> Machine:
     """A warm one, paused."""
     booted = machine("a", runner=0)
     assert booted.metadata
-    return replace(booted, is_paused=True, metadata=replace(booted.metadata, snapshot="key", parked_at=parked_at))
+    return replace(
+        booted,
+        is_paused=True,
+        metadata=replace(booted.metadata, snapshot="key", parked_at=parked_at),
+    )
 
 
 @pytest.mark.parametrize(
@@ -351,7 +524,9 @@ def clone(parked_at: float) -> Machine:
 def test_deadlines(seen: Machine, online: bool, ending: Ending | None) -> None:
     pools = [replace(POOL, warm=1)]
     records = [record(seen, online)] if seen.is_bound else []
-    assert endings(actions([seen], [waiting(1)], records, pools=pools)) == ([ending] if ending else [])
+    assert endings(actions([seen], [waiting(1)], records, pools=pools)) == (
+        [ending] if ending else []
+    )
 
 
 def test_a_parked_clone_is_paused_when_it_has_rehearsed() -> None:
@@ -364,21 +539,33 @@ def test_a_parked_clone_is_paused_when_it_has_rehearsed() -> None:
     assert still.metadata
     endless = replace(still, metadata=replace(still.metadata, parked_at=NOW - 61))
     assert actions([endless], pools=pools) == [Pause(endless.id)]
-    (bind,) = [action for action in actions([still], [waiting(1)], pools=pools) if isinstance(action, Bind)]
+    (bind,) = [
+        action for action in actions([still], [waiting(1)], pools=pools) if isinstance(action, Bind)
+    ]
     assert bind.metadata == still.metadata, "a job does not wait for it"
 
 
 def test_the_newest_machine_goes_before_the_storage_is_full() -> None:
-    old, new, gone = machine("a", age=50, running=40), machine("b", age=20, runner=2, running=10), machine("c", alive=False, runner=0)
+    old, new, gone = (
+        machine("a", age=50, running=40),
+        machine("b", age=20, runner=2, running=10),
+        machine("c", alive=False, runner=0),
+    )
     jobs, records = [running(1, old), running(2, new)], [record(old), record(new, number=2)]
     room, tight = replace(HOST, free_disk_mib=2 * 1024), replace(HOST, free_disk_mib=2 * 1024 - 1)
     bindings = [bound(old, 1), bound(new, 2)]
     assert endings(actions([old, new], jobs, records, bindings=bindings, host=room)) == []
-    finish = next(action for action in actions([old, new], jobs, records, bindings=bindings, host=tight) if isinstance(action, Finish))
+    finish = next(
+        action
+        for action in actions([old, new], jobs, records, bindings=bindings, host=tight)
+        if isinstance(action, Finish)
+    )
     said = "the host's storage has 2047 MiB left, and it was the newest machine"
     assert finish == Finish(new.id, Ending.NO_ROOM, said, new, jobs[1], has_record=True)
     found = actions([old, gone], jobs[:1], records[:1], bindings=bindings[:1], host=tight)
-    assert endings(found) == [Ending.NO_ROOM, Ending.EARLY], "one of which only files are left frees nothing"
+    assert endings(found) == [Ending.NO_ROOM, Ending.EARLY], (
+        "one of which only files are left frees nothing"
+    )
     warm = machine("d", age=5, runner=0, events=WARM)
     assert endings(actions([warm], host=tight, pools=[replace(POOL, warm=1)])) == [Ending.NO_ROOM]
 
@@ -386,7 +573,13 @@ def test_the_newest_machine_goes_before_the_storage_is_full() -> None:
 def test_one_that_goes_anyway_may_free_enough() -> None:
     late, new = machine("a", age=2000, running=1001), machine("b", age=20, runner=2, running=10)
     jobs, records = [running(1, late), running(2, new)], [record(late), record(new, number=2)]
-    found = actions([late, new], jobs, records, bindings=[bound(late, 1), bound(new, 2)], host=replace(HOST, free_disk_mib=0))
+    found = actions(
+        [late, new],
+        jobs,
+        records,
+        bindings=[bound(late, 1), bound(new, 2)],
+        host=replace(HOST, free_disk_mib=0),
+    )
     assert endings(found) == [Ending.JOB_TIMEOUT]
 
 
@@ -398,7 +591,9 @@ def test_a_runner_that_lost_its_job_to_another_is_not_a_failure() -> None:
 
 
 def test_a_runner_that_was_disabled_makes_room_at_once() -> None:
-    """A pass that drained its pool was killed after it had disabled the runner, and the pool works again."""
+    """A pass that drained its pool was killed after it had disabled the runner, and the pool works
+    again.
+    """
     idle = machine("a", age=5, events="up seed runner")
     finish, start = actions([idle], [waiting(1)], [replace(record(idle), disabled=True)])
     assert isinstance(finish, Finish)
@@ -408,7 +603,9 @@ def test_a_runner_that_was_disabled_makes_room_at_once() -> None:
 
 def test_a_job_that_the_forge_holds_back_is_not_a_failure() -> None:
     idle = machine("a", age=151, job="h1", events="up seed runner")
-    assert endings(actions([idle], [waiting(1, "h1")], [record(idle)], binds_jobs=True)) == [Ending.HELD_BACK]
+    assert endings(actions([idle], [waiting(1, "h1")], [record(idle)], binds_jobs=True)) == [
+        Ending.HELD_BACK
+    ]
 
 
 def test_a_machine_whose_job_is_over_may_power_off_by_itself() -> None:
@@ -417,14 +614,25 @@ def test_a_machine_whose_job_is_over_may_power_off_by_itself() -> None:
     assert isinstance(note, Note)
     assert note.metadata.over_at == NOW
     assert actions([machine("a", events="up seed runner", over=CANCEL_GRACE - 1)]) == []
-    assert endings(actions([machine("a", events="up seed runner", over=CANCEL_GRACE + 1)])) == [Ending.CANCELLED]
-    assert endings(actions([machine("a", events="up seed runner exit", over=CANCEL_GRACE + 1)])) == []
-    assert endings(actions([machine("a", events="up seed runner exit", over=31)])) == [Ending.TEARDOWN_TIMEOUT]
+    assert endings(actions([machine("a", events="up seed runner", over=CANCEL_GRACE + 1)])) == [
+        Ending.CANCELLED
+    ]
+    assert (
+        endings(actions([machine("a", events="up seed runner exit", over=CANCEL_GRACE + 1)])) == []
+    )
+    assert endings(actions([machine("a", events="up seed runner exit", over=31)])) == [
+        Ending.TEARDOWN_TIMEOUT
+    ]
 
 
 def test_a_bound_machine_whose_job_is_neither_waiting_nor_running_goes() -> None:
     booting, served = machine("a", job="h1"), machine("b", job="h2", runner=2)
-    found = actions([booting, served], [waiting(2, "h2")], [record(booting), record(served, number=2)], binds_jobs=True)
+    found = actions(
+        [booting, served],
+        [waiting(2, "h2")],
+        [record(booting), record(served, number=2)],
+        binds_jobs=True,
+    )
     assert endings(found) == [Ending.CANCELLED]
 
 
@@ -435,19 +643,34 @@ def test_a_clock_that_was_set_back_begins_the_deadlines_anew() -> None:
 
 
 def test_down_destroys_the_idle_and_with_now_the_busy() -> None:
-    busy, idle, warm = machine("a", running=5, events="up seed runner"), machine("b", runner=2), machine("c", runner=0, events=WARM)
+    busy, idle, warm = (
+        machine("a", running=5, events="up seed runner"),
+        machine("b", runner=2),
+        machine("c", runner=0, events=WARM),
+    )
     jobs, records = [running(1, busy), waiting(2)], [record(busy), record(idle, number=2)]
     gone = {
         action.machine
-        for action in actions([busy, idle, warm], jobs, records, pools=[replace(POOL, drain=Drain.IDLE)])
+        for action in actions(
+            [busy, idle, warm], jobs, records, pools=[replace(POOL, drain=Drain.IDLE)]
+        )
         if isinstance(action, Finish)
     }
     assert gone == {idle.id, warm.id}
-    assert len(endings(actions([busy, idle, warm], jobs, records, pools=[replace(POOL, drain=Drain.ALL)]))) == 3
+    assert (
+        len(
+            endings(
+                actions([busy, idle, warm], jobs, records, pools=[replace(POOL, drain=Drain.ALL)])
+            )
+        )
+        == 3
+    )
 
 
 def test_warm_machines_of_an_old_image_and_too_many_of_them_go() -> None:
     warm = machine("a", runner=0, events=WARM)
-    assert endings(actions([warm], pools=[replace(POOL, warm=1, image="image/2")])) == [Ending.UNNEEDED]
+    assert endings(actions([warm], pools=[replace(POOL, warm=1, image="image/2")])) == [
+        Ending.UNNEEDED
+    ]
     assert endings(actions([warm], pools=[replace(POOL, warm=0)])) == [Ending.UNNEEDED]
     assert actions([warm], pools=[replace(POOL, warm=1)]) == []

@@ -1,4 +1,6 @@
-"""Which job ran on a machine: not the one that it was made for, but the one that the forge names after its end."""
+"""Which job ran on a machine: not the one that it was made for, but the one that the forge names
+after its end.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,19 @@ def started(world: World, jobs: int) -> list[MachineId]:
     world.up()
     for machine in world.machines():
         world.step(machine)
-    return sorted(world.machines(), key=lambda machine: int(world.hypervisor.domains[machine].job_key.strip("handle-").partition(".")[0]))
+    return sorted(
+        world.machines(),
+        key=lambda machine: int(
+            world.hypervisor.domains[machine].job_key.strip("handle-").partition(".")[0]
+        ),
+    )
 
 
 def run(world: World, machine: MachineId, verdict: str = "success") -> int:
-    """A job from its beginning to the machine's end, between two passes. Which job, is for the forge to say."""
+    """A job from its beginning to the machine's end, between two passes.
+
+    Which job, is for the forge to say.
+    """
     number = world.forge.fetch(str(machine), world.hypervisor.domains[machine].job_key)
     world.forge.finish(number, verdict)
     world.hypervisor.power_off(machine)
@@ -57,19 +67,45 @@ def row(world: World, machine: MachineId) -> Record:
     return found
 
 
-def test_the_job_that_ran_is_named_and_the_one_that_it_was_made_for_beside_it(tmp_path: Path) -> None:
+def test_the_job_that_ran_is_named_and_the_one_that_it_was_made_for_beside_it(
+    tmp_path: Path,
+) -> None:
     world = World(tmp_path)
     first, second = started(world, 2)
     assert [row(world, machine).job for machine in (first, second)] == ["", ""]
-    assert (run(world, second, "failure"), run(world, first)) == (1, 2), "Gitea hands them out oldest first"
+    assert (run(world, second, "failure"), run(world, first)) == (1, 2), (
+        "Gitea hands them out oldest first"
+    )
     assert world.up() == (0, 2, 0, 0)
-    for machine, number, verdict, made_for in ((first, 2, "success", "job 1"), (second, 1, "failure", "job 2")):
+    for machine, number, verdict, made_for in (
+        (first, 2, "success", "job 1"),
+        (second, 1, "failure", "job 2"),
+    ):
         said = row(world, machine)
-        assert (said.job, said.repository, said.verdict, said.ran) == (f"job {number}", "o/r", verdict, "yes")
-        assert (said.sha, said.url, said.attempt) == (f"{number:040x}", f"https://forge.example/jobs/{number}", 1)
-        assert (said.job_started, said.job_ended, said.job_seconds) == (1_000_000.0, 1_000_000.0, 0.0)
+        assert (said.job, said.repository, said.verdict, said.ran) == (
+            f"job {number}",
+            "o/r",
+            verdict,
+            "yes",
+        )
+        assert (said.sha, said.url, said.attempt) == (
+            f"{number:040x}",
+            f"https://forge.example/jobs/{number}",
+            1,
+        )
+        assert (said.job_started, said.job_ended, said.job_seconds) == (
+            1_000_000.0,
+            1_000_000.0,
+            0.0,
+        )
         assert (said.made_for, said.ending) == (made_for, "done")
-        fields = {"machine": str(machine), "pool": "p", "job": f"o/r: job {number}", "verdict": verdict, "took": "0 s"}
+        fields = {
+            "machine": str(machine),
+            "pool": "p",
+            "job": f"o/r: job {number}",
+            "verdict": verdict,
+            "took": "0 s",
+        }
         assert ("job ended", fields | {"sha": f"{number:040x}"}) in world.log.lines
     assert world.forge.questions == 1, "one question for all that ended in a pass"
     world.up()
@@ -97,7 +133,10 @@ def test_a_guests_clock_that_is_behind_makes_no_job_shorter_than_nothing(tmp_pat
     world.clock.now += 1.0
     world.hypervisor.power_off(machine)
     world.up()
-    assert (row(world, machine).job_started - row(world, machine).job_ended, row(world, machine).job_seconds) == (1.0, 0.0)
+    assert (
+        row(world, machine).job_started - row(world, machine).job_ended,
+        row(world, machine).job_seconds,
+    ) == (1.0, 0.0)
 
 
 def test_a_machine_goes_although_the_forge_does_not_say_what_ran_on_it(world: World) -> None:
@@ -109,7 +148,11 @@ def test_a_machine_goes_although_the_forge_does_not_say_what_ran_on_it(world: Wo
     assert (row(world, machine).job, row(world, machine).ran) == ("", "asked")
     world.restart()
     world.up()
-    assert (row(world, machine).job, row(world, machine).verdict, row(world, machine).ran) == ("job 1", "success", "yes")
+    assert (row(world, machine).job, row(world, machine).verdict, row(world, machine).ran) == (
+        "job 1",
+        "success",
+        "yes",
+    )
 
 
 def test_a_forge_that_is_away_is_asked_when_it_is_back(world: World) -> None:
@@ -140,7 +183,9 @@ def test_what_the_forge_never_tells_is_not_asked_for_ever(world: World) -> None:
     assert asked == [0, 1, 3, 7, 15, 31]
     said = row(world, machine)
     assert (said.job, said.made_for, said.ran, said.job_seconds) == ("", "job 1", "unknown", None)
-    assert "the forge does not tell which job ran on a machine" in [event for event, _ in world.log.lines]
+    assert "the forge does not tell which job ran on a machine" in [
+        event for event, _ in world.log.lines
+    ]
 
 
 def test_a_day_later_nobody_asks_any_more(world: World) -> None:
@@ -163,7 +208,9 @@ def test_a_question_that_waits_is_asked_also_when_the_clock_was_set_back(world: 
     assert row(world, machine).ran == "yes"
 
 
-def test_a_token_that_may_not_read_a_job_is_an_error_and_no_endless_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_may_not_read_a_job_is_an_error_and_no_endless_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = World(tmp_path)
     (machine,) = started(world, 1)
     run(world, machine)
@@ -179,15 +226,22 @@ def test_a_token_that_may_not_read_a_job_is_an_error_and_no_endless_one(tmp_path
     assert (failures, row(world, machine).ran) == (6, "unknown")
 
 
-def test_a_job_that_the_forge_believes_to_run_on_is_asked_for_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_the_forge_believes_to_run_on_is_asked_for_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = World(tmp_path)
     (machine,) = started(world, 1)
     world.step(machine)
     world.up()
-    monkeypatch.setattr(world.forge, "fail_job", lambda *_: False)  # it may not, or somebody else is about to
+    # It may not, or somebody else is about to.
+    monkeypatch.setattr(world.forge, "fail_job", lambda *_: False)
     world.hypervisor.die(machine)
     world.up()
-    assert (row(world, machine).job, row(world, machine).verdict, row(world, machine).ran) == ("job 1", "", "asked")
+    assert (row(world, machine).job, row(world, machine).verdict, row(world, machine).ran) == (
+        "job 1",
+        "",
+        "asked",
+    )
     world.forge.finish(1, "failure")
     world.up()
     assert row(world, machine).verdict == ""
@@ -202,7 +256,11 @@ def test_the_job_that_died_with_its_machine_has_its_verdict(world: World) -> Non
     world.up()
     world.hypervisor.die(machine)
     world.up()
-    assert (row(world, machine).ending, row(world, machine).job, row(world, machine).verdict) == ("died", "job 1", "failure")
+    assert (row(world, machine).ending, row(world, machine).job, row(world, machine).verdict) == (
+        "died",
+        "job 1",
+        "failure",
+    )
 
 
 def test_a_machine_without_a_job_says_so_and_the_forge_is_not_asked(world: World) -> None:
@@ -212,7 +270,13 @@ def test_a_machine_without_a_job_says_so_and_the_forge_is_not_asked(world: World
     world.clock.now += 301
     world.up()
     said = row(world, machine)
-    assert (said.ending, said.job, said.made_for, said.ran, world.forge.questions) == ("boot-timeout", "", "job 1", "no", 0)
+    assert (said.ending, said.job, said.made_for, said.ran, world.forge.questions) == (
+        "boot-timeout",
+        "",
+        "job 1",
+        "no",
+        0,
+    )
 
 
 def test_another_runner_took_the_job(tmp_path: Path) -> None:
@@ -246,14 +310,20 @@ def test_killed_at_any_step_the_record_is_true(tmp_path: Path, warm: int) -> Non
         world.settle_but_for_warm()
         job = world.forge.known[1]
         assert job.state is JobState.DONE
-        ran = [(said.machine, said.job, said.verdict, said.sha) for said in world.history.all() if said.job or said.ran == "yes"]
+        ran = [
+            (said.machine, said.job, said.verdict, said.sha)
+            for said in world.history.all()
+            if said.job or said.ran == "yes"
+        ]
         assert ran == [(job.runner_name, "job 1", "success", job.sha)], f"killed at step {steps}"
         if not killed:
             return
     raise AssertionError("every step was reached")
 
 
-def test_history_as_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_as_it_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = World(tmp_path)
     first, second = started(world, 2)
     run(world, second)
@@ -270,9 +340,22 @@ def test_history_as_it_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "o/r: job 2 (made for o/r: job 1)" in lines[str(first)]
     assert "o/r: job 1 (made for o/r: job 2)" in lines[str(second)]
     assert "- (made for o/r: job 3)" in lines[str(third)]
-    assert [word in lines[str(first)] for word in ("success", "0 s", f"{2:040x}"[:10])] == [True] * 3
+    assert [word in lines[str(first)] for word in ("success", "0 s", f"{2:040x}"[:10])] == [
+        True
+    ] * 3
     history_cmd.history(as_json=True)
     shown = {each["machine"]: each for each in json.loads(capsys.readouterr().out)}
-    assert (shown[str(first)]["job"], shown[str(first)]["made_for"], shown[str(first)]["job_seconds"]) == ("job 2", "job 1", 0.0)
-    assert (shown[str(third)]["job"], shown[str(third)]["ran"], shown[str(third)]["job_seconds"]) == ("", "no", None)
-    assert datetime.fromtimestamp(shown[str(first)]["job_started"], UTC) == world.forge.known[2].started_at
+    assert (
+        shown[str(first)]["job"],
+        shown[str(first)]["made_for"],
+        shown[str(first)]["job_seconds"],
+    ) == ("job 2", "job 1", 0.0)
+    assert (
+        shown[str(third)]["job"],
+        shown[str(third)]["ran"],
+        shown[str(third)]["job_seconds"],
+    ) == ("", "no", None)
+    assert (
+        datetime.fromtimestamp(shown[str(first)]["job_started"], UTC)
+        == world.forge.known[2].started_at
+    )

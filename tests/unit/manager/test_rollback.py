@@ -1,4 +1,6 @@
-"""A promoted version whose first machines fail: the one before is current again, and no job is lost. On the fakes."""
+"""A promoted version whose first machines fail: the one before is current again, and no job is
+lost. On the fakes.
+"""
 
 from __future__ import annotations
 
@@ -80,12 +82,26 @@ def test_the_first_machines_fail_and_the_job_runs_on_the_version_before(world: W
     (pool,) = world.manager.desired()
     assert pool.backoff is None, "the failures were another version's"
     assert pool.image_note.startswith("rolled back automatically at ")
-    assert "3 machines of debian-12/2 failed and none worked; last: it went before its runner took a job" in pool.image_note
-    assert ("image_rollbacks_total", "", NAME, 1.0) in [(t.name, t.pool, t.label, t.value) for t in world.history.totals()]
-    assert [fields["to"] for event, fields in world.log.lines if event == "image rolled back automatically"] == ["1"]
+    assert (
+        "3 machines of debian-12/2 failed and none worked; last: it went before its runner took a "
+        "job" in pool.image_note
+    )
+    assert ("image_rollbacks_total", "", NAME, 1.0) in [
+        (t.name, t.pool, t.label, t.value) for t in world.history.totals()
+    ]
+    assert [
+        fields["to"]
+        for event, fields in world.log.lines
+        if event == "image rolled back automatically"
+    ] == ["1"]
     last = promotion.history(world.settings.images_dir, NAME)[-1]
     bad = store.version(world.settings.images_dir, NAME, "2").manifest
-    assert (last.why, last.before, last.to, last.content) == (Why.STEPPED_BACK, "2", "1", diff.content(bad))
+    assert (last.why, last.before, last.to, last.content) == (
+        Why.STEPPED_BACK,
+        "2",
+        "1",
+        diff.content(bad),
+    )
     assert promotion.stepped_back_from(world.settings.images_dir, NAME) == {diff.content(bad)}
     (machine,) = world.machines()
     assert world.hypervisor.domains[machine].image == f"{NAME}/1", "in the pass that rolled it back"
@@ -111,7 +127,9 @@ def test_the_version_before_stays_when_it_fails_too(world: World) -> None:
     fail(world, 6)
     world.up()
     assert current(world) == "1"
-    assert [each.why for each in promotion.history(world.settings.images_dir, NAME)][2:] == [Why.STEPPED_BACK]
+    assert [each.why for each in promotion.history(world.settings.images_dir, NAME)][2:] == [
+        Why.STEPPED_BACK
+    ]
 
 
 def test_without_a_version_before_it_stays_and_status_says_so(tmp_path: Path) -> None:
@@ -139,16 +157,22 @@ def test_never_where_it_is_told_so(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["another sha256", "no manifest"])
-def test_a_version_that_can_not_be_brought_to_the_host(world: World, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_a_version_that_can_not_be_brought_to_the_host(
+    world: World, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     folder = world.settings.images_dir / NAME / "2"
     if how == "no manifest":
         (folder / MANIFEST).write_text("{")
     else:
         (folder / "disk.qcow2").write_bytes(b"half of it")
-        text = (folder / MANIFEST).read_text().replace('"files": {}', '"files": {"disk.qcow2": "00"}')
+        text = (
+            (folder / MANIFEST).read_text().replace('"files": {}', '"files": {"disk.qcow2": "00"}')
+        )
         (folder / MANIFEST).write_text(text)
         prepare = world.hypervisor.prepare
-        monkeypatch.setattr(world.hypervisor, "prepare", lambda golden: (store.verify(golden), prepare(golden)))
+        monkeypatch.setattr(
+            world.hypervisor, "prepare", lambda golden: (store.verify(golden), prepare(golden))
+        )
     world.forge.queue(1)
     for _ in range(3):
         assert current_link(world) == "2"
@@ -197,7 +221,9 @@ def test_a_promotion_by_hand_is_a_new_trial(world: World) -> None:
     promotion.promote(world.settings.images_dir, NAME, "2", print, force=True)
     assert promotion.history(world.settings.images_dir, NAME)[-1].forced
     assert world.history.trial(f"{NAME}/2", 0).failed == 3
-    assert world.history.trial(f"{NAME}/2", world.clock.now + 1).failed == 0, "machines of before do not count"
+    assert world.history.trial(f"{NAME}/2", world.clock.now + 1).failed == 0, (
+        "machines of before do not count"
+    )
 
 
 def test_a_newer_version_that_was_found_bad_is_said(world: World) -> None:
@@ -205,4 +231,8 @@ def test_a_newer_version_that_was_found_bad_is_said(world: World) -> None:
     world.settle()
     publish(world.settings.images_dir, "3", name=NAME, promote=False, verified=False)
     (pool,) = world.manager.desired()
-    assert pool.image_note == "the newer version 3 was found bad and is not used; `vmrunner image verify debian-12/3` says why"
+    assert (
+        pool.image_note
+        == "the newer version 3 was found bad and is not used; `vmrunner image verify debian-12/3` "
+        "says why"
+    )

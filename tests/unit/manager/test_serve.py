@@ -1,4 +1,5 @@
-"""The loop on the fakes: what wakes it, how it bears a forge or a host that is away, how it ends and how it reads its configuration again.
+"""The loop on the fakes: what wakes it, how it bears a forge or a host that is away, how it ends
+and how it reads its configuration again.
 
 Time passes only while it waits, so every second is counted here and none is spent.
 """
@@ -40,7 +41,10 @@ class Making:
 
 
 class Serving:
-    """A server, and a list of what happens at which second while it waits. Times in it count from the beginning."""
+    """A server, and a list of what happens at which second while it waits.
+
+    Times in it count from the beginning.
+    """
 
     def __init__(self, world: World, *later: Callable[[], Manager]) -> None:
         self.world = world
@@ -49,7 +53,8 @@ class Serving:
         self.told: list[str] = []  # to systemd
         self.passes: list[float] = []
         self.made: list[Making] = []
-        self.polls: list[float] = []  # lists of jobs that the forge was asked for, outside of passes
+        # Lists of jobs that the forge was asked for, outside of passes.
+        self.polls: list[float] = []
         self._in_pass = self._counting = False
         self._spied(world.manager)
         self.counts: list[float] = []  # numbers of jobs that it was asked for
@@ -149,7 +154,9 @@ def running(world: World) -> None:
     """A machine runs job 1."""
     world.forge.queue(1)
     world.up()
-    (machine,) = (machine for machine, metadata in world.hypervisor.domains.items() if metadata.is_bound)
+    (machine,) = (
+        machine for machine, metadata in world.hypervisor.domains.items() if metadata.is_bound
+    )
     world.boot(machine)
     assert world.step(machine) == "took a job"
     world.up()
@@ -160,7 +167,8 @@ def said(world: World, event: str) -> int:
     return sum(line.startswith(event) for line, _ in world.log.lines)
 
 
-# ---- what wakes it ---------------------------------------------------------------------------------------------------------------------
+# ---- what wakes it
+# --------------------------------------------------------------------------------------------------
 
 
 def test_left_alone_it_passes_every_five_seconds_and_polls_every_half_second(world: World) -> None:
@@ -188,7 +196,9 @@ def test_a_guests_report_wakes_it(world: World) -> None:
     serving.at(2.0, lambda: world.boot(machine))
     serving.run(3)
     assert len(serving.passes_within(2.0, 2.4)) == 1
-    assert not any(str(file) == "seed.iso" for _, file in world.hypervisor.files), "the seed that was read is gone"
+    assert not any(str(file) == "seed.iso" for _, file in world.hypervisor.files), (
+        "the seed that was read is gone"
+    )
 
 
 def test_a_clone_that_has_rehearsed_wakes_it_once(tmp_path: Path) -> None:
@@ -336,7 +346,11 @@ def test_a_jobs_whole_life(world: World) -> None:
 
 
 def test_snapshots_are_made_one_after_the_other_beside_the_passes(tmp_path: Path) -> None:
-    pools = {"p": POOL | {"start": "auto"}, "same": POOL | {"start": "auto"}, "big": POOL | {"start": "auto", "memory": "8GiB"}}
+    pools = {
+        "p": POOL | {"start": "auto"},
+        "same": POOL | {"start": "auto"},
+        "big": POOL | {"start": "auto", "memory": "8GiB"},
+    }
     world = World(tmp_path, pools=pools)
     serving = Serving(world, lambda: world.manager)
 
@@ -350,15 +364,20 @@ def test_snapshots_are_made_one_after_the_other_beside_the_passes(tmp_path: Path
     serving.at(90.0, lambda: end("big", 9))
     serving.at(190.0, lambda: end("big", 0))
     serving.run(300)
-    assert [making.pool for making in serving.made] == ["p", "big", "big"], "one for each kind of machine, and one that failed again"
+    assert [making.pool for making in serving.made] == ["p", "big", "big"], (
+        "one for each kind of machine, and one that failed again"
+    )
     assert all(60 <= b.at - a.at <= 70 for a, b in pairwise(serving.made)), "and not at once"
     assert [said(world, event) for event in ("snapshot made", "snapshot not made")] == [2, 1]
 
 
-# ---- a forge that is away --------------------------------------------------------------------------------------------------------------
+# ---- a forge that is away
+# --------------------------------------------------------------------------------------------------
 
 
-def test_a_forge_that_is_down_is_asked_less_often_logged_once_and_served_again(world: World) -> None:
+def test_a_forge_that_is_down_is_asked_less_often_logged_once_and_served_again(
+    world: World,
+) -> None:
     serving = Serving(world)
 
     def go_down(down: bool) -> None:
@@ -399,7 +418,8 @@ def test_a_slow_forge_is_polled_less_often(world: World) -> None:
     assert len(serving.polls) <= 5, "what takes 2 s is not asked more often than every 20 s"
 
 
-# ---- a host that is away ---------------------------------------------------------------------------------------------------------------
+# ---- a host that is away
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["machines", "capacity", "reopen"])
@@ -416,7 +436,9 @@ def test_a_hypervisor_that_does_not_answer_ends_nothing(world: World, call: str)
     serving.at(141.0, lambda: world.forge.queue(2))
     serving.run(150)
     assert said(world, "libvirt does not answer.") == 3, "once a minute"
-    assert len(serving.passes_within(2.0, 139.9)) <= (0 if call == "reopen" else 30), "and it is not asked all the time"
+    assert len(serving.passes_within(2.0, 139.9)) <= (0 if call == "reopen" else 30), (
+        "and it is not asked all the time"
+    )
     assert len(world.machines()) == 2
 
 
@@ -448,7 +470,8 @@ def test_the_same_failure_is_logged_once_a_minute_and_another_one_at_once(world:
     assert fields == {"hint": "First line", "kind": "HypervisorError"}
 
 
-# ---- how it ends -----------------------------------------------------------------------------------------------------------------------
+# ---- how it ends
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_signals")
@@ -475,16 +498,24 @@ def test_a_signal_drains_where_it_is_configured_so(tmp_path: Path) -> None:
     serving = Serving(world)
     serving.at(2.0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     serving.at(3.0, lambda: world.forge.queue(2))
-    busy = next(machine for machine in world.machines() if world.hypervisor.domains[machine].running_at)
+    busy = next(
+        machine for machine in world.machines() if world.hypervisor.domains[machine].running_at
+    )
     left: list[Any] = []
     serving.at(30.0, lambda: left.extend(world.machines()))
     for second in (40.0, 41.0):
         serving.at(second, lambda: world.step(busy))
     serving.server.run()
     assert left == [busy], "the warm one went, and the new job got none"
-    assert (world.left(), world.forge.verdicts, world.forge.known[2].state) == ([], {1: ["success"]}, JobState.WAITING)
+    assert (world.left(), world.forge.verdicts, world.forge.known[2].state) == (
+        [],
+        {1: ["success"]},
+        JobState.WAITING,
+    )
     assert 41 <= serving.now <= 47
-    assert serving.told.index("STOPPING=1") < len(serving.told) - 100, "the watchdog hears of it while it drains"
+    assert serving.told.index("STOPPING=1") < len(serving.told) - 100, (
+        "the watchdog hears of it while it drains"
+    )
     assert (said(world, "draining"), said(world, "stopped")) == (1, 1)
 
 
@@ -507,7 +538,8 @@ def test_a_reload_while_it_drains_does_not_make_it_spin(tmp_path: Path) -> None:
     assert len(serving.passes) <= 16
 
 
-# ---- how it reads its configuration again ----------------------------------------------------------------------------------------------
+# ---- how it reads its configuration again
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_signals")
@@ -520,8 +552,15 @@ def test_a_wrong_configuration_changes_nothing(world: World) -> None:
     serving.at(3.0, lambda: world.forge.queue(1))
     serving.at(6.0, serving.server.stop)
     serving.server.run()
-    (fields,) = (fields for event, fields in world.log.lines if event == "configuration not reloaded; the old one stays")
-    assert fields == {"reason": "vmrunner.toml: pools.p.max: too big.", "hint": "Every key is described."}
+    (fields,) = (
+        fields
+        for event, fields in world.log.lines
+        if event == "configuration not reloaded; the old one stays"
+    )
+    assert fields == {
+        "reason": "vmrunner.toml: pools.p.max: too big.",
+        "hint": "Every key is described.",
+    }
     assert len(world.machines()) == 1
 
 
@@ -541,12 +580,18 @@ def test_a_new_configuration_is_in_force_at_once(world: World) -> None:
     pools = sorted(metadata.pool for metadata in world.hypervisor.domains.values())
     assert pools == ["p", "q"], "the job of a pool that is no more goes on"
     assert world.manager is not old
-    machines = {s.labels["pool"] for m in serving.server.figures.collect() if m.name == "vmrunner_pool_max" for s in m.samples}
+    machines = {
+        s.labels["pool"]
+        for m in serving.server.figures.collect()
+        if m.name == "vmrunner_pool_max"
+        for s in m.samples
+    }
     assert machines == {"q"}, "the figures are the new one's"
     assert world.hypervisor.wake, "its events are listened to"
 
 
-# ---- systemd ---------------------------------------------------------------------------------------------------------------------------
+# ---- systemd
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_watchdog_hears_of_it_all_the_time(world: World) -> None:

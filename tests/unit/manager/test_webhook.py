@@ -1,4 +1,6 @@
-"""The forge's webhook: who is believed, what wakes `serve`, and what those get who are not the forge."""
+"""The forge's webhook: who is believed, what wakes `serve`, and what those get who are not the
+forge.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from vmrunner.manager.webhook import Head, Listener, Verdict, judge, signature
 from vmrunner.model.secret import Secret
 
 SECRET = Secret("s3cret-of-the-webhook")
-QUEUED = json.dumps({"action": "queued", "workflow_job": {"id": 7, "labels": ["debian-12"]}}).encode()
+QUEUED = json.dumps(
+    {"action": "queued", "workflow_job": {"id": 7, "labels": ["debian-12"]}}
+).encode()
 SIGNED = {"X-Gitea-Signature": signature(QUEUED, SECRET)}
 
 
@@ -36,7 +40,14 @@ class Ear:
     def __init__(self, folder: Path, listen: str = "127.0.0.1:0") -> None:
         self.wakes: list[float] = []
         self.log, self.clock, self.heard = FakeLog(), Clock(), folder / "m.webhook"
-        self.listener = Listener(listen, SECRET, lambda: self.wakes.append(time.monotonic()), self.log, self.heard, self.clock)
+        self.listener = Listener(
+            listen,
+            SECRET,
+            lambda: self.wakes.append(time.monotonic()),
+            self.log,
+            self.heard,
+            self.clock,
+        )
 
     @property
     def port(self) -> int:
@@ -53,16 +64,31 @@ class Ear:
             connection.shutdown(socket.SHUT_WR)
             return status(connection)
 
-    def post(self, body: bytes, fields: dict[str, str], method: str = "POST", path: str = "/webhook") -> int:
+    def post(
+        self, body: bytes, fields: dict[str, str], method: str = "POST", path: str = "/webhook"
+    ) -> int:
         return self.send(request(body, fields, method, path))
 
     def count(self, verdict: Verdict) -> int:
-        samples = [sample for metric in self.listener.collect() for sample in metric.samples if sample.name.endswith("requests_total")]
-        return next(int(sample.value) for sample in samples if sample.labels["verdict"] == verdict.value)
+        samples = [
+            sample
+            for metric in self.listener.collect()
+            for sample in metric.samples
+            if sample.name.endswith("requests_total")
+        ]
+        return next(
+            int(sample.value) for sample in samples if sample.labels["verdict"] == verdict.value
+        )
 
 
-def request(body: bytes, fields: dict[str, str], method: str = "POST", path: str = "/webhook") -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: runner.example", *(f"{name}: {value}" for name, value in fields.items())]
+def request(
+    body: bytes, fields: dict[str, str], method: str = "POST", path: str = "/webhook"
+) -> bytes:
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        "Host: runner.example",
+        *(f"{name}: {value}" for name, value in fields.items()),
+    ]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
@@ -92,7 +118,8 @@ def ear(tmp_path: Path) -> Iterator[Ear]:
         yield ear
 
 
-# ---- who is believed -------------------------------------------------------------------------------------------------------------------
+# ---- who is believed
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,10 +174,14 @@ def test_what_is_not_signed_does_nothing(ear: Ear, fields: dict[str, str]) -> No
 )
 def test_what_the_forge_says_besides_wakes_nothing(ear: Ear, said: dict[str, Any]) -> None:
     assert ear.post(*signed(**said)) == 204
-    assert (ear.count(Verdict.OTHER), ear.wakes, ear.heard.exists()) == (1, [], True), "but it was heard"
+    assert (ear.count(Verdict.OTHER), ear.wakes, ear.heard.exists()) == (1, [], True), (
+        "but it was heard"
+    )
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 100_000], ids=range(6))
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 100_000], ids=range(6)
+)
 def test_what_is_signed_and_can_not_be_read(body: bytes) -> None:
     head = Head(b"POST", b"/webhook", {b"x-gitea-signature": signature(body, SECRET).encode()})
     assert judge(head, body, SECRET) is Verdict.OTHER
@@ -170,11 +201,17 @@ def test_a_burst_is_few_wakes(ear: Ear) -> None:
     assert [ear.post(*queued(number)) for number in range(100)] == [204] * 100
     took = time.monotonic() - began
     assert ear.count(Verdict.WOKE) == 100
-    until(lambda: ear.wakes and time.monotonic() - ear.wakes[-1] > 0.5, 10, "the last wake", every=0.05)
+    until(
+        lambda: ear.wakes and time.monotonic() - ear.wakes[-1] > 0.5,
+        10,
+        "the last wake",
+        every=0.05,
+    )
     assert 1 <= len(ear.wakes) <= took / webhook._REST + 2
 
 
-# ---- who is not the forge --------------------------------------------------------------------------------------------------------------
+# ---- who is not the forge
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -217,7 +254,10 @@ def test_the_biggest_body(ear: Ear) -> None:
     assert ear.count(Verdict.WOKE) == 1
 
 
-@given(st.binary(max_size=200), st.dictionaries(st.binary(max_size=20), st.binary(max_size=20), max_size=5))
+@given(
+    st.binary(max_size=200),
+    st.dictionaries(st.binary(max_size=20), st.binary(max_size=20), max_size=5),
+)
 def test_any_head_is_refused_or_has_a_length(first: bytes, fields: dict[bytes, bytes]) -> None:
     raw = b"\r\n".join([first, *(name + b":" + value for name, value in fields.items())])
     for each in (raw, b"POST /webhook HTTP/1.1\r\n" + raw):
@@ -280,20 +320,32 @@ def test_the_log_has_one_line_a_minute(ear: Ear) -> None:
     ear.post(QUEUED, SIGNED)
     assert len(complaints()) == 1
     ear.post(b"", {}, "GET")
-    assert complaints()[1:] == [{"verdict": "wrong-method", "peer": "127.0.0.1", "requests": 5, "hint": "The webhook's method is POST."}]
+    assert complaints()[1:] == [
+        {
+            "verdict": "wrong-method",
+            "peer": "127.0.0.1",
+            "requests": 5,
+            "hint": "The webhook's method is POST.",
+        }
+    ]
 
 
-# ---- where it listens ------------------------------------------------------------------------------------------------------------------
+# ---- where it listens
+# --------------------------------------------------------------------------------------------------
 
 
-def test_an_address_that_is_taken_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_taken_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(webhook, "_BIND_AGAIN", 0.05)
     with closing(socket.create_server(("127.0.0.1", 0))) as other:
         ear = Ear(tmp_path, f"127.0.0.1:{other.getsockname()[1]}")
         with ear.listener:
             until(lambda: ear.log.lines, 10, "it says so", every=0.01)
             time.sleep(0.2)
-            assert [line for line, _ in ear.log.lines] == ["can't listen for the forge's webhook; tried again"]
+            assert [line for line, _ in ear.log.lines] == [
+                "can't listen for the forge's webhook; tried again"
+            ]
             other.close()
             assert ear.post(QUEUED, SIGNED) == 204
 
@@ -323,16 +375,27 @@ def test_heard_is_wherever_it_can_be_written(tmp_path: Path) -> None:
         assert ear.post(QUEUED, SIGNED) == 204
 
 
-# ---- what doctor says of it ------------------------------------------------------------------------------------------------------------
+# ---- what doctor says of it
+# --------------------------------------------------------------------------------------------------
 
 
 def test_doctor(tmp_path: Path) -> None:
     def told(kind: str = "gitea", webhook: dict[str, Any] | None = None) -> list[tuple[Level, str]]:
-        table = {"listen": "192.0.2.5:8484", "secret_file": str(secret)} if webhook is None else webhook
+        table = (
+            {"listen": "192.0.2.5:8484", "secret_file": str(secret)} if webhook is None else webhook
+        )
         forge = {"kind": kind, "url": "https://forge.example"}
         pools = {"p": {"labels": ["a"], "image": "a"}}
-        settings = {"manager": "m", "runtime_dir": str(tmp_path), "forge": forge, "pools": pools, "serve": {"webhook": table}}
-        return [(each.level, each.said) for each in examine._webhook(Config.model_validate(settings))]
+        settings = {
+            "manager": "m",
+            "runtime_dir": str(tmp_path),
+            "forge": forge,
+            "pools": pools,
+            "serve": {"webhook": table},
+        }
+        return [
+            (each.level, each.said) for each in examine._webhook(Config.model_validate(settings))
+        ]
 
     secret = tmp_path / "secret"
     assert told(webhook={}) == []
@@ -341,10 +404,15 @@ def test_doctor(tmp_path: Path) -> None:
     secret.chmod(0o644)
     (readable, never) = told()
     assert (readable[0], "chmod 600" in readable[1]) == (Level.WARNING, True)
-    assert never == (Level.WARNING, "The forge's webhook was never heard at 192.0.2.5:8484: jobs wait for the poll.")
+    assert never == (
+        Level.WARNING,
+        "The forge's webhook was never heard at 192.0.2.5:8484: jobs wait for the poll.",
+    )
     secret.chmod(0o600)
     (tmp_path / "m.webhook").touch()
     os.utime(tmp_path / "m.webhook", (1_767_225_600, 1_767_225_600))
     ((level, said),) = told()
     assert (level, said.startswith("heard last at 202")) == (Level.GOOD, True)
-    assert told("forgejo") == [(Level.WARNING, "Forgejo has no webhook for jobs that wait, so nothing will be heard.")]
+    assert told("forgejo") == [
+        (Level.WARNING, "Forgejo has no webhook for jobs that wait, so nothing will be heard.")
+    ]

@@ -36,7 +36,11 @@ def notes(world: World) -> list[str]:
 
 def findings(world: World) -> list[tuple[Level, str, str]]:
     host: Any = SimpleNamespace()  # pools that boot ask it for nothing
-    return [(each.level, each.said, each.fix) for each in examine._images(world.settings, host) if "Docker" in each.said]
+    return [
+        (each.level, each.said, each.fix)
+        for each in examine._images(world.settings, host)
+        if "Docker" in each.said
+    ]
 
 
 def test_an_image_without_docker_is_told(world: World) -> None:
@@ -54,7 +58,9 @@ def test_an_image_with_docker_is_not(world: World, package: str) -> None:
     assert (notes(world), findings(world)) == (["", ""], [])
 
 
-def test_nor_is_one_whose_docker_a_check_looks_at_or_whose_packages_nobody_knows(world: World) -> None:
+def test_nor_is_one_whose_docker_a_check_looks_at_or_whose_packages_nobody_knows(
+    world: World,
+) -> None:
     made_of(world, "git", checks={"docker": "docker version"})
     assert (notes(world), findings(world)) == (["", ""], [])
     made_of(world)
@@ -62,6 +68,9 @@ def test_nor_is_one_whose_docker_a_check_looks_at_or_whose_packages_nobody_knows
 
 
 def test_which_labels_need_it() -> None:
-    labels = [Label.parse(text) for text in ("a", "b:host", "docker", "c:docker://node:22", "d:docker://e")]
+    labels = [
+        Label.parse(text)
+        for text in ("a", "b:host", "docker", "c:docker://node:22", "d:docker://e")
+    ]
     assert [label.name for label in labels if label.needs_docker] == ["c", "d"]
     assert without_docker(labels[:3], "x") == ""

@@ -1,6 +1,18 @@
-"""The words: names that are ours, a transition table without dead ends, and guest reports that can't do harm."""
+"""The words: names that are ours, a transition table without dead ends, and guest reports that
+can't do harm.
+"""
 
-from vmrunner.model.machine import TRANSITIONS, EventKind, Machine, MachineId, Metadata, Phase, console_end, may_follow, parse_events
+from vmrunner.model.machine import (
+    TRANSITIONS,
+    EventKind,
+    Machine,
+    MachineId,
+    Metadata,
+    Phase,
+    console_end,
+    may_follow,
+    parse_events,
+)
 
 
 def test_names_are_recognised_only_where_they_are_ours() -> None:
@@ -21,7 +33,10 @@ def test_every_phase_leads_to_destroyed() -> None:
 
 
 def test_reports() -> None:
-    raw = b"up 1700000000.5\nup 9\nnonsense\nexit 1700000009 \x1b[31m7\nrunner nan\nseed -1\n\xff\xfe 3\n"
+    raw = (
+        b"up 1700000000.5\nup 9\nnonsense\nexit 1700000009 \x1b[31m7\nrunner nan\nseed "
+        b"-1\n\xff\xfe 3\n"
+    )
     events = parse_events(raw)
     assert [e.kind for e in events] == [EventKind.UP, EventKind.EXIT]
     assert events[0].at == 1700000000.5
@@ -32,7 +47,10 @@ def test_reports() -> None:
 def test_phase_follows_what_is_seen() -> None:
     machine = MachineId.new("m")
     assert Machine(machine, alive=True).phase is Phase.STARTED
-    bound, warm = Metadata(machine, "p", "i/1", 1.0, runner_id=7), Metadata(machine, "p", "i/1", 1.0)
+    bound, warm = (
+        Metadata(machine, "p", "i/1", 1.0, runner_id=7),
+        Metadata(machine, "p", "i/1", 1.0),
+    )
 
     def phase(metadata: Metadata, said: bytes) -> Phase:
         return Machine(machine, alive=True, metadata=metadata, events=parse_events(said)).phase

@@ -1,4 +1,6 @@
-"""Addresses: each machine has its own, in both families the same number; and the forge's, of the families that machines have."""
+"""Addresses: each machine has its own, in both families the same number; and the forge's, of the
+families that machines have.
+"""
 
 from __future__ import annotations
 
@@ -37,17 +39,27 @@ def test_what_is_taken_has_a_pair_where_there_is_ipv6(tmp_path: Path) -> None:
     assert Addresses(tmp_path, subnet).beside(taken[0]) is None
 
 
-def test_a_forges_addresses_are_of_the_families_that_machines_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forges_addresses_are_of_the_families_that_machines_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
 
     def answer(_host: str, port: int, family: int, _kind: int) -> list[Any]:
         asked.append(family)
-        found = ["fe80::1%eth0", "2001:db8::7", "203.0.113.10"] if family == socket.AF_UNSPEC else ["203.0.113.10"]
+        found = (
+            ["fe80::1%eth0", "2001:db8::7", "203.0.113.10"]
+            if family == socket.AF_UNSPEC
+            else ["203.0.113.10"]
+        )
         return [(family, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
 
     monkeypatch.setattr("socket.getaddrinfo", answer)
-    both, one = (ForgeAddresses("https://forge.example", tmp_path, ipv6=ipv6) for ipv6 in (True, False))
-    assert [str(at.address) for at in both()] == ["203.0.113.10", "2001:db8::7"], "what is pinned is the first"
+    both, one = (
+        ForgeAddresses("https://forge.example", tmp_path, ipv6=ipv6) for ipv6 in (True, False)
+    )
+    assert [str(at.address) for at in both()] == ["203.0.113.10", "2001:db8::7"], (
+        "what is pinned is the first"
+    )
     assert [str(at.address) for at in one()] == ["203.0.113.10"], "though both are remembered"
     (tmp_path / "forge-addresses.json").unlink()
     assert [str(at.address) for at in one()] == ["203.0.113.10"]

@@ -62,13 +62,24 @@ def test_what_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["10.1.2.3", "172.31.255.255", "192.168.0.1", "100.64.0.1", "169.254.169.254", "127.0.0.1", "224.0.0.251"]
+    "address",
+    [
+        "10.1.2.3",
+        "172.31.255.255",
+        "192.168.0.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "127.0.0.1",
+        "224.0.0.251",
+    ],
 )
 def test_what_is_not_the_internet(address: str) -> None:
     assert any(IPv4Address(address) in block for block in CLOSED)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "172.32.0.1", "100.128.0.1", "223.255.255.255", "192.169.0.1"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "172.32.0.1", "100.128.0.1", "223.255.255.255", "192.169.0.1"]
+)
 def test_what_is(address: str) -> None:
     assert not any(IPv4Address(address) in block for block in CLOSED)
 
@@ -76,15 +87,52 @@ def test_what_is(address: str) -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        *("::", "::1", "::ffff:10.1.2.3", "::10.1.2.3", "64:ff9b::a01:203", "64:ff9b:1::a01:203", "100::1", "100:0:0:1::1"),
-        *("2001::1", "2001:1::1", "2001:2::1", "2001:10::1", "2001:20::1", "2001:1ff::1", "2002:a01:203::1"),
-        *("5f00::1", "fc00::1", "fd00::1", "fe80::1", "fec0::1", "ff02::1", "1fff::1", "4000::1", "e000::1"),
+        *(
+            "::",
+            "::1",
+            "::ffff:10.1.2.3",
+            "::10.1.2.3",
+            "64:ff9b::a01:203",
+            "64:ff9b:1::a01:203",
+            "100::1",
+            "100:0:0:1::1",
+        ),
+        *(
+            "2001::1",
+            "2001:1::1",
+            "2001:2::1",
+            "2001:10::1",
+            "2001:20::1",
+            "2001:1ff::1",
+            "2002:a01:203::1",
+        ),
+        *(
+            "5f00::1",
+            "fc00::1",
+            "fd00::1",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+            "1fff::1",
+            "4000::1",
+            "e000::1",
+        ),
     ],
 )
 def test_what_is_not_the_internet_in_ipv6(address: str) -> None:
     assert any(IPv6Address(address) in block for block in CLOSED6)
 
 
-@pytest.mark.parametrize("address", ["2001:200::1", "2001:4860:4860::8888", "2003::1", "2606:4700::1", "2a00:1450::1", "3fff:ffff::1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "2001:200::1",
+        "2001:4860:4860::8888",
+        "2003::1",
+        "2606:4700::1",
+        "2a00:1450::1",
+        "3fff:ffff::1",
+    ],
+)
 def test_what_is_in_ipv6(address: str) -> None:
     assert not any(IPv6Address(address) in block for block in CLOSED6)

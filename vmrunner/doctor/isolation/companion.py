@@ -13,7 +13,10 @@ from vmrunner.network.policy import Reach
 
 
 class Companion:
-    """One of our probes in a machine of its own, until it is closed. Raises MachineError where it ends before its first line."""
+    """One of our probes in a machine of its own, until it is closed.
+
+    Raises MachineError where it ends before its first line.
+    """
 
     def __init__(self, lab: Lab, program: str, *arguments: str, policy: str = Reach.NONE) -> None:
         self._host, self._own = lab.open_host(), lab.open_host()
@@ -21,18 +24,29 @@ class Companion:
         self._lines: queue.Queue[str] = queue.Queue()
         self._text = b""
         self._failure: VmrunnerError | None = None
-        self._thread = threading.Thread(target=self._live, args=(lab, program, arguments, policy), daemon=True)
+        self._thread = threading.Thread(
+            target=self._live, args=(lab, program, arguments, policy), daemon=True
+        )
         self._thread.start()
         while True:
             with suppress(queue.Empty):
                 self.first = self._lines.get(timeout=0.5)
                 return
             if not self._thread.is_alive():
-                raise self._failure or MachineError(f"{program} ended before it had said anything.", "Has the image Python?")
+                raise self._failure or MachineError(
+                    f"{program} ended before it had said anything.", "Has the image Python?"
+                )
 
     def _live(self, lab: Lab, program: str, arguments: tuple[str, ...], policy: str) -> None:
         try:
-            lab.run(program, *arguments, write=self._hear, policy=policy, host=self._own, started=self._began)
+            lab.run(
+                program,
+                *arguments,
+                write=self._hear,
+                policy=policy,
+                host=self._own,
+                started=self._began,
+            )
         except VmrunnerError as error:  # its end is always one: it runs until it is destroyed
             self._failure = error
 
@@ -55,7 +69,8 @@ class Companion:
     def close(self) -> None:
         """Destroy it."""
         if self._machine is not None:
-            with suppress(VmrunnerError):  # whoever waits for its end destroys it, too, and one finds files that are gone
+            # Whoever waits for its end destroys it, too, and one finds files that are gone.
+            with suppress(VmrunnerError):
                 self._host.destroy(self._machine)
         self._thread.join()
         if self._machine is not None:

@@ -1,4 +1,6 @@
-"""What a machine is given is worth one job: a runner is made at the real forge, for a label that no job has, and its credentials tried."""
+"""What a machine is given is worth one job: a runner is made at the real forge, for a label that no
+job has, and its credentials tried.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ _AFTER_ITS_JOB = {
 
 
 def cells(lab: Lab, forge: Forge, scope: Scope) -> Iterator[Cell]:
-    """From inside a machine while the runner exists, and from inside another one after it was deleted, as it is with its job.
+    """From inside a machine while the runner exists, and from inside another one after it was
+    deleted, as it is with its job.
 
     Raises ForgeError where no runner can be made or deleted.
     """
@@ -64,4 +67,6 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The certificates {path} can't be read: {error}.", "forge.ca_file names a PEM file.") from None
+        raise ConfigError(
+            f"The certificates {path} can't be read: {error}.", "forge.ca_file names a PEM file."
+        ) from None

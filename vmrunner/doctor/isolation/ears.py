@@ -28,7 +28,9 @@ class Ears:
         try:
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
         except PermissionError:
-            raise HypervisorError("Only root may listen to the host's network.", "Run it with sudo.") from None
+            raise HypervisorError(
+                "Only root may listen to the host's network.", "Run it with sudo."
+            ) from None
         self._socket.settimeout(0.2)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

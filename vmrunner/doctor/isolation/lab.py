@@ -1,4 +1,6 @@
-"""Where isolation is tried: this host's own libvirt, network and rules, and machines that run our probes instead of a job."""
+"""Where isolation is tried: this host's own libvirt, network and rules, and machines that run our
+probes instead of a job.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Lab:
-    """`open_host` is called for each machine that runs at once. Machines are cloned where `snapshot` is true and there is one."""
+    """`open_host` is called for each machine that runs at once.
+
+    Machines are cloned where `snapshot` is true and there is one.
+    """
 
     settings: Config
     open_host: Callable[[], LibvirtHost]
@@ -54,15 +59,29 @@ class Lab:
     @property
     def forge(self) -> ForgeAddresses:
         """Where the forge is."""
-        return ForgeAddresses(self.settings.forge_url, self.settings.runtime_dir, ipv6=self.settings.network.ipv6 is not None)
+        return ForgeAddresses(
+            self.settings.forge_url,
+            self.settings.runtime_dir,
+            ipv6=self.settings.network.ipv6 is not None,
+        )
 
     @contextmanager
     def on_one_processor(self) -> Iterator[Lab]:
-        """The same with machines of one virtual processor each. Where they are cloned there is a snapshot for them meanwhile."""
+        """The same with machines of one virtual processor each.
+
+        Where they are cloned there is a snapshot for them meanwhile.
+        """
         lab, made = replace(self, shape=replace(self.shape, vcpus=1)), None
         with closing(self.open_host()) as host:
             if self.snapshot and host.snapshot(lab.golden, lab.shape) is None:
-                made = clones.make(host, self.settings, lab.golden, lab.shape, timeout=_BOOT.total_seconds(), say=self.say)
+                made = clones.make(
+                    host,
+                    self.settings,
+                    lab.golden,
+                    lab.shape,
+                    timeout=_BOOT.total_seconds(),
+                    say=self.say,
+                )
         try:
             yield lab
         finally:
@@ -81,9 +100,11 @@ class Lab:
         started: Callable[[MachineId], None] = lambda _: None,
         timeout: timedelta = _BOOT,
     ) -> int:
-        """Run one of our probes in a machine of its own and return its exit code; `write` gets what it prints.
+        """Run one of our probes in a machine of its own and return its exit code; `write` gets what
+        it prints.
 
-        Raises HypervisorError without root, MachineError where the machine does not come up or the probe does not end.
+        Raises HypervisorError without root, MachineError where the machine does not come up or the
+        probe does not end.
         """
         own = host or self.open_host()
         try:
@@ -107,14 +128,23 @@ class Lab:
             if host is None:
                 own.close()
 
-    def answers(self, program: str, *arguments: str, policy: str = Reach.NONE, machine: MachineId | None = None) -> Any:
+    def answers(
+        self,
+        program: str,
+        *arguments: str,
+        policy: str = Reach.NONE,
+        machine: MachineId | None = None,
+    ) -> Any:
         """What a probe prints, which is JSON."""
         output = bytearray()
         code = self.run(program, *arguments, write=output.extend, policy=policy, machine=machine)
         try:
             return json.loads(output)
         except ValueError:
-            raise MachineError(f"The probe ended with exit code {code}, and without its answers.", "Has the image Python?") from None
+            raise MachineError(
+                f"The probe ended with exit code {code}, and without its answers.",
+                "Has the image Python?",
+            ) from None
 
     def residue(self) -> tuple[str, ...]:
         """The files of machines that are left on the host."""

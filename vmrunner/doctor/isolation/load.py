@@ -1,4 +1,6 @@
-"""A machine that takes all it can get takes it from nobody: a neighbour's work is timed while it tries."""
+"""A machine that takes all it can get takes it from nobody: a neighbour's work is timed while it
+tries.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _PROGRAM = "probe_load.py"
 _MOST = 1.5  # times as long as usual
 _USUAL, _ATTACKED = 4.0, 6.0  # seconds that are looked at
 _SETTLE = 1.0  # seconds until work goes at its usual pace, and an attack is at its height
-_TRIES = 3  # of an attack: the host has other things to do as well, and an attack that gets through does so each time
+# Of an attack: the host has other things to do as well, and an attack that gets through does so
+# each time.
+_TRIES = 3
 _ATTACKS = {
     "fork": "a fork bomb",
     "memory": "a memory hog",
@@ -25,7 +29,10 @@ _ATTACKS = {
 
 
 def cells(lab: Lab) -> Iterator[Cell]:
-    """A worker in one machine, and one attack after the other in a second one. Raises MachineError where nothing is worked."""
+    """A worker in one machine, and one attack after the other in a second one.
+
+    Raises MachineError where nothing is worked.
+    """
     with lab.on_one_processor() as single, closing(Companion(single, _PROGRAM, "work")) as worker:
         time.sleep(_SETTLE)
         usual = _pace(worker, _USUAL)
@@ -34,7 +41,13 @@ def cells(lab: Lab) -> Iterator[Cell]:
             while slower > _MOST and tries < _TRIES:
                 usual = _pace(worker, _USUAL)  # which may be another one by now
                 slower, tries = min(slower, _slower(single, worker, kind, usual)), tries + 1
-            yield Cell("", "resources", f"{what}; a neighbour's work", slower > _MOST, measured=f"{slower:.2f} of its usual time")
+            yield Cell(
+                "",
+                "resources",
+                f"{what}; a neighbour's work",
+                slower > _MOST,
+                measured=f"{slower:.2f} of its usual time",
+            )
 
 
 def _slower(lab: Lab, worker: Companion, kind: str, usual: float) -> float:
@@ -50,5 +63,8 @@ def _pace(worker: Companion, seconds: float) -> float:
     time.sleep(seconds)
     said = [float(line) for line in worker.lines()]
     if not said:
-        raise MachineError(f"The neighbour did not work at all for {seconds:.0f} s.", "Is the host busy with something else?")
+        raise MachineError(
+            f"The neighbour did not work at all for {seconds:.0f} s.",
+            "Is the host busy with something else?",
+        )
     return fmean(said)

@@ -1,4 +1,6 @@
-"""The packages of an image in a folder: bootstrapped, or as they were bootstrapped a while ago for the same ones."""
+"""The packages of an image in a folder: bootstrapped, or as they were bootstrapped a while ago for
+the same ones.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ _LEFT = (
     "/etc/apt/sources.list.d/0000sources.list",
     "/etc/resolv.conf",
 )
-"""What mmdebstrap leaves: this host's apt settings and resolver, and how dpkg was made quick and its packages small."""
+"""What mmdebstrap leaves: this host's apt settings and resolver, and how dpkg was made quick and
+its packages small.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,30 @@ class Layer:
     def text(self) -> str:
         """As it is written down."""
         packages = {name: each.model_dump() for name, each in self.packages.items()}
-        return json.dumps({"sha256": self.sha256, "made_at": self.made_at, "packages": packages, "lasts": self.lasts})
+        return json.dumps(
+            {
+                "sha256": self.sha256,
+                "made_at": self.made_at,
+                "packages": packages,
+                "lasts": self.lasts,
+            }
+        )
 
 
 def bootstrap(
-    recipe: Recipe, images: Path, work: Path, downloads: Downloads, log: Log, *, fresh: bool, run: Run | None = None
+    recipe: Recipe,
+    images: Path,
+    work: Path,
+    downloads: Downloads,
+    log: Log,
+    *,
+    fresh: bool,
+    run: Run | None = None,
 ) -> tuple[Path, dict[str, Package]]:
     """The tree, in the folder `work`, and its packages.
 
-    One that was made in the last day is taken again, or of any age with a `snapshot` in the recipe, unless it has to be `fresh`.
+    One that was made in the last day is taken again, or of any age with a `snapshot` in the recipe,
+    unless it has to be `fresh`.
     """
     tree, listed = work / "tree", sources(recipe)
     key = _key(recipe, listed)
@@ -82,7 +101,16 @@ def bootstrap(
     if known and known.is_fresh and (held := _hold(tar, known.sha256, work)):
         log.step(f"taking {recipe.suite} with {len(known.packages)} packages, bootstrapped before")
         tree.mkdir(mode=0o755)
-        log.run("Unpacking the bootstrapped packages", "tar", "--extract", *TAR, "--directory", tree, "--file", held)
+        log.run(
+            "Unpacking the bootstrapped packages",
+            "tar",
+            "--extract",
+            *TAR,
+            "--directory",
+            tree,
+            "--file",
+            held,
+        )
         with suppress(OSError):
             os.utime(note)
         return tree, known.packages
@@ -101,13 +129,28 @@ def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, log: Log) -
     settings = [f"--aptopt={path}" for path in apt.host_settings()]
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{each}" for each in _EXCLUDED]
     excluded += [f"--dpkgopt=path-include=/usr/share/{each}" for each in _INCLUDED]
-    options = ["--mode=root", "--variant=minbase", "--format=directory", "--dpkgopt=force-unsafe-io", *excluded, *settings]
+    options = [
+        "--mode=root",
+        "--variant=minbase",
+        "--format=directory",
+        "--dpkgopt=force-unsafe-io",
+        *excluded,
+        *settings,
+    ]
     options.append(f'--setup-hook=cd "$1" && {apt.MAKE_MAN_FOLDERS}')
     if recipe.keyring:
         options.append(f"--keyring={recipe.keyring}")
     # apt's lists stay until the packages' digests have been read in them.
     options += [f"--include={','.join(recipe.all_packages)}", "--skip=cleanup/apt/lists"]
-    log.apart("The bootstrap", "mmdebstrap", *options, recipe.suite, tree, work / "sources.list", hear=_Progress(log))
+    log.apart(
+        "The bootstrap",
+        "mmdebstrap",
+        *options,
+        recipe.suite,
+        tree,
+        work / "sources.list",
+        hear=_Progress(log),
+    )
     for path in _LEFT:
         folder, _, name = path.rpartition("/")
         left = within(tree, folder) / name
@@ -117,11 +160,17 @@ def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, log: Log) -
 
 
 def stale(images: Path) -> list[Path]:
-    """The layers that no build would take or nobody took for a week, all but the few last ones, and what killed builds began."""
+    """The layers that no build would take or nobody took for a week, all but the few last ones, and
+    what killed builds began.
+    """
     folder = images / workshop.CACHE
     whole = [path for suffix in ("json", "tar") for path in folder.glob(f"[!.]*.{suffix}")]
     notes = workshop.used(path for path in whole if path.suffix == ".json")
-    used = {path.stem: at for path, at in notes.items() if (layer := Layer.read(path)) and layer.is_fresh}
+    used = {
+        path.stem: at
+        for path, at in notes.items()
+        if (layer := Layer.read(path)) and layer.is_fresh
+    }
     last = sorted(used, key=lambda name: used[name], reverse=True)[:_MOST]
     kept = {name for name in last if time.time() - used[name] < _KEPT}
     return sorted([*files.abandoned(folder), *(path for path in whole if path.stem not in kept)])
@@ -142,18 +191,31 @@ class _Progress:
 def _key(recipe: Recipe, listed: str) -> str:
     """What a tree depends on, as a word."""
     keyring = hashlib.sha256(recipe.keys()).hexdigest() if recipe.keyring else ""
-    all_of_it: list[object] = ["2", os.uname().machine, listed, recipe.suite, keyring, _EXCLUDED, sorted(set(recipe.all_packages))]
-    if recipe.stock:  # also what it should be: a layer is not taken for an image that would be refused
+    all_of_it: list[object] = [
+        "2",
+        os.uname().machine,
+        listed,
+        recipe.suite,
+        keyring,
+        _EXCLUDED,
+        sorted(set(recipe.all_packages)),
+    ]
+    # Also what it should be: a layer is not taken for an image that would be refused.
+    if recipe.stock:
         all_of_it += [recipe.stock.digest(), recipe.stock.sha256, recipe.stock.sha512]
     return hashlib.sha256(json.dumps(all_of_it).encode()).hexdigest()[:24]
 
 
 def _packages(tree: Path, log: Log, *, is_bootstrapped: bool) -> dict[str, Package]:
-    """The installed packages with their digests; those of a stock image may not be in the archive any more.
+    """The installed packages with their digests; those of a stock image may not be in the archive
+    any more.
 
-    apt's lists, which know them, are gone from the tree afterwards."""
+    apt's lists, which know them, are gone from the tree afterwards.
+    """
     lists = within(tree, "/var/lib/apt/lists")
-    listed = log.inside("Listing packages", tree, "dpkg-query", "-W", "-f", packages.FORMAT, said=False)
+    listed = log.inside(
+        "Listing packages", tree, "dpkg-query", "-W", "-f", packages.FORMAT, said=False
+    )
     found = packages.installed(listed, lists, all_known=is_bootstrapped)
     for path in lists.iterdir():
         if path.is_file():
@@ -162,7 +224,9 @@ def _packages(tree: Path, log: Log, *, is_bootstrapped: bool) -> dict[str, Packa
 
 
 def _hold(tar: Path, sha256: str, work: Path) -> Path | None:
-    """The tar if it is this one, by a name of our own: another build may put its own in that place, or remove it."""
+    """The tar if it is this one, by a name of our own: another build may put its own in that place,
+    or remove it.
+    """
     held = work / "packages.tar"
     try:
         os.link(tar, held)
@@ -174,12 +238,25 @@ def _hold(tar: Path, sha256: str, work: Path) -> Path | None:
         return None
 
 
-def _keep(tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log, *, lasts: bool) -> None:
+def _keep(
+    tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log, *, lasts: bool
+) -> None:
     """Keep the tree for the next build. Without room for it that one bootstraps again."""
     tar.parent.mkdir(exist_ok=True)
     try:
         with files.replacing(tar) as part:
-            log.run("Keeping the bootstrapped packages", "tar", "--create", "--sparse", *TAR, "--directory", tree, "--file", part, ".")
+            log.run(
+                "Keeping the bootstrapped packages",
+                "tar",
+                "--create",
+                "--sparse",
+                *TAR,
+                "--directory",
+                tree,
+                "--file",
+                part,
+                ".",
+            )
             layer = Layer(files.digest(part), time.time(), found, lasts)
             note.unlink(missing_ok=True)
         files.write_whole(note, layer.text())

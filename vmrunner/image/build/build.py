@@ -1,4 +1,6 @@
-"""Building a golden image from a recipe: bootstrap, a disk from the tree, a manifest, and an atomic rename. No loop mounts."""
+"""Building a golden image from a recipe: bootstrap, a disk from the tree, a manifest, and an atomic
+rename. No loop mounts.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +26,39 @@ from vmrunner.image.versions.store import LOCK, MANIFEST
 from vmrunner.log import Say
 from vmrunner.model.image import DISK, Golden, Input, Manifest, Package
 
-_PROGRAMS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "unshare": "util-linux"}
+_PROGRAMS = {
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "qemu-img": "qemu-utils",
+    "unshare": "util-linux",
+}
 
 
-def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh: bool = False, run: Run | None = None) -> Golden:
-    """Build the recipe and, with `promote`, make it its image's current version, unverified as it is. `say` is told each step as it begins.
+def build(
+    recipe: Recipe,
+    images: Path,
+    say: Say,
+    *,
+    promote: bool = True,
+    fresh: bool = False,
+    run: Run | None = None,
+) -> Golden:
+    """Build the recipe and, with `promote`, make it its image's current version, unverified as it
+    is. `say` is told each step as it begins.
 
-    The packages of a build of the same day are taken again unless they have to be `fresh`. `run` is for a recipe with a stock image.
-    Nothing of an image can be seen in the store before all of it is there. Raises ImageError, with the end of the failed program's output;
-    all of it is in a file beside the images.
+    The packages of a build of the same day are taken again unless they have to be `fresh`. `run` is
+    for a recipe with a stock image. Nothing of an image can be seen in the store before all of it
+    is there. Raises ImageError, with the end of the failed program's output; all of it is in a file
+    beside the images.
     """
     for program, package in _PROGRAMS.items():
         if not shutil.which(program) and not (program == "mmdebstrap" and recipe.stock):
             raise ImageError(f"Building images needs {program}.", f"apt-get install {package}")
     if os.geteuid() != 0:
-        raise ImageError("Building images needs root: the files of the image belong to root.", "Run it with sudo.")
+        raise ImageError(
+            "Building images needs root: the files of the image belong to root.",
+            "Run it with sudo.",
+        )
     locked = lock.read(recipe.lock) if recipe.lock else ""
     wanted = lock.parse(locked, str(recipe.lock))
     recipe_digest = recipe.digest()  # once: it reads every file that the recipe names
@@ -75,7 +95,10 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
                 kernel_arguments=recipe.kernel_arguments,
                 runner=runner,
                 runners=further,
-                containers={path: source.name for path, source in zip(archives, recipe.containers, strict=True)},
+                containers={
+                    path: source.name
+                    for path, source in zip(archives, recipe.containers, strict=True)
+                },
                 checks=recipe.checks,
                 listens=recipe.listens,
                 built_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,7 +107,11 @@ def build(recipe: Recipe, images: Path, say: Say, *, promote: bool = True, fresh
             (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
             return workshop.publish(out, images, manifest, say, promote=promote)
     except OSError as error:
-        hint = "Free some space." if error.errno == errno.ENOSPC else f"May this user write in {images}?"
+        hint = (
+            "Free some space."
+            if error.errno == errno.ENOSPC
+            else f"May this user write in {images}?"
+        )
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
         raise ImageError(f"The image {recipe.name} can't be built: {what}.", hint) from None
 
@@ -94,7 +121,8 @@ def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Packag
     if different:
         raise ImageError(
             f"The packages are not those of the lock {recipe.lock}: {'; '.join(different)}.",
-            f"A `snapshot` in the recipe gives old ones; `vmrunner image build {recipe.name} --ignore-lock`, "
+            f"A `snapshot` in the recipe gives old ones; `vmrunner image build {recipe.name} "
+            "--ignore-lock`, "
             f"then `vmrunner image lock {recipe.name}` take the new ones.",
         )
 
@@ -103,8 +131,28 @@ def _write_disk(tree: Path, disk: Path, work: Path, recipe: Recipe, log: Log) ->
     raw = work / "disk.raw"
     with raw.open("wb") as out:
         out.truncate(recipe.size << 20)
-    # No journal start-up work, and no lazy initialisation that would write in the background of every machine.
-    log.run("Making the file system", "mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0", "-L", "root", "-d", tree, raw)
-    options = ["-c", "-o", "compat=1.1,compression_type=zstd"] if recipe.compress else ["-o", "compat=1.1"]
-    log.run("Making the disk", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, raw, disk)
+    # No journal start-up work, and no lazy initialisation that would write in the background of
+    # every machine.
+    log.run(
+        "Making the file system",
+        "mke2fs",
+        "-q",
+        "-t",
+        "ext4",
+        "-E",
+        "lazy_itable_init=0",
+        "-L",
+        "root",
+        "-d",
+        tree,
+        raw,
+    )
+    options = (
+        ["-c", "-o", "compat=1.1,compression_type=zstd"]
+        if recipe.compress
+        else ["-o", "compat=1.1"]
+    )
+    log.run(
+        "Making the disk", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, raw, disk
+    )
     disk.chmod(0o444)

@@ -16,7 +16,8 @@ class Cause:
 
 
 _FULL = Cause("there is no room left", "Free some space.")
-# apt's words, in the order in which they count: what could not be fetched could not be found either.
+# apt's words, in the order in which they count: what could not be fetched could not be found
+# either.
 _OF_APT = (
     (
         re.compile(r"^E: The repository '(.+?)(?: (?:In)?Release)?' is not signed\.$"),
@@ -26,12 +27,14 @@ _OF_APT = (
     (
         re.compile(r"^E: Release file for (\S+) is expired"),
         "what {0} says has expired",
-        "An archive of old packages needs a `snapshot` in the recipe; else this host's clock or its mirror is wrong.",
+        "An archive of old packages needs a `snapshot` in the recipe; else this host's clock or "
+        "its mirror is wrong.",
     ),
     (
         re.compile(r"^E: Failed to fetch (\S+)"),
         "{0} can't be fetched",
-        "Is that server up, and this host's way to it? Nothing is left of this build; the next one begins anew.",
+        "Is that server up, and this host's way to it? Nothing is left of this build; the next one "
+        "begins anew.",
     ),
     (
         re.compile(r"^E: Unable to locate package (\S+)"),
@@ -48,5 +51,8 @@ def of(lines: Sequence[str]) -> Cause | None:
     for pattern, is_that, hint in _OF_APT:
         for line in lines:
             if found := pattern.match(line):
-                return Cause(is_that.format(found[1]), f"{hint}\napt says: {line.removeprefix('E: ').strip()}")
+                return Cause(
+                    is_that.format(found[1]),
+                    f"{hint}\napt says: {line.removeprefix('E: ').strip()}",
+                )
     return None

@@ -1,4 +1,6 @@
-"""Files out of the net that recipes name with their digest: fetched once, and there for the next builds."""
+"""Files out of the net that recipes name with their digest: fetched once, and there for the next
+builds.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from vmrunner.image.versions import workshop
 
 FOLDER = f"{workshop.CACHE}/downloads"
 _ALGORITHMS = {64: "sha256", 128: "sha512"}  # by how long their words are
-_KEPT = 30 * 86400.0  # seconds after their last use: longer than from one `image refresh` to the next
+# Seconds after their last use: longer than from one `image refresh` to the next.
+_KEPT = 30 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,10 @@ class Downloads:
         with files.replacing(kept) as part:
             found = _fetch(what, url, part, algorithm)
             if found != digest:
-                raise ImageError(f"{what} has the {algorithm} {found}, the recipe wants {digest}.", "Check where it comes from.")
+                raise ImageError(
+                    f"{what} has the {algorithm} {found}, the recipe wants {digest}.",
+                    "Check where it comes from.",
+                )
         for path in stale(self.images):
             with suppress(OSError):
                 path.unlink()
@@ -54,7 +60,9 @@ class Downloads:
 def stale(images: Path) -> list[Path]:
     """What no build has taken for a month, and what killed ones began."""
     folder = images / FOLDER
-    old = [path for path, at in workshop.used(folder.glob("[!.]*")).items() if time.time() - at > _KEPT]
+    old = [
+        path for path, at in workshop.used(folder.glob("[!.]*")).items() if time.time() - at > _KEPT
+    ]
     return [*files.abandoned(folder), *sorted(old)]
 
 
@@ -62,11 +70,22 @@ def _fetch(what: str, url: str, target: Path, algorithm: str) -> str:
     """Returns the digest of what came."""
     total = hashlib.new(algorithm)
     try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer, target.open("wb") as out:
+        with (
+            httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer,
+            target.open("wb") as out,
+        ):
             answer.raise_for_status()
             for chunk in answer.iter_bytes():
                 total.update(chunk)
                 out.write(chunk)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OverflowError) as error:  # the last two of names and ports that can't be
-        raise ImageError(f"{what} can't be fetched from {url}: {error}.", "Fetch it by hand and name its path in the recipe.") from None
+    except (
+        httpx.HTTPError,
+        httpx.InvalidURL,
+        ValueError,
+        OverflowError,
+    ) as error:  # the last two of names and ports that can't be
+        raise ImageError(
+            f"{what} can't be fetched from {url}: {error}.",
+            "Fetch it by hand and name its path in the recipe.",
+        ) from None
     return total.hexdigest()

@@ -1,8 +1,9 @@
-"""A stock cloud image as what an image begins with: a machine of it is booted once, and hands its files over; then apt brings in the rest.
+"""A stock cloud image as what an image begins with: a machine of it is booted once, and hands its
+files over; then apt brings in the rest.
 
-The machine is booted by its own loader, reaches the forge at most, and is stopped by cloud-init's first hook (a boothook), before
-cloud-init makes users, keys or a bigger root. No loop device, no libguestfs: whatever partitions and file systems the image has, its own
-kernel reads them.
+The machine is booted by its own loader, reaches the forge at most, and is stopped by cloud-init's
+first hook (a boothook), before cloud-init makes users, keys or a bigger root. No loop device, no
+libguestfs: whatever partitions and file systems the image has, its own kernel reads them.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ from vmrunner.network.policy import Reach
 TAR = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
 """How trees are packed and unpacked, so that nothing of their files is lost."""
 Run = Callable[[Golden, Sequence[str], Callable[[Output, bytes], None]], int]
-"""Runs a command in a machine of an image, as the first thing that cloud-init does, and returns its exit code; its output comes from two
-threads. Raises ImageError where the machine doesn't come up."""
+"""Runs a command in a machine of an image, as the first thing that cloud-init does, and returns its
+exit code; its output comes from two threads. Raises ImageError where the machine doesn't come up.
+"""
 _SHAPE = Shape(2, 2048, 1)  # the disk is as big as the image
 _BOOT, _READ = timedelta(minutes=15), timedelta(minutes=30)  # at most
 
-# tar's own exit code, for 1 (a file has changed meanwhile) is as good as 0; the sum, for a port has no checksum of its own.
+# tar's own exit code, for 1 (a file has changed meanwhile) is as good as 0; the sum, for a port has
+# no checksum of its own.
 _HAND_OVER = r"""
 set -eu
 umask 077
@@ -59,9 +62,10 @@ sha256sum </run/vmrunner-sum >&2 &
 } | tee /run/vmrunner-sum
 wait
 [ "$(cat /run/vmrunner-code)" -le 1 ]
-"""
-# What its first boot left of itself, and its loader, which no machine of ours needs: with its files there GRUB's scripts would look for
-# a disk to write to when it is upgraded, or a kernel. By the tree's own tools: a symlink of the image must not lead out of it.
+"""  # noqa: E501
+# What its first boot left of itself, and its loader, which no machine of ours needs: with its files
+# there GRUB's scripts would look for a disk to write to when it is upgraded, or a kernel. By the
+# tree's own tools: a symlink of the image must not lead out of it.
 _CLEAN = r"""
 set -eu
 rm -rf /boot/grub /boot/efi
@@ -78,18 +82,33 @@ rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
 for file in /etc/dpkg/dpkg.cfg.d/*; do
   if [ -f "$file" ] && ! dpkg-query -S "$file" >/dev/null 2>&1; then rm -f "$file"; fi
 done
-"""
+"""  # noqa: E501
 _SUITE = '. /etc/os-release; echo "${VERSION_CODENAME:-unknown}"'
 # As a bootstrap does it: nothing starts, a configuration file that the image has changed stays.
 _DPKG = ("--force-unsafe-io", "--force-confdef", "--force-confold")
-_APT = ("apt-get", "-qy", "-o", "APT::Update::Error-Mode=any", "-o", "Dpkg::Use-Pty=0", *(f"-oDpkg::Options::={each}" for each in _DPKG))
+_APT = (
+    "apt-get",
+    "-qy",
+    "-o",
+    "APT::Update::Error-Mode=any",
+    "-o",
+    "Dpkg::Use-Pty=0",
+    *(f"-oDpkg::Options::={each}" for each in _DPKG),
+)
 _NO_DAEMONS = "/usr/sbin/policy-rc.d"
 
 
 def boot(
-    hypervisor: Hypervisor, settings: HostConfig, golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]
+    hypervisor: Hypervisor,
+    settings: HostConfig,
+    golden: Golden,
+    command: Sequence[str],
+    write: Callable[[Output, bytes], None],
 ) -> int:
-    """`Run`, on this host. The machine reaches the forge at most; neither it nor its image is on the host afterwards."""
+    """`Run`, on this host.
+
+    The machine reaches the forge at most; neither it nor its image is on the host afterwards.
+    """
     try:
         return oneshot.run(
             hypervisor,
@@ -108,32 +127,51 @@ def boot(
     except MachineError as error:
         raise ImageError(
             f"The stock image did not hand its files over: {error.sentence}",
-            f"It needs a boot loader for a BIOS, a console on ttyS0 to say more, and cloud-init. {error.hint}",
+            "It needs a boot loader for a BIOS, a console on ttyS0 to say more, and cloud-init. "
+            f"{error.hint}",
         ) from None
     finally:
         stem = image_stem(golden.name, golden.version)
         with suppress(HypervisorError):  # `image prune` removes what stays
-            names = [volume.name for volume in hypervisor.volumes() if volume.is_ours and volume.name.startswith(stem)]
-            hypervisor.drop_volumes(sorted(names, key=lambda name: not name.endswith(MANIFEST)))  # with it, it would count as whole
+            names = [
+                volume.name
+                for volume in hypervisor.volumes()
+                if volume.is_ours and volume.name.startswith(stem)
+            ]
+            # With it, it would count as whole.
+            hypervisor.drop_volumes(sorted(names, key=lambda name: not name.endswith(MANIFEST)))
 
 
-def unpack(recipe: Recipe, tree: Path, work: Path, downloads: Downloads, log: Log, run: Run | None) -> None:
+def unpack(
+    recipe: Recipe, tree: Path, work: Path, downloads: Downloads, log: Log, run: Run | None
+) -> None:
     """Fill `tree` with the recipe's stock image and its packages; apt's lists are still in it."""
     assert recipe.stock  # noqa: S101 — the caller has looked
     tar = work / "stock.tar"
     _hand_over(_golden(recipe, recipe.stock, work, downloads, log), tar, log, run)
     tree.mkdir(mode=0o755)
-    log.run("Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar)
+    log.run(
+        "Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar
+    )
     tar.unlink()
-    log.inside("Cleaning the stock image", tree, "sh", "-c", f"{_CLEAN}cd /\n{apt.MAKE_MAN_FOLDERS}")
+    log.inside(
+        "Cleaning the stock image", tree, "sh", "-c", f"{_CLEAN}cd /\n{apt.MAKE_MAN_FOLDERS}"
+    )
     suite = log.inside("Looking at the stock image", tree, "sh", "-c", _SUITE, said=False).strip()
     if suite != recipe.suite:
-        raise ImageError(f"The stock image is {suite!r}, and the recipe's suite {recipe.suite!r}.", "Name the image's own suite.")
+        raise ImageError(
+            f"The stock image is {suite!r}, and the recipe's suite {recipe.suite!r}.",
+            "Name the image's own suite.",
+        )
     _install(recipe, tree, log)
 
 
-def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, log: Log) -> Golden:
-    """It as an image that a machine can be booted from: without a backing file, whatever format it had."""
+def _golden(
+    recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, log: Log
+) -> Golden:
+    """It as an image that a machine can be booted from: without a backing file, whatever format it
+    had.
+    """
     wanted = str(source.sha512 or source.sha256 or "")
     if source.url:
         original = downloads.get("The stock image", source.url, wanted)
@@ -141,9 +179,18 @@ def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Download
         original = Path(str(source.path))
         algorithm = "sha512" if source.sha512 else "sha256"
         if wanted and (given := digest(original, algorithm)) != wanted:
-            raise ImageError(f"The stock image has the {algorithm} {given}, the recipe wants {wanted}.", "Check where it comes from.")
-    described = json.loads(log.run("Looking at the stock image", "qemu-img", "info", "--output=json", original, said=False))
-    needs_more = "backing-filename" in described or "data-file" in described.get("format-specific", {}).get("data", {})
+            raise ImageError(
+                f"The stock image has the {algorithm} {given}, the recipe wants {wanted}.",
+                "Check where it comes from.",
+            )
+    described = json.loads(
+        log.run(
+            "Looking at the stock image", "qemu-img", "info", "--output=json", original, said=False
+        )
+    )
+    needs_more = "backing-filename" in described or "data-file" in described.get(
+        "format-specific", {}
+    ).get("data", {})
     if described["format"] not in ("qcow2", "raw") or needs_more:
         raise ImageError(
             "The stock image is not a qcow2 or raw disk that stands alone.",
@@ -152,11 +199,22 @@ def _golden(recipe: Recipe, source: StockSource, work: Path, downloads: Download
     folder = work / "stock"
     folder.mkdir()
     log.step("reading the stock image")
-    log.run("Reading the stock image", "qemu-img", "convert", "-f", described["format"], "-O", "qcow2", original, folder / DISK)
+    log.run(
+        "Reading the stock image",
+        "qemu-img",
+        "convert",
+        "-f",
+        described["format"],
+        "-O",
+        "qcow2",
+        original,
+        folder / DISK,
+    )
     found = digest(folder / DISK)
     manifest = Manifest(
         name=recipe.name,
-        version=f"stock-{found[:12]}-{os.getpid()}",  # no other build's, which would take it away from under our machine
+        # No other build's, which would take it away from under our machine.
+        version=f"stock-{found[:12]}-{os.getpid()}",
         recipe_digest="",
         files={DISK: found},
         packages={},
@@ -203,21 +261,31 @@ class _Receiver:
 
 def _hand_over(golden: Golden, tar: Path, log: Log, run: Run | None) -> None:
     if run is None:
-        raise ImageError("A stock image can't be read here: a machine of it has to be booted.", "Build it with `vmrunner image build`.")
+        raise ImageError(
+            "A stock image can't be read here: a machine of it has to be booted.",
+            "Build it with `vmrunner image build`.",
+        )
     log.step("booting the stock image once, for its files")
     receiver = _Receiver(tar)
     try:
         code = run(golden, ("sh", "-c", _HAND_OVER), receiver)
     finally:
         receiver.close()
-    if code or not receiver.size or not receiver.is_whole:  # a tar that does not know an option exits with 1, too
+    # A tar that does not know an option exits with 1, too.
+    if code or not receiver.size or not receiver.is_whole:
         said = receiver.said.decode("utf-8", "replace").strip().splitlines()[-4:]
-        raise ImageError(f"The stock image did not hand its files over (exit {code}).", "\n".join(said) or "It did not say why.")
+        raise ImageError(
+            f"The stock image did not hand its files over (exit {code}).",
+            "\n".join(said) or "It did not say why.",
+        )
     log.step(f"unpacking its {receiver.size >> 20} MiB of files")
 
 
 def _install(recipe: Recipe, tree: Path, log: Log) -> None:
-    """Bring the packages to what the archive has, and add the recipe's. The recipe's sources replace the image's own."""
+    """Bring the packages to what the archive has, and add the recipe's.
+
+    The recipe's sources replace the image's own.
+    """
     place(tree, _NO_DAEMONS, b"#!/bin/sh\nexit 101\n", 0o755)
     try:
         with apt.lent(recipe, tree):
@@ -226,7 +294,14 @@ def _install(recipe: Recipe, tree: Path, log: Log) -> None:
             log.step(f"upgrading, and installing {len(recipe.all_packages)} packages")
             log.inside("Upgrading the packages", tree, *_APT, "full-upgrade")
             if recipe.all_packages:
-                log.inside("Installing the packages", tree, *_APT, "--no-install-recommends", "install", *recipe.all_packages)
+                log.inside(
+                    "Installing the packages",
+                    tree,
+                    *_APT,
+                    "--no-install-recommends",
+                    "install",
+                    *recipe.all_packages,
+                )
             log.inside("Removing what was fetched", tree, "apt-get", "clean")
     finally:
         (tree / _NO_DAEMONS[1:]).unlink(missing_ok=True)

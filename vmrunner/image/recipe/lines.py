@@ -11,7 +11,8 @@ Path = tuple[str | int, ...]
 
 
 def line_of(text: str, wanted: Sequence[str | int]) -> int:
-    """The line, from 1, of the longest beginning of `wanted` that the text has: `("files", "/etc/x", "mode")`; 1 where there is none.
+    """The line, from 1, of the longest beginning of `wanted` that the text has: `("files",
+    "/etc/x", "mode")`; 1 where there is none.
 
     Elements of an array of tables are counted from 0. The text must be valid TOML.
     """

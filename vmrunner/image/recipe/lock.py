@@ -1,4 +1,6 @@
-"""A recipe's lock: the packages that its image must consist of, one a line, so that a change is a line of a diff."""
+"""A recipe's lock: the packages that its image must consist of, one a line, so that a change is a
+line of a diff.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from vmrunner.errors import ImageError
 from vmrunner.model.image import Package
 from vmrunner.text import some
 
-_LINE = re.compile(r"(?P<name>[a-z0-9][a-z0-9.+-]+) (?P<version>[A-Za-z0-9.+~:-]+) (?P<sha256>[0-9a-f]{64})")
+_LINE = re.compile(
+    r"(?P<name>[a-z0-9][a-z0-9.+-]+) (?P<version>[A-Za-z0-9.+~:-]+) (?P<sha256>[0-9a-f]{64})"
+)
 
 
 def parse(text: str, origin: str) -> dict[str, Package]:
@@ -22,8 +26,12 @@ def parse(text: str, origin: str) -> dict[str, Package]:
             continue
         match = _LINE.fullmatch(line.rstrip())
         if match is None or match["name"] in found:
-            what = "is not `name version sha256`" if match is None else f"names {match['name']} again"
-            raise ImageError(f"{origin}: line {number} {what}.", "`vmrunner image lock` writes it anew.")
+            what = (
+                "is not `name version sha256`" if match is None else f"names {match['name']} again"
+            )
+            raise ImageError(
+                f"{origin}: line {number} {what}.", "`vmrunner image lock` writes it anew."
+            )
         found[match["name"]] = Package(version=match["version"], sha256=match["sha256"])
     return found
 
@@ -35,13 +43,16 @@ def read(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ImageError(
-            f"The lock {path} can't be read: {reason}.", "`vmrunner image build --ignore-lock`, then `vmrunner image lock` make it."
+            f"The lock {path} can't be read: {reason}.",
+            "`vmrunner image build --ignore-lock`, then `vmrunner image lock` make it.",
         ) from None
 
 
 def text(packages: Mapping[str, Package]) -> str:
     """The lock for these packages."""
-    return "".join(f"{name} {package.version} {package.sha256}\n" for name, package in sorted(packages.items()))
+    return "".join(
+        f"{name} {package.version} {package.sha256}\n" for name, package in sorted(packages.items())
+    )
 
 
 def write(path: Path, name: str, packages: Mapping[str, Package]) -> None:
@@ -50,24 +61,40 @@ def write(path: Path, name: str, packages: Mapping[str, Package]) -> None:
     if unknown:
         raise ImageError(
             f"The image {name} does not say which .deb {some(unknown)} came from.",
-            "A stock image brought it, and no archive of the recipe has this version; or an older vmrunner built the image: "
+            "A stock image brought it, and no archive of the recipe has this version; or an older "
+            "vmrunner built the image: "
             f"then `vmrunner image build {name} --force --ignore-lock` builds it again.",
         )
     try:
         files.write_whole(path, text(packages))
     except OSError as error:
-        raise ImageError(f"The lock {path} can't be written: {error.strerror}.", "Its path is relative to the recipe.") from None
+        raise ImageError(
+            f"The lock {path} can't be written: {error.strerror}.",
+            "Its path is relative to the recipe.",
+        ) from None
 
 
 def differences(wanted: Mapping[str, Package], found: Mapping[str, Package]) -> list[str]:
-    """What of the packages found is not as the lock wants it, one phrase for each kind; empty where they agree."""
+    """What of the packages found is not as the lock wants it, one phrase for each kind; empty where
+    they agree.
+    """
     both = sorted(wanted.keys() & found.keys())
     versions = [each for each in both if found[each].version != wanted[each].version]
-    contents = [each for each in both if each not in versions and found[each].sha256 != wanted[each].sha256]
+    contents = [
+        each for each in both if each not in versions and found[each].sha256 != wanted[each].sha256
+    ]
     kinds: list[tuple[str, Iterable[str]]] = [
         ("added", sorted(found.keys() - wanted.keys())),
         ("missing", sorted(wanted.keys() - found.keys())),
-        ("of another version", [f"{each} {found[each].version}, locked is {wanted[each].version}" for each in versions]),
+        (
+            "of another version",
+            [
+                f"{each} {found[each].version}, locked is {wanted[each].version}"
+                for each in versions
+            ],
+        ),
         ("with other content", contents),
     ]
-    return [f"{len(names)} {kind} ({some(names)})" for kind, listed in kinds if (names := list(listed))]
+    return [
+        f"{len(names)} {kind} ({some(names)})" for kind, listed in kinds if (names := list(listed))
+    ]

@@ -47,7 +47,10 @@ _YOUNGER = {
 """The keys that were added since the first images were built."""
 _KERNEL = re.compile(r"linux-image-(?!extra-|.*-(dbg|template)$).+")
 _RELATIVE = "Its path is relative to the recipe."
-_APPENDED, _MERGED = {"packages", "scripts", "containers"}, {"files", "users", "environment", "runners", "checks"}
+_APPENDED, _MERGED = (
+    {"packages", "scripts", "containers"},
+    {"files", "users", "environment", "runners", "checks"},
+)
 """What an inheriting recipe adds to; every other key it replaces."""
 
 
@@ -56,13 +59,16 @@ class _Section(BaseModel):
 
 
 class RunnerSource(_Section):
-    """The runner program: a file of this host, or a URL with the sha256 that the download must have."""
+    """The runner program: a file of this host, or a URL with the sha256 that the download must
+    have.
+    """
 
     kind: Literal["forgejo-runner", "gitea-runner"]
     path: Path | None = None
     url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~_-]*$")] | None = None  # that its --version must tell
+    # That its --version must tell.
+    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~_-]*$")] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -74,7 +80,9 @@ class RunnerSource(_Section):
 
 
 class StockSource(_Section):
-    """A distribution's cloud image (qcow2 or raw), in the place of a bootstrap: a file, or a URL with the digest that it must have."""
+    """A distribution's cloud image (qcow2 or raw), in the place of a bootstrap: a file, or a URL
+    with the digest that it must have.
+    """
 
     path: Path | None = None
     url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
@@ -92,7 +100,10 @@ class StockSource(_Section):
         return self
 
     def digest(self) -> str:
-        """What the image is, as a word: equal words mean an equal image. Raises ImageError where its file can't be read."""
+        """What the image is, as a word: equal words mean an equal image.
+
+        Raises ImageError where its file can't be read.
+        """
         return str(self.sha512 or self.sha256) if self.path is None else _digest(self.path)
 
 
@@ -115,7 +126,9 @@ class _Content(_Section):
         try:
             return Path(str(self.source)).read_bytes()
         except OSError as error:
-            raise ImageError(f"The recipe's file {self.source} can't be read: {error.strerror}.", _RELATIVE) from None
+            raise ImageError(
+                f"The recipe's file {self.source} can't be read: {error.strerror}.", _RELATIVE
+            ) from None
 
 
 class FileSource(_Content):
@@ -125,7 +138,9 @@ class FileSource(_Content):
 
 
 class Script(_Content):
-    """A program that is run in the image, as root, when its packages are there and before the recipe's files are."""
+    """A program that is run in the image, as root, when its packages are there and before the
+    recipe's files are.
+    """
 
     name: Title
 
@@ -140,13 +155,18 @@ class User(_Section):
 
 
 class ContainerSource(_Section):
-    """A container image that machines have from the start: an archive (docker-archive or oci-archive), or a reference in a registry."""
+    """A container image that machines have from the start: an archive (docker-archive or
+    oci-archive), or a reference in a registry.
+    """
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]{0,254}$")]  # what jobs call it, like "debian:13"
+    # What jobs call it, like "debian:13".
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]{0,254}$")]
     archive: Path | None = None
     url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    reference: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$")] | None = None
+    reference: (
+        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$")] | None
+    ) = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -157,7 +177,9 @@ class ContainerSource(_Section):
         return self
 
     def archive_digest(self) -> str:
-        """The sha256 of the archive that this host has, empty where it is fetched; raises ImageError where it can't be read."""
+        """The sha256 of the archive that this host has, empty where it is fetched; raises
+        ImageError where it can't be read.
+        """
         if self.archive is None:
             return ""
         return _digest(self.archive)
@@ -192,24 +214,34 @@ class Recipe(_Section):
     lock: Path | None = None
     size: Mebibytes
     packages: tuple[Word, ...]
-    kernel: Word | None = None  # the package of the one that is booted; unset: the newest that the packages bring
+    # The package of the one that is booted; unset: the newest that the packages bring.
+    kernel: Word | None = None
     kernel_arguments: Annotated[str, Field(pattern=r"^[ -~]+$")]
     scripts: tuple[Script, ...] = ()
     users: dict[UserName, User] = {}
-    environment: dict[Variable, Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}  # of all that vmrunner runs, and of logins
+    # Of all that vmrunner runs, and of logins.
+    environment: dict[Variable, Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}
     compress: bool = False
     files: dict[GuestPath, FileSource] = {}
     runner: RunnerSource | None = None
-    runners: dict[RunnerName, RunnerSource] = {}  # beside that one; a pool takes one of them by its name
-    checks: dict[Title, Annotated[str, Field(min_length=1)]] = {}  # shell commands that exit with 0 in a machine of the image
+    # Beside that one; a pool takes one of them by its name.
+    runners: dict[RunnerName, RunnerSource] = {}
+    # Shell commands that exit with 0 in a machine of the image.
+    checks: dict[Title, Annotated[str, Field(min_length=1)]] = {}
     listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()  # ports that may be open in one
     containers: tuple[ContainerSource, ...] = ()
 
     @model_validator(mode="after")
     def _one_kernel(self) -> Self:
-        other = next((each for each in self.packages if _KERNEL.fullmatch(each) and each != self.kernel), None)
+        other = next(
+            (each for each in self.packages if _KERNEL.fullmatch(each) and each != self.kernel),
+            None,
+        )
         if self.kernel and other:
-            raise ValueError(f"it has {other} beside the kernel {self.kernel}, and one is booted: name it with `kernel` alone")
+            raise ValueError(
+                f"it has {other} beside the kernel {self.kernel}, and one is booted: name it with "
+                "`kernel` alone"
+            )
         return self
 
     @model_validator(mode="after")
@@ -217,32 +249,57 @@ class Recipe(_Section):
         if has_password(self.jobs_mirror or ""):
             raise ValueError("every job can read the password in jobs_mirror")
         if has_password(self.mirror or "") and not self.jobs_mirror:
-            raise ValueError("every job could read the password in mirror: say with jobs_mirror what jobs use")
+            raise ValueError(
+                "every job could read the password in mirror: say with jobs_mirror what jobs use"
+            )
         return self
 
     @property
     def all_packages(self) -> tuple[str, ...]:
         """The kernel's as well."""
-        return (*self.packages, self.kernel) if self.kernel and self.kernel not in self.packages else self.packages
+        return (
+            (*self.packages, self.kernel)
+            if self.kernel and self.kernel not in self.packages
+            else self.packages
+        )
 
     def digest(self) -> str:
-        """The sha256 over the recipe and the content of every file that it names, so that equal digests mean equal inputs."""
-        plain = self.model_dump(mode="json", exclude={"files": True, "lock": True, "keyring": True, "runner": {"path"}, "stock": {"path"}})
-        # Younger than some image: unset they must not change the digest, or that image would be built again.
+        """The sha256 over the recipe and the content of every file that it names, so that equal
+        digests mean equal inputs.
+        """
+        plain = self.model_dump(
+            mode="json",
+            exclude={
+                "files": True,
+                "lock": True,
+                "keyring": True,
+                "runner": {"path"},
+                "stock": {"path"},
+            },
+        )
+        # Younger than some image: unset they must not change the digest, or that image would be
+        # built again.
         for key, field in Recipe.model_fields.items():
             if key in _YOUNGER and getattr(self, key) == field.get_default():
                 plain.pop(key, None)
         if self.runner and self.runner.version is None:
             plain["runner"].pop("version")
         if self.scripts:
-            plain["scripts"] = [(script.name, hashlib.sha256(script.content()).hexdigest()) for script in self.scripts]
+            plain["scripts"] = [
+                (script.name, hashlib.sha256(script.content()).hexdigest())
+                for script in self.scripts
+            ]
         for each in plain.get("runners", {}).values():
             each.pop("path")
         for each in plain.get("containers", []):
             each.pop("archive")
-        total = hashlib.sha256(json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode())
+        total = hashlib.sha256(
+            json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode()
+        )
         contents = {path: (file.mode, file.content()) for path, file in self.files.items()}
-        sources = {"runner": self.runner} | {f"runners/{name}": each for name, each in self.runners.items()}
+        sources = {"runner": self.runner} | {
+            f"runners/{name}": each for name, each in self.runners.items()
+        }
         for name, source in sources.items():
             if source and source.path:
                 contents[name] = ("0755", FileSource(source=source.path).content())
@@ -266,13 +323,17 @@ class Recipe(_Section):
             return self.keyring.read_bytes()
         except OSError as error:
             hint = f"A package may bring it, as ubuntu-keyring does for Ubuntu. {_RELATIVE}"
-            raise ImageError(f"The keyring {self.keyring} can't be read: {error.strerror}.", hint) from None
+            raise ImageError(
+                f"The keyring {self.keyring} can't be read: {error.strerror}.", hint
+            ) from None
 
 
 def load(name: str, own: Path | None = None) -> Recipe:
-    """The recipe `name`, from the folder `own` if it is there, else from those that vmrunner brings.
+    """The recipe `name`, from the folder `own` if it is there, else from those that vmrunner
+    brings.
 
-    Raises ImageError for an unknown name, a cycle, broken TOML, an unknown key or a wrong value, naming the file and the key.
+    Raises ImageError for an unknown name, a cycle, broken TOML, an unknown key or a wrong value,
+    naming the file and the key.
     """
     data, origins = _resolve(name, _folders(own), ())
     try:
@@ -284,7 +345,10 @@ def load(name: str, own: Path | None = None) -> Recipe:
             first["type"], first["msg"].removeprefix("Value error, ")
         )
         where = _where(first["loc"], origins, _file(name, _folders(own)))
-        raise ImageError(f"{where}: {key or 'the recipe'}: {what}.", "Compare with the recipe debian-12 that vmrunner brings.") from None
+        raise ImageError(
+            f"{where}: {key or 'the recipe'}: {what}.",
+            "Compare with the recipe debian-12 that vmrunner brings.",
+        ) from None
 
 
 def _where(loc: tuple[str | int, ...], origins: dict[str, Path], leaf: Path) -> str:
@@ -303,11 +367,14 @@ def _where(loc: tuple[str | int, ...], origins: dict[str, Path], leaf: Path) -> 
 
 
 def locked_by(name: str, own: Path | None) -> Path:
-    """The lock that the recipe `name` has; raises ImageError where it has none, or is one that vmrunner brings."""
+    """The lock that the recipe `name` has; raises ImageError where it has none, or is one that
+    vmrunner brings.
+    """
     if _file(name, _folders(own)).parent == folder("images"):
         raise ImageError(
             f"The recipe {name} comes with vmrunner, and is not yours to lock.",
-            f'A recipe of your own with `extends = "{name}"` and `lock = "my-{name}.lock"` is found with --recipes FOLDER.',
+            f'A recipe of your own with `extends = "{name}"` and `lock = "my-{name}.lock"` is '
+            "found with --recipes FOLDER.",
         )
     found = load(name, own).lock
     if found is None:
@@ -327,26 +394,42 @@ def _folders(own: Path | None) -> list[Path]:
 def _file(name: str, folders: list[Path]) -> Path:
     file = next((path for each in folders if (path := each / f"{name}.toml").is_file()), None)
     if file is None or Path(name).name != name:
-        known = sorted({path.stem for each in folders if each.is_dir() for path in each.glob("*.toml")})
+        known = sorted(
+            {path.stem for each in folders if each.is_dir() for path in each.glob("*.toml")}
+        )
         raise ImageError(
-            f"There is no recipe {name!r}. There are: {', '.join(known)}.", "A recipe of your own is found with --recipes FOLDER."
+            f"There is no recipe {name!r}. There are: {', '.join(known)}.",
+            "A recipe of your own is found with --recipes FOLDER.",
         )
     return file
 
 
-def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Path]]:
-    """What a recipe says with all that it inherits, and which file says it, by key and by key.subkey."""
+def _resolve(
+    name: str, folders: list[Path], seen: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """What a recipe says with all that it inherits, and which file says it, by key and by
+    key.subkey.
+    """
     file = _file(name, folders)
     try:
         text = file.read_text(encoding="utf-8")
         data: dict[str, Any] = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ImageError(f"The recipe {file} can't be read: {error}.", "It must be valid TOML.") from None
+        raise ImageError(
+            f"The recipe {file} can't be read: {error}.", "It must be valid TOML."
+        ) from None
     if name in seen:
         line = f"{file}: line {line_of(text, ('extends',))}"
-        raise ImageError(f"{line}: the recipe {seen[0]} inherits from itself: {' -> '.join((*seen, name))}.", "Remove one `extends`.")
+        raise ImageError(
+            f"{line}: the recipe {seen[0]} inherits from itself: {' -> '.join((*seen, name))}.",
+            "Remove one `extends`.",
+        )
     _absolute(data, file.parent)
-    base, origins = _resolve(str(data.pop("extends")), folders, (*seen, name)) if "extends" in data else ({}, {})
+    base, origins = (
+        _resolve(str(data.pop("extends")), folders, (*seen, name))
+        if "extends" in data
+        else ({}, {})
+    )
     base.pop("lock", None)  # it lists all packages of one image; who inherits has others
     for key, own in data.items():
         before = base.get(key)
@@ -364,7 +447,12 @@ def _resolve(name: str, folders: list[Path], seen: tuple[str, ...]) -> tuple[dic
 
 def _absolute(data: dict[str, Any], beside: Path) -> None:
     """Paths in a recipe are relative to it."""
-    tables: list[tuple[Any, str]] = [(data, "lock"), (data, "keyring"), (data.get("runner"), "path"), (data.get("stock"), "path")]
+    tables: list[tuple[Any, str]] = [
+        (data, "lock"),
+        (data, "keyring"),
+        (data.get("runner"), "path"),
+        (data.get("stock"), "path"),
+    ]
     for key, name in (("files", "source"), ("runners", "path")):
         if isinstance(named := data.get(key), dict):
             tables += [(each, name) for each in named.values()]

@@ -1,4 +1,6 @@
-"""How a version goes live: verified, its snapshots made, and only then the current one; and how images renew themselves."""
+"""How a version goes live: verified, its snapshots made, and only then the current one; and how
+images renew themselves.
+"""
 
 from __future__ import annotations
 
@@ -38,44 +40,63 @@ class Stage:
 
     def verify(self, golden: Golden) -> Proof:
         """See verify.verify."""
-        return verifying.verify(self.hypervisor, self.settings, golden, self.versions, slow=self.slow, say=self.say)
+        return verifying.verify(
+            self.hypervisor, self.settings, golden, self.versions, slow=self.slow, say=self.say
+        )
 
     def go_live(self, golden: Golden) -> None:
-        """Verify a version, make the snapshots that machines will be cloned from, switch to it: the next machine is as quick as the last.
+        """Verify a version, make the snapshots that machines will be cloned from, switch to it: the
+        next machine is as quick as the last.
 
         Raises ImageError where it is not good; it stays published then, and is not current.
         """
         proof = self.verify(golden)
         if not proof.is_good:
             raise ImageError(
-                f"The image {golden.name} {golden.version} is not good, and was not promoted: {proof.said}.",
+                f"The image {golden.name} {golden.version} is not good, and was not promoted: "
+                f"{proof.said}.",
                 f"`vmrunner image verify {golden.id}` shows all that was looked at.",
             )
         for note in proof.notes:
             self.say(f"{golden.name} {golden.version}: {note}")
         self.make_snapshots(golden)
-        promotion.promote(self.settings.images_dir, golden.name, golden.version, self.say, why=Why.BUILT)
+        promotion.promote(
+            self.settings.images_dir, golden.name, golden.version, self.say, why=Why.BUILT
+        )
 
     def make_snapshots(self, golden: Golden) -> None:
-        """Those that the pools want, and those that the current version has. Without one machines are booted, so a failure is only said."""
+        """Those that the pools want, and those that the current version has.
+
+        Without one machines are booted, so a failure is only said.
+        """
         for shape in self.shapes(golden.name):
             if self.hypervisor.snapshot(golden, shape):
                 continue
             try:
-                clones.make(self.hypervisor, self.settings, golden, shape, timeout=_SNAPSHOT, say=self.say)
+                clones.make(
+                    self.hypervisor, self.settings, golden, shape, timeout=_SNAPSHOT, say=self.say
+                )
             except SnapshotError as error:
-                self.say(f"No snapshot of {golden.name} {golden.version}, so its machines are booted: {error.sentence}")
+                self.say(
+                    f"No snapshot of {golden.name} {golden.version}, so its machines are booted: "
+                    f"{error.sentence}"
+                )
 
     def shapes(self, name: str) -> list[Shape]:
         """The sizes of machines of an image that are, or shall be, cloned."""
         pools = self.settings.pools.values() if isinstance(self.settings, Config) else ()
         wanted = [pool.shape for pool in pools if pool.image == name and pool.start != "boot"]
         known = store.current(self.settings.images_dir, name)
-        there = [each.shape for each in self.hypervisor.snapshots() if known and each.image == f"{name}/{known.version}"]
+        there = [
+            each.shape
+            for each in self.hypervisor.snapshots()
+            if known and each.image == f"{name}/{known.version}"
+        ]
         return list(dict.fromkeys([*wanted, *there]))
 
     def settle(self, candidate: Golden) -> str:
-        """What becomes of a version that was built anew: live, where it is another one than the current and good; else dropped, or left.
+        """What becomes of a version that was built anew: live, where it is another one than the
+        current and good; else dropped, or left.
 
         Returns what was done, in words. Raises ImageError where it is not good.
         """
@@ -88,9 +109,14 @@ class Stage:
                 return f"nothing new, {known.version} stays"
         if diff.content(candidate.manifest) in promotion.stepped_back_from(images, name):
             drop(images, candidate, self.say)
-            return f"what there is was rolled back before, {known.version if known else 'nothing'} stays"
+            return (
+                f"what there is was rolled back before, {known.version if known else 'nothing'} "
+                "stays"
+            )
         self.go_live(candidate)
-        gone = prune.prune(self.hypervisor, self.settings, name, self.settings.images.keep, self.say)
+        gone = prune.prune(
+            self.hypervisor, self.settings, name, self.settings.images.keep, self.say
+        )
         old = f", {len(gone.versions)} old removed" if gone.versions else ""
         return f"{candidate.version} is current{old}"
 
@@ -103,7 +129,13 @@ def used(settings: HostConfig, names: Sequence[str]) -> list[str]:
 
 def only_one(images: Path, say: Say) -> AbstractContextManager[None]:
     """Held while images are renewed: twice at once would build the same twice. Raises Busy."""
-    return lock.held(images / ".refresh.lock", "Another vmrunner renews the images", "Wait for it.", wait=0, say=say)
+    return lock.held(
+        images / ".refresh.lock",
+        "Another vmrunner renews the images",
+        "Wait for it.",
+        wait=0,
+        say=say,
+    )
 
 
 def drop(images: Path, golden: Golden, say: Say) -> None:

@@ -32,9 +32,9 @@ class Difference:
     runner: Change | None
     packages: dict[str, Change]
     runners: dict[str, Change]  # the further ones
-    files: (
-        dict[str, Change] | None
-    )  # the recipes', and archives of container images; None: one of the images is of a vmrunner that did not note them
+    # The recipes', and archives of container images; None: one of the images is of a vmrunner that
+    # did not note them.
+    files: dict[str, Change] | None
 
     @property
     def is_empty(self) -> bool:
@@ -45,9 +45,18 @@ class Difference:
 
 def content(manifest: Manifest) -> str:
     """A digest of all that `between` compares: two versions with the same one do not differ."""
-    packages = {name: (package.version, package.sha256) for name, package in manifest.packages.items()}
+    packages = {
+        name: (package.version, package.sha256) for name, package in manifest.packages.items()
+    }
     files = _files(manifest, manifest.containers)
-    what: list[object] = [manifest.recipe_digest, manifest.kernel, manifest.kernel_arguments, _runner(manifest.runner), packages, files]
+    what: list[object] = [
+        manifest.recipe_digest,
+        manifest.kernel,
+        manifest.kernel_arguments,
+        _runner(manifest.runner),
+        packages,
+        files,
+    ]
     if manifest.runners:  # where there are none it is the digest that an older vmrunner wrote down
         what.append(_runners(manifest))
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
@@ -77,7 +86,10 @@ def _change(first: str, second: str) -> Change | None:
 
 
 def _changes(first: Mapping[str, str], second: Mapping[str, str]) -> dict[str, Change]:
-    pairs = ((name, _change(first.get(name, ""), second.get(name, ""))) for name in sorted(first.keys() | second.keys()))
+    pairs = (
+        (name, _change(first.get(name, ""), second.get(name, "")))
+        for name in sorted(first.keys() | second.keys())
+    )
     return {name: change for name, change in pairs if change}
 
 
@@ -91,7 +103,13 @@ def _packages(first: Mapping[str, Package], second: Mapping[str, Package]) -> di
 
 
 def _package(package: Package, other: Package | None) -> str:
-    if other and other.version == package.version and package.sha256 and other.sha256 and other.sha256 != package.sha256:
+    if (
+        other
+        and other.version == package.version
+        and package.sha256
+        and other.sha256
+        and other.sha256 != package.sha256
+    ):
         return f"{package.version} ({package.sha256[:_ENOUGH]})"
     return package.version
 

@@ -1,4 +1,6 @@
-"""Whether a version was booted and found good: `verified.json` in its folder, beside the files that never change."""
+"""Whether a version was booted and found good: `verified.json` in its folder, beside the files that
+never change.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ class Proof(BaseModel):
     @property
     def notes(self) -> tuple[str, ...]:
         """What to know of it although it is good."""
-        return tuple(f"{check.name}: {check.measured}" for check in self.checks if check.passed and check.noted)
+        return tuple(
+            f"{check.name}: {check.measured}"
+            for check in self.checks
+            if check.passed and check.noted
+        )
 
     @property
     def is_good(self) -> bool:
@@ -73,7 +79,9 @@ def write(golden: Golden, proof: Proof) -> None:
         store.replace(golden.directory / RECORD, proof.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise ImageError(
-            f"That {golden.name} {golden.version} was verified can't be written down: {error.strerror}.", "Run it with sudo."
+            f"That {golden.name} {golden.version} was verified can't be written down: "
+            f"{error.strerror}.",
+            "Run it with sudo.",
         ) from None
 
 
@@ -84,7 +92,10 @@ def demand(golden: Golden) -> None:
     if proof is None:
         raise ImageError(f"The image {golden.name} {golden.version} was not verified.", again)
     if not proof.is_good:
-        raise ImageError(f"The image {golden.name} {golden.version} was verified and is not good: {proof.said}.", again)
+        raise ImageError(
+            f"The image {golden.name} {golden.version} was verified and is not good: {proof.said}.",
+            again,
+        )
 
 
 def is_bad(directory: Path) -> bool:

@@ -1,4 +1,7 @@
-"""The bill of materials of an image, in CycloneDX. Needs the extra `sbom`; nothing else imports its library."""
+"""The bill of materials of an image, in CycloneDX.
+
+Needs the extra `sbom`; nothing else imports its library.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,19 @@ VERSION = SchemaVersion.V1_6
 def text(golden: Golden) -> str:
     """CycloneDX as JSON, the same for the same image whenever it is asked for."""
     manifest = golden.manifest
-    notes = {"recipe_digest": manifest.recipe_digest, "kernel": manifest.kernel, "vmrunner_version": manifest.vmrunner_version}
+    notes = {
+        "recipe_digest": manifest.recipe_digest,
+        "kernel": manifest.kernel,
+        "vmrunner_version": manifest.vmrunner_version,
+    }
     image = Component(
         name=golden.name,
         version=golden.version,
         type=ComponentType.OPERATING_SYSTEM,
         bom_ref=golden.id,
-        properties=[Property(name=f"vmrunner:{name}", value=value) for name, value in notes.items()],
+        properties=[
+            Property(name=f"vmrunner:{name}", value=value) for name, value in notes.items()
+        ],
     )
     bom = Bom(serial_number=uuid5(NAMESPACE_URL, f"vmrunner:{golden.id}/{manifest.recipe_digest}"))
     bom.metadata.component = image
@@ -42,7 +51,11 @@ def text(golden: Golden) -> str:
     if manifest.runner:
         parts.append(_runner(manifest.runner, manifest.runner.kind))
     parts += [_runner(runner, f"runners/{name}") for name, runner in manifest.runners.items()]
-    parts += [_container(path, file, manifest) for path, file in (manifest.inputs or {}).items() if path.startswith(f"/{CONTAINERS}/")]
+    parts += [
+        _container(path, file, manifest)
+        for path, file in (manifest.inputs or {}).items()
+        if path.startswith(f"/{CONTAINERS}/")
+    ]
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(image, parts)
@@ -50,7 +63,11 @@ def text(golden: Golden) -> str:
 
 
 def _package(name: str, package: Package, manifest: Manifest) -> Component:
-    known = {key: value for key, value in (("arch", package.architecture), ("distro", manifest.suite)) if value}
+    known = {
+        key: value
+        for key, value in (("arch", package.architecture), ("distro", manifest.suite))
+        if value
+    }
     purl = PackageURL("deb", manifest.distribution, name, package.version, known)
     return Component(
         name=name,
@@ -64,13 +81,21 @@ def _package(name: str, package: Package, manifest: Manifest) -> Component:
 
 def _runner(runner: Runner, ref: str) -> Component:
     hashes = _hashes(runner.sha256)
-    return Component(name=runner.kind, type=ComponentType.APPLICATION, bom_ref=ref, hashes=hashes, properties=_at(runner.path))
+    return Component(
+        name=runner.kind,
+        type=ComponentType.APPLICATION,
+        bom_ref=ref,
+        hashes=hashes,
+        properties=_at(runner.path),
+    )
 
 
 def _container(path: str, file: Input, manifest: Manifest) -> Component:
     """An archive as a whole: what is in it vmrunner does not look at."""
     name, hashes = (manifest.containers or {}).get(path, path), _hashes(file.sha256)
-    return Component(name=name, type=ComponentType.CONTAINER, bom_ref=path, hashes=hashes, properties=_at(path))
+    return Component(
+        name=name, type=ComponentType.CONTAINER, bom_ref=path, hashes=hashes, properties=_at(path)
+    )
 
 
 def _at(path: str) -> list[Property]:

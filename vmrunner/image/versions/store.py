@@ -1,4 +1,6 @@
-"""The store of golden images: `<images>/<name>/<version>/`, immutable once published, `current` naming the newest."""
+"""The store of golden images: `<images>/<name>/<version>/`, immutable once published, `current`
+naming the newest.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +27,37 @@ def _load(directory: Path) -> Golden:
         manifest = Manifest.model_validate_json((directory / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else "is corrupt"
-        raise ImageError(f"The manifest of the image at {directory} {reason}.", "Build the image again: `vmrunner image build`.") from None
+        raise ImageError(
+            f"The manifest of the image at {directory} {reason}.",
+            "Build the image again: `vmrunner image build`.",
+        ) from None
     for name in manifest.files:
         if not (directory / name).is_file():
             raise ImageError(
-                f"The image {manifest.name} {manifest.version} lacks its file {name}.", "Build the image again: `vmrunner image build`."
+                f"The image {manifest.name} {manifest.version} lacks its file {name}.",
+                "Build the image again: `vmrunner image build`.",
             )
     return Golden(manifest.name, manifest.version, directory, manifest)
 
 
 def find_version(images: Path, wanted: str) -> Golden:
-    """The image that `name/version` names, or the current version of `name`; raises ImageError where there is none."""
+    """The image that `name/version` names, or the current version of `name`; raises ImageError
+    where there is none.
+    """
     name, slash, version = wanted.partition("/")
     if not slash:
         return find(images, name)
-    found = (path.parent for path in images.glob(f"[!.]*/[!.]*/{MANIFEST}"))  # by listing, so that no word leads out of the store
-    known = sorted(path.name for path in found if path.parent.name == name and not path.is_symlink())
+    # By listing, so that no word leads out of the store.
+    found = (path.parent for path in images.glob(f"[!.]*/[!.]*/{MANIFEST}"))
+    known = sorted(
+        path.name for path in found if path.parent.name == name and not path.is_symlink()
+    )
     if version not in known:
         listed = f"There are: {', '.join(known)}." if known else "There is none."
-        raise ImageError(f"There is no version {version!r} of the image {name!r}. {listed}", "`vmrunner image list` shows them.")
+        raise ImageError(
+            f"There is no version {version!r} of the image {name!r}. {listed}",
+            "`vmrunner image list` shows them.",
+        )
     return _load(images / name / version)
 
 
@@ -51,7 +65,11 @@ def list_all(images: Path) -> list[Golden]:
     """Every published image, by name and version."""
     if not images.is_dir():
         return []
-    return [_load(path.parent) for path in sorted(images.glob(f"[!.]*/[!.]*/{MANIFEST}")) if not path.parent.is_symlink()]
+    return [
+        _load(path.parent)
+        for path in sorted(images.glob(f"[!.]*/[!.]*/{MANIFEST}"))
+        if not path.parent.is_symlink()
+    ]
 
 
 def find(images: Path, name: str) -> Golden:
@@ -60,20 +78,33 @@ def find(images: Path, name: str) -> Golden:
     if not directory.is_dir():
         if versions(images, name):
             raise ImageError(
-                f"No version of the image {name!r} is the current one.", f"`vmrunner image promote {name} VERSION` makes one so."
+                f"No version of the image {name!r} is the current one.",
+                f"`vmrunner image promote {name} VERSION` makes one so.",
             )
-        known = sorted({path.parent.name for path in images.glob(f"[!.]*/{CURRENT}")}) if images.is_dir() else []
+        known = (
+            sorted({path.parent.name for path in images.glob(f"[!.]*/{CURRENT}")})
+            if images.is_dir()
+            else []
+        )
         listed = f"There are: {', '.join(known)}." if known else "There is none yet."
-        raise ImageError(f"There is no image {name!r}. {listed}", f"`vmrunner image build {name}` makes it.")
+        raise ImageError(
+            f"There is no image {name!r}. {listed}", f"`vmrunner image build {name}` makes it."
+        )
     return _load(directory.resolve())
 
 
 def versions(images: Path, name: str) -> list[str]:
-    """Every published version of an image, the newest last, damaged ones included; empty where there is no such image."""
+    """Every published version of an image, the newest last, damaged ones included; empty where
+    there is no such image.
+    """
     home = images / name
     if home.parent != images or name.startswith(".") or not home.is_dir():
         return []
-    return sorted(path.name for path in home.iterdir() if path.is_dir() and not path.is_symlink() and not path.name.startswith("."))
+    return sorted(
+        path.name
+        for path in home.iterdir()
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
+    )
 
 
 def version(images: Path, name: str, wanted: str) -> Golden:
@@ -90,14 +121,20 @@ def current(images: Path, name: str) -> Golden | None:
 
 
 def identity(directory: Path) -> str:
-    """The sha256 of what the manifest of the version in this folder says of its content, as hex. Raises OSError and ValueError."""
+    """The sha256 of what the manifest of the version in this folder says of its content, as hex.
+
+    Raises OSError and ValueError.
+    """
     plain = _plain(directory)
     plain.pop("forced", None)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def note_forced(directory: Path, forced: Forced) -> None:
-    """Add that to the manifest of the version in this folder. Call it with the store's lock held; raises OSError and ValueError."""
+    """Add that to the manifest of the version in this folder.
+
+    Call it with the store's lock held; raises OSError and ValueError.
+    """
     plain = _plain(directory)
     plain["forced"] = [*plain.get("forced", []), forced.model_dump()]
     replace(directory / MANIFEST, json.dumps(plain, indent=1) + "\n")
@@ -111,14 +148,19 @@ def _plain(directory: Path) -> dict[str, Any]:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file of a version: whoever is killed at it, or without room, leaves the old one. Raises OSError."""
+    """Write a file of a version: whoever is killed at it, or without room, leaves the old one.
+
+    Raises OSError.
+    """
     files.sweep(path.parent)
     files.sweep(path.parent, f".{path.name}.")  # as an older vmrunner named them
     files.write_whole(path, text, 0o644, durable=True)
 
 
 def verify(golden: Golden) -> None:
-    """Read every file of an image; raises ImageError where one differs from the manifest, or the manifest from the lock."""
+    """Read every file of an image; raises ImageError where one differs from the manifest, or the
+    manifest from the lock.
+    """
     for name, expected in golden.manifest.files.items():
         try:
             found = digest(golden.directory / name)
@@ -132,13 +174,22 @@ def verify(golden: Golden) -> None:
 
 def _verify_lock(golden: Golden) -> None:
     """The lock is what the image was built with, and the manifest lists its packages."""
-    path, again = golden.directory / LOCK, f"Build it again: `vmrunner image build {golden.name} --force`."
+    path, again = (
+        golden.directory / LOCK,
+        f"Build it again: `vmrunner image build {golden.name} --force`.",
+    )
     try:
         content = path.read_bytes()
     except OSError:
-        raise ImageError(f"The image {golden.name} {golden.version} lacks its file {LOCK}.", again) from None
+        raise ImageError(
+            f"The image {golden.name} {golden.version} lacks its file {LOCK}.", again
+        ) from None
     if hashlib.sha256(content).hexdigest() != golden.manifest.lock:
         raise golden.damaged(LOCK)
     different = lock.differences(lock.parse(content.decode(), str(path)), golden.manifest.packages)
     if different:
-        raise ImageError(f"The image {golden.name} {golden.version} is not what its lock says: {'; '.join(different)}.", again)
+        raise ImageError(
+            f"The image {golden.name} {golden.version} is not what its lock says: "
+            f"{'; '.join(different)}.",
+            again,
+        )

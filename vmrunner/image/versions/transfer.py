@@ -1,4 +1,6 @@
-"""A version of an image as one file, for another host: a tar of its manifest and of the files that the manifest names."""
+"""A version of an image as one file, for another host: a tar of its manifest and of the files that
+the manifest names.
+"""
 
 from __future__ import annotations
 
@@ -30,26 +32,34 @@ _NOT_FILES = {MANIFEST, LOCK, RECORD}  # of an image, but about it
 
 
 def export(golden: Golden, target: Path) -> int:
-    """Write a version into the file `target`, which appears when all of it is there; returns its size in bytes.
+    """Write a version into the file `target`, which appears when all of it is there; returns its
+    size in bytes.
 
     Raises ImageError where a file differs from the manifest, or `target` can't be written.
     """
     store.verify(golden)
     locked = [LOCK] if golden.manifest.lock else []
     try:
-        with files.replacing(target) as part, tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as archive:
+        with (
+            files.replacing(target) as part,
+            tarfile.open(part, "w", format=tarfile.PAX_FORMAT) as archive,
+        ):
             for name in (MANIFEST, *locked, *sorted(golden.manifest.files)):
                 archive.add(golden.directory / name, name, filter=_anonymous)
         return target.stat().st_size
     except OSError as error:
-        raise ImageError(f"{target} can't be written: {error.strerror}.", "Name a file in a folder that exists and has room.") from None
+        raise ImageError(
+            f"{target} can't be written: {error.strerror}.",
+            "Name a file in a folder that exists and has room.",
+        ) from None
 
 
 def fetch(source: Path, images: Path, say: Say) -> Golden:
     """Publish the version that the file `source` holds, under its own name; it is not made current.
 
-    Nothing of it can be seen in the store before every file is found to be as the manifest says. Raises ImageError where it is not an
-    exported image, is damaged, or is another one than the version of that name here.
+    Nothing of it can be seen in the store before every file is found to be as the manifest says.
+    Raises ImageError where it is not an exported image, is damaged, or is another one than the
+    version of that name here.
     """
     with _archive(source) as archive, workshop.opened(images) as work:
         out = work / "out"
@@ -86,7 +96,13 @@ def _archive(source: Path) -> Iterator[tarfile.TarFile]:
         hints = {errno.ENOSPC: "Free some space.", errno.EACCES: "Run it with sudo."}
         hint = hints.get(error.errno or 0, "`vmrunner image export` makes such files.")
         raise ImageError(f"{source} can't be imported: {error.strerror or error}.", hint) from None
-    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:  # the last three from what somebody compressed
+    except (
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        lzma.LZMAError,
+    ) as error:  # the last three from what somebody compressed
         if _is_qcow2(source):
             raise ImageError(
                 f"{source} is a disk, and not what `vmrunner image export` wrote.",
@@ -101,13 +117,18 @@ def _is_qcow2(source: Path) -> bool:
 
 
 def _damaged(source: Path, what: str) -> ImageError:
-    return ImageError(f"{source} is no image, or is damaged: {what}.", "Copy it again, or make it again with `vmrunner image export`.")
+    return ImageError(
+        f"{source} is no image, or is damaged: {what}.",
+        "Copy it again, or make it again with `vmrunner image export`.",
+    )
 
 
 def _manifest(source: Path, archive: tarfile.TarFile) -> Manifest:
     """It comes first. Whoever wrote the archive must not choose where files go."""
     first = archive.next()
-    content = archive.extractfile(first) if first and first.isfile() and first.name == MANIFEST else None
+    content = (
+        archive.extractfile(first) if first and first.isfile() and first.name == MANIFEST else None
+    )
     if content is None or first is None or first.size > _LONGEST_MANIFEST:
         raise _damaged(source, "it does not begin with a manifest")
     try:
@@ -115,9 +136,14 @@ def _manifest(source: Path, archive: tarfile.TarFile) -> Manifest:
     except ValidationError:
         raise _damaged(source, "its manifest is not one that this vmrunner can read") from None
     named = (manifest.name, manifest.version, *manifest.files)
-    if not all(_NAME.fullmatch(each) for each in named) or manifest.version == CURRENT or _NOT_FILES & manifest.files.keys():
+    if (
+        not all(_NAME.fullmatch(each) for each in named)
+        or manifest.version == CURRENT
+        or _NOT_FILES & manifest.files.keys()
+    ):
         raise _damaged(source, "its manifest has names that no image has")
-    return manifest.model_copy(update={"forced": ()})  # promotions of another host are none of this one
+    # Promotions of another host are none of this one.
+    return manifest.model_copy(update={"forced": ()})
 
 
 def _members(source: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
@@ -143,7 +169,8 @@ def _known(images: Path, manifest: Manifest, say: Say) -> Golden:
     golden = store.version(images, manifest.name, manifest.version)
     if golden.manifest.files != manifest.files:
         raise ImageError(
-            f"There is another image {manifest.name} {manifest.version} here.", "Remove that one, or export one of another version."
+            f"There is another image {manifest.name} {manifest.version} here.",
+            "Remove that one, or export one of another version.",
         )
     say(f"{manifest.name} {manifest.version} is here already")
     return golden

@@ -1,4 +1,6 @@
-"""Whether an image is one that jobs can run on: its files, and a machine of it that is looked at from inside."""
+"""Whether an image is one that jobs can run on: its files, and a machine of it that is looked at
+from inside.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from urllib.parse import urlsplit
 
 from vmrunner import __version__
 from vmrunner.config import Config, HostConfig
-from vmrunner.errors import DiskFull, HypervisorError, ImageError, MachineError, NameClash, NotPermitted, SnapshotError
+from vmrunner.errors import (
+    DiskFull,
+    HypervisorError,
+    ImageError,
+    MachineError,
+    NameClash,
+    NotPermitted,
+    SnapshotError,
+)
 from vmrunner.hypervisor.seam import Hypervisor, Output
 from vmrunner.image.versions import proof, store
 from vmrunner.image.versions.proof import Check, Proof
@@ -23,7 +33,18 @@ from vmrunner.network.policy import Reach
 from vmrunner.render import guest
 
 OURS = (
-    *("seed", "root grows", "free space", "runner", "dns", "forge", "secrets", "ssh host keys", "machine-id", "listening ports"),
+    *(
+        "seed",
+        "root grows",
+        "free space",
+        "runner",
+        "dns",
+        "forge",
+        "secrets",
+        "ssh host keys",
+        "machine-id",
+        "listening ports",
+    ),
     *("systemd units", "git clone", "build settings", "tools", "job user"),
 )
 """What the probe looks at in each image, beside the recipe's own checks."""
@@ -41,11 +62,20 @@ def shape_for(settings: HostConfig, name: str) -> Shape:
     return next((pool.shape for pool in pools if pool.image == name), _DEFAULT_SHAPE)
 
 
-def verify(hypervisor: Hypervisor, settings: HostConfig, golden: Golden, versions: Mapping[str, str], *, slow: bool, say: Say) -> Proof:
-    """Read all files, boot a machine as a job would have it but for the credentials, look at it from inside, and write down what was found.
+def verify(
+    hypervisor: Hypervisor,
+    settings: HostConfig,
+    golden: Golden,
+    versions: Mapping[str, str],
+    *,
+    slow: bool,
+    say: Say,
+) -> Proof:
+    """Read all files, boot a machine as a job would have it but for the credentials, look at it
+    from inside, and write down what was found.
 
-    `versions` are those of libvirt and QEMU, `slow` is whether they emulate the processor. Raises ImageError for damaged files, and what
-    the host is to blame for.
+    `versions` are those of libvirt and QEMU, `slow` is whether they emulate the processor. Raises
+    ImageError for damaged files, and what the host is to blame for.
     """
     store.verify(golden)
     shape, machine = shape_for(settings, golden.name), MachineId.new(hypervisor.manager)
@@ -55,7 +85,10 @@ def verify(hypervisor: Hypervisor, settings: HostConfig, golden: Golden, version
     try:
         manifest = store.identity(golden.directory)
     except (OSError, ValueError):  # removed meanwhile
-        raise ImageError(f"The manifest of the image {golden.name} {golden.version} can't be read any more.", "Try again.") from None
+        raise ImageError(
+            f"The manifest of the image {golden.name} {golden.version} can't be read any more.",
+            "Try again.",
+        ) from None
     found = Proof(
         manifest=manifest,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,12 +103,35 @@ def verify(hypervisor: Hypervisor, settings: HostConfig, golden: Golden, version
 
 
 def _boot(
-    hypervisor: Hypervisor, settings: HostConfig, golden: Golden, shape: Shape, machine: MachineId, listener: _Listener, *, slow: bool
+    hypervisor: Hypervisor,
+    settings: HostConfig,
+    golden: Golden,
+    shape: Shape,
+    machine: MachineId,
+    listener: _Listener,
+    *,
+    slow: bool,
 ) -> str:
-    """Run the probe; returns why it could not be run, or ended badly. Raises what is not the image's fault."""
+    """Run the probe; returns why it could not be run, or ended badly.
+
+    Raises what is not the image's fault.
+    """
     asked = json.dumps(_asked(settings, golden, shape, machine))
-    probe = ["env", f"PROBE_PATIENCE={4 if slow else 1}", "python3", "-c", guest("probe_image.py"), asked]
-    guarded = ["sh", "-c", f'command -v python3 >/dev/null || exit {_NO_PYTHON}; exec "$@"', "sh", *probe]
+    probe = [
+        "env",
+        f"PROBE_PATIENCE={4 if slow else 1}",
+        "python3",
+        "-c",
+        guest("probe_image.py"),
+        asked,
+    ]
+    guarded = [
+        "sh",
+        "-c",
+        f'command -v python3 >/dev/null || exit {_NO_PYTHON}; exec "$@"',
+        "sh",
+        *probe,
+    ]
     try:
         code = oneshot.run(
             hypervisor,
@@ -96,7 +152,9 @@ def _boot(
         raise
     except MachineError as error:
         cause = "its kernel panicked: " if any(word in error.hint for word in _PANIC) else ""
-        tail = next((line.strip() for line in reversed(error.hint.splitlines()) if line.strip()), "")
+        tail = next(
+            (line.strip() for line in reversed(error.hint.splitlines()) if line.strip()), ""
+        )
         return f"{cause}{error.sentence.rstrip('.')} (its console ended with: {_clip(tail)})"
     except HypervisorError as error:  # QEMU does not even begin with it
         return error.sentence.rstrip(".")
@@ -105,7 +163,9 @@ def _boot(
     return f"the probe ended with exit code {code}" if code else ""
 
 
-def _asked(settings: HostConfig, golden: Golden, shape: Shape, machine: MachineId) -> dict[str, object]:
+def _asked(
+    settings: HostConfig, golden: Golden, shape: Shape, machine: MachineId
+) -> dict[str, object]:
     manifest = golden.manifest
     runners = [*([manifest.runner] if manifest.runner else []), *manifest.runners.values()]
     return {
@@ -126,25 +186,52 @@ def _judge(settings: HostConfig, golden: Golden, listener: _Listener, trouble: s
     if not listener.boot_seconds:
         return [Check(name="boot", passed=False, measured=trouble or "the probe said nothing")]
     limit = settings.images.boot_timeout.total_seconds()
-    checks = [Check(name="boot", passed=listener.boot_seconds <= limit, measured=f"{listener.boot_seconds:.1f} s")]
-    checks.append(Check(name="clock", passed=abs(listener.skew) <= _SKEW, measured=f"{abs(listener.skew):.1f} s from the host's"))
+    checks = [
+        Check(
+            name="boot",
+            passed=listener.boot_seconds <= limit,
+            measured=f"{listener.boot_seconds:.1f} s",
+        )
+    ]
+    checks.append(
+        Check(
+            name="clock",
+            passed=abs(listener.skew) <= _SKEW,
+            measured=f"{abs(listener.skew):.1f} s from the host's",
+        )
+    )
     for name in (*OURS, *(f"recipe: {each}" for each in golden.manifest.checks)):
-        answer = listener.answers.get(name) or Check(name=name, passed=False, measured=trouble or "no answer")
-        checks.append(_usable_runner(settings, golden) if name == "runner" and answer.passed and _is_unusable(settings, golden) else answer)
+        answer = listener.answers.get(name) or Check(
+            name=name, passed=False, measured=trouble or "no answer"
+        )
+        checks.append(
+            _usable_runner(settings, golden)
+            if name == "runner" and answer.passed and _is_unusable(settings, golden)
+            else answer
+        )
     return checks
 
 
 def _is_unusable(settings: HostConfig, golden: Golden) -> bool:
     """Whether a pool uses the image, and the image has not the runner that its forge needs."""
-    if not isinstance(settings, Config) or golden.name not in {pool.image for pool in settings.pools.values()}:
+    if not isinstance(settings, Config) or golden.name not in {
+        pool.image for pool in settings.pools.values()
+    }:
         return False
-    return golden.manifest.runner is None or golden.manifest.runner.kind != RUNNERS[settings.forge.kind]
+    return (
+        golden.manifest.runner is None
+        or golden.manifest.runner.kind != RUNNERS[settings.forge.kind]
+    )
 
 
 def _usable_runner(settings: HostConfig, golden: Golden) -> Check:
     has = golden.manifest.runner.kind if golden.manifest.runner else "no runner"
     needs = RUNNERS[settings.forge.kind] if isinstance(settings, Config) else ""
-    return Check(name="runner", passed=False, measured=f"{has}, and the pools that use the image need {needs}")
+    return Check(
+        name="runner",
+        passed=False,
+        measured=f"{has}, and the pools that use the image need {needs}",
+    )
 
 
 def _clip(text: object) -> str:
@@ -183,6 +270,9 @@ class _Listener:
             else:
                 name = _clip(said["check"])
                 passed, noted = said["passed"] is True, said.get("noted") is True
-                self.answers.setdefault(name, Check(name=name, passed=passed, measured=_clip(said["measured"]), noted=noted))
+                self.answers.setdefault(
+                    name,
+                    Check(name=name, passed=passed, measured=_clip(said["measured"]), noted=noted),
+                )
         except (ValueError, TypeError, KeyError):
             return  # not the probe's

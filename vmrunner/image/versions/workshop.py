@@ -1,4 +1,6 @@
-"""Where a version of an image is made, out of sight, and how all of it appears in the store at once."""
+"""Where a version of an image is made, out of sight, and how all of it appears in the store at
+once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _LOGS, _LOG_KEPT = 20, 30 * 86400.0  # of all images; seconds
 
 @contextmanager
 def opened(images: Path) -> Iterator[Path]:
-    """A hidden folder beside the images; it goes afterwards, and those of processes that died go first."""
+    """A hidden folder beside the images; it goes afterwards, and those of processes that died go
+    first.
+    """
     images.mkdir(parents=True, exist_ok=True)
     for old in files.abandoned(images, _PREFIX):
         shutil.rmtree(old, ignore_errors=True)
@@ -51,7 +55,9 @@ def stale(images: Path) -> list[Path]:
 
 
 def used(paths: Iterable[Path]) -> dict[Path, float]:
-    """When each was changed last, in unix seconds; without those that another process has removed meanwhile."""
+    """When each was changed last, in unix seconds; without those that another process has removed
+    meanwhile.
+    """
     times = {}
     for path in paths:
         with suppress(FileNotFoundError):
@@ -67,7 +73,9 @@ def _old_logs(images: Path, most: int) -> list[Path]:
 
 
 def publish(out: Path, images: Path, manifest: Manifest, say: Say, *, promote: bool) -> Golden:
-    """Make the folder `out`, which lies in a workshop, the version that its manifest names; with `promote` the current one."""
+    """Make the folder `out`, which lies in a workshop, the version that its manifest names; with
+    `promote` the current one.
+    """
     home = images / manifest.name
     home.mkdir(exist_ok=True)
     final = home / manifest.version
@@ -75,5 +83,7 @@ def publish(out: Path, images: Path, manifest: Manifest, say: Say, *, promote: b
     with promotion.changing(images, say):
         out.rename(final)
         if promote:
-            promotion.switch(images, manifest.name, manifest.version, promotion.Why.BUILT, forced=True)
+            promotion.switch(
+                images, manifest.name, manifest.version, promotion.Why.BUILT, forced=True
+            )
     return store.version(images, manifest.name, manifest.version)

@@ -1,4 +1,6 @@
-"""Where packages come from, for a build and for jobs; and that what a build borrows of this host is given back."""
+"""Where packages come from, for a build and for jobs; and that what a build borrows of this host is
+given back.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ OFFICIAL = Mirrors()
 
 def deb822(uri: str, suites: str, keys: str = DEBIANS, *more: str) -> str:
     return "\n".join(
-        [f"Types: deb deb-src\nURIs: {uri}\nSuites: {suites}\nComponents: main non-free-firmware\nSigned-By: {keys}", *more, ""]
+        [
+            f"Types: deb deb-src\nURIs: {uri}\nSuites: {suites}\nComponents: main "
+            f"non-free-firmware\nSigned-By: {keys}",
+            *more,
+            "",
+        ]
     )
 
 
@@ -28,20 +35,67 @@ def deb822(uri: str, suites: str, keys: str = DEBIANS, *more: str) -> str:
     ("files", "found"),
     [
         ({}, OFFICIAL),
-        # What other vendors have is never taken, whatever its address looks like and wherever it stands.
-        ({"a.list": VENDOR, "debian.sources": deb822(LAN, "bookworm bookworm-updates")}, Mirrors(main=LAN)),
+        # What other vendors have is never taken, whatever its address looks like and wherever it
+        # stands.
+        (
+            {"a.list": VENDOR, "debian.sources": deb822(LAN, "bookworm bookworm-updates")},
+            Mirrors(main=LAN),
+        ),
         ({"a.list": "deb https://docker.example/linux/debian bookworm stable\n"}, OFFICIAL),
-        ({"a.list": "deb [signed-by=/usr/share/keyrings/vendor.gpg] http://v.example/debian bookworm main\n"}, OFFICIAL),
-        ({"a.list": f"deb [ arch=amd64 signed-by={DEBIANS} ] {LAN}/debian bookworm main # ours\n"}, Mirrors(main=f"{LAN}/debian")),
-        ({"a.sources": deb822("http://v.example/debian", "bookworm bookworm-updates", "/etc/apt/keyrings/vendor.asc")}, OFFICIAL),
-        ({"a.sources": deb822("http://v.example", "bookworm", f"{DEBIANS} /etc/apt/keyrings/vendor.asc")}, OFFICIAL),
-        ({"a.sources": deb822("http://v.example/debian", "bookworm", "\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc")}, OFFICIAL),
+        (
+            {
+                "a.list": "deb [signed-by=/usr/share/keyrings/vendor.gpg] http://v.example/debian "
+                "bookworm main\n"
+            },
+            OFFICIAL,
+        ),
+        (
+            {
+                "a.list": f"deb [ arch=amd64 signed-by={DEBIANS} ] {LAN}/debian bookworm main # "
+                "ours\n"
+            },
+            Mirrors(main=f"{LAN}/debian"),
+        ),
+        (
+            {
+                "a.sources": deb822(
+                    "http://v.example/debian",
+                    "bookworm bookworm-updates",
+                    "/etc/apt/keyrings/vendor.asc",
+                )
+            },
+            OFFICIAL,
+        ),
+        (
+            {
+                "a.sources": deb822(
+                    "http://v.example", "bookworm", f"{DEBIANS} /etc/apt/keyrings/vendor.asc"
+                )
+            },
+            OFFICIAL,
+        ),
+        (
+            {
+                "a.sources": deb822(
+                    "http://v.example/debian",
+                    "bookworm",
+                    "\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc",
+                )
+            },
+            OFFICIAL,
+        ),
         # One without a keyring is Debian's where it has what only Debian has beside a release.
         (
-            {"../sources.list": f"{VENDOR}deb {LAN} bookworm main\ndeb {LAN}/ bookworm-updates main\ndeb {LAN}/s bookworm-security main\n"},
+            {
+                "../sources.list": f"{VENDOR}deb {LAN} bookworm main\ndeb {LAN}/ bookworm-updates "
+                f"main\ndeb {LAN}/s bookworm-security main\n"
+            },
             Mirrors(LAN, f"{LAN}/s"),
         ),
-        ({"../sources.list": f"deb {LAN} bullseye main\ndeb {LAN}/s bullseye/updates main\n"}, OFFICIAL),
+        (
+            {"../sources.list": f"deb {LAN} bullseye main\ndeb {LAN}/s bullseye/updates main\n"},
+            OFFICIAL,
+        ),
         ({"../sources.list": f"deb {LAN}/s bookworm/updates main\n"}, Mirrors(security=f"{LAN}/s")),
         # Debian's, but not this, or not in use.
         ({"a.sources": deb822("http://deb.debian.org/debian-debug", "bookworm-debug")}, OFFICIAL),
@@ -51,12 +105,25 @@ def deb822(uri: str, suites: str, keys: str = DEBIANS, *more: str) -> str:
         ({"a.sources": "# " + deb822(LAN, "bookworm").replace("\n", "\n# ")}, OFFICIAL),
         ({"a.list.disabled": f"deb [signed-by={DEBIANS}] {LAN} bookworm main\n"}, OFFICIAL),
         ({"a.sources": deb822("cdrom:[Debian]/", "bookworm")}, OFFICIAL),
-        # A field that goes on, other words for the suite, a release that the recipe does not have, several in a file.
-        ({"a.sources": deb822(f"\n http://deb.example/\n {LAN}", "\n stable\n stable-updates")}, Mirrors(main="http://deb.example/")),
-        ({"a.sources": deb822(f"{LAN}/s", "bookworm-security") + "\n\n" + deb822(LAN, "bookworm")}, Mirrors(LAN, f"{LAN}/s")),
+        # A field that goes on, other words for the suite, a release that the recipe does not have,
+        # several in a file.
+        (
+            {"a.sources": deb822(f"\n http://deb.example/\n {LAN}", "\n stable\n stable-updates")},
+            Mirrors(main="http://deb.example/"),
+        ),
+        (
+            {
+                "a.sources": deb822(f"{LAN}/s", "bookworm-security")
+                + "\n\n"
+                + deb822(LAN, "bookworm")
+            },
+            Mirrors(LAN, f"{LAN}/s"),
+        ),
     ],
 )
-def test_only_debians_own_entries_of_the_host_are_a_mirror_of_it(tmp_path: Path, files: dict[str, str], found: Mirrors) -> None:
+def test_only_debians_own_entries_of_the_host_are_a_mirror_of_it(
+    tmp_path: Path, files: dict[str, str], found: Mirrors
+) -> None:
     (tmp_path / "apt/sources.list.d").mkdir(parents=True)
     (tmp_path / "os-release").write_text('ID=debian\nVERSION_CODENAME="bookworm"\n')
     for name, text in files.items():
@@ -67,7 +134,10 @@ def test_only_debians_own_entries_of_the_host_are_a_mirror_of_it(tmp_path: Path,
 def test_a_host_that_is_no_debian(tmp_path: Path) -> None:
     (tmp_path / "apt/sources.list.d").mkdir(parents=True)
     (tmp_path / "os-release").write_text("ID=ubuntu\nVERSION_CODENAME=noble\n")
-    lines = "".join(f"deb http://archive.example/ubuntu {suite} main\n" for suite in ("noble", "noble-updates", "noble-security"))
+    lines = "".join(
+        f"deb http://archive.example/ubuntu {suite} main\n"
+        for suite in ("noble", "noble-updates", "noble-security")
+    )
     (tmp_path / "apt/sources.list").write_text(lines)
     assert apt.of_host("bookworm", tmp_path) == OFFICIAL
 
@@ -81,14 +151,19 @@ def stanza(uri: str, suites: str, *more: str) -> str:
     return "\n".join([f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main", *more, ""])
 
 
-DEBIAN = [stanza(OFFICIAL.main, "bookworm bookworm-updates"), stanza(OFFICIAL.security, "bookworm-security")]
+DEBIAN = [
+    stanza(OFFICIAL.main, "bookworm bookworm-updates"),
+    stanza(OFFICIAL.security, "bookworm-security"),
+]
 
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A host that reaches nothing but by a mirror and a proxy with passwords."""
     (tmp_path / "host").mkdir()
-    (tmp_path / "host/99proxy").write_text(f'Acquire::http::Proxy "http://ci:{PASSWORD}@proxy.lan:3128";\n')
+    (tmp_path / "host/99proxy").write_text(
+        f'Acquire::http::Proxy "http://ci:{PASSWORD}@proxy.lan:3128";\n'
+    )
     monkeypatch.setattr(apt, "HOST_SETTINGS", tmp_path / "host")
     monkeypatch.setattr(apt, "of_host", lambda _: Mirrors(f"{LAN}/debian", f"{LAN}/security"))
     return LAN
@@ -99,7 +174,10 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     [
         ([], DEBIAN),
         (['mirror = "http://m.example/d"'], [stanza("http://m.example/d", "bookworm")]),
-        (['mirror = "http://m.example/d"', 'updates = ["a", "b"]'], [stanza("http://m.example/d", "bookworm a b")]),
+        (
+            ['mirror = "http://m.example/d"', 'updates = ["a", "b"]'],
+            [stanza("http://m.example/d", "bookworm a b")],
+        ),
         (
             ['jobs_mirror = "http://m.example/debian"'],
             [
@@ -111,31 +189,48 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             ['jobs_mirror = "http://m.example/d/"'],
             [stanza("http://m.example/d/", "bookworm bookworm-updates"), DEBIAN[1]],
         ),
-        (['mirror = "http://a:b@m.example/d"', 'jobs_mirror = "http://m.example/j"'], [stanza("http://m.example/j", "bookworm")]),
+        (
+            ['mirror = "http://a:b@m.example/d"', 'jobs_mirror = "http://m.example/j"'],
+            [stanza("http://m.example/j", "bookworm")],
+        ),
         (
             ['snapshot = "20200101T000000Z"'],
             [
-                stanza(f"https://snapshot.debian.org/archive/{folder}/20200101T000000Z", suites, "Check-Valid-Until: no")
-                for folder, suites in (("debian", "bookworm bookworm-updates"), ("debian-security", "bookworm-security"))
+                stanza(
+                    f"https://snapshot.debian.org/archive/{folder}/20200101T000000Z",
+                    suites,
+                    "Check-Valid-Until: no",
+                )
+                for folder, suites in (
+                    ("debian", "bookworm bookworm-updates"),
+                    ("debian-security", "bookworm-security"),
+                )
             ],
         ),
         (['snapshot = "20200101T000000Z"', 'jobs_mirror = "http://deb.debian.org/debian"'], DEBIAN),
     ],
 )
-def test_jobs_have_the_recipes_mirror_and_never_the_hosts(tmp_path: Path, host: str, lines: list[str], found: list[str]) -> None:
+def test_jobs_have_the_recipes_mirror_and_never_the_hosts(
+    tmp_path: Path, host: str, lines: list[str], found: list[str]
+) -> None:
     mine, tree = wanted(tmp_path, *lines), tmp_path / "tree"
     apt.lay(mine, tree)
     (file,) = (tree / "etc/apt/sources.list.d").iterdir()
     assert (file.name, file.stat().st_mode & 0o777) == ("debian.sources", 0o644)
     head, _, text = file.read_text().partition("\n")
     assert (head[0], text) == ("#", "\n".join(found))
-    assert (host in apt.sources(mine)) == (not any("mirror =" in line or "snapshot" in line for line in lines if "jobs" not in line))
+    assert (host in apt.sources(mine)) == (
+        not any("mirror =" in line or "snapshot" in line for line in lines if "jobs" not in line)
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('mirror = "http://a:b@m.example/"', "every job could read the password in mirror: say with jobs_mirror what jobs use"),
+        (
+            'mirror = "http://a:b@m.example/"',
+            "every job could read the password in mirror: say with jobs_mirror what jobs use",
+        ),
         ('jobs_mirror = "http://a@m.example/"', "every job can read the password in jobs_mirror"),
     ],
 )
@@ -145,7 +240,9 @@ def test_a_password_that_jobs_could_read_is_refused(tmp_path: Path, line: str, s
 
 
 def contents(tree: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(tree)): path.read_bytes() for path in tree.rglob("*") if path.is_file()
+    }
 
 
 def test_what_is_lent_is_given_back_whatever_happens(tmp_path: Path, host: str) -> None:
@@ -165,7 +262,11 @@ def test_what_is_lent_is_given_back_whatever_happens(tmp_path: Path, host: str) 
     with pytest.raises(KeyError):
         fails()
     there = contents(tree)
-    assert set(there) == {DEBIANS[1:], "usr/lib/os-release", "etc/apt/sources.list.d/debian.sources"}
+    assert set(there) == {
+        DEBIANS[1:],
+        "usr/lib/os-release",
+        "etc/apt/sources.list.d/debian.sources",
+    }
     assert PASSWORD not in (text := there["etc/apt/sources.list.d/debian.sources"].decode())
     assert text.count(f"Signed-By: {DEBIANS}\n") == 2
     assert host not in text
@@ -173,7 +274,10 @@ def test_what_is_lent_is_given_back_whatever_happens(tmp_path: Path, host: str) 
 
 def test_what_a_script_has_done_to_the_sources_stays(tmp_path: Path, host: str) -> None:
     mine, tree = wanted(tmp_path), tmp_path / "tree"
-    file, vendors = tree / "etc/apt/sources.list.d/debian.sources", tree / "etc/apt/sources.list.d/vendor.list"
+    file, vendors = (
+        tree / "etc/apt/sources.list.d/debian.sources",
+        tree / "etc/apt/sources.list.d/vendor.list",
+    )
     with apt.lent(mine, tree):
         assert f"URIs: {host}/debian\n" in file.read_text()
         file.write_text(file.read_text().replace("Components: main", "Components: main contrib"))
@@ -187,14 +291,25 @@ def test_what_a_script_has_done_to_the_sources_stays(tmp_path: Path, host: str) 
 
 def test_the_keyring_of_the_recipe_is_there_for_jobs(tmp_path: Path) -> None:
     (tmp_path / "key.asc").write_bytes(b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
-    mine, tree = wanted(tmp_path, 'mirror = "http://m.example/d"', 'keyring = "key.asc"'), tmp_path / "tree"
+    mine, tree = (
+        wanted(tmp_path, 'mirror = "http://m.example/d"', 'keyring = "key.asc"'),
+        tmp_path / "tree",
+    )
     apt.lay(mine, tree)
-    assert (tree / "etc/apt/keyrings/vmrunner-archive.asc").read_bytes() == (tmp_path / "key.asc").read_bytes()
-    assert "Signed-By: /etc/apt/keyrings/vmrunner-archive.asc\n" in (tree / "etc/apt/sources.list.d/debian.sources").read_text()
+    assert (tree / "etc/apt/keyrings/vmrunner-archive.asc").read_bytes() == (
+        tmp_path / "key.asc"
+    ).read_bytes()
+    assert (
+        "Signed-By: /etc/apt/keyrings/vmrunner-archive.asc\n"
+        in (tree / "etc/apt/sources.list.d/debian.sources").read_text()
+    )
     (tree / "usr/share/keyrings").mkdir(parents=True)
     (tree / "usr/share/keyrings/key.asc").touch()  # a package of the image has brought it
     apt.lay(mine, tree)
-    assert "Signed-By: /usr/share/keyrings/key.asc\n" in (tree / "etc/apt/sources.list.d/debian.sources").read_text()
+    assert (
+        "Signed-By: /usr/share/keyrings/key.asc\n"
+        in (tree / "etc/apt/sources.list.d/debian.sources").read_text()
+    )
 
 
 def test_a_tree_says_whose_packages_it_consists_of(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""An archive of old packages: what it signed has expired, and is taken for a recipe with a `snapshot` alone; unsigned it is never taken.
+"""An archive of old packages: what it signed has expired, and is taken for a recipe with a
+`snapshot` alone; unsigned it is never taken.
 
-The archive is the test's own, with one package and signed by a key of its own: no real one can be reached here.
+The archive is the test's own, with one package and signed by a key of its own: no real one can be
+reached here.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ class Archive:
         """The lines that a build writes, with the test's key for those of Debian."""
         lines = [line.split() for line in bootstrap.sources(wanted).splitlines()]
         options = [line.pop(1).strip("[]") if line[1].startswith("[") else "" for line in lines]
-        return "".join(f"deb [{option} signed-by={self.key}] {' '.join(line[1:])}\n" for option, line in zip(options, lines, strict=True))
+        return "".join(
+            f"deb [{option} signed-by={self.key}] {' '.join(line[1:])}\n"
+            for option, line in zip(options, lines, strict=True)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +56,26 @@ def archive() -> Iterator[Archive]:
         owner = Tsk.generate("archive@example")
         key = home / "key.gpg"
         key.write_bytes(bytes(owner.extract_certificate()))
-        for folder, suite in (("debian", "bookworm"), ("debian", "bookworm-updates"), ("debian-security", "bookworm-security")):
+        for folder, suite in (
+            ("debian", "bookworm"),
+            ("debian", "bookworm-updates"),
+            ("debian-security", "bookworm-security"),
+        ):
             packages = [BASE] if suite == "bookworm" else []
             root = home / "site" / folder / SNAPSHOT
-            publish(root, owner, {"main": packages}, suite=suite, day="Wed, 01 Jan 2020", until="Wed, 08 Jan 2020")
+            publish(
+                root,
+                owner,
+                {"main": packages},
+                suite=suite,
+                day="Wed, 01 Jan 2020",
+                until="Wed, 08 Jan 2020",
+            )
         (deb,) = (home / "site").rglob("*.deb")
         with served(home / "site") as site:
-            yield Archive(site.url, home / "site", key, hashlib.sha256(deb.read_bytes()).hexdigest())
+            yield Archive(
+                site.url, home / "site", key, hashlib.sha256(deb.read_bytes()).hexdigest()
+            )
 
 
 def with_snapshot(archive: Archive) -> Recipe:
@@ -65,11 +83,15 @@ def with_snapshot(archive: Archive) -> Recipe:
 
 
 def with_mirror(archive: Archive) -> Recipe:
-    return recipe.load("debian-12").model_copy(update={"mirror": f"{archive.url}/debian/{SNAPSHOT}"})
+    return recipe.load("debian-12").model_copy(
+        update={"mirror": f"{archive.url}/debian/{SNAPSHOT}"}
+    )
 
 
 def apt(home: Path, wanted: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run apt with these sources in a root of the test's own, where no setting of the host's counts."""
+    """Run apt with these sources in a root of the test's own, where no setting of the host's
+    counts.
+    """
     for folder in (
         "etc/apt/apt.conf.d",
         "etc/apt/preferences.d",
@@ -82,21 +104,31 @@ def apt(home: Path, wanted: str, *command: str) -> subprocess.CompletedProcess[s
     (home / "etc/apt/sources.list").write_text(wanted)
     settings = home / "apt.conf"
     status = home / "var/lib/dpkg/status"
-    settings.write_text(f'Dir "{home}";\nDir::State::status "{status}";\nAPT::Sandbox::User "root";\nAPT::Architecture "amd64";\n')
+    settings.write_text(
+        f'Dir "{home}";\nDir::State::status "{status}";\nAPT::Sandbox::User '
+        '"root";\nAPT::Architecture "amd64";\n'
+    )
     environment = os.environ | {"APT_CONFIG": str(settings)}
-    return subprocess.run(["apt-get", *command], cwd=home, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(
+        ["apt-get", *command], cwd=home, capture_output=True, text=True, env=environment, timeout=60
+    )
 
 
 def test_debians_own_archive_is_the_default() -> None:
     wanted = recipe.load("debian-13").model_copy(update={"snapshot": SNAPSHOT})
     assert bootstrap.sources(wanted) == (
-        f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/{SNAPSHOT} trixie main\n"
-        f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/{SNAPSHOT} trixie-updates main\n"
-        f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian-security/{SNAPSHOT} trixie-security main\n"
+        f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/{SNAPSHOT} trixie "
+        "main\n"
+        f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/{SNAPSHOT} "
+        "trixie-updates main\n"
+        "deb [check-valid-until=no] "
+        f"https://snapshot.debian.org/archive/debian-security/{SNAPSHOT} trixie-security main\n"
     )
 
 
-def test_apt_takes_a_snapshot_and_its_lists_give_the_digest(archive: Archive, tmp_path: Path) -> None:
+def test_apt_takes_a_snapshot_and_its_lists_give_the_digest(
+    archive: Archive, tmp_path: Path
+) -> None:
     sources = archive.sources(with_snapshot(archive))
     updated = apt(tmp_path, sources, "update", "--error-on=any")
     assert updated.returncode == 0, updated.stderr

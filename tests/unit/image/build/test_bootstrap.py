@@ -1,6 +1,8 @@
-"""The recipe ubuntu-24.04 with another mirror and keyring, as an admin would: an archive like Ubuntu's, of the test's own.
+"""The recipe ubuntu-24.04 with another mirror and keyring, as an admin would: an archive like
+Ubuntu's, of the test's own.
 
-Bootstrap, tree and disk are what every build does; the packages are empty but for what that needs. `make images` takes the real archive.
+Bootstrap, tree and disk are what every build does; the packages are empty but for what that needs.
+`make images` takes the real archive.
 """
 
 from __future__ import annotations
@@ -64,9 +66,14 @@ def archive() -> Iterator[Path]:
         Package("dpkg", "1.22.6ubuntu6", ESSENTIAL),
         Package("apt", "2.7.14build2"),
         *(Package(name) for name in recipe.load("ubuntu-24.04").packages if name not in named),
-        Package("systemd-resolved", files={"usr/lib/systemd/system/systemd-resolved.service": UNIT.encode()}),
         Package(
-            "initramfs-tools", files={"usr/sbin/update-initramfs": INITRD.encode()}, scripts={"postinst": "chmod 755 /usr/sbin/update-*"}
+            "systemd-resolved",
+            files={"usr/lib/systemd/system/systemd-resolved.service": UNIT.encode()},
+        ),
+        Package(
+            "initramfs-tools",
+            files={"usr/sbin/update-initramfs": INITRD.encode()},
+            scripts={"postinst": "chmod 755 /usr/sbin/update-*"},
         ),
         Package("linux-image-virtual", "6.8.0-31.31", {"Depends": f"linux-image-{KERNEL}"}),
         Package(
@@ -76,7 +83,8 @@ def archive() -> Iterator[Path]:
             files={f"boot/vmlinuz-{KERNEL}": b"a kernel"},
             scripts={"postinst": f"update-initramfs {KERNEL}"},
         ),
-        # Older than the other, with all drivers; and what can't be installed where its man page's folder is missing.
+        # Older than the other, with all drivers; and what can't be installed where its man page's
+        # folder is missing.
         Package("linux-image-generic", "6.8.0-9.9", {"Depends": f"linux-image-{FULL_KERNEL}"}),
         Package(
             f"linux-image-{FULL_KERNEL}",
@@ -94,7 +102,8 @@ def archive() -> Iterator[Path]:
                 "usr/share/doc/psql/README": b"words",
             },
             scripts={
-                "postinst": f"update-alternatives --install /usr/bin/psql psql /usr/lib/psql/psql 50 --slave {PAGE} psql.7 {PAGES_FILE}"
+                "postinst": "update-alternatives --install /usr/bin/psql psql /usr/lib/psql/psql "
+                f"50 --slave {PAGE} psql.7 {PAGES_FILE}"
             },
         ),
     ]
@@ -104,12 +113,25 @@ def archive() -> Iterator[Path]:
         folder.chmod(0o755)
         owner = Tsk.generate("archive@example")
         (folder / "key.gpg").write_bytes(bytes(owner.extract_certificate()))
-        (folder / "other.gpg").write_bytes(bytes(Tsk.generate("somebody@example").extract_certificate()))
+        (folder / "other.gpg").write_bytes(
+            bytes(Tsk.generate("somebody@example").extract_certificate())
+        )
         root = folder / "site" / "ubuntu"
         publish(root, owner, {"main": main, "universe": [Package("jq", "1.7.1")]}, suite="noble")
-        publish(root, owner, {"main": [Package("curl", "8.5.0-2ubuntu10.4")], "universe": []}, suite="noble-updates", codename="noble")
-        fixed = [Package("libc6", "2.39-0ubuntu8.3", ESSENTIAL), Package("git", "1:2.43.0-1ubuntu7.1")]
-        publish(root, owner, {"main": fixed, "universe": []}, suite="noble-security", codename="noble")
+        publish(
+            root,
+            owner,
+            {"main": [Package("curl", "8.5.0-2ubuntu10.4")], "universe": []},
+            suite="noble-updates",
+            codename="noble",
+        )
+        fixed = [
+            Package("libc6", "2.39-0ubuntu8.3", ESSENTIAL),
+            Package("git", "1:2.43.0-1ubuntu7.1"),
+        ]
+        publish(
+            root, owner, {"main": fixed, "universe": []}, suite="noble-security", codename="noble"
+        )
         yield folder
 
 
@@ -124,14 +146,22 @@ def quiet(_: str) -> None: ...
 
 def nothing(images: Path) -> bool:
     """Whether a failed build left nothing but its log."""
-    return left("mine", images, after=True) == [] and {path.name for path in images.iterdir()} <= {".log", ".cache"}
+    return left("mine", images, after=True) == [] and {path.name for path in images.iterdir()} <= {
+        ".log",
+        ".cache",
+    }
 
 
 def files_of(golden: Golden, work: Path, *paths: str) -> list[str]:
     """What these files of the image's disk hold."""
     raw = work / "raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / DISK, raw], check=True)
-    read = [subprocess.run(["debugfs", "-R", f"cat {path}", raw], capture_output=True, text=True, check=True).stdout for path in paths]
+    read = [
+        subprocess.run(
+            ["debugfs", "-R", f"cat {path}", raw], capture_output=True, text=True, check=True
+        ).stdout
+        for path in paths
+    ]
     raw.unlink()
     return read
 
@@ -140,9 +170,17 @@ def listed(golden: Golden, work: Path, *folders: str) -> list[set[str]]:
     """The names in these folders of the image's disk."""
     raw = work / "raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / DISK, raw], check=True)
-    read = [subprocess.run(["debugfs", "-R", f"ls -p {each}", raw], capture_output=True, text=True, check=True).stdout for each in folders]
+    read = [
+        subprocess.run(
+            ["debugfs", "-R", f"ls -p {each}", raw], capture_output=True, text=True, check=True
+        ).stdout
+        for each in folders
+    ]
     raw.unlink()
-    return [{line.split("/")[5] for line in text.splitlines() if line.startswith("/")} - {".", ".."} for text in read]
+    return [
+        {line.split("/")[5] for line in text.splitlines() if line.startswith("/")} - {".", ".."}
+        for text in read
+    ]
 
 
 def test_ubuntu_with_a_mirror_and_a_keyring(mirror: Mirror, tmp_path: Path) -> None:
@@ -154,14 +192,25 @@ def test_ubuntu_with_a_mirror_and_a_keyring(mirror: Mirror, tmp_path: Path) -> N
     assert (golden.directory / "vmlinuz").read_text() == "a kernel"
     assert (golden.directory / "initrd").read_text() == "an initrd\n"
     versions = {name: each.version for name, each in manifest.packages.items()}
-    assert set(wanted.all_packages) | {f"linux-image-{KERNEL}", "base-files", "libc6", "dpkg"} == set(versions)
-    assert (versions["libc6"], versions["git"]) == ("2.39-0ubuntu8.3", "1:2.43.0-1ubuntu7.1"), "of noble-security"
-    assert (versions["curl"], versions["jq"]) == ("8.5.0-2ubuntu10.4", "1.7.1"), "of noble-updates, and of universe"
+    assert set(wanted.all_packages) | {
+        f"linux-image-{KERNEL}",
+        "base-files",
+        "libc6",
+        "dpkg",
+    } == set(versions)
+    assert (versions["libc6"], versions["git"]) == ("2.39-0ubuntu8.3", "1:2.43.0-1ubuntu7.1"), (
+        "of noble-security"
+    )
+    assert (versions["curl"], versions["jq"]) == ("8.5.0-2ubuntu10.4", "1.7.1"), (
+        "of noble-updates, and of universe"
+    )
     for name, each in manifest.packages.items():
         deb = mirror.folder / "site/ubuntu/pool" / f"{name}_{each.version}.deb"
         assert each.sha256 == hashlib.sha256(deb.read_bytes()).hexdigest(), name
     (keys,) = listed(golden, tmp_path, "/etc/apt/keyrings")
-    sources, fstab = files_of(golden, tmp_path, "/etc/apt/sources.list.d/debian.sources", "/etc/fstab")
+    sources, fstab = files_of(
+        golden, tmp_path, "/etc/apt/sources.list.d/debian.sources", "/etc/fstab"
+    )
     assert sources.splitlines()[1:] == [
         "Types: deb",
         f"URIs: {url}",
@@ -176,12 +225,20 @@ def test_ubuntu_with_a_mirror_and_a_keyring(mirror: Mirror, tmp_path: Path) -> N
 def test_a_recipe_chooses_its_kernel_and_nothing_of_this_host_is_left(
     mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A host that has a proxy with a password; its scripts reach what they fetch by it, and its jobs know nothing of it."""
+    """A host that has a proxy with a password; its scripts reach what they fetch by it, and its
+    jobs know nothing of it.
+    """
     (tmp_path / "host").mkdir()
-    proxy = f'Acquire::http::Proxy "http://ci:{PASSWORD}@127.0.0.1:9";\nAcquire::http::Proxy::127.0.0.1 "DIRECT";\n'
+    proxy = (
+        "Acquire::http::Proxy "
+        f'"http://ci:{PASSWORD}@127.0.0.1:9";\nAcquire::http::Proxy::127.0.0.1 "DIRECT";\n'
+    )
     (tmp_path / "host/99proxy").write_text(proxy)
     monkeypatch.setattr(apt, "HOST_SETTINGS", tmp_path / "host")
-    look = "read -r line </etc/apt/apt.conf.d/99vmrunner-build\ncase $line in *ci:*) ;; *) exit 1 ;; esac\n[ -s /etc/resolv.conf ]"
+    look = (
+        "read -r line </etc/apt/apt.conf.d/99vmrunner-build\ncase $line in *ci:*) ;; *) exit 1 "
+        ";; esac\n[ -s /etc/resolv.conf ]"
+    )
     more = {
         "kernel": "linux-image-generic",
         "scripts": (recipe.Script(name="looks", text=look),),
@@ -190,17 +247,31 @@ def test_a_recipe_chooses_its_kernel_and_nothing_of_this_host_is_left(
     wanted = mirror.recipe().model_copy(update=more)
     wanted = wanted.model_copy(update={"packages": (*wanted.packages, "psql")})
     golden = build.build(wanted, tmp_path / "images", quiet)
-    assert (golden.manifest.kernel, (golden.directory / "vmlinuz").read_text()) == (FULL_KERNEL, "a full kernel")
+    assert (golden.manifest.kernel, (golden.directory / "vmlinuz").read_text()) == (
+        FULL_KERNEL,
+        "a full kernel",
+    )
     raw = tmp_path / "raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / DISK, raw], check=True)
     assert PASSWORD.encode() not in raw.read_bytes(), "nor in a block that no file has any more"
     raw.unlink()
     folders = listed(
-        golden, tmp_path, "/etc/apt/apt.conf.d", "/etc/dpkg/dpkg.cfg.d", "/usr/share/man", "/usr/share/man/man1", "/usr/share/doc"
+        golden,
+        tmp_path,
+        "/etc/apt/apt.conf.d",
+        "/etc/dpkg/dpkg.cfg.d",
+        "/usr/share/man",
+        "/usr/share/man/man1",
+        "/usr/share/doc",
     )
     assert folders == [set(), set(), {f"man{section}" for section in range(1, 9)}, set(), set()]
     sources, name, page, alternative = files_of(
-        golden, tmp_path, "/etc/apt/sources.list.d/debian.sources", "/etc/hostname", PAGES_FILE, "/var/lib/dpkg/alternatives/psql"
+        golden,
+        tmp_path,
+        "/etc/apt/sources.list.d/debian.sources",
+        "/etc/hostname",
+        PAGES_FILE,
+        "/var/lib/dpkg/alternatives/psql",
     )
     assert "URIs: http://jobs.example/ubuntu\n" in sources
     assert mirror.site.url not in sources
@@ -211,7 +282,11 @@ def test_an_archive_that_another_key_signed(mirror: Mirror, tmp_path: Path) -> N
     images = tmp_path / "images"
     with pytest.raises(ImageError) as caught:
         build.build(mirror.recipe(key="other.gpg"), images, quiet)
-    assert caught.value.sentence == f"The bootstrap failed: {mirror.site.url}/ubuntu noble is signed by nobody whom this host trusts."
+    assert (
+        caught.value.sentence
+        == f"The bootstrap failed: {mirror.site.url}/ubuntu noble is signed by nobody whom this "
+        "host trusts."
+    )
     assert "`keyring`" in caught.value.hint
     assert nothing(images)
     with pytest.raises(ImageError, match=r"nowhere\.gpg can't be read"):
@@ -225,9 +300,24 @@ def test_a_mirror_that_is_gone_while_it_sends_a_package(archive: Path, tmp_path:
     images = tmp_path / "state" / "images"
 
     def built() -> subprocess.CompletedProcess[str]:
-        words = ["image", "build", "mine", "--recipes", str(archive), "--no-verify", "--config", str(config)]
+        words = [
+            "image",
+            "build",
+            "mine",
+            "--recipes",
+            str(archive),
+            "--no-verify",
+            "--config",
+            str(config),
+        ]
         program = "import sys; from vmrunner.cli.main import main; sys.exit(main())"
-        return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, env=dict(os.environ), timeout=120)
+        return subprocess.run(
+            [sys.executable, "-c", program, *words],
+            capture_output=True,
+            text=True,
+            env=dict(os.environ),
+            timeout=120,
+        )
 
     with served(archive / "site") as site:
         Mirror(site, archive).recipe()
@@ -235,7 +325,10 @@ def test_a_mirror_that_is_gone_while_it_sends_a_package(archive: Path, tmp_path:
         done = built()
     assert done.returncode == ImageError.exit_code, done.stderr
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("vmrunner: ")]
-    assert f"The bootstrap failed: {site.url}/ubuntu/pool/linux-image-{KERNEL}_6.8.0-31.31.deb can't be fetched." in sentence
+    assert (
+        f"The bootstrap failed: {site.url}/ubuntu/pool/linux-image-{KERNEL}_6.8.0-31.31.deb can't "
+        "be fetched." in sentence
+    )
     assert "Is that server up" in done.stderr
     assert "Traceback" not in done.stderr
     assert nothing(images)
@@ -252,6 +345,8 @@ def test_a_mirror_that_is_gone_while_it_sends_a_package(archive: Path, tmp_path:
 def test_a_few_kills_and_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
     """A sample of what `make images` does with a real Debian."""
     mirror.recipe()
-    done = kill_at_random("mine", tmp_path / "images", kills=3, cold=1, seed=9, recipes=mirror.folder)
+    done = kill_at_random(
+        "mine", tmp_path / "images", kills=3, cold=1, seed=9, recipes=mirror.folder
+    )
     assert done["of them before the end"] > 0
     fill_at_sizes("mine", tmp_path / "full", [30, 70], mirror.folder)

@@ -1,4 +1,6 @@
-"""What an image is built from: a runner with another sha256, or packages that nobody signed, don't get in."""
+"""What an image is built from: a runner with another sha256, or packages that nobody signed, don't
+get in.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("how", ["path", "url"])
-def test_a_runner_with_another_sha256_is_left_out(site: tuple[Path, str], tmp_path: Path, how: str) -> None:
+def test_a_runner_with_another_sha256_is_left_out(
+    site: tuple[Path, str], tmp_path: Path, how: str
+) -> None:
     folder, url = site
     (folder / "runner").write_bytes(PROGRAM)
     root, log = tmp_path / "tree", Log(tmp_path / "log", lambda _: None)
@@ -42,10 +46,14 @@ def test_a_runner_with_another_sha256_is_left_out(site: tuple[Path, str], tmp_pa
     def install(sha256: str) -> None:
         where = {"path": folder / "runner"} if how == "path" else {"url": f"{url}/runner"}
         source = RunnerSource(kind=KIND, sha256=sha256, **where)
-        installed = tree._install_runner(source, f"/usr/local/bin/{KIND}", root, Downloads(tmp_path / "images", log))
+        installed = tree._install_runner(
+            source, f"/usr/local/bin/{KIND}", root, Downloads(tmp_path / "images", log)
+        )
         assert installed.sha256 == RIGHT, "as the manifest will say"
 
-    with pytest.raises(ImageError, match=f"The runner has the sha256 {RIGHT}, the recipe wants {WRONG}"):
+    with pytest.raises(
+        ImageError, match=f"The runner has the sha256 {RIGHT}, the recipe wants {WRONG}"
+    ):
         install(WRONG)
     assert list(root.iterdir()) == []
     install(RIGHT)
@@ -66,7 +74,10 @@ def _once(site: Site, folder: Path, tmp_path: Path) -> None:
     get = Downloads(images, Log(tmp_path / "log", said.append)).get
     kept = get("It", f"{url}/runner", RIGHT)
     assert (kept.read_bytes(), get("It", f"{url}/elsewhere", RIGHT)) == (PROGRAM, kept)
-    assert (site.asked, said) == (["/runner"], [f"fetching {url}/runner", f"taking {url}/elsewhere, fetched before"])
+    assert (site.asked, said) == (
+        ["/runner"],
+        [f"fetching {url}/runner", f"taking {url}/elsewhere, fetched before"],
+    )
     kept.write_bytes(PROGRAM[:5])  # damaged
     assert (get("It", f"{url}/runner", RIGHT).read_bytes(), len(site.asked)) == (PROGRAM, 2)
     (folder / "runner").write_bytes(b"another")
@@ -96,7 +107,8 @@ def test_packages_that_nobody_signed_are_refused(site: tuple[Path, str], tmp_pat
     release = folder / "dists" / "bookworm" / "Release"
     release.parent.mkdir(parents=True)
     release.write_text(
-        "Suite: bookworm\nCodename: bookworm\nComponents: main\nArchitectures: amd64 arm64\nDate: Wed, 01 Jan 2025 00:00:00 UTC\n"
+        "Suite: bookworm\nCodename: bookworm\nComponents: main\nArchitectures: amd64 arm64\nDate: "
+        "Wed, 01 Jan 2025 00:00:00 UTC\n"
     )
     unsigned = recipe.load("debian-12").model_copy(update={"mirror": url})
     with pytest.raises(ImageError, match="The bootstrap failed") as caught:
@@ -107,16 +119,25 @@ def test_packages_that_nobody_signed_are_refused(site: tuple[Path, str], tmp_pat
 
 def test_no_source_is_trusted_without_a_signature() -> None:
     for mirror in (None, "http://mirror.example/debian"):
-        lines = bootstrap.sources(recipe.load("debian-12").model_copy(update={"mirror": mirror})).splitlines()
+        lines = bootstrap.sources(
+            recipe.load("debian-12").model_copy(update={"mirror": mirror})
+        ).splitlines()
         assert [line.split()[0] for line in lines] == ["deb"] * len(lines)
         assert all(line.split()[1].startswith("http") for line in lines), "no options in brackets"
-    old = bootstrap.sources(recipe.load("debian-12").model_copy(update={"snapshot": "20261101T000000Z"}))
-    assert {line.split()[1] for line in old.splitlines()} == {"[check-valid-until=no]"}, "the signature is checked"
+    old = bootstrap.sources(
+        recipe.load("debian-12").model_copy(update={"snapshot": "20261101T000000Z"})
+    )
+    assert {line.split()[1] for line in old.splitlines()} == {"[check-valid-until=no]"}, (
+        "the signature is checked"
+    )
 
 
 def test_what_the_file_system_refuses_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ImageError, match=r"The image debian-12 can't be built: .*/file/images/\.log: Not a directory") as caught:
+    with pytest.raises(
+        ImageError,
+        match=r"The image debian-12 can't be built: .*/file/images/\.log: Not a directory",
+    ) as caught:
         build.build(recipe.load("debian-12"), tmp_path / "file" / "images", lambda _: None)
     assert caught.value.hint
 
@@ -128,7 +149,9 @@ def test_a_folder_of_a_killed_build_that_had_our_id_is_in_nobodys_way(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_kept_packages_that_another_build_replaces_meanwhile_stay_what_they_were(tmp_path: Path) -> None:
+def test_kept_packages_that_another_build_replaces_meanwhile_stay_what_they_were(
+    tmp_path: Path,
+) -> None:
     tar, work = tmp_path / "key.tar", tmp_path / "work"
     work.mkdir()
     tar.write_bytes(PROGRAM)

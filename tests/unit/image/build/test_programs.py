@@ -23,7 +23,7 @@ from pathlib import Path
 from vmrunner.image.programs import Log
 inner = 'mount -t tmpfs tmpfs "$0" && touch "$0/mounted" && echo mounted && (sleep 654321 & sleep 654322)'
 Log(Path(sys.argv[1]), print).apart("It", "sh", "-c", inner, sys.argv[2], hear=lambda line: print(line, flush=True))
-"""
+"""  # noqa: E501
 
 
 def sleeping() -> list[str]:
@@ -34,21 +34,28 @@ def sleeping() -> list[str]:
             words = entry.read_bytes().split(b"\0")
         except OSError:
             continue  # it has just gone
-        found += [words[1].decode()] if words[0] == b"sleep" and words[1].startswith(b"65432") else []
+        found += (
+            [words[1].decode()] if words[0] == b"sleep" and words[1].startswith(b"65432") else []
+        )
     return sorted(found)
 
 
 def test_killed_it_leaves_no_process_and_no_mount(tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
-    with subprocess.Popen([sys.executable, "-c", MOUNTING, tmp_path / "log", place], stdout=subprocess.PIPE, text=True) as build:
+    with subprocess.Popen(
+        [sys.executable, "-c", MOUNTING, tmp_path / "log", place], stdout=subprocess.PIPE, text=True
+    ) as build:
         assert build.stdout is not None
         assert build.stdout.readline() == "mounted\n"
         deadline = time.monotonic() + 60
         while len(sleeping()) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         assert sleeping() == ["654321", "654322"]
-        assert (list(place.iterdir()), str(place) in Path("/proc/mounts").read_text()) == ([], False), "nobody else sees its mounts"
+        assert (list(place.iterdir()), str(place) in Path("/proc/mounts").read_text()) == (
+            [],
+            False,
+        ), "nobody else sees its mounts"
         os.kill(build.pid, signal.SIGKILL)
     while sleeping() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -70,9 +77,18 @@ getattr(log, sys.argv[2])("It", "touch", sys.argv[3])
 @pytest.mark.parametrize("dies", [True, False])
 @pytest.mark.parametrize(
     ("program", "how"),
-    [  # Both wait while there is a file `wait`: the first before it asks to die with its parent, the second's child before it does so.
-        ("setpriv", 'touch {here}/begun; while [ -e {here}/wait ]; do sleep 0.02; done; exec {real} "$@"'),
-        ("unshare", 'touch {here}/begun; (while [ -e {here}/wait ]; do sleep 0.02; done; exec {real} "$@") & wait $!'),
+    # Both wait while there is a file `wait`: the first before it asks to die with its parent, the
+    # second's child before it does so.
+    [
+        (
+            "setpriv",
+            'touch {here}/begun; while [ -e {here}/wait ]; do sleep 0.02; done; exec {real} "$@"',
+        ),
+        (
+            "unshare",
+            'touch {here}/begun; (while [ -e {here}/wait ]; do sleep 0.02; done; exec {real} "$@") '
+            "& wait $!",
+        ),
     ],
     ids=["itself", "its child"],
 )
@@ -89,7 +105,9 @@ def test_a_build_that_is_killed_before_its_program_knows_starts_nothing(
         (tmp_path / "begun").unlink(missing_ok=True)
         (tmp_path / "wait").touch()
         done, deadline = tmp_path / f"{method}-ran", time.monotonic() + 60
-        with subprocess.Popen([sys.executable, "-c", RUNNING, tmp_path / "log", method, done]) as build:
+        with subprocess.Popen(
+            [sys.executable, "-c", RUNNING, tmp_path / "log", method, done]
+        ) as build:
             while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
             if dies:
@@ -114,7 +132,9 @@ def processes(folder: Path) -> list[bytes]:
 
 
 def vanishing(folder: Path) -> list[bytes]:
-    """Those that are there a moment later: a process that becomes another program has no command line meanwhile."""
+    """Those that are there a moment later: a process that becomes another program has no command
+    line meanwhile.
+    """
     time.sleep(0.2)
     return processes(folder)
 
@@ -129,12 +149,17 @@ def test_the_log_has_it_all_and_the_error_the_end(tmp_path: Path) -> None:
     assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == ("93", True)
     with pytest.raises(ImageError, match="It failed: there is no room left") as caught:
         log.run("It", "sh", "-c", "echo 'write: No space left on device'; exit 1")
-    assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == ("Free some space.", True)
+    assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == (
+        "Free some space.",
+        True,
+    )
     lines = [line for line in log.path.read_text().splitlines() if not line.startswith("$ ")]
     assert (said, lines[:4]) == (["counting"], ["== counting", "1", "2", "1"])
 
 
-def test_each_command_stands_before_its_output_and_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_command_stands_before_its_output_and_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "it's a folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -149,7 +174,13 @@ def test_each_command_stands_before_its_output_and_can_be_run_again(tmp_path: Pa
     _, first, second = log.path.read_text().split("$ (")
     for part in (first, second):
         line, _, output = f"({part}".partition("\n")
-        again = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, env={"PATH": os.environ["PATH"]})
+        again = subprocess.run(
+            ["bash", "-c", line],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={"PATH": os.environ["PATH"]},
+        )
         assert (again.stdout, again.returncode) == (output, 3)
         assert output.startswith(f"{folder}\n0022\nC.UTF-8 noninteractive 1\n")
     assert "unshare" in second
@@ -160,7 +191,9 @@ def test_a_command_in_a_tree_can_be_run_again(tmp_path: Path) -> None:
     archive.base("cat").lay(tree)
     log.inside("It", tree, "sh", "-ec", "cd / && echo *", said=False)
     (line,) = log.path.read_text().splitlines()
-    again = subprocess.run(["bash", "-c", line.removeprefix("$ ")], capture_output=True, text=True, timeout=60)
+    again = subprocess.run(
+        ["bash", "-c", line.removeprefix("$ ")], capture_output=True, text=True, timeout=60
+    )
     assert (again.returncode, "proc" in again.stdout.split()) == (0, True)
 
 
@@ -179,20 +212,33 @@ def test_a_command_in_a_tree_can_be_run_again(tmp_path: Path) -> None:
             "E: Release file for http://forge.example/sid/InRelease is expired (invalid since 3d).",
             "forge.example/sid/InRelease says has expired",
         ),
-        ("E: Failed to fetch http://forge.example/jq_1.deb  Unable to connect to forge.example", "http://forge.example/jq_1.deb can't be"),
+        (
+            "E: Failed to fetch http://forge.example/jq_1.deb  Unable to connect to forge.example",
+            "http://forge.example/jq_1.deb can't be",
+        ),
         ("E: Unable to locate package ninja", "no package ninja"),
         ("cp: error writing 'a': No space left on device", "no room left"),
     ],
 )
 def test_the_cause_of_a_failure(line: str, is_that: str) -> None:
-    found = cause.of(["I: running apt-get update...", line, "E: Unable to locate package another", "E: mmdebstrap failed to run"])
+    found = cause.of(
+        [
+            "I: running apt-get update...",
+            line,
+            "E: Unable to locate package another",
+            "E: mmdebstrap failed to run",
+        ]
+    )
     assert found
     assert is_that in found.is_that
     assert found.hint
 
 
 def test_a_cause_that_is_not_known() -> None:
-    assert cause.of(["W: Failed to fetch http://forge.example/a", "E: mmdebstrap failed to run"]) is None
+    assert (
+        cause.of(["W: Failed to fetch http://forge.example/a", "E: mmdebstrap failed to run"])
+        is None
+    )
 
 
 def test_in_a_tree_there_are_devices_and_no_disks(tmp_path: Path) -> None:
@@ -200,8 +246,10 @@ def test_in_a_tree_there_are_devices_and_no_disks(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     archive.base("cat", "head", "readlink", "wc").lay(tree)
     look = """cd /dev && echo * pts/* && echo lost >null && head -c 5 urandom | wc -c && echo a | cat /dev/stdin && : >shm/a
-    exec 3<>ptmx && echo pts/*"""
+    exec 3<>ptmx && echo pts/*"""  # noqa: E501
     said = Log(tmp_path / "log", lambda _: None).inside("It", tree, "sh", "-ec", look).splitlines()
-    assert said[0] == "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero pts/ptmx"
+    assert (
+        said[0] == "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero pts/ptmx"
+    )
     assert said[1:] == ["5", "a", "pts/0 pts/ptmx"]
     assert list((tree / "dev").iterdir()) == []

@@ -1,4 +1,6 @@
-"""The environment that a recipe gives to everything that runs in its machines: as the shell reads it, and as PAM does."""
+"""The environment that a recipe gives to everything that runs in its machines: as the shell reads
+it, and as PAM does.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def furnished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def add(environment: dict[str, str], **more: Any) -> list[str]:
         said: list[str] = []
         (tmp_path / "tree" / "etc").mkdir(parents=True, exist_ok=True)
-        wanted = recipe.load("debian-12").model_copy(update={"environment": environment, "files": {}} | more)
+        wanted = recipe.load("debian-12").model_copy(
+            update={"environment": environment, "files": {}} | more
+        )
         tree._add_files(wanted, tmp_path / "tree", None, Log(tmp_path / "log", said.append))
         return said
 
@@ -47,7 +51,9 @@ def furnished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def read(tmp_path: Path, *command: str, over: str) -> dict[str, str]:
     """What `env -0` finds, with the tree's file of this path in the place of ours."""
     script = 'mount --bind "$0" "$1" && shift && exec "$@"'
-    return variables("unshare", "--mount", "sh", "-c", script, tmp_path / "tree" / over[1:], over, *command)
+    return variables(
+        "unshare", "--mount", "sh", "-c", script, tmp_path / "tree" / over[1:], over, *command
+    )
 
 
 def variables(*command: str | Path) -> dict[str, str]:
@@ -57,7 +63,8 @@ def variables(*command: str | Path) -> dict[str, str]:
 
 def test_logins_read_what_the_recipe_says(tmp_path: Path, furnished: Any) -> None:
     (tmp_path / "tree" / "etc").mkdir(parents=True)
-    (tmp_path / "tree/etc/environment").write_text('PLAIN="before"\nOTHER="stays"')  # without a last newline
+    # Without a last newline.
+    (tmp_path / "tree/etc/environment").write_text('PLAIN="before"\nOTHER="stays"')
     (said,) = furnished(HARD | UNFIT)
     assert said.startswith("leaving COMMENT, LONG out of /etc/environment")
     found = read(tmp_path, "su", "root", "-c", "env -0", over="/etc/environment")
@@ -68,11 +75,15 @@ def test_logins_read_what_the_recipe_says(tmp_path: Path, furnished: Any) -> Non
 
 def test_jobs_read_all_of_it(tmp_path: Path, furnished: Any) -> None:
     furnished(HARD | UNFIT)
-    found = variables("env", "-i", "sh", "-c", '. "$0" && exec env -0', tmp_path / "tree" / tree.ENVIRONMENT[1:])
+    found = variables(
+        "env", "-i", "sh", "-c", '. "$0" && exec env -0', tmp_path / "tree" / tree.ENVIRONMENT[1:]
+    )
     assert {name: found[name] for name in HARD | UNFIT} == HARD | UNFIT
 
 
-def test_a_file_of_the_recipes_own_stays_and_a_link_is_not_followed(tmp_path: Path, furnished: Any) -> None:
+def test_a_file_of_the_recipes_own_stays_and_a_link_is_not_followed(
+    tmp_path: Path, furnished: Any
+) -> None:
     furnished({"A": "1"}, files={"/etc/environment": recipe.FileSource(text="B=2\n")})
     path = tmp_path / "tree/etc/environment"
     assert path.read_text() == "B=2\n"
@@ -80,11 +91,24 @@ def test_a_file_of_the_recipes_own_stays_and_a_link_is_not_followed(tmp_path: Pa
     (tmp_path / "outside").write_text("C=3\n")
     path.symlink_to(tmp_path / "outside")
     furnished({"A": "1"})
-    assert (path.is_symlink(), path.read_text(), (tmp_path / "outside").read_text()) == (False, 'A="1"\n', "C=3\n")
+    assert (path.is_symlink(), path.read_text(), (tmp_path / "outside").read_text()) == (
+        False,
+        'A="1"\n',
+        "C=3\n",
+    )
 
 
 @pytest.mark.parametrize(
-    "line", ['A = "a\\nB=2"', 'A = "a\\n"', 'A = "a\\u0000"', 'A = "a\\u00e9"', '"A B" = "1"', '"A=1\\nB" = "1"', '"" = "1"']
+    "line",
+    [
+        'A = "a\\nB=2"',
+        'A = "a\\n"',
+        'A = "a\\u0000"',
+        'A = "a\\u00e9"',
+        '"A B" = "1"',
+        '"A=1\\nB" = "1"',
+        '"" = "1"',
+    ],
 )
 def test_what_would_be_another_line_is_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "mine.toml").write_text(f'extends = "debian-12"\n[environment]\n{line}\n')
@@ -105,17 +129,26 @@ def test_host_keys_and_archives_of_this_host_stay(tmp_path: Path, furnished: Any
     (inside / "usr/lib").symlink_to(outside)
     wanted = (recipe.ContainerSource(name="a", archive=tmp_path / "a.tar"),)
     with pytest.raises(ImageError, match="usr/lib/vmrunner/containers leads out of the image"):
-        containers.lay(wanted, inside, Downloads(tmp_path, Log(tmp_path / "log", print)), Log(tmp_path / "log", print))
+        containers.lay(
+            wanted,
+            inside,
+            Downloads(tmp_path, Log(tmp_path / "log", print)),
+            Log(tmp_path / "log", print),
+        )
     assert [path.name for path in outside.iterdir()] == ["ssh_host_key"]
 
 
-def test_a_script_may_turn_on_what_a_stock_image_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_may_turn_on_what_a_stock_image_brings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran: list[str] = []
     monkeypatch.setattr(Log, "inside", lambda _log, what, *_, **__: ran.append(what) or "")
     (tmp_path / "tree/etc/cloud").mkdir(parents=True)
     (tmp_path / "tree/usr/lib/systemd/system").mkdir(parents=True)
     (tmp_path / "tree/usr/lib/systemd/system/ssh.service").touch()
-    wanted = recipe.load("debian-12").model_copy(update={"scripts": (recipe.Script(name="ssh", text="systemctl enable ssh"),)})
+    wanted = recipe.load("debian-12").model_copy(
+        update={"scripts": (recipe.Script(name="ssh", text="systemctl enable ssh"),)}
+    )
     log = Log(tmp_path / "log", lambda _: None)
     tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), log)
     assert ran[:2] == ["Disabling ssh.service", "The script ssh"]
@@ -130,19 +163,38 @@ ACCOUNTS = {"etc/passwd": "root:x:0:0:root:/root:/bin/bash\n", "etc/group": "roo
     ("more", "commands", "has_sudo"),
     [
         ({}, ["useradd --uid 1001", "chmod"], False),
-        ({"etc/sudoers.d/README": "", "etc/group": "docker:x:999:\n"}, ["useradd --uid 1001", "chmod", "usermod docker"], True),
+        (
+            {"etc/sudoers.d/README": "", "etc/group": "docker:x:999:\n"},
+            ["useradd --uid 1001", "chmod", "usermod docker"],
+            True,
+        ),
         ({"etc/passwd": "ci:x:1001:1001::/home/ci:/bin/sh\n"}, ["useradd", "chmod"], False),
-        ({"etc/passwd": "runner:x:1000:1000::/home/runner:/bin/sh\n", "etc/group": "docker:x:999:\n"}, ["usermod docker"], False),
+        (
+            {
+                "etc/passwd": "runner:x:1000:1000::/home/runner:/bin/sh\n",
+                "etc/group": "docker:x:999:\n",
+            },
+            ["usermod docker"],
+            False,
+        ),
     ],
 )
 def test_an_image_with_a_runner_has_the_user_of_its_jobs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, str], commands: list[str], has_sudo: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, str],
+    commands: list[str],
+    has_sudo: bool,
 ) -> None:
     ran: list[str] = []
 
     def inside(_log: Log, _what: str, _tree: Path, *command: str, **_: object) -> str:
         if command[0] in ("useradd", "usermod", "chmod"):
-            ran.append(" ".join([command[0], *(each for each in ("--uid", "1001", "docker") if each in command)]))
+            ran.append(
+                " ".join(
+                    [command[0], *(each for each in ("--uid", "1001", "docker") if each in command)]
+                )
+            )
         return ""
 
     monkeypatch.setattr(Log, "inside", inside)
@@ -157,17 +209,26 @@ def test_an_image_with_a_runner_has_the_user_of_its_jobs(
     sudoers = tmp_path / "tree/etc/sudoers.d/runner"
     assert (ran, sudoers.exists()) == (commands, has_sudo)
     if has_sudo:
-        assert (sudoers.read_text(), sudoers.stat().st_mode & 0o777) == ("runner ALL=(ALL:ALL) NOPASSWD: ALL\n", 0o440)
+        assert (sudoers.read_text(), sudoers.stat().st_mode & 0o777) == (
+            "runner ALL=(ALL:ALL) NOPASSWD: ALL\n",
+            0o440,
+        )
 
 
-def test_the_recipes_own_user_of_that_name_is_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipes_own_user_of_that_name_is_the_recipes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ran: list[tuple[str, ...]] = []
-    monkeypatch.setattr(Log, "inside", lambda _log, _what, _tree, *command, **_: ran.append(command) or "")
+    monkeypatch.setattr(
+        Log, "inside", lambda _log, _what, _tree, *command, **_: ran.append(command) or ""
+    )
     (tmp_path / "runner").write_text("#!/bin/sh\n")
     (tmp_path / "tree/etc/sudoers.d").mkdir(parents=True)
     log = Log(tmp_path / "log", lambda _: None)
     source = recipe.RunnerSource(kind="gitea-runner", path=tmp_path / "runner")
-    wanted = recipe.load("debian-12").model_copy(update={"runner": source, "users": {"runner": recipe.User(uid=2000)}})
+    wanted = recipe.load("debian-12").model_copy(
+        update={"runner": source, "users": {"runner": recipe.User(uid=2000)}}
+    )
     tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), log)
     assert [command[0] for command in ran].count("useradd") == 1
     assert list((tmp_path / "tree/etc/sudoers.d").iterdir()) == []
@@ -180,5 +241,7 @@ def test_folders_are_open_whatever_umask_a_build_has(tmp_path: Path) -> None:
         said = Log(tmp_path / "log", lambda _: None).run("Looking", "sh", "-c", "umask")
     finally:
         os.umask(before)
-    assert [(tmp_path / each).stat().st_mode & 0o777 for each in ("usr", "usr/lib", "usr/lib/a")] == [0o755] * 3
+    assert [
+        (tmp_path / each).stat().st_mode & 0o777 for each in ("usr", "usr/lib", "usr/lib/a")
+    ] == [0o755] * 3
     assert said.strip() == "0022"

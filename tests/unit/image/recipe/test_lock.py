@@ -36,13 +36,21 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_lock_is_one_sorted_line_for_each_package_and_reads_back() -> None:
     text = lock.text(PACKAGES)
-    assert text.splitlines() == [f"{name} {PACKAGES[name].version} {PACKAGES[name].sha256}" for name in ("curl", "git", "libc6")]
+    assert text.splitlines() == [
+        f"{name} {PACKAGES[name].version} {PACKAGES[name].sha256}"
+        for name in ("curl", "git", "libc6")
+    ]
     read = lock.parse(f"# why\n\n{text}", "x")
     assert lock.differences(read, PACKAGES) == []
 
 
 def test_what_differs_is_named_by_kind() -> None:
-    found = {"curl": package("8.2"), "git": package("1:2.39.5-0+deb12u2", "rebuilt"), "jq": package("1"), "vim": package("9")}
+    found = {
+        "curl": package("8.2"),
+        "git": package("1:2.39.5-0+deb12u2", "rebuilt"),
+        "jq": package("1"),
+        "vim": package("9"),
+    }
     assert lock.differences(PACKAGES, found) == [
         "2 added (jq, vim)",
         "1 missing (libc6)",
@@ -86,8 +94,11 @@ def test_the_digest_of_a_recipe_follows_its_lock_which_is_not_inherited(tmp_path
 
 def test_keys_that_are_not_set_do_not_change_a_digest() -> None:
     """Else every image that an older vmrunner built would be out of date."""
-    simple = recipe.Recipe(name="x", suite="bookworm", size="1GiB", packages=("a1",), kernel_arguments="quiet")
-    older = '{"name":"x","suite":"bookworm","mirror":null,"size":1024,"packages":["a1"],"kernel_arguments":"quiet","runner":null}'
+    simple = recipe.Recipe(
+        name="x", suite="bookworm", size="1GiB", packages=("a1",), kernel_arguments="quiet"
+    )
+    older = '{"name":"x","suite":"bookworm","mirror":null,"size":1024,"packages":["a1"],'
+    older += '"kernel_arguments":"quiet","runner":null}'
     assert simple.digest() == sha(older)
     assert simple.model_copy(update={"snapshot": "20261101T000000Z"}).digest() != sha(older)
 
@@ -129,22 +140,39 @@ def test_what_can_not_be_locked(tmp_path: Path, images: Path) -> None:
 
 @pytest.fixture
 def whats(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Builds get the tree of a bootstrap that never ran, with PACKAGES in it; what the programs that they ran were for."""
+    """Builds get the tree of a bootstrap that never ran, with PACKAGES in it; what the programs
+    that they ran were for.
+    """
     seen, whats = list[str](), list[str]()
 
     def run(_log: Log, what: str, *command: str | Path, **_options: object) -> str:
         whats.append(what)
         if what in {"The bootstrap", "Unpacking the bootstrapped packages"}:
-            tree = Path(command[-2] if what == "The bootstrap" else command[command.index("--directory") + 1])
+            tree = Path(
+                command[-2]
+                if what == "The bootstrap"
+                else command[command.index("--directory") + 1]
+            )
             lists = tree / "var/lib/apt/lists"
-            for folder in (lists / "partial", tree / "boot", tree / "etc", tree / "var/lib/dpkg/info"):
+            for folder in (
+                lists / "partial",
+                tree / "boot",
+                tree / "etc",
+                tree / "var/lib/dpkg/info",
+            ):
                 folder.mkdir(parents=True)
             (tree / "boot" / "vmlinuz-6.1").write_text("a kernel")
-            (tree / "var/lib/dpkg/status").write_text("Package: linux-image-cloud-amd64\nStatus: install ok installed\n")
-            (tree / "var/lib/dpkg/info/linux-image-cloud-amd64.list").write_text("/boot/vmlinuz-6.1\n")
+            (tree / "var/lib/dpkg/status").write_text(
+                "Package: linux-image-cloud-amd64\nStatus: install ok installed\n"
+            )
+            (tree / "var/lib/dpkg/info/linux-image-cloud-amd64.list").write_text(
+                "/boot/vmlinuz-6.1\n"
+            )
             (tree / "boot" / "initrd.img-6.1").write_text("an initrd")
             stanzas = (
-                f"Package: {name}\nVersion: {each.version}\nArchitecture: amd64\nSHA256: {each.sha256}\n" for name, each in PACKAGES.items()
+                f"Package: {name}\nVersion: {each.version}\nArchitecture: amd64\nSHA256: "
+                f"{each.sha256}\n"
+                for name, each in PACKAGES.items()
             )
             (lists / "x_Packages").write_text("\n".join(stanzas))
         elif what == "Making the file system":
@@ -153,7 +181,9 @@ def whats(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             Path(command[-1]).write_text(f"apt's lists: {' '.join(seen)}")
         elif what == "Keeping the bootstrapped packages":
             Path(command[-2]).write_text("a tar")
-        listed = "".join(f"{name}\t{each.version}\tamd64\tinstalled\n" for name, each in PACKAGES.items())
+        listed = "".join(
+            f"{name}\t{each.version}\tamd64\tinstalled\n" for name, each in PACKAGES.items()
+        )
         return listed if what == "Listing packages" else ""
 
     monkeypatch.setattr(Log, "run", run)
@@ -169,7 +199,9 @@ def test_a_build_with_its_lock(tmp_path: Path) -> None:
     assert golden.manifest.inputs is not None
     assert golden.manifest.inputs["/etc/motd"] == store.Input(mode="0600", sha256=sha("hello"))
     assert golden.manifest.lock == sha((tmp_path / "mine.lock").read_text())
-    assert (golden.directory / DISK).read_text() == "apt's lists: partial", "the lists are gone from the image"
+    assert (golden.directory / DISK).read_text() == "apt's lists: partial", (
+        "the lists are gone from the image"
+    )
     store.verify(store.find(tmp_path / "images", "mine"))
 
 
@@ -180,10 +212,14 @@ def test_a_build_that_differs_from_its_lock_publishes_nothing(tmp_path: Path) ->
     wanted = recipe.load("mine", tmp_path)
     with pytest.raises(ImageError) as caught:
         build.build(wanted, tmp_path / "images", lambda _: None)
-    assert "1 added (libc6); 1 of another version (curl 8.1, locked is 8.0)" in caught.value.sentence
+    assert (
+        "1 added (libc6); 1 of another version (curl 8.1, locked is 8.0)" in caught.value.sentence
+    )
     assert "--ignore-lock" in caught.value.hint
     assert not list((tmp_path / "images").glob("[!.]*"))
-    golden = build.build(wanted.model_copy(update={"lock": None}), tmp_path / "images", lambda _: None)
+    golden = build.build(
+        wanted.model_copy(update={"lock": None}), tmp_path / "images", lambda _: None
+    )
     assert golden.manifest.lock == ""
 
 
@@ -199,13 +235,22 @@ def test_the_same_packages_are_bootstrapped_once_a_day(tmp_path: Path, whats: li
         return "The bootstrap" in whats
 
     script = '[[scripts]]\nname = "one"\ntext = "true"\n'
-    assert [bootstrapped(""), bootstrapped(script), bootstrapped('packages = ["jq"]'), bootstrapped(script, fresh=True)] == [
+    assert [
+        bootstrapped(""),
+        bootstrapped(script),
+        bootstrapped('packages = ["jq"]'),
+        bootstrapped(script, fresh=True),
+    ] == [
         True,
         False,
         True,
         True,
     ]
-    (note,) = [path for path in (images / ".cache").glob("*.json") if path.stat().st_mtime_ns == max(_times(images))]
+    (note,) = [
+        path
+        for path in (images / ".cache").glob("*.json")
+        if path.stat().st_mtime_ns == max(_times(images))
+    ]
     note.with_suffix(".tar").write_text("damaged")
     assert [bootstrapped(""), bootstrapped("")] == [True, False]
     note.write_text(json.dumps(json.loads(note.read_text()) | {"made_at": time.time() - 90_000}))
@@ -223,8 +268,12 @@ def _times(images: Path) -> list[int]:
 def test_verify_compares_the_packages_with_the_lock(tmp_path: Path) -> None:
     golden = publish(tmp_path, locked=True)
     store.verify(golden)
-    swapped = golden.manifest.model_copy(update={"packages": PACKAGES | {"curl": package("8.1", "another")}})
-    with pytest.raises(ImageError, match=r"is not what its lock says: 1 with other content \(curl\)"):
+    swapped = golden.manifest.model_copy(
+        update={"packages": PACKAGES | {"curl": package("8.1", "another")}}
+    )
+    with pytest.raises(
+        ImageError, match=r"is not what its lock says: 1 with other content \(curl\)"
+    ):
         store.verify(Golden("mine", "1", golden.directory, swapped))
     (golden.directory / store.LOCK).write_text(lock.text(swapped.packages))
     with pytest.raises(ImageError, match=r"packages\.lock has another sha256"):

@@ -16,7 +16,10 @@ LISTED = "curl\t8.1\tamd64\tinstalled\ntzdata\t2026a\tall\tinstalled\nold\t1\tam
 
 def stanza(name: str, version: str, architecture: str, sha256: str) -> str:
     description = f"Description: a package\n SHA256: {C}\n Package: nothing\n"
-    return f"Package: {name}\nArchitecture: {architecture}\nVersion: {version}\n{description}SHA256: {sha256}\n\n"
+    return (
+        f"Package: {name}\nArchitecture: {architecture}\nVersion: "
+        f"{version}\n{description}SHA256: {sha256}\n\n"
+    )
 
 
 def lists(folder: Path, **texts: str) -> Path:
@@ -27,7 +30,11 @@ def lists(folder: Path, **texts: str) -> Path:
 
 
 def test_each_package_has_the_digest_of_its_version_and_architecture(tmp_path: Path) -> None:
-    main = stanza("curl", "8.0", "amd64", C) + stanza("curl", "8.1", "arm64", C) + stanza("tzdata", "2026a", "all", B)
+    main = (
+        stanza("curl", "8.0", "amd64", C)
+        + stanza("curl", "8.1", "arm64", C)
+        + stanza("tzdata", "2026a", "all", B)
+    )
     lists(tmp_path, bookworm=main, security=stanza("curl", "8.1", "amd64", A).rstrip("\n"))
     assert packages.installed(LISTED, tmp_path) == {
         "curl": Package(version="8.1", architecture="amd64", sha256=A),

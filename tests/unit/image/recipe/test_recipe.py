@@ -24,13 +24,22 @@ def test_the_recipe_that_comes_with_vmrunner_loads() -> None:
 def test_debian_13_is_debian_12_with_another_suite() -> None:
     old, new = recipe.load("debian-12"), recipe.load("debian-13")
     assert new.suite == "trixie"
-    assert (new.packages, new.size, new.kernel_arguments) == (old.packages, old.size, old.kernel_arguments)
+    assert (new.packages, new.size, new.kernel_arguments) == (
+        old.packages,
+        old.size,
+        old.kernel_arguments,
+    )
     assert new.files.keys() - old.files.keys() == {"/etc/systemd/system/tmp.mount"}
 
 
 def test_a_recipe_inherits_packages_and_files(tmp_path: Path) -> None:
     (tmp_path / "runner").write_bytes(b"#!/bin/sh\n")
-    write(tmp_path, "mine", 'extends = "debian-12"\npackages = ["jq"]\nsize = "8GiB"\n[runner]\nkind = "forgejo-runner"\npath = "runner"\n')
+    write(
+        tmp_path,
+        "mine",
+        'extends = "debian-12"\npackages = ["jq"]\nsize = "8GiB"\n[runner]\nkind = '
+        '"forgejo-runner"\npath = "runner"\n',
+    )
     base, mine = recipe.load("debian-12"), recipe.load("mine", tmp_path)
     assert mine.packages == (*base.packages, "jq")
     assert mine.files == base.files
@@ -45,7 +54,11 @@ def test_the_digest_follows_content_and_not_place(tmp_path: Path) -> None:
         here = tmp_path / folder
         here.mkdir()
         (here / "runner").write_text(content)
-        write(here, "mine", 'extends = "debian-12"\n[runner]\nkind = "forgejo-runner"\npath = "runner"\n')
+        write(
+            here,
+            "mine",
+            'extends = "debian-12"\n[runner]\nkind = "forgejo-runner"\npath = "runner"\n',
+        )
         digests.append(recipe.load("mine", here).digest())
     assert digests[0] == digests[1]
     assert digests[0] != digests[2]
@@ -55,12 +68,25 @@ def test_the_digest_follows_content_and_not_place(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("packages = [", "can't be read"),
-        ('extends = "mine"', "mine.toml: line 1: the recipe mine inherits from itself: mine -> mine"),
-        ('extends = "nothing"', "There is no recipe 'nothing'. There are: debian-12, debian-12-full,"),
-        ('extends = "debian-12"\nsise = "1GiB"', "mine.toml: line 2: sise: is not a key that recipes have"),
+        (
+            'extends = "mine"',
+            "mine.toml: line 1: the recipe mine inherits from itself: mine -> mine",
+        ),
+        (
+            'extends = "nothing"',
+            "There is no recipe 'nothing'. There are: debian-12, debian-12-full,",
+        ),
+        (
+            'extends = "debian-12"\nsise = "1GiB"',
+            "mine.toml: line 2: sise: is not a key that recipes have",
+        ),
         ('extends = "debian-12"\nsize = 4', "size: a size is written like"),
         ('suite = "bookworm"', "is missing"),
-        ('extends = "debian-12"\n[runner]\nkind = "forgejo-runner"\nurl = "https://forge.example/r"', "needs the sha256"),
+        (
+            'extends = "debian-12"\n[runner]\nkind = "forgejo-runner"\nurl = '
+            '"https://forge.example/r"',
+            "needs the sha256",
+        ),
         ('extends = "debian-12"\n[runner]\nkind = "forgejo-runner"', "name either a path or a url"),
         ('extends = "debian-12"\nsnapshot = "2026-11-01"', "snapshot: String should match"),
         ('extends = "debian-12"\nlock = 1', "lock: Input is not a valid path"),
@@ -79,9 +105,15 @@ def test_what_is_inherited_is_added_to(tmp_path: Path) -> None:
     write(
         tmp_path,
         "base",
-        'extends = "debian-12"\n[[scripts]]\nname = "one"\ntext = "true"\n[users.ci]\nuid = 1000\n[environment]\nA = "1"\n',
+        'extends = "debian-12"\n[[scripts]]\nname = "one"\ntext = "true"\n[users.ci]\nuid = '
+        '1000\n[environment]\nA = "1"\n',
     )
-    write(tmp_path, "mine", 'extends = "base"\n[[scripts]]\nname = "two"\ntext = "true"\n[environment]\nA = "2"\nB = "3"\n')
+    write(
+        tmp_path,
+        "mine",
+        'extends = "base"\n[[scripts]]\nname = "two"\ntext = "true"\n[environment]\nA = "2"\nB = '
+        '"3"\n',
+    )
     mine = recipe.load("mine", tmp_path)
     assert [script.name for script in mine.scripts] == ["one", "two"]
     assert (mine.users["ci"].uid, mine.environment) == (1000, {"A": "2", "B": "3"})
@@ -89,7 +121,9 @@ def test_what_is_inherited_is_added_to(tmp_path: Path) -> None:
 
 
 def test_images_that_were_built_before_a_key_existed_are_not_built_again() -> None:
-    older = recipe.load("debian-12").model_dump(mode="json", exclude={"files", "lock", "keyring", "runner", *recipe._YOUNGER})
+    older = recipe.load("debian-12").model_dump(
+        mode="json", exclude={"files", "lock", "keyring", "runner", *recipe._YOUNGER}
+    )
     assert list(older) == ["name", "suite", "mirror", "size", "packages", "kernel_arguments"]
 
 
@@ -97,7 +131,8 @@ def test_the_digest_follows_scripts_and_further_runners(tmp_path: Path) -> None:
     write(
         tmp_path,
         "mine",
-        'extends = "debian-12"\n[[scripts]]\nname = "one"\nsource = "script"\n[runners.old]\nkind = "gitea-runner"\npath = "old"\n',
+        'extends = "debian-12"\n[[scripts]]\nname = "one"\nsource = "script"\n[runners.old]\nkind '
+        '= "gitea-runner"\npath = "old"\n',
     )
     digests = []
     for script, runner in (("1", "1"), ("2", "1"), ("2", "2")):
@@ -109,17 +144,23 @@ def test_the_digest_follows_scripts_and_further_runners(tmp_path: Path) -> None:
 
 def test_keys_that_are_not_there(tmp_path: Path) -> None:
     write(tmp_path, "mine", 'extends = "ubuntu-24.04"\nkeyring = "gone.gpg"\n')
-    with pytest.raises(ImageError, match=r"The keyring .*gone\.gpg can't be read: No such file") as caught:
+    with pytest.raises(
+        ImageError, match=r"The keyring .*gone\.gpg can't be read: No such file"
+    ) as caught:
         recipe.load("mine", tmp_path).digest()
     assert "ubuntu-keyring" in caught.value.hint
 
 
-def test_a_fault_is_named_where_it_stands_also_in_a_recipe_that_is_inherited(tmp_path: Path) -> None:
+def test_a_fault_is_named_where_it_stands_also_in_a_recipe_that_is_inherited(
+    tmp_path: Path,
+) -> None:
     write(tmp_path, "base", 'extends = "debian-12"\n\n[files."/etc/a"]\ntext = "a"\nmode = "9"\n')
     write(tmp_path, "mine", 'extends = "base"\n[[scripts]]\nname = "one"\n')
     with pytest.raises(ImageError, match=r"base\.toml: line 5: files\./etc/a\.mode: "):
         recipe.load("base", tmp_path)
-    with pytest.raises(ImageError, match=r"mine\.toml: line 2: scripts\.0: name either a source or a text"):
+    with pytest.raises(
+        ImageError, match=r"mine\.toml: line 2: scripts\.0: name either a source or a text"
+    ):
         recipe.load("mine", tmp_path)
     write(tmp_path, "mine", 'extends = "base"\n')
     with pytest.raises(ImageError, match=r"base\.toml: line 5: "):

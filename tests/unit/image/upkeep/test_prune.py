@@ -1,4 +1,6 @@
-"""What of old images goes, and what may never go: whatever a machine or a file on the host needs."""
+"""What of old images goes, and what may never go: whatever a machine or a file on the host
+needs.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def versions(world: World) -> str:
 def overlay(world: World, version: str, *, cloned: bool = False) -> MachineId:
     golden = store.version(world.settings.images_dir, NAME, version)
     machine, shape = MachineId.new("m"), world.settings.pools["p"].shape
-    snapshot = world.hypervisor.make_snapshot(golden, shape, machine, b"", 1, print) if cloned else None
+    snapshot = (
+        world.hypervisor.make_snapshot(golden, shape, machine, b"", 1, print) if cloned else None
+    )
     world.hypervisor.create_overlay(machine, golden, 1, snapshot)
     return machine
 
@@ -59,9 +63,19 @@ def test_current_and_the_newest_stay(world: World) -> None:
     done = run(world, keep=2)
     assert done.versions == ((NAME, "1"), (NAME, "2"), (NAME, "4"))
     assert versions(world) == "356"
-    assert {name.split(".")[0] for name in world.hypervisor.published} == {"image-debian-12-3", "image-debian-12-5", "image-debian-12-6"}
+    assert {name.split(".")[0] for name in world.hypervisor.published} == {
+        "image-debian-12-3",
+        "image-debian-12-5",
+        "image-debian-12-6",
+    }
     assert not run(world, keep=2)
-    assert sorted(path.name for path in (world.settings.images_dir / NAME).iterdir()) == ["3", "5", "6", "current", "promotions.jsonl"]
+    assert sorted(path.name for path in (world.settings.images_dir / NAME).iterdir()) == [
+        "3",
+        "5",
+        "6",
+        "current",
+        "promotions.jsonl",
+    ]
 
 
 def test_what_an_overlay_lies_on_stays_until_the_overlay_goes(world: World) -> None:
@@ -77,7 +91,8 @@ def test_what_an_overlay_lies_on_stays_until_the_overlay_goes(world: World) -> N
 
 def test_what_a_live_machine_names_stays(world: World) -> None:
     machine = MachineId.new("m")
-    world.hypervisor.domains[machine] = Metadata(machine, "p", f"{NAME}/4", 0.0)  # its files were deleted by hand
+    # Its files were deleted by hand.
+    world.hypervisor.domains[machine] = Metadata(machine, "p", f"{NAME}/4", 0.0)
     run(world)
     assert versions(world) == "46"
 
@@ -100,11 +115,20 @@ def test_a_snapshot_of_a_version_that_stays_stays(world: World) -> None:
 
 
 def test_volumes_of_versions_that_the_store_has_not_any_more_go(world: World) -> None:
-    world.hypervisor.published += ["image-lost-7.disk.qcow2", "image-lost-7.vmlinuz", "image-lost-8.disk.qcow2", "image-lost-8.vmlinuz"]
+    world.hypervisor.published += [
+        "image-lost-7.disk.qcow2",
+        "image-lost-7.vmlinuz",
+        "image-lost-8.disk.qcow2",
+        "image-lost-8.vmlinuz",
+    ]
     machine = MachineId.new("m")
-    world.hypervisor.create_overlay(machine, publish(world.settings.images_dir.parent / "other", "8", name="lost"), 1)
+    world.hypervisor.create_overlay(
+        machine, publish(world.settings.images_dir.parent / "other", "8", name="lost"), 1
+    )
     done = run(world, keep=9)
-    assert done.volumes == ("image-lost-7.disk.qcow2", "image-lost-7.vmlinuz"), "the kernel of an image in use is in use"
+    assert done.volumes == ("image-lost-7.disk.qcow2", "image-lost-7.vmlinuz"), (
+        "the kernel of an image in use is in use"
+    )
     world.hypervisor.destroy(machine)
     assert len(run(world, keep=9).volumes) == 2
 
@@ -112,20 +136,26 @@ def test_volumes_of_versions_that_the_store_has_not_any_more_go(world: World) ->
 def test_one_image_alone(world: World) -> None:
     publish(world.settings.images_dir, "1", name="debian")
     world.hypervisor.published += ["image-debian-0.disk.qcow2"]
-    assert run(world, name="debian") == Waste(volumes=("image-debian-0.disk.qcow2",)), "debian-12 is another image"
+    assert run(world, name="debian") == Waste(volumes=("image-debian-0.disk.qcow2",)), (
+        "debian-12 is another image"
+    )
     assert versions(world) == "123456"
     with pytest.raises(ImageError, match="There is no image 'nowhere'"):
         run(world, name="nowhere")
 
 
-def test_machines_that_are_being_made_are_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_that_are_being_made_are_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = MachineId.new("m")
     monkeypatch.setattr(prune, "_SETTLES_WITHIN", 0.0)
     with owning(world.settings.runtime_dir, machine):
         with pytest.raises(Busy, match=f"{machine} is being made"):
             run(world)
         assert versions(world) == "123456"
-        world.hypervisor.create_overlay(machine, store.version(world.settings.images_dir, NAME, "1"), 1)
+        world.hypervisor.create_overlay(
+            machine, store.version(world.settings.images_dir, NAME, "1"), 1
+        )
         run(world)
     assert versions(world) == "16"
 
@@ -139,13 +169,29 @@ def test_machines_that_are_being_made_are_waited_for(world: World, monkeypatch: 
         ("{images}/debian-12/2/disk.qcow2", False),
     ],
 )
-def test_a_file_of_any_name_in_any_managers_pool_counts(world: World, monkeypatch: pytest.MonkeyPatch, path: str, ours: bool) -> None:
+def test_a_file_of_any_name_in_any_managers_pool_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch, path: str, ours: bool
+) -> None:
     found = world.hypervisor.volumes()
-    found.append(Volume("someone.qcow2", "/elsewhere/someone.qcow2", path.format(images=world.settings.images_dir), ours))
+    found.append(
+        Volume(
+            "someone.qcow2",
+            "/elsewhere/someone.qcow2",
+            path.format(images=world.settings.images_dir),
+            ours,
+        )
+    )
     monkeypatch.setattr(world.hypervisor, "volumes", lambda: found)
     assert (NAME, "2") not in prune.find(world.hypervisor, world.settings, None, 1).versions
-    found[-1] = Volume("someone.qcow2", "/elsewhere/someone.qcow2", "/elsewhere/image-debian-12-2.disk.qcow2", False)
-    assert (NAME, "2") in prune.find(world.hypervisor, world.settings, None, 1).versions, "a copy of another manager's"
+    found[-1] = Volume(
+        "someone.qcow2",
+        "/elsewhere/someone.qcow2",
+        "/elsewhere/image-debian-12-2.disk.qcow2",
+        False,
+    )
+    assert (NAME, "2") in prune.find(world.hypervisor, world.settings, None, 1).versions, (
+        "a copy of another manager's"
+    )
 
 
 def test_killed_at_any_step_the_next_one_finishes(world: World) -> None:
@@ -191,7 +237,9 @@ def test_what_builds_left_goes_too(world: World) -> None:
     layer(images, "snapshot", made=day * 30, used=day, lasts=True)
     layer(images, "unused", made=day * 30, used=day * 8, lasts=True)
     (images / ".cache" / "torn.json").write_text("{")
-    gone = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+    gone = subprocess.run(
+        ["sh", "-c", "echo $$"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     for name in (f".part-{gone}", f".part-{gone}.json", f".part-{os.getpid()}", "someone's"):
         (images / ".cache" / name).touch()
     for pid in (gone, os.getpid()):
@@ -202,18 +250,44 @@ def test_what_builds_left_goes_too(world: World) -> None:
         os.utime(log, (time.time() - day * (22 - number),) * 2)
     assert run(world, keep=9, name=NAME) == Waste(), "those are of no one image"
     done = run(world, keep=9)
-    wanted = {f".cache/{each}" for each in ("old.json", "old.tar", "unused.json", "unused.tar", "torn.json", f".part-{gone}")}
-    wanted |= {f".cache/.part-{gone}.json", f".building-{gone}", ".log/web-00.log", ".log/web-01.log"}
+    wanted = {
+        f".cache/{each}"
+        for each in (
+            "old.json",
+            "old.tar",
+            "unused.json",
+            "unused.tar",
+            "torn.json",
+            f".part-{gone}",
+        )
+    }
+    wanted |= {
+        f".cache/.part-{gone}.json",
+        f".building-{gone}",
+        ".log/web-00.log",
+        ".log/web-01.log",
+    }
     assert (set(done.leftovers), done.versions) == (wanted, ())
     left = {path.name for path in (images / ".cache").iterdir()}
-    assert left == {"today.json", "today.tar", "snapshot.json", "snapshot.tar", f".part-{os.getpid()}", "someone's"}
+    assert left == {
+        "today.json",
+        "today.tar",
+        "snapshot.json",
+        "snapshot.tar",
+        f".part-{os.getpid()}",
+        "someone's",
+    }
     assert [path.name for path in images.glob(".building-*")] == [f".building-{os.getpid()}"]
     os.utime(logs[-1], (time.time() - day * 31,) * 2)
     assert run(world, keep=9).leftovers == (".log/web-21.log",)
     assert len(list((images / ".log").iterdir())) == 19
     for number in range(5):
         layer(images, f"more{number}", made=60.0, used=10.0 - number)
-    assert {each.split(".")[1] for each in run(world, keep=9).leftovers} == {"cache/snapshot", "cache/more0", "cache/more1"}
+    assert {each.split(".")[1] for each in run(world, keep=9).leftovers} == {
+        "cache/snapshot",
+        "cache/more0",
+        "cache/more1",
+    }
 
 
 def test_a_builds_file_that_goes_meanwhile_is_no_trouble(tmp_path: Path) -> None:

@@ -23,9 +23,21 @@ def test_an_image_does_not_differ_from_itself(tmp_path: Path) -> None:
 
 
 def test_everything_that_can_differ(tmp_path: Path) -> None:
-    one = publish(tmp_path, version="1", inputs={"/a": {"mode": "0644", "sha256": "a"}, "/b": {"mode": "0644", "sha256": "b"}})
-    changed = {"curl": package("8.2"), "git": package("1:2.39.5-0+deb12u2", "rebuilt"), "jq": package("1")}
-    inputs = {"/a": {"mode": "0755", "sha256": "a"}, "/b": {"mode": "0644", "sha256": "b"}, "/c": {"mode": "0644", "sha256": "c"}}
+    one = publish(
+        tmp_path,
+        version="1",
+        inputs={"/a": {"mode": "0644", "sha256": "a"}, "/b": {"mode": "0644", "sha256": "b"}},
+    )
+    changed = {
+        "curl": package("8.2"),
+        "git": package("1:2.39.5-0+deb12u2", "rebuilt"),
+        "jq": package("1"),
+    }
+    inputs = {
+        "/a": {"mode": "0755", "sha256": "a"},
+        "/b": {"mode": "0644", "sha256": "b"},
+        "/c": {"mode": "0644", "sha256": "c"},
+    }
     two = publish(
         tmp_path,
         version="2",
@@ -46,7 +58,9 @@ def test_everything_that_can_differ(tmp_path: Path) -> None:
     git = PACKAGES["git"]
     assert found.packages == {
         "curl": Change("8.1", "8.2"),
-        "git": Change(f"{git.version} ({git.sha256[:12]})", f"{git.version} ({changed['git'].sha256[:12]})"),
+        "git": Change(
+            f"{git.version} ({git.sha256[:12]})", f"{git.version} ({changed['git'].sha256[:12]})"
+        ),
         "jq": Change("", "1"),
         "libc6": Change("2.36~1", ""),
     }
@@ -55,41 +69,76 @@ def test_everything_that_can_differ(tmp_path: Path) -> None:
 def test_further_runners_and_container_images_differ(tmp_path: Path) -> None:
     path = "/usr/lib/vmrunner/containers/00.tar"
     inputs = {path: {"mode": "0644", "sha256": "a"}}
-    one = publish(tmp_path, version="1", inputs=inputs, runners={"a": RUNNER, "b": RUNNER}, containers={path: "debian:12"})
+    one = publish(
+        tmp_path,
+        version="1",
+        inputs=inputs,
+        runners={"a": RUNNER, "b": RUNNER},
+        containers={path: "debian:12"},
+    )
     other = {"b": RUNNER | {"sha256": "e" * 64}, "c": RUNNER}
-    two = publish(tmp_path, version="2", inputs=inputs, runners=other, containers={path: "debian:13"})
+    two = publish(
+        tmp_path, version="2", inputs=inputs, runners=other, containers={path: "debian:13"}
+    )
     found, runner = diff.between(one, two), f"forgejo-runner {'f' * 64}"
-    assert found.runners == {"a": Change(runner, ""), "b": Change(runner, f"forgejo-runner {'e' * 64}"), "c": Change("", runner)}
+    assert found.runners == {
+        "a": Change(runner, ""),
+        "b": Change(runner, f"forgejo-runner {'e' * 64}"),
+        "c": Change("", runner),
+    }
     assert found.files == {path: Change("debian:12 a", "debian:13 a")}
     assert not found.is_empty
-    assert diff.content(one.manifest) != diff.content(one.manifest.model_copy(update={"runners": {}}))
+    assert diff.content(one.manifest) != diff.content(
+        one.manifest.model_copy(update={"runners": {}})
+    )
     old = publish(tmp_path, version="3", inputs=inputs, runners=other)
     assert diff.between(two, old).is_empty, "it noted no names"
 
 
 def test_an_image_of_an_older_vmrunner(tmp_path: Path) -> None:
     old = publish(tmp_path, version="1", packages={"curl": "8.1"}, inputs=None)
-    new = publish(tmp_path, version="2", packages={"curl": PACKAGES["curl"]}, inputs={"/a": {"mode": "0644", "sha256": "a"}})
+    new = publish(
+        tmp_path,
+        version="2",
+        packages={"curl": PACKAGES["curl"]},
+        inputs={"/a": {"mode": "0644", "sha256": "a"}},
+    )
     found = diff.between(old, new)
-    assert (found.packages, found.files) == ({}, None), "what is not known is not told as a difference"
+    assert (found.packages, found.files) == ({}, None), (
+        "what is not known is not told as a difference"
+    )
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("vmrunner.config.load_host", lambda _: HostConfig(state_dir=tmp_path))
     images = tmp_path / "images"
     publish(images, version="1")
-    publish(images, version="2", packages=PACKAGES | {"curl": package("8.2")}, recipe_digest="1" * 64)
+    publish(
+        images, version="2", packages=PACKAGES | {"curl": package("8.2")}, recipe_digest="1" * 64
+    )
     image_cmd.diff("mine/1", "mine", as_json=True)
     told = json.loads(capsys.readouterr().out)
-    assert (told["first"], told["second"], told["packages"]) == ("mine/1", "mine/2", {"curl": {"first": "8.1", "second": "8.2"}})
+    assert (told["first"], told["second"], told["packages"]) == (
+        "mine/1",
+        "mine/2",
+        {"curl": {"first": "8.1", "second": "8.2"}},
+    )
     image_cmd.diff("mine/1", "mine/2")
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows == [["mine/1", "mine/2"], ["recipe", "digest", "0" * 12, "1" * 12], ["curl", "8.1", "8.2"]]
+    assert rows == [
+        ["mine/1", "mine/2"],
+        ["recipe", "digest", "0" * 12, "1" * 12],
+        ["curl", "8.1", "8.2"],
+    ]
     image_cmd.diff("mine/2", "mine")
     assert capsys.readouterr().out == "mine/2 and mine/2 do not differ\n"
 
 
-@pytest.mark.parametrize("wanted", ["mine/3", "mine/..", "mine/../mine/1", "other/1", "other", "mine/current"])
+@pytest.mark.parametrize(
+    "wanted", ["mine/3", "mine/..", "mine/../mine/1", "other/1", "other", "mine/current"]
+)
 def test_a_version_that_is_not_there(tmp_path: Path, wanted: str) -> None:
     publish(tmp_path)
     with pytest.raises(ImageError, match="There is no") as caught:

@@ -34,11 +34,17 @@ def current(images: Path) -> str:
 def test_promotions_are_written_down(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_USER", "alice")
     said: list[str] = []
-    assert promotion.promote(images, "web", "20260101", said.append).version == current(images) == "20260101-aa"
+    assert (
+        promotion.promote(images, "web", "20260101", said.append).version
+        == current(images)
+        == "20260101-aa"
+    )
     assert said == []
     promotion.promote(images, "web", "20260101-aa", said.append)
     assert said == ["web 20260101-aa is the current version already"]
-    assert promotion.rollback(images, "web", said.append).version == current(images) == "20260103-cc"
+    assert (
+        promotion.rollback(images, "web", said.append).version == current(images) == "20260103-cc"
+    )
     told = [(each.before, each.to, each.why) for each in promotion.history(images, "web")]
     assert told == [
         ("", "20260101-aa", Why.BUILT),
@@ -48,18 +54,29 @@ def test_promotions_are_written_down(images: Path, monkeypatch: pytest.MonkeyPat
         ("20260101-aa", "20260103-cc", Why.ROLLED_BACK),
     ]
     last = json.loads((images / "web" / HISTORY).read_text().splitlines()[-1])
-    assert (last["why"], last["from"], last["at"].endswith("+00:00")) == ("rolled back", "20260101-aa", True)
+    assert (last["why"], last["from"], last["at"].endswith("+00:00")) == (
+        "rolled back",
+        "20260101-aa",
+        True,
+    )
     assert last["by"] == ("alice" if os.geteuid() == 0 else last["by"])
 
 
 def test_rolling_back_again_goes_further_and_ends_with_a_sentence(images: Path) -> None:
-    assert [promotion.rollback(images, "web", print).version for _ in range(2)] == ["20260102-bb", "20260101-aa"]
-    with pytest.raises(ImageError, match="There is no version that the image 'web' could go back to") as caught:
+    assert [promotion.rollback(images, "web", print).version for _ in range(2)] == [
+        "20260102-bb",
+        "20260101-aa",
+    ]
+    with pytest.raises(
+        ImageError, match="There is no version that the image 'web' could go back to"
+    ) as caught:
         promotion.rollback(images, "web", print)
     assert caught.value.hint
     assert current(images) == "20260101-aa"
     publish(images, "20260104-dd")
-    assert promotion.rollback(images, "web", print).version == "20260101-aa", "what was rolled back is not gone back to"
+    assert promotion.rollback(images, "web", print).version == "20260101-aa", (
+        "what was rolled back is not gone back to"
+    )
 
 
 def test_rolling_back_skips_versions_that_are_gone(images: Path) -> None:
@@ -86,7 +103,9 @@ def test_an_image_from_before_there_was_a_history_can_be_gone_back_to(images: Pa
         (".", "web", "There is no image '.'"),
     ],
 )
-def test_a_version_that_is_not_clear_is_one_sentence_with_a_hint(images: Path, name: str, version: str, said: str) -> None:
+def test_a_version_that_is_not_clear_is_one_sentence_with_a_hint(
+    images: Path, name: str, version: str, said: str
+) -> None:
     with pytest.raises(ImageError) as caught:
         promotion.promote(images, name, version, print)
     assert said in caught.value.sentence
@@ -102,26 +121,36 @@ def test_the_whole_name_of_a_version_wins_over_beginnings(images: Path) -> None:
 def test_a_damaged_version_does_not_become_current(images: Path) -> None:
     before = (images / "web" / HISTORY).read_bytes()
     (images / "web" / "20260102-bb" / DISK).write_bytes(b"other")
-    for change in (lambda: promotion.promote(images, "web", "20260102-bb", print), lambda: promotion.rollback(images, "web", print)):
+    for change in (
+        lambda: promotion.promote(images, "web", "20260102-bb", print),
+        lambda: promotion.rollback(images, "web", print),
+    ):
         with pytest.raises(ImageError, match=r"20260102-bb is damaged: disk\.qcow2"):
             change()
     assert (current(images), (images / "web" / HISTORY).read_bytes()) == ("20260103-cc", before)
 
 
 @pytest.mark.parametrize("promoted", [True, False])
-def test_a_build_is_recorded_and_made_current_unless_it_is_told_not_to(images: Path, tmp_path: Path, promoted: bool) -> None:
+def test_a_build_is_recorded_and_made_current_unless_it_is_told_not_to(
+    images: Path, tmp_path: Path, promoted: bool
+) -> None:
     manifest = store.find(images, "web").manifest.model_copy(update={"version": "20260104-dd"})
     out = tmp_path / "out"
     shutil.copytree(images / "web" / "20260103-cc", out)
     (out / MANIFEST).write_text(manifest.model_dump_json())
     workshop.publish(out, images, manifest, print, promote=promoted)
     assert store.versions(images, "web")[-1] == "20260104-dd"
-    assert (current(images) == "20260104-dd", len(promotion.history(images, "web")) == 4) == (promoted, promoted)
+    assert (current(images) == "20260104-dd", len(promotion.history(images, "web")) == 4) == (
+        promoted,
+        promoted,
+    )
 
 
 def test_an_image_that_nobody_promoted_says_so(tmp_path: Path) -> None:
     publish(tmp_path, "1", promote=False)
-    with pytest.raises(ImageError, match="No version of the image 'web' is the current one") as caught:
+    with pytest.raises(
+        ImageError, match="No version of the image 'web' is the current one"
+    ) as caught:
         store.find(tmp_path, "web")
     assert "vmrunner image promote web" in caught.value.hint
     promotion.promote(tmp_path, "web", "1", print)
@@ -180,11 +209,22 @@ print(left)
 """
 
 
-@pytest.mark.parametrize(("how", "new"), [("promote", "20260101-aa"), ("force", "20260101-aa"), ("rollback", "20260102-bb")])
-def test_killed_at_any_line_it_is_the_old_state_or_the_new_one(images: Path, how: str, new: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "new"),
+    [("promote", "20260101-aa"), ("force", "20260101-aa"), ("rollback", "20260102-bb")],
+)
+def test_killed_at_any_line_it_is_the_old_state_or_the_new_one(
+    images: Path, how: str, new: str
+) -> None:
     if how == "force":
         (images / "web" / new / proof.RECORD).unlink()
-    ran = subprocess.run([sys.executable, "-c", KILLED, str(images), how], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED, str(images), how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     count = int(ran.stdout.split()[-1])
     assert count > 30, "every line was a place to die"
     old = promotion.history(images, "web")
@@ -195,9 +235,13 @@ def test_killed_at_any_line_it_is_the_old_state_or_the_new_one(images: Path, how
         assert told[:3] == old
         assert [each.to for each in told[3:]] == ([] if current(copy) == "20260103-cc" else [new])
         seen.add(current(copy))
-        notes = len(store.version(copy, "web", new).manifest.forced)  # it can be read, whatever happened
-        assert notes == (how == "force") or (notes == 0 and current(copy) != new), "not current by force without a note"
-        promotion.promote(copy, "web", "20260102", print)  # nothing is in the way, and nothing of the dead one stays
+        # It can be read, whatever happened.
+        notes = len(store.version(copy, "web", new).manifest.forced)
+        assert notes == (how == "force") or (notes == 0 and current(copy) != new), (
+            "not current by force without a note"
+        )
+        # Nothing is in the way, and nothing of the dead one stays.
+        promotion.promote(copy, "web", "20260102", print)
         assert current(copy) == "20260102-bb"
         assert promotion.history(copy, "web")[-1].to == "20260102-bb"
         assert list((copy / "web").glob(f".{CURRENT}*")) == []
@@ -214,14 +258,21 @@ def test_force_is_written_into_the_manifest_and_nothing_else_of_it_changes(image
         promotion.promote(images, "web", version, print, force=True)
         after = store.version(images, "web", version)
         assert after.manifest.model_copy(update={"forced": ()}) == before.manifest
-        assert (store.identity(after.directory), proof.read(after)) == (identity, known), "what was found is about this manifest still"
+        assert (store.identity(after.directory), proof.read(after)) == (identity, known), (
+            "what was found is about this manifest still"
+        )
         (note,) = after.manifest.forced
-        assert (note.found, note.at) == ("" if verified is None else "boot: 1.0 s", promotion.history(images, "web")[-1].at)
+        assert (note.found, note.at) == (
+            "" if verified is None else "boot: 1.0 s",
+            promotion.history(images, "web")[-1].at,
+        )
         store.verify(after)
     promotion.promote(images, "web", "20260104-dd", print, force=True)
     assert len(store.version(images, "web", "20260104-dd").manifest.forced) == 2
     promotion.promote(images, "web", "20260101-aa", print, force=True)
-    assert store.version(images, "web", "20260101-aa").manifest.forced == (), "it was found good: nothing had to be forced"
+    assert store.version(images, "web", "20260101-aa").manifest.forced == (), (
+        "it was found good: nothing had to be forced"
+    )
 
 
 def test_what_a_killed_one_left_of_a_manifest_goes(images: Path) -> None:

@@ -1,4 +1,6 @@
-"""The bill of materials: valid CycloneDX with every package, and a sentence where its library is missing."""
+"""The bill of materials: valid CycloneDX with every package, and a sentence where its library is
+missing.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,26 @@ def test_it_is_valid_and_names_everything(tmp_path: Path) -> None:
     assert told["metadata"]["component"]["version"] == "1"
     parts = {each["name"]: each for each in told["components"]}
     assert parts.keys() == {*PACKAGES, "gitea-runner"}
-    assert parts["git"]["purl"] == "pkg:deb/debian/git@1:2.39.5-0%2Bdeb12u2?arch=amd64&distro=bookworm"
+    assert (
+        parts["git"]["purl"] == "pkg:deb/debian/git@1:2.39.5-0%2Bdeb12u2?arch=amd64&distro=bookworm"
+    )
     assert parts["git"]["hashes"] == [{"alg": "SHA-256", "content": PACKAGES["git"].sha256}]
     assert parts["gitea-runner"]["hashes"] == [{"alg": "SHA-256", "content": "f" * 64}]
 
 
 def test_further_runners_and_container_images_are_in_it(tmp_path: Path) -> None:
     further = {"old": RUNNER | {"path": "/usr/lib/vmrunner/runners/old", "sha256": "e" * 64}}
-    archives = {f"/usr/lib/vmrunner/containers/{n:02}.tar": {"mode": "0644", "sha256": f"{n}" * 64} for n in range(2)}
+    archives = {
+        f"/usr/lib/vmrunner/containers/{n:02}.tar": {"mode": "0644", "sha256": f"{n}" * 64}
+        for n in range(2)
+    }
     inputs = archives | {"/etc/motd": {"mode": "0644", "sha256": "d" * 64}}
     named = {path: f"debian:{12 + n}" for n, path in enumerate(archives)}
-    text = sbom.text(publish(tmp_path, packages={}, runner=RUNNER, runners=further, inputs=inputs, containers=named))
+    text = sbom.text(
+        publish(
+            tmp_path, packages={}, runner=RUNNER, runners=further, inputs=inputs, containers=named
+        )
+    )
     assert make_schemabased_validator(OutputFormat.JSON, sbom.VERSION).validate_str(text) is None
     told = {
         (each["type"], each["name"], each["properties"][0]["value"], each["hashes"][0]["content"])
@@ -48,12 +59,16 @@ def test_further_runners_and_container_images_are_in_it(tmp_path: Path) -> None:
         *(("container", named[path], path, file["sha256"]) for path, file in archives.items()),
     }
     unnamed = json.loads(sbom.text(publish(tmp_path, version="2", packages={}, inputs=inputs)))
-    assert {each["name"] for each in unnamed["components"]} == archives.keys(), "an older vmrunner noted no names"
+    assert {each["name"] for each in unnamed["components"]} == archives.keys(), (
+        "an older vmrunner noted no names"
+    )
 
 
 def test_the_packages_are_of_the_images_distribution(tmp_path: Path) -> None:
     told = json.loads(sbom.text(publish(tmp_path, distribution="ubuntu", suite="noble")))
-    assert {each["purl"].rpartition("@")[0] for each in told["components"]} == {f"pkg:deb/ubuntu/{name}" for name in PACKAGES}
+    assert {each["purl"].rpartition("@")[0] for each in told["components"]} == {
+        f"pkg:deb/ubuntu/{name}" for name in PACKAGES
+    }
 
 
 def test_an_image_of_an_older_vmrunner_has_versions_alone(tmp_path: Path) -> None:
@@ -74,7 +89,9 @@ try:
 except ImageError as error:
     print(error.sentence, error.hint)
 """
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
     assert "needs the Python package cyclonedx-python-lib" in said
     assert "pip install 'vmrunner[sbom]'" in said
 
@@ -82,4 +99,9 @@ except ImageError as error:
 def test_a_bad_schema_would_be_told() -> None:
     """The validator can fail."""
     with pytest.raises(AssertionError):
-        assert make_schemabased_validator(OutputFormat.JSON, sbom.VERSION).validate_str('{"bomFormat": "CycloneDX"}') is None
+        assert (
+            make_schemabased_validator(OutputFormat.JSON, sbom.VERSION).validate_str(
+                '{"bomFormat": "CycloneDX"}'
+            )
+            is None
+        )

@@ -35,7 +35,9 @@ def exported(tmp_path: Path) -> Path:
 def rewritten(exported: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
     """The archive with other members."""
     with tarfile.open(exported) as archive:
-        members = {member.name: file.read() for member in archive if (file := archive.extractfile(member))}
+        members = {
+            member.name: file.read() for member in archive if (file := archive.extractfile(member))
+        }
     change(members)
     with tarfile.open(exported, "w") as archive:
         for name, content in members.items():
@@ -48,8 +50,14 @@ def rewritten(exported: Path, change: Callable[[dict[str, bytes]], object]) -> P
 def test_it_is_the_same_there_and_not_current_by_itself(exported: Path, tmp_path: Path) -> None:
     there, said = tmp_path / "there", list[str]()
     golden = transfer.fetch(exported, there, said.append)
-    assert (golden.version, golden.manifest) == (VERSION, store.version(tmp_path / "here", "web", VERSION).manifest)
-    assert ((there / "web" / VERSION / DISK).read_bytes(), store.current(there, "web")) == (b"disk", None)
+    assert (golden.version, golden.manifest) == (
+        VERSION,
+        store.version(tmp_path / "here", "web", VERSION).manifest,
+    )
+    assert ((there / "web" / VERSION / DISK).read_bytes(), store.current(there, "web")) == (
+        b"disk",
+        None,
+    )
     assert {path.name for path in there.iterdir()} == {"web", ".lock"}
     transfer.fetch(exported, there, said.append)
     assert said == [f"web {VERSION} is here already"]
@@ -61,7 +69,9 @@ def test_what_was_forced_here_is_no_promotion_there(exported: Path, tmp_path: Pa
     assert transfer.export(store.version(tmp_path / "here", "web", VERSION), exported)
     there = transfer.fetch(exported, tmp_path / "there", print)
     assert there.manifest == here.manifest
-    assert transfer.fetch(exported, tmp_path / "there", print).version == VERSION, "it is the same one still"
+    assert transfer.fetch(exported, tmp_path / "there", print).version == VERSION, (
+        "it is the same one still"
+    )
 
 
 def test_another_image_of_that_version_stays(exported: Path, tmp_path: Path) -> None:
@@ -81,7 +91,10 @@ def named(key: str, value: object) -> Callable[[dict[str, bytes]], object]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda members: members.update({DISK: b"other"}), r"disk\.qcow2 is not as its manifest says"),
+        (
+            lambda members: members.update({DISK: b"other"}),
+            r"disk\.qcow2 is not as its manifest says",
+        ),
         (lambda members: members.pop(DISK), r"it lacks disk\.qcow2"),
         (lambda members: members.pop(MANIFEST), "does not begin with a manifest"),
         (lambda members: members.update({"../escaped": b""}), "has no place in it"),
@@ -126,13 +139,21 @@ def test_what_is_no_archive(exported: Path, tmp_path: Path, content: bytes | Non
 
 
 @pytest.mark.parametrize("compressed", [gzip, bz2, lzma])
-def test_one_that_somebody_compressed_may_be_damaged_anywhere(tmp_path: Path, compressed: Any) -> None:
+def test_one_that_somebody_compressed_may_be_damaged_anywhere(
+    tmp_path: Path, compressed: Any
+) -> None:
     exported = tmp_path / "web.tar"
-    transfer.export(publish(tmp_path / "here", VERSION, disk=b"".join(b"%d" % number for number in range(40000))), exported)
+    transfer.export(
+        publish(
+            tmp_path / "here", VERSION, disk=b"".join(b"%d" % number for number in range(40000))
+        ),
+        exported,
+    )
     whole = compressed.compress(exported.read_bytes())
     for at in range(100, len(whole), len(whole) // 12):
         exported.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
-        with contextlib.suppress(ImageError):  # it need not show: of a header's time, or behind the last file
+        # It need not show: of a header's time, or behind the last file.
+        with contextlib.suppress(ImageError):
             transfer.fetch(exported, tmp_path / f"there-{at}", lambda _: None)
     exported.write_bytes(whole)
     assert transfer.fetch(exported, tmp_path / "there", print).version == VERSION
