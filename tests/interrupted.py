@@ -22,12 +22,14 @@ BUILD = """
 import sys
 from pathlib import Path
 from vmrunner.errors import VmrunnerError
-from vmrunner.image import build, recipe
+from vmrunner.image.build.build import build
+from vmrunner.image.recipe.recipe import load
+name, images, recipes = sys.argv[1:]
 try:
-    build.build(recipe.load(sys.argv[1], Path(sys.argv[3])), Path(sys.argv[2]), lambda step: print(step, flush=True))
+    build(load(name, Path(recipes)), Path(images), lambda step: print(step, flush=True))
 except VmrunnerError as error:
     sys.exit(f"{error.sentence}\\n{error.hint}")
-"""  # noqa: E501
+"""
 OURS = folder("images")
 
 

@@ -14,9 +14,9 @@ import libvirt
 import pytest
 
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
+from vmrunner.hypervisor import connection
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.network import ensure_network, network_drift
-from vmrunner.hypervisor.seam import connection
 from vmrunner.hypervisor.storage import Storage
 from vmrunner.model.machine import MachineId
 

@@ -75,7 +75,7 @@ def test_the_program_runs_from_the_wheel(program: Path) -> None:
 
 def test_the_code_and_the_recipes_are_the_wheels(program: Path) -> None:
     code = (
-        "import vmrunner; from vmrunner.image import recipe; print(vmrunner.__file__, "
+        "import vmrunner; from vmrunner.image.recipe import recipe; print(vmrunner.__file__, "
         "*recipe.load('debian-12').files.values())"
     )
     python = program.with_name("python")

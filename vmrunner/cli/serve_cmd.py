@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from vmrunner import config, lock
 from vmrunner.cli.app import ConfigOption, LogOption, app, warn
 from vmrunner.cli.snapshot_cmd import make_in_background
-from vmrunner.hypervisor.seam import events
+from vmrunner.hypervisor import events
 from vmrunner.log import open_log
 from vmrunner.manager import metrics, webhook
 from vmrunner.manager.manager import open_manager

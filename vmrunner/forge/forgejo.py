@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 
 from vmrunner.errors import ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown
+from vmrunner.forge import rpc
 from vmrunner.forge.http import Http, Word, actions_path, parse
-from vmrunner.forge.seam import rpc
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
 from vmrunner.text import presentable
 

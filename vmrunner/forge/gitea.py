@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeNotFound
+from vmrunner.forge import rpc
 from vmrunner.forge.http import PAGE, Http, actions_path, parse
-from vmrunner.forge.seam import rpc
 from vmrunner.forge.trace import Place, Trace, by_run
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
 from vmrunner.text import presentable

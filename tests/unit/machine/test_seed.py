@@ -13,7 +13,7 @@ import pycdlib
 import pytest
 
 from vmrunner.errors import ConfigError
-from vmrunner.hypervisor.seam import SIZE
+from vmrunner.hypervisor.seam import SEED_SIZE
 from vmrunner.machine.seed import (
     RUNNERS,
     Job,
@@ -101,13 +101,13 @@ def test_ipv6_is_in_a_seed_where_it_is_asked_for() -> None:
 
 def test_seeds_are_of_one_size_and_begin_differently() -> None:
     first, second = iso(MACHINE, "#!/bin/sh\n", ADDRESS), iso(MACHINE, "#!/bin/sh\n", None)
-    assert len(first) == len(second) == SIZE
+    assert len(first) == len(second) == SEED_SIZE
     descriptor = slice(16 * 2048, 17 * 2048)
     assert first[descriptor] != second[descriptor], (
         "so that a machine which waits for another seed sees it"
     )
     with pytest.raises(ConfigError, match="bigger than 1024 KiB"):
-        iso(MACHINE, "#" * SIZE, ADDRESS)
+        iso(MACHINE, "#" * SEED_SIZE, ADDRESS)
 
 
 def test_a_rehearsal_says_so() -> None:

@@ -16,7 +16,7 @@ from vmrunner.manager.drain import Drained
 CHANGING = """
 import sys
 from pathlib import Path
-from vmrunner.drain import Drained
+from vmrunner.manager.drain import Drained
 drained, who = Drained(Path(sys.argv[1])), sys.argv[2]
 print("ready", flush=True)
 sys.stdin.readline()

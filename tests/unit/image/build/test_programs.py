@@ -20,7 +20,7 @@ from vmrunner.image.build.programs import Log
 MOUNTING = """
 import sys
 from pathlib import Path
-from vmrunner.image.programs import Log
+from vmrunner.image.build.programs import Log
 inner = 'mount -t tmpfs tmpfs "$0" && touch "$0/mounted" && echo mounted && (sleep 654321 & sleep 654322)'
 Log(Path(sys.argv[1]), print).apart("It", "sh", "-c", inner, sys.argv[2], hear=lambda line: print(line, flush=True))
 """  # noqa: E501
@@ -68,7 +68,7 @@ STANDING_IN = """#!/bin/sh
 RUNNING = """
 import sys
 from pathlib import Path
-from vmrunner.image.programs import Log
+from vmrunner.image.build.programs import Log
 log = Log(Path(sys.argv[1]), print)
 getattr(log, sys.argv[2])("It", "touch", sys.argv[3])
 """

@@ -9,6 +9,7 @@ import pytest
 from vmrunner.errors import ImageError
 from vmrunner.image.recipe import packages
 from vmrunner.model.image import Package
+from vmrunner.text import some
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 LISTED = "curl\t8.1\tamd64\tinstalled\ntzdata\t2026a\tall\tinstalled\nold\t1\tamd64\tconfig-files\n"
@@ -55,5 +56,5 @@ def test_one_version_with_two_contents(tmp_path: Path) -> None:
 
 
 def test_the_first_few_of_many() -> None:
-    assert packages.some(["a", "b"]) == "a, b"
-    assert packages.some(list("abcdefg")) == "a, b, c, d and 3 more"
+    assert some(["a", "b"]) == "a, b"
+    assert some(list("abcdefg")) == "a, b, c, d and 3 more"

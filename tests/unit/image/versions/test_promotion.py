@@ -177,7 +177,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from vmrunner import files
-from vmrunner.image import promotion, store
+from vmrunner.image.versions import promotion, store
 
 images, step, how = Path(sys.argv[1]), 0, sys.argv[2]
 
@@ -287,7 +287,7 @@ def test_two_at_once_do_not_interleave(images: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from vmrunner.image import promotion
+from vmrunner.image.versions import promotion
 for _ in range(20):
     for version in ("20260101", "20260102", "20260103"):
         promotion.promote(Path(sys.argv[1]), "web", version, lambda _: None)
