@@ -17,7 +17,7 @@ from vmrunner.image.build import build
 from vmrunner.image.build.programs import Log
 from vmrunner.image.recipe import lock, packages, recipe
 from vmrunner.image.versions import store
-from vmrunner.model.image import DISK, Golden
+from vmrunner.model.image import DISK, Golden, Input
 
 LOCKED = 'extends = "debian-12"\nlock = "mine.lock"\n'
 
@@ -197,7 +197,7 @@ def test_a_build_with_its_lock(tmp_path: Path) -> None:
     golden = build.build(recipe.load("mine", tmp_path), tmp_path / "images", lambda _: None)
     assert golden.manifest.packages == PACKAGES
     assert golden.manifest.inputs is not None
-    assert golden.manifest.inputs["/etc/motd"] == store.Input(mode="0600", sha256=sha("hello"))
+    assert golden.manifest.inputs["/etc/motd"] == Input(mode="0600", sha256=sha("hello"))
     assert golden.manifest.lock == sha((tmp_path / "mine.lock").read_text())
     assert (golden.directory / DISK).read_text() == "apt's lists: partial", (
         "the lists are gone from the image"
