@@ -41,7 +41,7 @@ shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal 
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner; \
 	rig/rig run -- shellcheck $(shell_scripts)
 
-.PHONY: demo test images soak bench faults unfinished outage conformance model scale audit lint rig rig-stop rig-shell
+.PHONY: demo quick test images soak bench faults unfinished outage conformance model scale audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -51,6 +51,10 @@ demo:
 test:
 	$(call in_rig,$(test_image); $(stock_image); rig/rig run -- pytest -q -n 2 $(side_by_side) $(PYTEST_ARGS); \
 		rig/rig run -- pytest -q $(addprefix --ignore=,$(side_by_side)) $(PYTEST_ARGS); $(lint))
+
+# What one runs at each change: no machine, no forge.
+quick:
+	$(call in_rig,rig/rig run -- pytest -q -n 2 $(side_by_side) $(PYTEST_ARGS); $(lint))
 
 # Every recipe in images/, for real, and one on a stock cloud image; builds that are killed or have no room (IMAGES="--only debian-13 --kills 0"
 # for a part); a machine of each image; the first `docker run` in clones; images that are broken in five ways: refused, and where that is
