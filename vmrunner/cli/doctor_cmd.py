@@ -13,7 +13,8 @@ from rich.table import Table
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, app, out, say, warn
-from vmrunner.doctor.examine import Level, examine
+from vmrunner.doctor.examine import examine
+from vmrunner.doctor.findings import Level
 from vmrunner.doctor.isolation import credentials, load, residue
 from vmrunner.doctor.isolation.lab import Cell, Lab
 from vmrunner.doctor.isolation.network import Matrix

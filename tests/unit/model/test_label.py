@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.world import MANIFEST, POOL, World
-from vmrunner.doctor import examine
-from vmrunner.doctor.examine import Level
+from vmrunner.doctor import images
+from vmrunner.doctor.findings import Level
 from vmrunner.model.label import Label, without_docker
 
 BOXED = POOL | {"labels": ["a", "node:docker://node:22"]}
@@ -38,7 +38,7 @@ def findings(world: World) -> list[tuple[Level, str, str]]:
     host: Any = SimpleNamespace()  # pools that boot ask it for nothing
     return [
         (each.level, each.said, each.fix)
-        for each in examine._images(world.settings, host)
+        for each in images.look(world.settings, host)
         if "Docker" in each.said
     ]
 

@@ -1,0 +1,151 @@
+"""The forge: that it answers, what the token may do and need not, whether its webhook arrives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+
+from pydantic import TypeAdapter
+
+from vmrunner.config import Config, forge_token, webhook_secret
+from vmrunner.doctor.findings import Finding, dotted, error, failed, good, numbers, warning
+from vmrunner.errors import ForgeError, VmrunnerError
+from vmrunner.forge.connect import connect
+from vmrunner.forge.http import Http, parse
+from vmrunner.forge.seam import Forge
+from vmrunner.model.job import RunnerRecord, Scope, ScopeKind
+from vmrunner.model.machine import MachineId
+
+_SKEW = 5.0  # seconds; the forge tells its time in whole ones
+_LEAST = {"gitea": (1, 26), "forgejo": (15, 0)}
+_VERSION = TypeAdapter(dict[str, str])
+_BEYOND = {
+    # What only a token with more scopes than ours may read, on both forges.
+    "admin": "/api/v1/admin/users?limit=1",
+    "issue": "/api/v1/repos/issues/search?limit=1",
+    "notification": "/api/v1/notifications/new",
+    "user": "/api/v1/user",
+}
+
+
+def look(settings: Config, machines: set[str] | None) -> Iterator[Finding]:
+    """`machines`: the names of those that there are, or None where libvirt does not say."""
+    readable: list[str] = []
+    try:
+        token = forge_token(settings.forge, readable.append)
+        http = Http(settings.forge.url, token, settings.forge.ca_file)
+        began = time.time()
+        answer, headers = http.call("GET", "/api/v1/version", "its version")
+        version = parse(_VERSION, answer, "its version").get("version", "?")
+    except VmrunnerError as why:
+        yield failed("forge", why)
+        return
+    yield from (warning("token", sentence, "") for sentence in readable)
+    kind, least = settings.forge.kind, _LEAST[settings.forge.kind]
+    if numbers(version) < least:
+        yield error(
+            "forge", f"{kind} {version} is too old.", f"vmrunner needs {dotted(least)} or newer."
+        )
+    else:
+        yield good(
+            "forge",
+            f"{kind} {version} at {settings.forge.url} answered in {time.time() - began:.2f} s",
+        )
+    if date := headers.get("Date"):
+        skew = began - parsedate_to_datetime(date).timestamp()
+        far = warning(
+            "clock",
+            f"This host's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the "
+            "forge's.",
+            "Run an NTP client on both.",
+        )
+        yield (
+            far if abs(skew) > _SKEW else good("clock", "this host and the forge agree on the time")
+        )
+    with closing(connect(settings.forge, token)) as forge:
+        yield from _scopes(settings, forge, machines)
+    with closing(http):
+        yield from _too_wide(settings, http)
+
+
+def _scopes(settings: Config, forge: Forge, machines: set[str] | None) -> Iterator[Finding]:
+    records: list[RunnerRecord] = []
+    for scope in dict.fromkeys(scope for pool in settings.pools.values() for scope in pool.scope):
+        try:
+            waiting = len(forge.jobs(scope))
+            records += forge.runners(scope)
+            forge.delete_runner(scope, 0)  # there never is one: whether we may
+        except ForgeError as why:
+            yield failed("token", why)
+        else:
+            yield good(
+                "token", f"may see jobs and make runners for {scope} ({waiting} jobs there now)"
+            )
+    if machines is None:
+        return
+    ours = {record.name for record in records if MachineId.of(settings.manager, record.name)}
+    if orphans := sorted(ours - machines):
+        yield warning(
+            "leftovers",
+            f"Runner records without a machine: {', '.join(orphans)}.",
+            "`vmrunner up` deletes them.",
+        )
+
+
+def _too_wide(settings: Config, http: Http) -> Iterator[Finding]:
+    """Reads that the token need not be good for."""
+    kinds = {scope.kind for pool in settings.pools.values() for scope in pool.scope}
+    needed = {
+        "admin" if ScopeKind.INSTANCE in kinds else "",
+        "user" if ScopeKind.USER in kinds else "",
+    }
+    more = []
+    for name, path in _BEYOND.items():
+        if name not in needed:
+            try:
+                http.call("GET", path, f"what {name} may read", scope=Scope.parse("instance"))
+            except ForgeError:
+                continue
+            more.append(name)
+    if more:
+        yield warning(
+            "token",
+            f"The token may do more than vmrunner needs: it has the scopes {', '.join(more)}.",
+            "Make one with only the scopes that the README names; whoever reads its file has them "
+            "all.",
+        )
+
+
+def webhook(settings: Config) -> Iterator[Finding]:
+    """Whether what is configured is heard. Nothing is wrong without it: jobs wait for the poll."""
+    section = settings.serve.webhook
+    if section.secret_file is None:
+        return
+    if settings.forge.kind != "gitea":
+        yield warning(
+            "webhook",
+            "Forgejo has no webhook for jobs that wait, so nothing will be heard.",
+            "Take listen and secret_file out of [serve.webhook].",
+        )
+        return
+    readable: list[str] = []
+    try:
+        webhook_secret(section.secret_file, readable.append)
+    except VmrunnerError as why:
+        yield failed("webhook", why)
+        return
+    yield from (warning("webhook", sentence, "") for sentence in readable)
+    try:
+        at = datetime.fromtimestamp(settings.webhook_heard.stat().st_mtime).astimezone()
+    except OSError:
+        yield warning(
+            "webhook",
+            f"The forge's webhook was never heard at {section.listen}: jobs wait for the poll.",
+            "Start a workflow while `vmrunner serve` runs; the webhook's page at the forge lists "
+            "what became of the delivery.",
+        )
+    else:
+        yield good("webhook", f"heard last at {at:%Y-%m-%d %H:%M:%S %z}")

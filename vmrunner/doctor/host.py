@@ -1,0 +1,200 @@
+"""This host: folders, libvirt, the accelerator, storage, the network and its rules."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmrunner.config import Config
+from vmrunner.doctor.findings import Finding, dotted, error, failed, good, numbers, warning
+from vmrunner.errors import NotPermitted, VmrunnerError
+from vmrunner.hypervisor.host import LibvirtHost
+
+_LEAST_QEMU, _LEAST_LIBVIRT = (7, 2), (9, 0)
+_NOT_FOR_DISKS = {
+    "tmpfs": "what machines write takes the host's memory, which nobody counts",
+    "overlay": "snapshots' memory is copied into its upper layer, and clones share less",
+    **dict.fromkeys(
+        ("nfs", "nfs4", "cifs", "9p"), "a machine whose disk is slow to answer stands still"
+    ),
+}
+
+
+def folders(settings: Config) -> Iterator[Finding]:
+    """Where vmrunner writes: permitted, and credentials on no disk."""
+    for key, path in (("state_dir", settings.state_dir), ("runtime_dir", settings.runtime_dir)):
+        there = next(each for each in (path, *path.parents) if each.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            yield error(
+                "permissions",
+                f"{key} {path} can't be written by this user.",
+                "Run as the service's user, or as root.",
+            )
+        elif key == "runtime_dir" and _file_system(there) not in {"tmpfs", "ramfs"}:
+            kind = _file_system(there)
+            yield warning(
+                "permissions",
+                f"runtime_dir {path} is on {kind}: credentials of running jobs reach a disk.",
+                "Put it below /run.",
+            )
+        else:
+            yield good("permissions", f"{key} {path}")
+
+
+def look(settings: Config, host: LibvirtHost) -> Iterator[Finding]:
+    """Everything of a libvirt that answers."""
+    yield from _versions(host)
+    yield from _accelerator(host, settings)
+    yield _bounds(host)
+    yield from _storage(host, settings)
+    yield from _network(host)
+
+
+def _file_system(path: Path) -> str:
+    """The kind of file system that a path is on, as /proc/mounts calls it."""
+    mounts = [
+        line.split()[1:3] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
+    ]
+    whole = path.resolve()
+    fitting = [
+        (target, kind)
+        for target, kind in mounts
+        if whole.is_relative_to(target.replace("\\040", " "))
+    ]
+    return max(fitting, key=lambda each: len(each[0]))[1] if fitting else "?"
+
+
+def _versions(host: LibvirtHost) -> Iterator[Finding]:
+    for (name, version), least in zip(
+        host.versions().items(), (_LEAST_LIBVIRT, _LEAST_QEMU), strict=True
+    ):
+        if numbers(version) < least:
+            yield warning(
+                "libvirt",
+                f"{name} {version} is older than {dotted(least)}: nobody has tried it.",
+                f"Update {name}.",
+            )
+        else:
+            yield good("libvirt", f"{name} {version}")
+
+
+def _accelerator(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
+    if host.kvm:
+        yield good("accelerator", "KVM")
+        nested = [
+            path.read_text(encoding="ascii").strip() in "1Y"
+            for path in Path("/sys/module").glob("kvm_*/parameters/nested")
+        ]
+        yield good(
+            "accelerator",
+            "virtual machines inside the machines: "
+            + ("possible" if any(nested) else "not possible"),
+        )
+        return
+    chosen = settings.libvirt.accelerator == "software"
+    yield warning(
+        "accelerator",
+        "Machines run under software emulation, 10 to 50 times slower"
+        + (", as configured." if chosen else ": there is no KVM."),
+        'Set libvirt.accelerator to "auto".'
+        if chosen
+        else "Enable virtualization in the firmware; in a virtual machine, nested virtualization.",
+    )
+    if Path("/dev/kvm").exists():
+        yield warning(
+            "accelerator",
+            "/dev/kvm is there, but the processor has no virtualization: libvirt tries it again "
+            "for each machine, for a minute and more.",
+            "Hide it from libvirtd, in a drop-in of libvirtd.service: `[Service]` "
+            "`InaccessiblePaths=/dev/kvm`.",
+        )
+
+
+def _bounds(host: LibvirtHost) -> Finding:
+    if host.cgroups.memory and host.cgroups.cpu:
+        return good("bounds", "the host's kernel sees to the machines' memory and processors")
+    return warning(
+        "bounds",
+        "This host has no cgroups for memory or processors: a QEMU that was broken out of may take "
+        "all of them.",
+        "Mount them at /sys/fs/cgroup; systemd does, and `cgroup_disable` on the kernel's command "
+        "line prevents it.",
+    )
+
+
+def _storage(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
+    try:
+        free, floor = host.capacity().free_disk_mib, settings.capacity.disk_floor
+    except VmrunnerError as why:
+        yield failed("storage", why)
+        return
+    path = settings.libvirt.storage_path
+    if free < floor:
+        yield error(
+            "storage",
+            f"{free} MiB are free at {path}, below the floor of {floor} MiB: no machine starts.",
+            "Free some space, or lower capacity.disk_floor.",
+        )
+    elif free >= 1 << 40:
+        yield good("storage", f"the pool at {path} is made with the first machine")
+    else:
+        kind = _file_system(path) if path.exists() else "another host's disk"
+        yield good("storage", f"{free >> 10} GiB free at {path} ({kind})")
+        if kind in _NOT_FOR_DISKS:
+            yield warning(
+                "storage",
+                f"{path} is on {kind}: {_NOT_FOR_DISKS[kind]}.",
+                "Put libvirt.storage_path on a disk of this host.",
+            )
+
+
+def _network(host: LibvirtHost) -> Iterator[Finding]:
+    try:
+        drift = host.network_drift()
+    except VmrunnerError as why:
+        yield failed("network", why)
+        return
+    yield from _rules(host)
+    if drift is None:
+        yield good("network", f"{host.network} is made with the first machine")
+    elif drift:
+        fix = (
+            f"When no machine runs: `virsh net-destroy {host.network}; virsh net-undefine "
+            f"{host.network}`; the next machine makes it anew."
+        )
+        yield error(
+            "network",
+            f"The network {host.network} is not as vmrunner made it: {'; '.join(drift)}.",
+            fix,
+        )
+    else:
+        yield good("network", f"{host.network} is as it should be")
+
+
+def _rules(host: LibvirtHost) -> Iterator[Finding]:
+    try:
+        drift = host.rules_drift()
+    except NotPermitted as why:
+        yield warning(
+            "rules", "This user may not look at the rules of the machines' network.", why.hint
+        )
+        return
+    except VmrunnerError as why:
+        yield failed("rules", why)
+        return
+    if drift is None:
+        yield warning(
+            "rules",
+            "The machines' network is not filtered: they reach this host, its LAN and whatever its "
+            "own rules let them.",
+            "Set `filter = true` in the table [network], or see that the host's own rules do it.",
+        )
+    elif drift:
+        yield error(
+            "rules",
+            f"What filters the machines' network has changed: {drift}.",
+            "`vmrunner up` puts it right; find out who did it.",
+        )
+    else:
+        yield good("rules", "the nftables table of the machines' network is as it should be")

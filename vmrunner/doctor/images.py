@@ -1,0 +1,118 @@
+"""The pools' images: whole, young enough, the current version a good one, its snapshot made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vmrunner.config import Config, PoolConfig
+from vmrunner.doctor.findings import Finding, failed, good, warning
+from vmrunner.errors import ImageError
+from vmrunner.hypervisor.host import LibvirtHost
+from vmrunner.image.versions import promotion, proof, store
+from vmrunner.machine.clones import Shelf
+from vmrunner.model.image import Golden
+from vmrunner.model.label import without_docker
+
+
+def look(settings: Config, host: LibvirtHost) -> Iterator[Finding]:
+    """Each pool's image and snapshot; an image that several pools share is read once."""
+    seen: set[str] = set()
+    for name, pool in settings.pools.items():
+        try:
+            golden = store.find(settings.images_dir, pool.image)
+            if pool.image not in seen:
+                store.verify(golden)
+        except ImageError as why:
+            yield failed("image", why)
+            continue
+        if pool.image not in seen:
+            days = (
+                datetime.now(UTC) - datetime.fromisoformat(golden.manifest.built_at)
+            ).total_seconds() / 86400
+            shown = (
+                f"{golden.name} {golden.version} was built {days:.0f} days ago, and is as its "
+                "manifest says"
+            )
+            fix = (
+                f"`sudo vmrunner image refresh {golden.name}`; `vmrunner systemd install` has a "
+                "timer for that."
+            )
+            old = warning("image", f"{shown}: nothing in it was updated since.", fix)
+            yield (
+                old
+                if days > settings.images.max_age.total_seconds() / 86400
+                else good("image", shown)
+            )
+            yield from _promotion(settings, golden)
+        seen.add(pool.image)
+        yield from _docker(name, pool, golden)
+        if pool.start != "boot":
+            yield _snapshot(settings, host, golden, name, pool)
+
+
+def _docker(name: str, pool: PoolConfig, golden: Golden) -> Iterator[Finding]:
+    if golden.manifest.lacks_docker and (said := without_docker(pool.labels, golden.name)):
+        fix = (
+            "Use one like debian-13-docker (docs/containers.md). Where a script of the recipe "
+            "installs Docker, "
+            'say so in its [checks]: docker = "docker version".'
+        )
+        yield warning("image", f"Pool {name}: {said}.", fix)
+
+
+def _promotion(settings: Config, golden: Golden) -> Iterator[Finding]:
+    """What became of the version, and of the last refresh."""
+    last = next(reversed(promotion.history(settings.images_dir, golden.name)), None)
+    if last and last.why is promotion.Why.STEPPED_BACK:
+        fix = (
+            "See why those machines failed with `vmrunner history --failed`; a version that is "
+            "promoted by hand is tried anew."
+        )
+        yield warning(
+            "image", f"{golden.name} was rolled back automatically at {last.at}: {last.cause}.", fix
+        )
+    found = proof.read(golden)
+    if last and last.forced and not (found and found.is_good):
+        said = f"is not good: {found.said}" if found else "was not verified"
+        fix = f"`vmrunner image verify {golden.name}` boots a machine of it."
+        yield warning(
+            "image", f"{golden.name} {golden.version} was promoted all the same, and {said}.", fix
+        )
+    if bad := promotion.newest_bad(settings.images_dir, golden.name):
+        fix = f"`vmrunner image verify {golden.name}/{bad}` says why; `image prune` removes it."
+        yield warning(
+            "image",
+            f"The newer version {bad} of {golden.name} was found bad, and is not used.",
+            fix,
+        )
+
+
+def _snapshot(
+    settings: Config, host: LibvirtHost, golden: Golden, name: str, pool: PoolConfig
+) -> Finding:
+    if found := host.snapshot(golden, pool.shape):
+        return good(
+            "snapshot", f"pool {name} starts machines from {found.key}, {found.disk_mib} MiB"
+        )
+    failure = Shelf(settings.state_dir).failure(host.snapshot_key(golden, pool.shape))
+    if failure is None:
+        return good("snapshot", f"pool {name} has none yet; it is made with its first machine")
+    fix = f"Mend that, then `vmrunner snapshot create --pool {name}`."
+    if "ermission denied" in failure.cause and _has_apparmor():
+        fix = (
+            "AppArmor has to permit it: `vmrunner snapshot apparmor "
+            ">>/etc/apparmor.d/local/abstractions/libvirt-qemu`."
+        )
+    return warning("snapshot", f"Machines of pool {name} are booted: {failure.cause}", fix)
+
+
+def _has_apparmor() -> bool:
+    try:
+        return (
+            Path("/sys/module/apparmor/parameters/enabled").read_text(encoding="ascii").strip()
+            == "Y"
+        )
+    except OSError:
+        return False
