@@ -14,6 +14,7 @@ from vmrunner.config import Config
 from vmrunner.hypervisor.seam import Snapshot
 from vmrunner.image.versions import store
 from vmrunner.machine import clones
+from vmrunner.manager.actions import Reason
 from vmrunner.manager.history import History
 from vmrunner.manager.manager import Manager
 from vmrunner.model.job import JobState
@@ -123,7 +124,7 @@ class World:
         done = self.manager.pass_once()[0]
         return done.started + done.bound, done.destroyed, done.swept, len(done.failures)
 
-    def reasons(self) -> dict[int, str]:
+    def reasons(self) -> dict[int, Reason]:
         """Why each waiting job waits."""
         return {wait.job.id: wait.reason for wait in self.manager.survey().plan.waits}
 

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from tests.fakes import Killed
 from tests.world import POOL, World
 from vmrunner.errors import HypervisorError
+from vmrunner.manager.actions import WaitKind
 from vmrunner.model.job import JobState
 from vmrunner.model.machine import MachineId
 
@@ -69,6 +70,13 @@ FORGE_CALLS = [
     "disable_runner",
     "fail_job",
 ]
+# Why a job may wait for ever.
+FINAL = {
+    WaitKind.NO_LABEL,
+    WaitKind.NO_POOL_WITH_ALL_LABELS,
+    WaitKind.NO_SCOPE,
+    WaitKind.DRAINED,
+}
 FAULTS = ["forge up", "forge up", "forge down", *HYPERVISOR_CALLS, *FORGE_CALLS]
 
 
@@ -270,13 +278,8 @@ class Life(RuleBasedStateMachine):
                 if job.state in (JobState.WAITING, JobState.RUNNING)
             ]
             reasons = world.reasons()
-            if all(
-                any(
-                    said in reasons.get(job.id, "")
-                    for said in ("no pool", "no single pool", "is drained")
-                )
-                for job in open_jobs
-            ) and not (self.unexplained()):
+            final = all(job.id in reasons and reasons[job.id].kind in FINAL for job in open_jobs)
+            if final and not self.unexplained():
                 self.check_record()
                 return
         waiting = [(job.id, job.state, reasons.get(job.id)) for job in open_jobs]
@@ -292,7 +295,9 @@ class Life(RuleBasedStateMachine):
         other line has a job.
         """
         world = self.world
-        for _ in range(7):  # for what was not answered until now
+        # For machines that have had their job and are still there, and then for all the times that
+        # the forge is asked and does not tell.
+        for _ in range(14):
             world.clock.now += 60
             world.up()
         ran = {

@@ -101,7 +101,7 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
             table.add_row(
                 wait.job.title,
                 age(wait.job.queued_at.timestamp() if wait.job.queued_at else 0, now),
-                wait.reason,
+                wait.reason.said,
             )
         parts.append(table)
     return Group(*parts)
@@ -205,6 +205,7 @@ def _plain_wait(wait: Wait, now: float) -> dict[str, Any]:
         "labels": list(job.labels),
         "url": job.url,
         "pool": wait.pool,
-        "reason": wait.reason,
+        "kind": wait.reason.kind.value,
+        "reason": wait.reason.said,
         "age_seconds": round(now - job.queued_at.timestamp(), 1) if job.queued_at else None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from vmrunner.model.job import Job, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, Machine, MachineId, Metadata
@@ -91,12 +92,47 @@ class Start:
 Action = Note | DropSeed | Pause | Finish | DeleteRunner | Bind | Start
 
 
+class WaitKind(StrEnum):
+    """Why a job waits. `status --json` and tests use it; the sentence beside it is for people."""
+
+    # It has a machine, or gets one now.
+    BOOTING = "booting"
+    RUNNER_STARTS = "runner starts"
+    BOUND = "bound"
+    STARTED = "started"
+    ROOM_IS_MADE = "room is made"
+    # The forge holds it back.
+    BLOCKED = "blocked"
+    HELD = "held"
+    # No pool is for it.
+    NO_LABEL = "no label"
+    NO_POOL_WITH_ALL_LABELS = "no pool with all labels"
+    NO_SCOPE = "no scope"
+    # Its pool starts no machine now.
+    DRAINED = "drained"
+    BACKED_OFF = "backed off"
+    AT_MAX = "at max"
+    NO_SNAPSHOT = "no snapshot"
+    # The host has no room.
+    NO_DISK = "no disk"
+    NO_MEMORY = "no memory"
+    NO_VCPUS = "no vcpus"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a job waits: of which kind, and the sentence."""
+
+    kind: WaitKind
+    said: str
+
+
 @dataclass(frozen=True)
 class Wait:
     """A waiting job, and why it waits."""
 
     job: Job
-    reason: str
+    reason: Reason
     pool: str = ""  # the one that will serve it, if there is one
 
 

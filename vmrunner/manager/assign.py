@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from vmrunner.manager.actions import Action, Bind, Finish, Start, Wait
+from vmrunner.manager.actions import Action, Bind, Finish, Reason, Start, Wait, WaitKind
 from vmrunner.manager.observed import Desired, Drain, Limits, Observed, View
 from vmrunner.model.job import Job, JobState, Scope, ScopeKind
 from vmrunner.model.machine import Capacity, Ending, EventKind, Machine, Metadata, Shape
@@ -45,15 +45,18 @@ class Room:
         )
         self._disk = capacity.free_disk_mib - limits.disk_floor_mib
 
-    def lack(self, shape: Shape) -> str:
-        """Why a machine of this shape doesn't fit; empty if it does."""
+    def lack(self, shape: Shape) -> Reason | None:
+        """Why a machine of this shape doesn't fit; None if it does."""
         if self._disk < 0:
-            return f"the storage pool is {-self._disk} MiB below the floor of free space"
+            said = f"the storage pool is {-self._disk} MiB below the floor of free space"
+            return Reason(WaitKind.NO_DISK, said)
         if shape.memory_mib > self._memory:
-            return f"the host lacks {shape.memory_mib - max(0, self._memory)} MiB of memory"
+            missing = shape.memory_mib - max(0, self._memory)
+            return Reason(WaitKind.NO_MEMORY, f"the host lacks {missing} MiB of memory")
         if shape.vcpus > self._vcpus:
-            return f"the host lacks {shape.vcpus - max(0.0, self._vcpus):g} vCPUs"
-        return ""
+            few = shape.vcpus - max(0.0, self._vcpus)
+            return Reason(WaitKind.NO_VCPUS, f"the host lacks {few:g} vCPUs")
+        return None
 
     def take(self, shape: Shape) -> None:
         """A machine of this shape is about to be started."""
@@ -80,26 +83,24 @@ class _Pool:
     turns: list[tuple[int, int, str]] = field(default_factory=list)
     load: Counter[str] = field(default_factory=Counter)  # machines by repository
 
-    def obstacle(self, room: Room, now: float) -> str:
-        """Why no machine can be started here now; empty if one can."""
-        backoff = self.desired.backoff
+    def obstacle(self, room: Room, now: float) -> Reason | None:
+        """Why no machine can be started here now; None if one can."""
+        name, backoff = self.desired.pool, self.desired.backoff
         if self.desired.drain is not Drain.NO:
-            return (
-                f"pool {self.desired.pool} is drained (`vmrunner up {self.desired.pool}` ends that)"
-            )
+            said = f"pool {name} is drained (`vmrunner up {name}` ends that)"
+            return Reason(WaitKind.DRAINED, said)
         if backoff and backoff.until > now:
             failures = f"{backoff.failures} failure{'s' if backoff.failures > 1 else ''}"
-            return (
-                f"pool {self.desired.pool} is backed off for {backoff.until - now:.0f} s after "
-                f"{failures} (last: {backoff.last})"
+            said = (
+                f"pool {name} is backed off for {backoff.until - now:.0f} s after {failures} "
+                f"(last: {backoff.last})"
             )
+            return Reason(WaitKind.BACKED_OFF, said)
         if self.count >= self.desired.max:
-            return f"pool {self.desired.pool} is at its max of {self.desired.max}"
+            return Reason(WaitKind.AT_MAX, f"pool {name} is at its max of {self.desired.max}")
         if self.desired.needs_snapshot:
-            return (
-                f"pool {self.desired.pool} has no snapshot to start from yet: "
-                f"{self.desired.snapshot}"
-            )
+            said = f"pool {name} has no snapshot to start from yet: {self.desired.snapshot}"
+            return Reason(WaitKind.NO_SNAPSHOT, said)
         return room.lack(self.desired.shape)
 
 
@@ -244,20 +245,20 @@ def _covers(scope_text: str, job: Job, view: View) -> bool:
     return scope.kind is ScopeKind.INSTANCE or scope in view.visible[job.key]
 
 
-def _soon(machine: Machine, metadata: Metadata, pool: Desired, view: View, now: float) -> str:
+def _soon(machine: Machine, metadata: Metadata, pool: Desired, view: View, now: float) -> Reason:
     """Why a job waits that has a machine."""
     if not machine.is_up or not metadata.is_bound:
         usual = f" of ~{pool.typical_boot:.0f} s" if pool.typical_boot else ""
-        return (
-            f"machine {machine.id} is booting ({max(0.0, now - metadata.created_at):.0f} s{usual})"
-        )
+        age = max(0.0, now - metadata.created_at)
+        return Reason(WaitKind.BOOTING, f"machine {machine.id} is booting ({age:.0f} s{usual})")
     record = view.records.get(metadata.runner_id)
     if record and record.online and view.binds_jobs and machine.event(EventKind.RUNNER):
-        return (
+        said = (
             f"the forge has not handed it to its runner {machine.id} yet; a concurrency group "
             "may hold it back"
         )
-    return f"machine {machine.id} is starting its runner"
+        return Reason(WaitKind.HELD, said)
+    return Reason(WaitKind.RUNNER_STARTS, f"machine {machine.id} is starting its runner")
 
 
 def _sort_jobs(
@@ -271,19 +272,20 @@ def _sort_jobs(
     """Put each waiting job without a machine into the pools that could serve it."""
     labels = sorted({label for pool in pools.values() for label in pool.desired.labels})
     fits: dict[tuple[str, ...], list[_Pool]] = {}  # jobs are many, and what they ask for is not
-    nobody: dict[tuple[str, ...], str] = {}
+    nobody: dict[tuple[str, ...], Reason] = {}
     for job in sorted(view.jobs.values(), key=lambda job: job.id):
         if job.state is JobState.BLOCKED:
-            waits[job.key] = Wait(job, "blocked at the forge, by `needs` or a concurrency group")
+            said = "blocked at the forge, by `needs` or a concurrency group"
+            waits[job.key] = Wait(job, Reason(WaitKind.BLOCKED, said))
         if job.state is not JobState.WAITING or job.key in served:
             continue
         until = observed.held.get(job.key, 0.0)
         if until > now:
-            waits[job.key] = Wait(
-                job,
+            said = (
                 "the forge held it back from its runner (a concurrency group?); tried again in "
-                f"{until - now:.0f} s",
+                f"{until - now:.0f} s"
             )
+            waits[job.key] = Wait(job, Reason(WaitKind.HELD, said))
             continue
         if job.labels not in fits:
             fits[job.labels] = [pool for pool in pools.values() if job.fits(pool.desired.labels)]
@@ -302,15 +304,17 @@ def _sort_jobs(
             pool.jobs[job.repository].append(job)
 
 
-def _nobody(job: Job, labels: Sequence[str], fits: bool) -> str:
+def _nobody(job: Job, labels: Sequence[str], fits: bool) -> Reason:
     """Why no pool serves a job."""
     if fits:
-        return "no pool with its labels has its scope"
+        return Reason(WaitKind.NO_SCOPE, "no pool with its labels has its scope")
     missing = [label for label in job.labels if label not in labels]
     if not missing:
-        return f"no single pool has all of its labels {', '.join(job.labels)}"
+        said = f"no single pool has all of its labels {', '.join(job.labels)}"
+        return Reason(WaitKind.NO_POOL_WITH_ALL_LABELS, said)
     near = difflib.get_close_matches(missing[0], labels, n=1, cutoff=0.0)
-    return f"no pool has the label {missing[0]}" + (f" (nearest: {near[0]})" if near else "")
+    said = f"no pool has the label {missing[0]}" + (f" (nearest: {near[0]})" if near else "")
+    return Reason(WaitKind.NO_LABEL, said)
 
 
 def _hand_out(
@@ -329,7 +333,7 @@ def _hand_out(
     `waits` gets the jobs that have one now, `refused` the others: a pool of a lower priority may
     still serve them.
     """
-    obstacles: dict[str, str] = {}
+    obstacles: dict[str, Reason] = {}
     open_pools = list(pools)
     while open_pools:
         pool = min(open_pools, key=lambda each: (each.count, each.desired.pool))
@@ -341,7 +345,7 @@ def _hand_out(
         name = pool.desired.pool
         if pool.ready:
             assigned.actions.append(Bind(pool.ready.popleft()[1], name, job, scope, fallback))
-            waits[job.key] = Wait(job, "a warm machine gets it now", name)
+            waits[job.key] = Wait(job, Reason(WaitKind.BOUND, "a warm machine gets it now"), name)
         elif pool.booting:
             waits[job.key] = Wait(
                 job, _soon(*pool.booting.popleft(), pool.desired, view, now), name
@@ -354,12 +358,16 @@ def _hand_out(
                 open_pools.remove(pool)
                 continue
             assigned.actions += gone
-            waits[job.key] = Wait(job, "an idle machine makes room for it now", name)
+            waits[job.key] = Wait(
+                job, Reason(WaitKind.ROOM_IS_MADE, "an idle machine makes room for it now"), name
+            )
         else:
             room.take(pool.desired.shape)
             pool.count += 1
             assigned.actions.append(Start(name, job, scope, fallback))
-            waits[job.key] = Wait(job, "a machine is started for it now", name)
+            waits[job.key] = Wait(
+                job, Reason(WaitKind.STARTED, "a machine is started for it now"), name
+            )
         pool.load[job.repository] += 1
     for pool in pools:
         for job in (job for jobs in pool.jobs.values() for job in jobs):

@@ -21,6 +21,7 @@ from vmrunner.errors import (
     MachineError,
 )
 from vmrunner.hypervisor.seam import File
+from vmrunner.manager.actions import WaitKind
 from vmrunner.manager.manager import Outcome
 from vmrunner.manager.observed import Drain
 from vmrunner.model.image import Golden
@@ -152,7 +153,8 @@ def test_a_failure_at_any_step_leaves_nothing_and_a_later_pass_makes_up_for_it(
     if step != "create_runner":
         assert world.up() == (0, 0, 0, 0), "backed off"
         assert (
-            "is backed off for 10 s after 1 failure (last: The fake fails at" in world.reasons()[1]
+            "is backed off for 10 s after 1 failure (last: The fake fails at"
+            in world.reasons()[1].said
         )
         world.clock.now += 10
     assert world.up() == (1, 0, 0, 0)
@@ -415,7 +417,7 @@ def test_a_drained_pool_stays_down_over_a_restart_until_it_is_resumed(world: Wor
     world.forge.queue(1)
     world.restart()
     assert world.up() == (0, 0, 0, 0)
-    assert world.reasons() == {1: "pool p is drained (`vmrunner up p` ends that)"}
+    assert world.reasons()[1].kind is WaitKind.DRAINED
     world.manager.resume(["p"])
     assert world.up() == (1, 0, 0, 0)
 

@@ -17,7 +17,9 @@ from vmrunner.manager.actions import (
     Note,
     Pause,
     Plan,
+    Reason,
     Start,
+    WaitKind,
 )
 from vmrunner.manager.observed import Backoff, Desired, Drain, Limits, Observed, Queue
 from vmrunner.manager.plan import CANCEL_GRACE, NO_LIFE, plan
@@ -207,9 +209,9 @@ def test_a_machine_for_each_waiting_job_up_to_max() -> None:
         Start("p", jobs[0], SCOPE, SCOPE),
         Start("p", jobs[1], SCOPE, SCOPE),
     ]
-    assert [wait.reason for wait in found.waits] == ["a machine is started for it now"] * 2 + [
-        "pool p is at its max of 2"
-    ]
+    assert [wait.reason for wait in found.waits] == [
+        Reason(WaitKind.STARTED, "a machine is started for it now")
+    ] * 2 + [Reason(WaitKind.AT_MAX, "pool p is at its max of 2")]
 
 
 def test_where_jobs_are_not_bound_a_free_machine_counts_for_any_job() -> None:
@@ -242,7 +244,7 @@ def test_a_job_waits_for_a_warm_machine_that_boots() -> None:
     found = decide([booting], [waiting(1)], pools=[replace(POOL, warm=1, max=1, typical_boot=20)])
     assert (found.actions, found.waits[0].reason) == (
         (),
-        f"machine {booting.id} is booting (12 s of ~20 s)",
+        Reason(WaitKind.BOOTING, f"machine {booting.id} is booting (12 s of ~20 s)"),
     )
 
 
@@ -295,7 +297,7 @@ def test_idle_machines_make_room_for_waiting_jobs() -> None:
     host = replace(HOST, memory_mib=1024 + 2048, used_memory_mib=2048)
     found = decide([warm], [waiting(1)], pools=[POOL, other], host=host)
     assert endings(list(found.actions)) == [Ending.UNNEEDED]
-    assert found.waits[0].reason == "an idle machine makes room for it now"
+    assert found.waits[0].reason.kind is WaitKind.ROOM_IS_MADE
     hopeless = replace(host, memory_mib=2048)
     assert endings(actions([warm], [waiting(1)], pools=[POOL, other], host=hopeless)) == [], (
         "nobody goes in vain"
@@ -310,58 +312,76 @@ def test_registered_idle_machines_are_kept_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "host", "job", "reason"),
+    ("pool", "host", "job", "kind", "said"),
     [
         (
             POOL,
             HOST,
             waiting(1, labels=("debian-11",)),
+            WaitKind.NO_LABEL,
             "no pool has the label debian-11 (nearest: debian-12)",
         ),
-        (POOL, replace(HOST, memory_mib=2048), waiting(1), "the host lacks 1024 MiB of memory"),
-        (POOL, replace(HOST, cores=1, used_vcpus=3), waiting(1), "the host lacks 1 vCPUs"),
+        (
+            POOL,
+            replace(HOST, memory_mib=2048),
+            waiting(1),
+            WaitKind.NO_MEMORY,
+            "the host lacks 1024 MiB of memory",
+        ),
+        (
+            POOL,
+            replace(HOST, cores=1, used_vcpus=3),
+            waiting(1),
+            WaitKind.NO_VCPUS,
+            "the host lacks 1 vCPUs",
+        ),
         (
             POOL,
             replace(HOST, free_disk_mib=4 * 1024),
             waiting(1),
+            WaitKind.NO_DISK,
             "the storage pool is 1024 MiB below the floor of free space",
         ),
         (
             replace(POOL, drain=Drain.IDLE),
             HOST,
             waiting(1),
+            WaitKind.DRAINED,
             "pool p is drained (`vmrunner up p` ends that)",
         ),
         (
             replace(POOL, backoff=Backoff(3, NOW + 40, "no boot")),
             HOST,
             waiting(1),
+            WaitKind.BACKED_OFF,
             "pool p is backed off for 40 s after 3 failures (last: no boot)",
         ),
         (
             POOL,
             HOST,
             replace(waiting(1), state=JobState.BLOCKED),
+            WaitKind.BLOCKED,
             "blocked at the forge, by `needs` or a concurrency group",
         ),
         (
             replace(POOL, scopes=(Scope.parse("user"),)),
             HOST,
             waiting(1),
+            WaitKind.NO_SCOPE,
             "no pool with its labels has its scope",
         ),
     ],
 )
 def test_every_waiting_job_has_its_reason(
-    pool: Desired, host: Capacity, job: Job, reason: str
+    pool: Desired, host: Capacity, job: Job, kind: WaitKind, said: str
 ) -> None:
     found = decide([], [job], pools=[pool], host=host)
-    assert (found.actions, [wait.reason for wait in found.waits]) == ((), [reason])
+    assert (found.actions, [wait.reason for wait in found.waits]) == ((), [Reason(kind, said)])
 
 
 def test_a_job_that_was_held_back_is_tried_again_later() -> None:
     found = decide([], [waiting(1, "h1")], binds_jobs=True, held={"h1": NOW + 30})
-    assert (found.actions, "tried again in 30 s" in found.waits[0].reason) == ((), True)
+    assert (found.actions, "tried again in 30 s" in found.waits[0].reason.said) == ((), True)
 
 
 def test_a_second_pool_serves_what_the_first_cannot() -> None:

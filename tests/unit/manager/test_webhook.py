@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tests.fakes import Clock, FakeLog
 from tests.forge.gitea import until
 from vmrunner.config import Config
+from vmrunner.doctor import forge as doctor_forge
 from vmrunner.doctor.findings import Level
 from vmrunner.manager import webhook
 from vmrunner.manager.webhook import Head, Listener, Verdict, judge, signature
@@ -392,7 +393,10 @@ def test_doctor(tmp_path: Path) -> None:
             "pools": pools,
             "serve": {"webhook": table},
         }
-        return [(each.level, each.said) for each in webhook(Config.model_validate(settings))]
+        return [
+            (each.level, each.said)
+            for each in doctor_forge.webhook(Config.model_validate(settings))
+        ]
 
     secret = tmp_path / "secret"
     assert told(webhook={}) == []
