@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+_CONSOLE_TAIL = 12  # lines of a failed machine's console to show
+
 
 class VmrunnerError(Exception):
     """The root of the tree: `sentence` says what is wrong, `hint` what to do about it."""
@@ -82,9 +84,24 @@ class ImageError(VmrunnerError):
 
 
 class MachineError(VmrunnerError):
-    """A machine did not do what it was made for within its deadline."""
+    """A machine did not do what it was made for within its deadline.
+
+    `console` is all that it said there; its end is the hint. It is the guest's word, which explains
+    and decides nothing.
+    """
 
     exit_code = 7
+
+    def __init__(self, sentence: str, hint: str = "", *, console: str | None = None) -> None:
+        super().__init__(sentence, hint if console is None else _console_end(console))
+        self.console = console or ""
+
+
+def _console_end(console: str) -> str:
+    tail = console.splitlines()[-_CONSOLE_TAIL:]
+    if not tail:
+        return "Its console is empty."
+    return "\n".join(["Its console ended with:", *(f"  {line}" for line in tail)])
 
 
 class Busy(VmrunnerError):

@@ -27,7 +27,6 @@ from vmrunner.model.machine import (
     MachineId,
     Metadata,
     Shape,
-    console_end,
     parse_events,
 )
 from vmrunner.network.addresses import Addresses
@@ -119,7 +118,8 @@ def run(
             reader.join(_POWER_OFF)
         if ended is None or not ended.text.isdigit():
             raise MachineError(
-                "The machine ended before the command did.", _console(hypervisor, machine)
+                "The machine ended before the command did.",
+                console=_console(hypervisor, machine),
             )
         return int(ended.text)
 
@@ -193,7 +193,7 @@ def _wait(
                 if up
                 else f"The guest did not come up within {boot:.0f} s."
             )
-            raise MachineError(what, _console(hypervisor, machine))
+            raise MachineError(what, console=_console(hypervisor, machine))
         if not up and seen.event(EventKind.RUNNER):
             deadline, up = time.monotonic() + timeout + _POWER_OFF, True
         # The output's end comes right before the word that the command has ended.
@@ -201,4 +201,4 @@ def _wait(
 
 
 def _console(hypervisor: Hypervisor, machine: MachineId) -> str:
-    return console_end(hypervisor.read(machine, File.CONSOLE).decode("utf-8", "replace"))
+    return hypervisor.read(machine, File.CONSOLE).decode("utf-8", "replace")

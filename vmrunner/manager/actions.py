@@ -42,7 +42,8 @@ class Finish:
 
     `job` is what the forge shows on it: it will be failed. With `if_idle` the machine must be
     without a job: that is checked once more after its runner was told to take none. With `had_none`
-    its runner never had one: it has its record, which would have gone with it.
+    its runner never had one: it has its record, which would have gone with it. `unexplained`: it
+    went, and neither libvirt nor its guest said why.
     """
 
     machine: MachineId
@@ -53,6 +54,7 @@ class Finish:
     has_record: bool = False
     if_idle: bool = False
     had_none: bool = False
+    unexplained: bool = False
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ from vmrunner.model.binding import Binding
 from vmrunner.model.image import Golden
 from vmrunner.model.job import Job, JobState, Scope, Sought
 from vmrunner.model.label import without_docker
-from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, console_end
+from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import Reach
@@ -513,7 +513,7 @@ class Manager:
 
         Each step can be done again, and the binding keeps what is left to do.
         """
-        machine, reason = action.machine, action.reason
+        machine = action.machine
         binding = self._bindings.find(machine)
         if binding and action.if_idle:
             self.forge.disable_runner(binding.scope, binding.credentials.id)
@@ -524,7 +524,7 @@ class Manager:
             if action.seen and action.ending.is_failure
             else ""
         )
-        reason = _with_cause(reason, console, action.ending)
+        reason = _with_cause(action, console)
         if binding and not binding.ending:
             binding = replace(binding, ending=action.ending.value, reason=reason)
             self._bindings.save(binding)
@@ -558,9 +558,7 @@ class Manager:
             reason=reason,
         )
         if action.ending.is_failure and action.ending is not Ending.ABANDONED:
-            raise MachineError(
-                f"The machine {machine} was destroyed: {reason}.", console_end(console)
-            )
+            raise MachineError(f"The machine {machine} was destroyed: {reason}.", console=console)
 
     def _may_have_run(self, action: Finish, binding: Binding | None) -> Ran:
         """Whether the forge is to be asked for a job of this machine."""
@@ -753,15 +751,15 @@ _CAUSES = {
 """What a console may show of the reason why a machine went."""
 
 
-def _with_cause(reason: str, console: str, ending: Ending) -> str:
-    """The reason, with what the console knows about it.
+def _with_cause(action: Finish, console: str) -> str:
+    """Why a machine went, with what the console knows about it.
 
     A console is the guest's word: it explains, and decides nothing.
     """
     cause = next((cause for said, cause in _CAUSES.items() if said in console), "")
-    if not cause or ending not in {Ending.DIED, Ending.EARLY, Ending.BOOT_TIMEOUT}:
-        return reason
-    return cause if reason.startswith("it went") else f"{cause}; {reason}"
+    if not cause or action.ending not in {Ending.DIED, Ending.EARLY, Ending.BOOT_TIMEOUT}:
+        return action.reason
+    return cause if action.unexplained else f"{cause}; {action.reason}"
 
 
 def _pool(machine: Machine | None) -> str:

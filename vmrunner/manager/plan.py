@@ -204,7 +204,11 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
     seen = machine if machine.files else None
     if binding is None:
         return Finish(
-            machine.id, Ending.EARLY, machine.trouble or "it went before it was given a job", seen
+            machine.id,
+            Ending.EARLY,
+            machine.trouble or "it went before it was given a job",
+            seen,
+            unexplained=not machine.trouble,
         )
     record = view.records.get(binding.credentials.id)
     job = view.job_on(machine.id, binding.job_key) if binding.is_minted else None
@@ -232,6 +236,8 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
         job,
         has_record=record is not None,
         had_none=_had_none(record, job),
+        unexplained=ending in {Ending.DIED, Ending.EARLY}
+        and not (binding.ending or machine.trouble or last),
     )
 
 

@@ -7,7 +7,6 @@ import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 
-_TAIL = 12  # lines of a failed machine's console to show
 PREFIX = "vmr"
 """Every libvirt and forge object of ours is named `vmr-<manager>-…`."""
 
@@ -344,13 +343,3 @@ class Capacity:
     used_memory_mib: int
     used_vcpus: int
     free_disk_mib: int
-
-
-def console_end(console: str) -> str:
-    """What a machine that failed said last, for whoever looks for the reason."""
-    tail = console.splitlines()[-_TAIL:]
-    return (
-        "\n".join(["Its console ended with:", *(f"  {line}" for line in tail)])
-        if tail
-        else "Its console is empty."
-    )

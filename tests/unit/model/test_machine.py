@@ -2,6 +2,7 @@
 can't do harm.
 """
 
+from vmrunner.errors import MachineError
 from vmrunner.model.machine import (
     TRANSITIONS,
     EventKind,
@@ -9,7 +10,6 @@ from vmrunner.model.machine import (
     MachineId,
     Metadata,
     Phase,
-    console_end,
     may_follow,
     parse_events,
 )
@@ -65,6 +65,6 @@ def test_phase_follows_what_is_seen() -> None:
 
 
 def test_what_a_console_said_last() -> None:
-    assert console_end("") == "Its console is empty."
-    told = console_end("\n".join(map(str, range(100)))).splitlines()
+    assert MachineError("It ended.", console="").hint == "Its console is empty."
+    told = MachineError("It ended.", console="\n".join(map(str, range(100)))).hint.splitlines()
     assert (told[:2], told[-1], len(told)) == (["Its console ended with:", "  88"], "  99", 13)

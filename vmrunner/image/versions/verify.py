@@ -151,9 +151,9 @@ def _boot(
     except (DiskFull, NameClash, NotPermitted, SnapshotError):
         raise
     except MachineError as error:
-        cause = "its kernel panicked: " if any(word in error.hint for word in _PANIC) else ""
+        cause = "its kernel panicked: " if any(word in error.console for word in _PANIC) else ""
         tail = next(
-            (line.strip() for line in reversed(error.hint.splitlines()) if line.strip()), ""
+            (line.strip() for line in reversed(error.console.splitlines()) if line.strip()), ""
         )
         return f"{cause}{error.sentence.rstrip('.')} (its console ended with: {_clip(tail)})"
     except HypervisorError as error:  # QEMU does not even begin with it

@@ -115,15 +115,13 @@ def test_each_check_that_fails_or_is_not_answered_is_the_end(
         (
             b"",
             0,
-            MachineError(
-                "The guest did not come up within 90 s.", "Its console ended with:\n  dracut#"
-            ),
+            MachineError("The guest did not come up within 90 s.", console="dracut#"),
             "did not come up within 90 s",
         ),
         (
             b"",
             0,
-            MachineError("The machine ended.", "Its console ended with:\n  Kernel panic - not"),
+            MachineError("The machine ended.", console="Kernel panic - not"),
             "boot: its kernel panicked: The machine",
         ),
         (
