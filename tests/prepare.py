@@ -62,7 +62,11 @@ BUILDER = "".join(
     files.digest(path)
     for path in [
         *SHAPING,
-        *sorted(path for path in (folder("images") / "guest").iterdir() if path.suffix != ".py"),
+        *sorted(
+            path
+            for path in (folder("images") / "guest").iterdir()
+            if path.is_file() and path.suffix != ".py"
+        ),
     ]
 )
 

@@ -69,12 +69,23 @@ class NotPermitted(HypervisorError):
     """This user may not see or change the rules of the machines' network."""
 
 
+class Denied(HypervisorError):
+    """The host's kernel, or what guards it, does not let libvirt or QEMU do it."""
+
+
 class NameClash(HypervisorError):
     """An object with the wanted name exists and is not ours."""
 
 
 class SnapshotError(HypervisorError):
-    """A snapshot could not be made, or a machine could not be cloned from it."""
+    """A snapshot could not be made, or a machine could not be cloned from it.
+
+    `denied`: because of what guards the host, such as AppArmor.
+    """
+
+    def __init__(self, sentence: str, hint: str = "", *, denied: bool = False) -> None:
+        super().__init__(sentence, hint)
+        self.denied = denied
 
 
 class ImageError(VmrunnerError):

@@ -302,7 +302,7 @@ def test_a_job_is_failed_whatever_its_log_is(side: Side, sent: list[str], lines:
 def test_only_the_runner_that_has_a_job_can_fail_it(
     side: Side, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmrunner.forge.seam.http.PAGE", 2)  # the oldest task is on the second page
+    monkeypatch.setattr("vmrunner.forge.http.PAGE", 2)  # the oldest task is on the second page
     first, mine, _, _ = side.started("vm-twin-1", name=NAME)
     second, other, runner, task = side.started("vm-twin-2", name="vmr-behaviour-1234abcd")
     third, _, _, _ = side.started("vm-twin-3", name="vmr-behaviour-2345abcd")

@@ -239,7 +239,7 @@ def test_a_job_that_could_not_be_failed_is_failed_by_the_next_try(
     double.fault = fault
     if name == "a hang":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vmrunner.forge.seam.http._TIMEOUT", httpx.Timeout(0.2))
+            patch.setattr("vmrunner.forge.http._TIMEOUT", httpx.Timeout(0.2))
             forge = client(double.url, double.token)
     with pytest.raises(ForgeUnreachable):
         forge.fail_job(job, credentials, ["it died"])
@@ -275,7 +275,7 @@ def test_null_for_a_runner_that_was_made(client: Client, double: Double) -> None
 def test_a_forge_that_hangs(
     client: Client, double: Double, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vmrunner.forge.seam.http._TIMEOUT", httpx.Timeout(0.3))
+    monkeypatch.setattr("vmrunner.forge.http._TIMEOUT", httpx.Timeout(0.3))
     double.fault = lambda _: time.sleep(1) is None
     error = failure(client(double.url, double.token), double.token)
     assert "did not answer" in error.sentence

@@ -156,7 +156,7 @@ def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(
     libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr("vmrunner.hypervisor.seam.host.has_kvm", lambda *_: False)
+    monkeypatch.setattr("vmrunner.hypervisor.host.has_kvm", lambda *_: False)
     made = {
         "uri": "test:///default",
         "manager": "m",

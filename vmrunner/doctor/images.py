@@ -100,7 +100,7 @@ def _snapshot(
     if failure is None:
         return good("snapshot", f"pool {name} has none yet; it is made with its first machine")
     fix = f"Mend that, then `vmrunner snapshot create --pool {name}`."
-    if "ermission denied" in failure.cause and _has_apparmor():
+    if failure.denied and _has_apparmor():
         fix = (
             "AppArmor has to permit it: `vmrunner snapshot apparmor "
             ">>/etc/apparmor.d/local/abstractions/libvirt-qemu`."

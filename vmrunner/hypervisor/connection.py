@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import libvirt
 
 from vmrunner.config import is_local
-from vmrunner.errors import DiskFull, HypervisorError, NameClash
+from vmrunner.errors import Denied, DiskFull, HypervisorError, NameClash
 
 THREADS_MAY_SHARE = libvirt.getVersion() >= 10_002_000
 """Whether several threads can use one connection at once. Before libvirt 10.2 a call is now and
@@ -49,8 +49,8 @@ def translate(error: Any, doing: str) -> HypervisorError:
             f"The machines' network overlaps with one of this host: {said}",
             "Choose another libvirt.subnet.",
         )
-    if code in _PERMISSION or "Permission denied" in said:
-        return HypervisorError(
+    if code in _PERMISSION or is_denied(said):
+        return Denied(
             f"libvirt does not permit {doing}: {said}",
             "Run as root, or as a user in the group libvirt.",
         )
@@ -66,6 +66,13 @@ def translate(error: Any, doing: str) -> HypervisorError:
         f"libvirt refused {doing}: {said}",
         "`journalctl -u libvirtd` and /var/log/libvirt/qemu/ may say more.",
     )
+
+
+def is_denied(said: str) -> bool:
+    """Whether somebody was refused: libvirt and QEMU have no code for it, only the words of
+    strerror.
+    """
+    return "ermission denied" in said
 
 
 @contextmanager
@@ -85,7 +92,7 @@ def connect(uri: str) -> Any:
         return libvirt.open(uri)
     except libvirt.libvirtError as error:
         said = str(error)
-        if error.get_error_code() in _PERMISSION or "Permission denied" in said:
+        if error.get_error_code() in _PERMISSION or is_denied(said):
             raise HypervisorError(
                 f"libvirt at {uri} does not let this user in.",
                 "Run as root, or as a user in the group libvirt.",

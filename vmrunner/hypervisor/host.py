@@ -12,7 +12,14 @@ from typing import Any
 import libvirt
 
 from vmrunner.config import HostConfig, is_local
-from vmrunner.errors import DiskFull, HypervisorError, NameClash, NotPermitted, SnapshotError
+from vmrunner.errors import (
+    Denied,
+    DiskFull,
+    HypervisorError,
+    NameClash,
+    NotPermitted,
+    SnapshotError,
+)
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import asking, connect, dotted, has_kvm, translate
 from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, parse_metadata
@@ -372,7 +379,9 @@ class LibvirtHost:
             if not self._is_connected():
                 raise  # that says nothing about the snapshot
             raise SnapshotError(
-                f"The snapshot {snapshot.key} can't be used: {error.sentence}", error.hint
+                f"The snapshot {snapshot.key} can't be used: {error.sentence}",
+                error.hint,
+                denied=_is_denied(error),
             ) from error
 
     def _create(
@@ -507,7 +516,9 @@ class LibvirtHost:
             raise
         except HypervisorError as error:
             raise SnapshotError(
-                f"No snapshot could be made: {error.sentence}", error.hint
+                f"No snapshot could be made: {error.sentence}",
+                error.hint,
+                denied=_is_denied(error),
             ) from error
 
     def verify_snapshot(self, snapshot: Snapshot) -> None:
@@ -697,3 +708,7 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
         firewall=firewall,
         warn=warn,
     )
+
+
+def _is_denied(error: HypervisorError) -> bool:
+    return isinstance(error, Denied) or (isinstance(error, SnapshotError) and error.denied)

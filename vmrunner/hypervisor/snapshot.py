@@ -27,7 +27,7 @@ import libvirt
 import libvirt_qemu
 
 from vmrunner.errors import SnapshotError
-from vmrunner.hypervisor.connection import asking, dotted
+from vmrunner.hypervisor.connection import asking, dotted, is_denied
 from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot
 from vmrunner.hypervisor.storage import Storage, image_volume
 from vmrunner.log import Say
@@ -303,9 +303,11 @@ def _say(domain: Any, command: str, **arguments: object) -> Any:
             )
         )
     if "error" in answer:
+        said = str(answer["error"].get("desc", "?"))
         raise SnapshotError(
-            f"QEMU refused {command}: {answer['error'].get('desc', '?')}",
+            f"QEMU refused {command}: {said}",
             "The machine is booted instead.",
+            denied=is_denied(said),
         )
     return answer["return"]
 
@@ -314,9 +316,11 @@ def _await_migration(domain: Any) -> None:
     deadline = time.monotonic() + _LOAD_WITHIN
     while (found := _say(domain, "query-migrate")).get("status") != "completed":
         if found.get("status") == "failed":
+            said = str(found.get("error-desc", "?"))
             raise SnapshotError(
-                f"QEMU could not use the state: {found.get('error-desc', '?')}",
+                f"QEMU could not use the state: {said}",
                 "The machine is booted instead.",
+                denied=is_denied(said),
             )
         if time.monotonic() > deadline:
             raise SnapshotError(

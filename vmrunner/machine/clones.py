@@ -35,6 +35,7 @@ class Failure:
     cause: str
     count: int
     at: float  # unix seconds
+    denied: bool = False  # by what guards the host
 
 
 @dataclass
@@ -76,12 +77,13 @@ class Shelf:
         failure = self._read().failed.get(key)
         return failure if failure and self.again_at(failure) > self.clock() else None
 
-    def failed(self, key: str, cause: str) -> None:
+    def failed(self, key: str, error: SnapshotError) -> None:
         """Remember why."""
         with self._lock:
             memory = self._read()
             before = memory.failed.get(key)
-            memory.failed[key] = Failure(cause, before.count + 1 if before else 1, self.clock())
+            count = before.count + 1 if before else 1
+            memory.failed[key] = Failure(error.sentence, count, self.clock(), error.denied)
             self._write(memory)
 
     def works(self, key: str) -> None:
@@ -145,7 +147,7 @@ def clone(
         hypervisor.start(golden, shape, metadata, snapshot, limits)
     except SnapshotError as error:
         hypervisor.destroy(metadata.machine)
-        shelf.failed(snapshot.key, error.sentence)
+        shelf.failed(snapshot.key, error)
         hypervisor.drop_snapshot(snapshot.key)
         return None
     shelf.works(snapshot.key)
@@ -189,7 +191,7 @@ def make(
                     say,
                 )
             except SnapshotError as error:
-                shelf.failed(key, error.sentence)
+                shelf.failed(key, error)
                 raise
             finally:
                 hypervisor.destroy(machine)

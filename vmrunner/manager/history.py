@@ -18,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from vmrunner.errors import ConfigError
+from vmrunner.manager.figures import Counted, Timed
 from vmrunner.manager.trial import Trial
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Job, JobState
@@ -331,9 +332,7 @@ class History:
             record = replace(_with(found, job) if job else found, running=metadata.running_at)
             self._write(record)
             if record.queued and not found.running:
-                self._observe(
-                    "queue_to_start_seconds", found.pool, metadata.running_at - record.queued
-                )
+                self._observe(Timed.QUEUE_TO_START, found.pool, metadata.running_at - record.queued)
 
     def had(self, binding: Binding, job: Job, at: float) -> None:
         """A machine that is gone had this job, which was failed at the forge; what else there is to
@@ -387,13 +386,13 @@ class History:
         else:
             record = replace(record, ran=Ran.YES.value if record.job else ran.value)
         self._write(record, newest=True)
-        self.count("machines_total", record.pool, ending.value)
-        for name, began, ended in (
-            ("boot_seconds", *record.boot),
-            ("teardown_seconds", record.exit, record.destroyed),
+        self.count(Counted.MACHINES, record.pool, ending.value)
+        for figure, began, ended in (
+            (Timed.BOOT, *record.boot),
+            (Timed.TEARDOWN, record.exit, record.destroyed),
         ):
             if began and ended:
-                self._observe(name, record.pool, ended - began)
+                self._observe(figure, record.pool, ended - began)
         return record
 
     def to_ask(self, now: float, most: int) -> list[Record]:
@@ -433,15 +432,13 @@ class History:
                 )
         elif job.state is JobState.DONE:
             record = replace(_with(found, job), ran=Ran.YES.value, ask_at=0.0)
-            self.count("jobs_total", record.pool, record.verdict or "unknown")
+            self.count(Counted.JOBS, record.pool, record.verdict or "unknown")
             if record.job_seconds is not None:
-                self._observe("job_seconds", record.pool, record.job_seconds)
+                self._observe(Timed.JOB, record.pool, record.job_seconds)
             # One that is begun again was queued long ago. Of one that was seen running this was
             # counted then.
             if record.job_started and record.queued and record.attempt < 2 and not record.running:
-                self._observe(
-                    "queue_to_start_seconds", record.pool, record.job_started - record.queued
-                )
+                self._observe(Timed.QUEUE_TO_START, record.pool, record.job_started - record.queued)
         else:
             record = replace(_with(found, job), ask_at=now + _STILL_RUNS)
         self._write(record)
@@ -462,10 +459,13 @@ class History:
                 reason=reason,
             )
         )
-        self.count("machines_total", pool, Ending.START_FAILED.value)
+        self.count(Counted.MACHINES, pool, Ending.START_FAILED.value)
 
-    def count(self, name: str, pool: str = "", label: str = "", by: float = 1.0) -> None:
+    def count(self, figure: Counted, pool: str = "", label: str = "", by: float = 1.0) -> None:
         """Add to a total."""
+        self._add(figure.value, pool, label, by)
+
+    def _add(self, name: str, pool: str, label: str, by: float) -> None:
         try:
             with self._lock:
                 self._database.execute(
@@ -476,11 +476,11 @@ class History:
         except sqlite3.Error as error:
             self._warn(f"The figure {name} was not written: {error}.")
 
-    def _observe(self, name: str, pool: str, seconds: float) -> None:
+    def _observe(self, figure: Timed, pool: str, seconds: float) -> None:
         seconds = max(0.0, seconds)
         bucket = next((str(bound) for bound in BUCKETS if seconds <= bound), "+Inf")
-        self.count(name, pool, bucket)
-        self.count(name, pool, "sum", seconds)
+        self._add(figure.value, pool, bucket, 1.0)
+        self._add(figure.value, pool, "sum", seconds)
 
     def totals(self) -> list[Total]:
         """Every total.

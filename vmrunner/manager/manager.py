@@ -47,6 +47,7 @@ from vmrunner.manager.actions import (
     Start,
 )
 from vmrunner.manager.drain import Drained
+from vmrunner.manager.figures import Counted
 from vmrunner.manager.history import History, Ran, Record
 from vmrunner.manager.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue
 from vmrunner.manager.plan import plan
@@ -211,7 +212,7 @@ class Manager:
             runners = tuple(self.forge.runners(scope))
             return Queue(tuple(self.forge.jobs(scope)), runners)
         except ForgeError as error:
-            self.history.count("forge_errors_total", label=type(error).__name__)
+            self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
             return Queue(problem=error.sentence, hint=error.hint)
 
     def _held(self) -> dict[str, float]:
@@ -438,7 +439,7 @@ class Manager:
             case DeleteRunner(scope, runner):
                 self.forge.delete_runner(scope, runner.id)
                 self._log.warning("runner record without a machine deleted", machine=runner.name)
-                self.history.count("swept_total", label="runner")
+                self.history.count(Counted.SWEPT, label="runner")
                 outcome.acts.append("swept")
             case Bind():
                 metadata = self._maker(action.pool).bind(
@@ -531,7 +532,7 @@ class Manager:
         self.hypervisor.destroy(machine)
         outcome.gone.add(machine)
         if action.seen and action.seen.dropped:
-            self.history.count("dropped_packets_total", _pool(action.seen), by=action.seen.dropped)
+            self.history.count(Counted.DROPPED_PACKETS, _pool(action.seen), by=action.seen.dropped)
         record = self.history.ended(
             machine,
             action.seen,
@@ -636,7 +637,7 @@ class Manager:
                 found = dict.fromkeys(record.runner_id for record in mine)
                 outcome.failures.append(error)
             except ForgeError as error:
-                self.history.count("forge_errors_total", label=type(error).__name__)
+                self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
                 outcome.failures.append(error)
                 continue
             for record in mine:

@@ -20,30 +20,31 @@ from prometheus_client.registry import Collector
 
 from vmrunner.config import MetricsConfig
 from vmrunner.errors import ConfigError
+from vmrunner.manager.figures import Counted, Timed
 from vmrunner.manager.history import BUCKETS, History
 from vmrunner.manager.manager import Survey
 
 _HISTOGRAMS = {
-    "queue_to_start_seconds": "From the job's queueing until the forge had it on a machine",
-    "boot_seconds": "From the machine's creation until its guest was up",
-    "job_seconds": "From the job's start to its end, as the forge tells them; of the job that ran "
-    "on the pool's machine",
-    "teardown_seconds": "From the runner's exit until the machine was destroyed",
+    Timed.QUEUE_TO_START: "From the job's queueing until the forge had it on a machine",
+    Timed.BOOT: "From the machine's creation until its guest was up",
+    Timed.JOB: "From the job's start to its end, as the forge tells them; of the job that ran on "
+    "the pool's machine",
+    Timed.TEARDOWN: "From the runner's exit until the machine was destroyed",
 }
 _COUNTERS = {
-    "machines": ("ending", "Machines that are no more, by their ending"),
-    "jobs": ("verdict", "Jobs that ran on machines of the pool, by the forge's verdict"),
-    "forge_errors": ("kind", "Requests that the forge did not answer as it should"),
-    "dropped_packets": (
+    Counted.MACHINES: ("ending", "Machines that are no more, by their ending"),
+    Counted.JOBS: ("verdict", "Jobs that ran on machines of the pool, by the forge's verdict"),
+    Counted.FORGE_ERRORS: ("kind", "Requests that the forge did not answer as it should"),
+    Counted.DROPPED_PACKETS: (
         "kind",
         "Packets of machines that are no more which their pool's network, or its bounds, did not "
         "let through",
     ),
-    "image_rollbacks": (
+    Counted.IMAGE_ROLLBACKS: (
         "image",
         "Versions of images that were rolled back because their first machines failed",
     ),
-    "swept": ("kind", "Leaked objects that a pass found and deleted; should stay 0"),
+    Counted.SWEPT: ("kind", "Leaked objects that a pass found and deleted; should stay 0"),
 }
 
 
@@ -71,17 +72,19 @@ class Figures(Collector):
 
     def _totals(self) -> Iterable[Metric]:
         totals = self._history.totals()
-        for name, (label, help_text) in _COUNTERS.items():
-            counter = CounterMetricFamily(f"vmrunner_{name}", help_text, labels=["pool", label])
+        for counted, (label, help_text) in _COUNTERS.items():
+            name = f"vmrunner_{counted.value}"
+            counter = CounterMetricFamily(name, help_text, labels=["pool", label])
             for total in totals:
-                if total.name == f"{name}_total":
+                if total.name == counted:
                     counter.add_metric([total.pool, total.label], total.value)
             yield counter
-        for name, help_text in _HISTOGRAMS.items():
-            histogram = HistogramMetricFamily(f"vmrunner_{name}", help_text, labels=["pool"])
+        for timed, help_text in _HISTOGRAMS.items():
+            name = f"vmrunner_{timed.value}"
+            histogram = HistogramMetricFamily(name, help_text, labels=["pool"])
             pools: dict[str, dict[str, float]] = defaultdict(dict)
             for total in totals:
-                if total.name == name:
+                if total.name == timed:
                     pools[total.pool][total.label] = total.value
             for pool, parts in pools.items():
                 count, buckets = 0.0, []

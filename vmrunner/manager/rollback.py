@@ -10,6 +10,7 @@ from vmrunner.errors import DiskFull, NameClash, NotPermitted, VmrunnerError
 from vmrunner.image.versions import promotion
 from vmrunner.image.versions.promotion import Why
 from vmrunner.log import Log
+from vmrunner.manager.figures import Counted
 from vmrunner.manager.history import History
 from vmrunner.manager.trial import Trial
 
@@ -84,7 +85,7 @@ class Rollback:
                 yield error
                 continue
             if golden:
-                self._history.count("image_rollbacks_total", label=name)
+                self._history.count(Counted.IMAGE_ROLLBACKS, label=name)
                 self._log.warning(
                     "image rolled back automatically",
                     image=name,

@@ -73,6 +73,13 @@ class _Listed:
     dropped: dict[str, int] = field(default_factory=dict)  # interface, address or MAC -> packets
 
 
+class _NoTable(HypervisorError):
+    """There is no such table."""
+
+
+_KINDS = {"not permitted": NotPermitted, "No such file or directory": _NoTable}
+
+
 class Firewall:
     """The tables of one manager on this host.
 
@@ -331,8 +338,11 @@ class Firewall:
             raise HypervisorError(f"nft can't be run: {error}.", _HINT) from None
         if done.returncode:
             said = " ".join(done.stderr.split("\n")[0].split()) or f"exit {done.returncode}"
-            kind = NotPermitted if "not permitted" in done.stderr else HypervisorError
-            raise kind(f"nft refused the rules of {self._table}: {said}", _HINT)
+            # nft's own words: it has one exit code for everything.
+            kind = next((kind for word, kind in _KINDS.items() if word in done.stderr), None)
+            raise (kind or HypervisorError)(
+                f"nft refused the rules of {self._table}: {said}", _HINT
+            )
         return done.stdout
 
     def _listed(self) -> _Listed | None:
@@ -341,10 +351,8 @@ class Firewall:
             # One program for each: nft (1.1.3) finds only the last of several tables that it is to
             # list.
             said = [self._run(["-j", "list", "table", family, self._table]) for family in _FAMILIES]
-        except HypervisorError as error:
-            if "No such file or directory" in error.sentence:
-                return None
-            raise
+        except _NoTable:
+            return None
         return _parse(
             [found for each in said for found in json.loads(each)["nftables"]], self._manager
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.world import POOL, World
+from vmrunner.errors import SnapshotError
 from vmrunner.image.versions import store
 from vmrunner.machine import clones
 from vmrunner.machine.clones import Shelf
@@ -80,14 +82,22 @@ def test_a_damaged_memory_is_no_memory(tmp_path: Path, text: str) -> None:
     (tmp_path / "snapshots.json").write_text(text)
     shelf = Shelf(tmp_path)
     assert shelf.failure("k") is None
-    shelf.failed("k", "why")
+    shelf.failed("k", SnapshotError("why", denied=True))
     failure = shelf.failure("k")
     assert failure
-    assert (failure.cause, failure.count) == ("why", 1)
+    assert (failure.cause, failure.count, failure.denied) == ("why", 1, True)
+
+
+def test_a_failure_that_an_older_vmrunner_wrote_down_counts(tmp_path: Path) -> None:
+    old = {"failed": {"k": {"cause": "why", "count": 2, "at": 100.0}}, "used": {}}
+    (tmp_path / "snapshots.json").write_text(json.dumps(old))
+    failure = Shelf(tmp_path, lambda: 101.0).failure("k")
+    assert failure
+    assert (failure.count, failure.denied) == (2, False)
 
 
 def test_a_folder_that_cant_be_written_is_borne() -> None:
     shelf = Shelf(Path("/proc/nowhere"))
-    shelf.failed("k", "why")
+    shelf.failed("k", SnapshotError("why"))
     shelf.works("k")
     assert shelf.failure("k") is None

@@ -1,0 +1,25 @@
+"""The figures that are counted over the time of more than one process: their names, once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Counted(StrEnum):
+    """What only grows, by pool and one more label."""
+
+    MACHINES = "machines_total"  # by their ending
+    JOBS = "jobs_total"  # by verdict
+    FORGE_ERRORS = "forge_errors_total"  # by kind; without a pool
+    DROPPED_PACKETS = "dropped_packets_total"
+    IMAGE_ROLLBACKS = "image_rollbacks_total"  # by image; without a pool
+    SWEPT = "swept_total"  # by kind; without a pool
+
+
+class Timed(StrEnum):
+    """How long something took, in seconds, as a histogram by pool."""
+
+    QUEUE_TO_START = "queue_to_start_seconds"
+    BOOT = "boot_seconds"
+    JOB = "job_seconds"
+    TEARDOWN = "teardown_seconds"
