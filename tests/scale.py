@@ -207,7 +207,7 @@ def _remember(world: World, rows: int) -> None:
 
 def one_pass(manager: Manager) -> None:
     """A pass in which there is nothing to do."""
-    outcome, survey = manager.pass_once()
+    outcome, survey = manager.reconcile()
     assert not outcome.acts, outcome.acts
     assert not outcome.failures, outcome.failures
     assert not survey.plan.actions, survey.plan.actions[:3]

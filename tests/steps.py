@@ -309,7 +309,7 @@ def run(ground: Ground, fault: Fault | None, drained: bool) -> None:
         history = History(settings.state_dir / "history.sqlite", notes.warning)
         manager = Manager(settings, host, forge, history, notes, bindings=bindings)
         with manager.lock():
-            outcome, _ = manager.pass_once(
+            outcome, _ = manager.reconcile(
                 dict.fromkeys(settings.pools, Drain.IDLE) if drained else None
             )
         for failure in outcome.failures:

@@ -121,7 +121,7 @@ class World:
 
     def up(self) -> tuple[int, int, int, int]:
         """One pass: started or bound, destroyed, swept, failures."""
-        done = self.manager.pass_once()[0]
+        done = self.manager.reconcile()[0]
         return done.started + done.bound, done.destroyed, done.swept, len(done.failures)
 
     def reasons(self) -> dict[int, Reason]:

@@ -300,7 +300,7 @@ def live(data: st.DataObject, kind: str) -> None:
     try:
         for _ in range(2):
             with writing_only_below(folder):
-                outcome, _ = manager.pass_once()
+                outcome, _ = manager.reconcile()
                 for failure in outcome.failures:
                     check_output(f"{failure.sentence}\n{failure.hint}")
                 shown(manager)

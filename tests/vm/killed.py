@@ -59,7 +59,7 @@ def main() -> None:
     history = History(settings.state_dir / "history.sqlite", print)
     manager = Manager(settings, hypervisor, forge, history, open_log("text"))  # type: ignore[arg-type]
     with manager.lock():
-        manager.pass_once()
+        manager.reconcile()
 
 
 if __name__ == "__main__":

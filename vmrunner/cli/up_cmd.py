@@ -30,7 +30,7 @@ def up(
     named = manager.pools(pool) if pool else []
     with manager.lock():
         manager.resume(named)
-        outcome, survey = manager.pass_once()
+        outcome, survey = manager.reconcile()
     if settings.metrics.textfile:
         figures = metrics.Figures(manager.history)
         figures.saw(survey, time.time())

@@ -437,14 +437,14 @@ class LibvirtHost:
         # there is no domain.
         try:
             self._admit(metadata)
-            self._bound(domain, shape, limits)
+            self._limit(domain, shape, limits)
         except BaseException:
             with suppress(libvirt.libvirtError):
                 domain.destroy()
             raise
         return domain
 
-    def _bound(self, domain: Any, shape: Shape, limits: Limits) -> None:
+    def _limit(self, domain: Any, shape: Shape, limits: Limits) -> None:
         """Have the host's kernel see to its memory and its share of the processors.
 
         Not by the domain's XML: with a limit in there libvirt permits QEMU to lock all that memory,

@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from vmrunner.manager.actions import Action, Bind, Finish, Reason, Start, Wait, WaitKind
-from vmrunner.manager.observed import Desired, Drain, Limits, Observed, View
+from vmrunner.manager.observed import Desired, Drain, HostLimits, Observed, View
 from vmrunner.model.job import Job, JobState, Scope, ScopeKind
 from vmrunner.model.machine import Capacity, Ending, EventKind, Machine, Metadata, Shape
 
@@ -31,7 +31,7 @@ class Assigned:
 class Room:
     """What the host still has for machines, as they are handed out."""
 
-    def __init__(self, capacity: Capacity, limits: Limits, freed: Sequence[Shape]) -> None:
+    def __init__(self, capacity: Capacity, limits: HostLimits, freed: Sequence[Shape]) -> None:
         self._memory = (
             capacity.memory_mib
             - limits.memory_reserve_mib
@@ -106,7 +106,7 @@ class _Pool:
 
 def assign(
     pools: Sequence[Desired],
-    limits: Limits,
+    limits: HostLimits,
     observed: Observed,
     view: View,
     kept: Sequence[Machine],

@@ -49,7 +49,7 @@ from vmrunner.manager.actions import (
 from vmrunner.manager.drain import Drained
 from vmrunner.manager.figures import Counted
 from vmrunner.manager.history import History, Ran, Record
-from vmrunner.manager.observed import INSTANCE, Backoff, Desired, Drain, Limits, Observed, Queue
+from vmrunner.manager.observed import INSTANCE, Backoff, Desired, Drain, HostLimits, Observed, Queue
 from vmrunner.manager.plan import plan
 from vmrunner.manager.rollback import Rollback
 from vmrunner.model.binding import Binding
@@ -154,7 +154,7 @@ class Manager:
         )
         self.shelf = Shelf(settings.state_dir, clock)
         self._rollback = Rollback(settings, history, log)
-        self._forge_down = settings.runtime_dir / "forge-down"  # its time is since when
+        self._forge_down = settings.runtime_dir / "forge-down"  # written when the forge went away
 
     def close(self) -> None:
         """Close what it holds open."""
@@ -298,7 +298,7 @@ class Manager:
     def survey(self, drain: Mapping[str, Drain] | None = None) -> Survey:
         """Look and plan; changes nothing and needs no lock."""
         pools, observed, limits = self.desired(drain), self.observe(), self.settings.capacity
-        bounds = Limits(
+        bounds = HostLimits(
             limits.cpu_overcommit, limits.memory_reserve, limits.disk_floor, limits.guard
         )
         return Survey(
@@ -324,7 +324,7 @@ class Manager:
     # ---- act
     # ----------------------------------------------------------------------------------------------
 
-    def pass_once(self, drain: Mapping[str, Drain] | None = None) -> tuple[Outcome, Survey]:
+    def reconcile(self, drain: Mapping[str, Drain] | None = None) -> tuple[Outcome, Survey]:
         """Start what is needed, finish what is done, sweep what nothing explains; what was done,
         and what it was decided from.
 
@@ -717,7 +717,7 @@ class Manager:
             late = timeout is not None and time.monotonic() - began >= timeout
             drain = dict.fromkeys(pools, Drain.ALL if now or late else Drain.IDLE)
             with self.lock():
-                outcome, survey = self.pass_once(drain)
+                outcome, survey = self.reconcile(drain)
             total.add(outcome)
             mine = [
                 machine

@@ -63,7 +63,7 @@ class Desired:
 
 
 @dataclass(frozen=True)
-class Limits:
+class HostLimits:
     """How much of the host the machines may take."""
 
     cpu_overcommit: float

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vmrunner.manager.actions import Action, DeleteRunner, DropSeed, Finish, Note, Pause, Plan
 from vmrunner.manager.assign import assign
-from vmrunner.manager.observed import Backoff, Desired, Drain, Limits, Observed, View
+from vmrunner.manager.observed import Backoff, Desired, Drain, HostLimits, Observed, View
 from vmrunner.model.job import Job, JobState, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
 
@@ -29,7 +29,7 @@ _CLOCK_SLIP = 60.0
 
 
 def plan(
-    manager: str, pools: Sequence[Desired], limits: Limits, observed: Observed, now: float
+    manager: str, pools: Sequence[Desired], limits: HostLimits, observed: Observed, now: float
 ) -> Plan:
     """First what is over, then what is new, then why the rest waits. `now` is in unix seconds."""
     view = View(observed)
@@ -62,7 +62,7 @@ def plan(
 
 
 def _victim(
-    judged: Sequence[tuple[Machine, Action | None]], limits: Limits, observed: Observed
+    judged: Sequence[tuple[Machine, Action | None]], limits: HostLimits, observed: Observed
 ) -> Machine | None:
     """Whom to destroy for the host's storage: the newest machine, one in each pass, unless one goes
     anyway and may free enough.

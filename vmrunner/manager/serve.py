@@ -242,7 +242,7 @@ class Server:
         try:
             self._manager.hypervisor.reopen()
             with self._manager.lock():
-                outcome, survey = self._manager.pass_once(drain)
+                outcome, survey = self._manager.reconcile(drain)
         except VmrunnerError as error:
             self._complain(error)
             with suppress(HypervisorError):

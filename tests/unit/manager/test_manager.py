@@ -242,7 +242,7 @@ def test_a_machine_that_dies_with_its_job_fails_it_with_a_line_that_says_why(wor
     machine = world.machines()[0]
     world.hypervisor.files[machine, File.CONSOLE] = b"[  12.3] Kernel panic - not syncing\n"
     world.hypervisor.die(machine)
-    outcome, _ = world.manager.pass_once()
+    outcome, _ = world.manager.reconcile()
     (failure,) = outcome.failures
     assert isinstance(failure, MachineError)
     assert "Kernel panic" in failure.hint
@@ -347,7 +347,7 @@ def test_a_machine_that_is_overdue_is_an_error_with_its_consoles_tail(world: Wor
     (machine,) = world.machines()
     world.hypervisor.files[machine, File.CONSOLE] = b"Loading initial ramdisk ...\n"
     world.clock.now += 301
-    outcome, _ = world.manager.pass_once()
+    outcome, _ = world.manager.reconcile()
     (failure,) = outcome.failures
     assert isinstance(failure, MachineError)
     assert (
@@ -361,7 +361,7 @@ def test_a_machine_that_is_overdue_is_an_error_with_its_consoles_tail(world: Wor
 def test_an_image_without_the_forges_runner_is_said_before_anything_is_made(world: World) -> None:
     world.publish("1", None)
     world.forge.queue(1)
-    (failure,) = world.manager.pass_once()[0].failures
+    (failure,) = world.manager.reconcile()[0].failures
     assert isinstance(failure, ImageError)
     assert world.left() == []
 

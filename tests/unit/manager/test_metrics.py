@@ -62,7 +62,7 @@ def exposed(figures: Figures) -> Samples:
 
 def after_a_pass(world: World) -> Figures:
     figures = Figures(world.history)
-    _, survey = world.manager.pass_once()
+    _, survey = world.manager.reconcile()
     figures.saw(survey, 1_000_002.5)
     return figures
 

@@ -21,7 +21,7 @@ from vmrunner.manager.actions import (
     Start,
     WaitKind,
 )
-from vmrunner.manager.observed import Backoff, Desired, Drain, Limits, Observed, Queue
+from vmrunner.manager.observed import Backoff, Desired, Drain, HostLimits, Observed, Queue
 from vmrunner.manager.plan import CANCEL_GRACE, NO_LIFE, plan
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope
@@ -53,7 +53,7 @@ POOL = Desired(
 HOST = Capacity(
     memory_mib=64 * 1024, cores=16, used_memory_mib=0, used_vcpus=0, free_disk_mib=1 << 20
 )
-LIMITS = Limits(
+LIMITS = HostLimits(
     cpu_overcommit=4.0, memory_reserve_mib=1024, disk_floor_mib=5 * 1024, disk_guard_mib=2 * 1024
 )
 WARM = "up seed ready"

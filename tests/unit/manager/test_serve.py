@@ -86,10 +86,10 @@ class Serving:
         )
 
     def _spied(self, manager: Manager) -> Manager:
-        if "pass_once" not in vars(manager):
-            real = manager.pass_once
+        if "reconcile" not in vars(manager):
+            real = manager.reconcile
 
-            def pass_once(*arguments: Any) -> Any:
+            def reconcile(*arguments: Any) -> Any:
                 self.passes.append(self.now)
                 self._in_pass = True
                 try:
@@ -97,7 +97,7 @@ class Serving:
                 finally:
                     self._in_pass = False
 
-            manager.pass_once = pass_once  # type: ignore[method-assign]
+            manager.reconcile = reconcile  # type: ignore[method-assign]
         return manager
 
     def _make(self, pool: str) -> Making:

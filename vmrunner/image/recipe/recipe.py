@@ -28,7 +28,7 @@ RunnerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-_YOUNGER = {
+_ADDED_LATER = {
     "snapshot",
     "updates",
     "components",
@@ -280,7 +280,7 @@ class Recipe(_Section):
         # Younger than some image: unset they must not change the digest, or that image would be
         # built again.
         for key, field in Recipe.model_fields.items():
-            if key in _YOUNGER and getattr(self, key) == field.get_default():
+            if key in _ADDED_LATER and getattr(self, key) == field.get_default():
                 plain.pop(key, None)
         if self.runner and self.runner.version is None:
             plain["runner"].pop("version")
