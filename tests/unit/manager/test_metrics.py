@@ -23,6 +23,7 @@ from tests.world import POOL, World
 from vmrunner.config import MetricsConfig
 from vmrunner.errors import ConfigError
 from vmrunner.manager import metrics
+from vmrunner.manager.figures import Counted
 from vmrunner.manager.history import BUCKETS, History
 from vmrunner.manager.metrics import Figures
 from vmrunner.model.job import Job, JobState
@@ -291,8 +292,8 @@ def known(world: World) -> dict[str, set[str]]:
     world.forge.cancel(9)
     world.up()
     world.settle()
-    world.history.count("swept_total", label="runner")
-    world.history.count("image_rollbacks_total", label="debian-12")
+    world.history.count(Counted.SWEPT, label="runner")
+    world.history.count(Counted.IMAGE_ROLLBACKS, label="debian-12")
     world.forge.queue(100)
     world.up()
     world.up()
