@@ -16,18 +16,7 @@ from pathlib import Path
 from tests import containers
 from vmrunner import files
 from vmrunner.errors import ImageError
-from vmrunner.image.build import (
-    apt,
-    bootstrap,
-    build,
-    downloads,
-    kernel,
-    paths,
-    programs,
-    stock,
-    tree,
-)
-from vmrunner.image.build import containers as laying
+from vmrunner.image.build import build
 from vmrunner.image.recipe import recipe
 from vmrunner.image.versions import promotion, store
 from vmrunner.image.versions.promotion import Why
@@ -42,22 +31,8 @@ JOBS, JOBS_DOCKER = "test-jobs", "test-jobs-docker"
 """For `make conformance`; the second one is only built where it is named."""
 
 
-SHAPING = [
-    Path(str(module.__file__))
-    for module in (
-        apt,
-        bootstrap,
-        build,
-        downloads,
-        kernel,
-        laying,
-        paths,
-        programs,
-        recipe,
-        stock,
-        tree,
-    )
-]
+SHAPING = [*sorted(Path(str(build.__file__)).parent.glob("*.py")), Path(str(recipe.__file__))]
+"""The code that decides what is in an image: all of the builder."""
 BUILDER = "".join(
     files.digest(path)
     for path in [

@@ -17,9 +17,10 @@ from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image.build import apt, stock
 from vmrunner.image.build.apt import sources
+from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.paths import place, within
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.programs import Programs
 from vmrunner.image.build.stock import TAR, Run
 from vmrunner.image.recipe import packages
 from vmrunner.image.recipe.recipe import Recipe
@@ -84,7 +85,7 @@ def bootstrap(
     images: Path,
     work: Path,
     downloads: Downloads,
-    log: Log,
+    programs: Programs,
     *,
     fresh: bool,
     run: Run | None = None,
@@ -99,9 +100,11 @@ def bootstrap(
     tar, note = (images / workshop.CACHE / f"{key}.{suffix}" for suffix in ("tar", "json"))
     known = None if fresh else Layer.read(note)
     if known and known.is_fresh and (held := _hold(tar, known.sha256, work)):
-        log.step(f"taking {recipe.suite} with {len(known.packages)} packages, bootstrapped before")
+        programs.log.step(
+            f"taking {recipe.suite} with {len(known.packages)} packages, bootstrapped before"
+        )
         tree.mkdir(mode=0o755)
-        log.run(
+        programs.run(
             "Unpacking the bootstrapped packages",
             "tar",
             "--extract",
@@ -115,16 +118,16 @@ def bootstrap(
             os.utime(note)
         return tree, known.packages
     if recipe.stock:
-        stock.unpack(recipe, tree, work, downloads, log, run)
+        stock.unpack(recipe, tree, work, downloads, programs, run)
     else:
-        _mmdebstrap(recipe, listed, tree, work, log)
-    found = _packages(tree, log, is_bootstrapped=recipe.stock is None)
-    _keep(tree, tar, note, found, log, lasts=bool(recipe.snapshot))
+        _mmdebstrap(recipe, listed, tree, work, programs)
+    found = _packages(tree, programs, is_bootstrapped=recipe.stock is None)
+    _keep(tree, tar, note, found, programs, lasts=bool(recipe.snapshot))
     return tree, found
 
 
-def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, log: Log) -> None:
-    log.step(f"bootstrapping {recipe.suite} with {len(recipe.all_packages)} packages")
+def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, programs: Programs) -> None:
+    programs.log.step(f"bootstrapping {recipe.suite} with {len(recipe.all_packages)} packages")
     (work / "sources.list").write_text(listed, encoding="utf-8")
     settings = [f"--aptopt={path}" for path in apt.host_settings()]
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{each}" for each in _EXCLUDED]
@@ -142,14 +145,15 @@ def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, log: Log) -
         options.append(f"--keyring={recipe.keyring}")
     # apt's lists stay until the packages' digests have been read in them.
     options += [f"--include={','.join(recipe.all_packages)}", "--skip=cleanup/apt/lists"]
-    log.apart(
+    programs.run(
         "The bootstrap",
         "mmdebstrap",
         *options,
         recipe.suite,
         tree,
         work / "sources.list",
-        hear=_Progress(log),
+        in_namespaces=True,
+        on_line=_Progress(programs.log),
     )
     for path in _LEFT:
         folder, _, name = path.rpartition("/")
@@ -179,7 +183,7 @@ def stale(images: Path) -> list[Path]:
 class _Progress:
     """Says what mmdebstrap is at."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: BuildLog) -> None:
         self._log, self._last = log, ""
 
     def __call__(self, line: str) -> None:
@@ -206,15 +210,15 @@ def _key(recipe: Recipe, listed: str) -> str:
     return hashlib.sha256(json.dumps(all_of_it).encode()).hexdigest()[:24]
 
 
-def _packages(tree: Path, log: Log, *, is_bootstrapped: bool) -> dict[str, Package]:
+def _packages(tree: Path, programs: Programs, *, is_bootstrapped: bool) -> dict[str, Package]:
     """The installed packages with their digests; those of a stock image may not be in the archive
     any more.
 
     apt's lists, which know them, are gone from the tree afterwards.
     """
     lists = within(tree, "/var/lib/apt/lists")
-    listed = log.inside(
-        "Listing packages", tree, "dpkg-query", "-W", "-f", packages.FORMAT, said=False
+    listed = programs.run_in_tree(
+        "Listing packages", tree, "dpkg-query", "-W", "-f", packages.FORMAT, logged=False
     )
     found = packages.installed(listed, lists, all_known=is_bootstrapped)
     for path in lists.iterdir():
@@ -239,13 +243,13 @@ def _hold(tar: Path, sha256: str, work: Path) -> Path | None:
 
 
 def _keep(
-    tree: Path, tar: Path, note: Path, found: dict[str, Package], log: Log, *, lasts: bool
+    tree: Path, tar: Path, note: Path, found: dict[str, Package], programs: Programs, *, lasts: bool
 ) -> None:
     """Keep the tree for the next build. Without room for it that one bootstraps again."""
     tar.parent.mkdir(exist_ok=True)
     try:
         with files.replacing(tar) as part:
-            log.run(
+            programs.run(
                 "Keeping the bootstrapped packages",
                 "tar",
                 "--create",
@@ -261,7 +265,7 @@ def _keep(
             note.unlink(missing_ok=True)
         files.write_whole(note, layer.text())
     except (OSError, ImageError):
-        log.step("there is no room to keep the bootstrapped packages for the next build")
+        programs.log.step("there is no room to keep the bootstrapped packages for the next build")
     with suppress(OSError):
         for path in stale(tar.parent.parent):
             path.unlink(missing_ok=True)

@@ -15,8 +15,9 @@ from vmrunner.errors import ImageError
 from vmrunner.files import digest
 from vmrunner.image.build import apt, containers, kernel
 from vmrunner.image.build.bootstrap import bootstrap
+from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.build.downloads import Downloads
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.programs import Programs
 from vmrunner.image.build.stock import Run
 from vmrunner.image.build.tree import furnish
 from vmrunner.image.recipe import lock
@@ -64,20 +65,20 @@ def build(
     recipe_digest = recipe.digest()  # once: it reads every file that the recipe names
     version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
     try:
-        log = Log(workshop.log(images, f"{recipe.name}-{version}"), say)
-        downloads = Downloads(images, log)
+        log = BuildLog(workshop.log(images, f"{recipe.name}-{version}"), say)
+        programs, downloads = Programs(log), Downloads(images, log)
         with workshop.opened(images) as work:
             out = work / "out"
             out.mkdir()
-            tree, found = bootstrap(recipe, images, work, downloads, log, fresh=fresh, run=run)
+            tree, found = bootstrap(recipe, images, work, downloads, programs, fresh=fresh, run=run)
             if recipe.lock:
                 _compare(recipe, wanted, found)
-            inputs, runner, further = furnish(recipe, tree, downloads, log)
-            archives = containers.lay(recipe.containers, tree, downloads, log)
+            inputs, runner, further = furnish(recipe, tree, downloads, programs)
+            archives = containers.lay(recipe.containers, tree, downloads, programs)
             inputs |= {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}
             booted = kernel.take(tree, out, recipe.kernel)
-            log.step(f"writing a disk of {recipe.size} MiB")
-            _write_disk(tree, out / DISK, work, recipe, log)
+            programs.log.step(f"writing a disk of {recipe.size} MiB")
+            _write_disk(tree, out / DISK, work, recipe, programs)
             files = {path.name: digest(path) for path in sorted(out.iterdir())}
             if recipe.lock:
                 (out / LOCK).write_text(locked, encoding="utf-8")
@@ -127,13 +128,13 @@ def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Packag
         )
 
 
-def _write_disk(tree: Path, disk: Path, work: Path, recipe: Recipe, log: Log) -> None:
+def _write_disk(tree: Path, disk: Path, work: Path, recipe: Recipe, programs: Programs) -> None:
     raw = work / "disk.raw"
     with raw.open("wb") as out:
         out.truncate(recipe.size << 20)
     # No journal start-up work, and no lazy initialisation that would write in the background of
     # every machine.
-    log.run(
+    programs.run(
         "Making the file system",
         "mke2fs",
         "-q",
@@ -152,7 +153,7 @@ def _write_disk(tree: Path, disk: Path, work: Path, recipe: Recipe, log: Log) ->
         if recipe.compress
         else ["-o", "compat=1.1"]
     )
-    log.run(
+    programs.run(
         "Making the disk", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, raw, disk
     )
     disk.chmod(0o444)

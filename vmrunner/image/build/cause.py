@@ -1,4 +1,4 @@
-"""Why a program of a build failed, from what it printed. Pure."""
+"""The usual causes for which a program of a build fails, told from its output. Pure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cause:
-    """The end of a sentence that begins with what failed, and what to do about it."""
+    """Why a program failed, and what to do about it."""
 
-    is_that: str
+    reason: str  # without a capital and a full stop: it follows "… failed: "
     hint: str
 
 
-_FULL = Cause("there is no room left", "Free some space.")
-# apt's words, in the order in which they count: what could not be fetched could not be found
-# either.
-_OF_APT = (
+_DISK_FULL = Cause("there is no room left", "Free some space.")
+# What apt prints, the reason, the hint. The first that matches is the cause, those after it may be
+# its consequences: a package of a list that was not fetched can't be located either.
+_APT_ERRORS = (
     (
         re.compile(r"^E: The repository '(.+?)(?: (?:In)?Release)?' is not signed\.$"),
         "{0} is signed by nobody whom this host trusts",
@@ -44,15 +44,15 @@ _OF_APT = (
 )
 
 
-def of(lines: Sequence[str]) -> Cause | None:
-    """The cause that these lines of output tell, if it is one of the usual ones."""
+def recognise(lines: Sequence[str]) -> Cause | None:
+    """The cause that these lines of output name; None where it is not one of the usual ones."""
     if any("No space left" in line for line in lines):
-        return _FULL
-    for pattern, is_that, hint in _OF_APT:
+        return _DISK_FULL
+    for pattern, reason, hint in _APT_ERRORS:
         for line in lines:
             if found := pattern.match(line):
                 return Cause(
-                    is_that.format(found[1]),
+                    reason.format(found[1]),
                     f"{hint}\napt says: {line.removeprefix('E: ').strip()}",
                 )
     return None

@@ -15,7 +15,7 @@ from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.paths import within
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe.recipe import ContainerSource
 from vmrunner.model.image import CONTAINERS
 
@@ -26,7 +26,7 @@ The hook before-ready.d/docker reads them.
 
 
 def lay(
-    sources: tuple[ContainerSource, ...], tree: Path, downloads: Downloads, log: Log
+    sources: tuple[ContainerSource, ...], tree: Path, downloads: Downloads, programs: Programs
 ) -> dict[str, str]:
     """Put the archives into the tree; returns their sha256 by their paths in the image.
 
@@ -38,22 +38,22 @@ def lay(
         folder.mkdir(parents=True, exist_ok=True)
     for number, source in enumerate(sources):
         target = folder / f"{number:02}.tar"
-        log.step(f"adding the container image {source.name}")
-        _get(source, target, downloads, log)
+        programs.log.step(f"adding the container image {source.name}")
+        _get(source, target, downloads, programs)
         digests[f"/{CONTAINERS}/{target.name}"] = _check(source, target)
         target.chmod(0o644)
         target.with_suffix(".name").write_text(f"{source.name}\n", encoding="ascii")
     return digests
 
 
-def _get(source: ContainerSource, target: Path, downloads: Downloads, log: Log) -> None:
+def _get(source: ContainerSource, target: Path, downloads: Downloads, programs: Programs) -> None:
     if source.url:
         shutil.copyfile(
             downloads.get(f"The container image {source.name}", source.url, str(source.sha256)),
             target,
         )
     elif source.reference:
-        _pull(source, target, log)
+        _pull(source, target, programs)
     else:
         try:
             shutil.copyfile(str(source.archive), target)
@@ -64,7 +64,7 @@ def _get(source: ContainerSource, target: Path, downloads: Downloads, log: Log) 
             ) from None
 
 
-def _pull(source: ContainerSource, target: Path, log: Log) -> None:
+def _pull(source: ContainerSource, target: Path, programs: Programs) -> None:
     """skopeo checks the digest; it unpacks nothing and needs no daemon.
 
     Registries of this host's own are /etc/containers' to describe.
@@ -81,7 +81,7 @@ def _pull(source: ContainerSource, target: Path, log: Log) -> None:
         f"docker://{source.reference}",
         f"docker-archive:{target}:{source.name}",
     )
-    log.run(f"Fetching the container image {source.reference}", *command)
+    programs.run(f"Fetching the container image {source.reference}", *command)
 
 
 def _check(source: ContainerSource, target: Path) -> str:

@@ -15,7 +15,7 @@ import httpx
 
 from vmrunner import files
 from vmrunner.errors import ImageError
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.versions import workshop
 
 FOLDER = f"{workshop.CACHE}/downloads"
@@ -29,7 +29,7 @@ class Downloads:
     """Those of a store of images."""
 
     images: Path
-    log: Log
+    log: BuildLog
 
     def get(self, what: str, url: str, digest: str) -> Path:
         """The file with this sha256 or sha512, which stays where it is.

@@ -1,5 +1,5 @@
-"""The programs that build an image: each alone in namespaces of its own, so that none outlives a
-build that is killed, nor its mounts.
+"""The programs that build an image. Each ends with the build, also when that is killed; those that
+mount something or start others run in namespaces of their own, so that neither is left.
 """
 
 from __future__ import annotations
@@ -7,21 +7,24 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmrunner.errors import ImageError
 from vmrunner.image.build import cause
+from vmrunner.image.build.build_log import BuildLog
+from vmrunner.log import Say
 
-Hear = Callable[[str], object]
-_WITH_US = ("setpriv", "--pdeathsig", "KILL")
-_BEGUN = "vmrunner: it begins"
-# The kernel ends a program with its parent only from the moment on that it was told to. Of a build
-# that was killed before, nobody reads the pipe any more (the kernel closes files first, and tells
-# of the death then), so that the echo fails. This is the last of the chain, in the namespace, where
-# no other parent could be asked for: it is 0 there, dead or alive.
-_BEGIN = ("sh", "-c", 'echo "$0" || exit 1; exec "$@"', _BEGUN)
-_APART = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
+# The kernel kills the program when the build dies.
+_DIE_WITH_BUILD = ("setpriv", "--pdeathsig", "KILL")
+_STARTED = "vmrunner: the program starts"
+# A build may die before setpriv has asked for that; then no signal comes. So the last shell before
+# the program writes a line to the build's pipe, and starts nothing where that fails: the kernel
+# closes the files of a dying process before it signals its children, so nobody reads the pipe of a
+# dead build. Asking for the parent's id would not do: in the new PID namespace it is always 0.
+_START = ("sh", "-c", 'echo "$0" || exit 1; exec "$@"', _STARTED)
+_NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 _IN_TREE = """set -e
 mount -t proc proc "$0/proc"
 mount -t tmpfs -o mode=755 tmpfs "$0/dev"
@@ -40,45 +43,40 @@ mount -t sysfs -o ro sysfs "$0/sys"
 mount -t tmpfs tmpfs "$0/run"
 exec chroot "$0" "$@"
 """
-# Beside this process's own.
+# Added to the environment of the build's own process.
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", "SYSTEMD_OFFLINE": "1"}
 _UMASK = 0o022
-_LAST = 8  # lines of a program that failed to show
+_SHOWN = 8  # last lines of a failed program's output, in the error
 
 
-class Log:
-    """What the programs of one build print, in a file, each after the line that runs it again.
-    `say` is told each step as it begins, and hears how the longer ones come along.
+@dataclass(frozen=True)
+class Programs:
+    """Runs the programs of one build, one at a time. The log gets each command, as a line that runs
+    it again in a shell, and then its output.
     """
 
-    def __init__(self, path: Path, say: Hear) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._say = path, say
-
-    def step(self, text: str) -> None:
-        """One begins."""
-        self._say(text)
-        self._write(f"== {text}\n")
+    log: BuildLog
 
     def run(
         self,
         what: str,
         *command: str | Path,
-        hear: Hear = lambda _: None,
-        said: bool = True,
-        within: tuple[str, ...] = (),
+        in_namespaces: bool = False,
+        logged: bool = True,
+        on_line: Say = lambda _: None,
     ) -> str:
-        """Run a program to its end, without input, and return what it printed; `hear` gets each
-        line, the log too if it is `said`.
+        """Run a program to its end, without input, and return its output; where that is `logged` it
+        goes into the log, and to `on_line` line by line.
 
-        `within` is a program that runs it. Raises ImageError where it fails: with the cause if it
-        is a usual one, else with its last lines.
+        `in_namespaces` is for a program that mounts, or starts others: nobody else sees its mounts,
+        and all of it ends with it. Raises ImageError, which begins with `what`, where the program
+        fails: with the cause if it is a usual one, else with its last lines.
         """
-        words = [*_WITH_US, *within, *_BEGIN, *(str(word) for word in command)]
-        self._write(f"$ {_again([*within, *map(str, command)])}\n")
+        around, words = (_NAMESPACES if in_namespaces else ()), [str(each) for each in command]
+        self.log.write(f"$ {_shell_line([*around, *words])}\n")
         lines: list[str] = []
         with subprocess.Popen(
-            words,
+            [*_DIE_WITH_BUILD, *around, *_START, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -90,48 +88,38 @@ class Log:
             try:
                 assert running.stdout  # noqa: S101 — a pipe was asked for
                 for line in running.stdout:
-                    if not lines and line == f"{_BEGUN}\n":
+                    if not lines and line == f"{_STARTED}\n":
                         continue
                     lines.append(line)
-                    if said:
-                        self._write(line)
-                        hear(line.rstrip())
+                    if logged:
+                        self.log.write(line)
+                        on_line(line.rstrip())
             except BaseException:
                 running.kill()
                 raise
         if running.returncode:
-            told, found = f"All that was printed is in {self.path}.", cause.of(lines)
-            if found:
-                raise ImageError(f"{what} failed: {found.is_that}.", f"{found.hint}\n{told}")
-            last = [line.rstrip() for line in lines if line.strip()][-_LAST:]
-            raise ImageError(
-                f"{what} failed (exit {running.returncode}).", "\n".join([*last, told])
-            )
+            raise self._failure(what, running.returncode, lines)
         return "".join(lines)
 
-    def apart(self, what: str, *command: str | Path, hear: Hear = lambda _: None) -> str:
-        """Run a program that mounts, and starts others: what it mounts nobody else sees, and all of
-        it ends with it.
+    def run_in_tree(self, what: str, tree: Path, *command: str, logged: bool = True) -> str:
+        """Run a program of the tree in a chroot, in namespaces, with /proc, a /dev without disks,
+        /sys and an empty /run. Otherwise like `run`.
         """
-        return self.run(what, *command, hear=hear, within=_APART)
+        return self.run(
+            what, "sh", "-c", _IN_TREE, tree, *command, in_namespaces=True, logged=logged
+        )
 
-    def inside(self, what: str, tree: Path, *command: str, said: bool = True) -> str:
-        """Run a program of the tree in there, with /proc, a /dev without disks, /sys and an empty
-        /run.
-        """
-        return self.run(what, "sh", "-c", _IN_TREE, tree, *command, said=said, within=_APART)
-
-    def _write(self, text: str) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as log:
-                log.write(text)
-        except OSError:
-            pass  # a disk that is full is told by what the image needs of it
+    def _failure(self, what: str, code: int, lines: Sequence[str]) -> ImageError:
+        where = f"All that was printed is in {self.log.path}."
+        if known := cause.recognise(lines):
+            return ImageError(f"{what} failed: {known.reason}.", f"{known.hint}\n{where}")
+        last = [line.rstrip() for line in lines if line.strip()][-_SHOWN:]
+        return ImageError(f"{what} failed (exit {code}).", "\n".join([*last, where]))
 
 
-def _again(command: Sequence[str]) -> str:
-    """A line for bash that runs the command as a build does, from wherever it is typed in; only
-    that it does not end with the build.
+def _shell_line(command: Sequence[str]) -> str:
+    """A line for bash that runs the command as the build does: same folder, umask and settings,
+    whatever folder it is typed in. Only that it does not end with the build.
     """
     settings = [f"{name}={shlex.quote(value)}" for name, value in _ENVIRONMENT.items()]
     return (
@@ -141,8 +129,8 @@ def _again(command: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
+    """Like shlex.quote, but a word of several lines, as a script is, stays on one."""
     if word.isprintable():
         return shlex.quote(word)
-    # The whole script stays on this line.
     escaped = word.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
     return f"$'{escaped}'"

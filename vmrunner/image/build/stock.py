@@ -24,7 +24,7 @@ from vmrunner.hypervisor.seam import Hypervisor, Output, image_stem
 from vmrunner.image.build import apt
 from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.paths import place
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe.recipe import Recipe, StockSource
 from vmrunner.image.versions.store import MANIFEST
 from vmrunner.machine import oneshot
@@ -143,31 +143,38 @@ def boot(
 
 
 def unpack(
-    recipe: Recipe, tree: Path, work: Path, downloads: Downloads, log: Log, run: Run | None
+    recipe: Recipe,
+    tree: Path,
+    work: Path,
+    downloads: Downloads,
+    programs: Programs,
+    run: Run | None,
 ) -> None:
     """Fill `tree` with the recipe's stock image and its packages; apt's lists are still in it."""
     assert recipe.stock  # noqa: S101 — the caller has looked
     tar = work / "stock.tar"
-    _hand_over(_golden(recipe, recipe.stock, work, downloads, log), tar, log, run)
+    _hand_over(_golden(recipe, recipe.stock, work, downloads, programs), tar, programs, run)
     tree.mkdir(mode=0o755)
-    log.run(
+    programs.run(
         "Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar
     )
     tar.unlink()
-    log.inside(
+    programs.run_in_tree(
         "Cleaning the stock image", tree, "sh", "-c", f"{_CLEAN}cd /\n{apt.MAKE_MAN_FOLDERS}"
     )
-    suite = log.inside("Looking at the stock image", tree, "sh", "-c", _SUITE, said=False).strip()
+    suite = programs.run_in_tree(
+        "Looking at the stock image", tree, "sh", "-c", _SUITE, logged=False
+    ).strip()
     if suite != recipe.suite:
         raise ImageError(
             f"The stock image is {suite!r}, and the recipe's suite {recipe.suite!r}.",
             "Name the image's own suite.",
         )
-    _install(recipe, tree, log)
+    _install(recipe, tree, programs)
 
 
 def _golden(
-    recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, log: Log
+    recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, programs: Programs
 ) -> Golden:
     """It as an image that a machine can be booted from: without a backing file, whatever format it
     had.
@@ -184,8 +191,13 @@ def _golden(
                 "Check where it comes from.",
             )
     described = json.loads(
-        log.run(
-            "Looking at the stock image", "qemu-img", "info", "--output=json", original, said=False
+        programs.run(
+            "Looking at the stock image",
+            "qemu-img",
+            "info",
+            "--output=json",
+            original,
+            logged=False,
         )
     )
     needs_more = "backing-filename" in described or "data-file" in described.get(
@@ -198,8 +210,8 @@ def _golden(
         )
     folder = work / "stock"
     folder.mkdir()
-    log.step("reading the stock image")
-    log.run(
+    programs.log.step("reading the stock image")
+    programs.run(
         "Reading the stock image",
         "qemu-img",
         "convert",
@@ -259,13 +271,13 @@ class _Receiver:
         return found is not None and found[1].decode() == self._sum.hexdigest()
 
 
-def _hand_over(golden: Golden, tar: Path, log: Log, run: Run | None) -> None:
+def _hand_over(golden: Golden, tar: Path, programs: Programs, run: Run | None) -> None:
     if run is None:
         raise ImageError(
             "A stock image can't be read here: a machine of it has to be booted.",
             "Build it with `vmrunner image build`.",
         )
-    log.step("booting the stock image once, for its files")
+    programs.log.step("booting the stock image once, for its files")
     receiver = _Receiver(tar)
     try:
         code = run(golden, ("sh", "-c", _HAND_OVER), receiver)
@@ -278,10 +290,10 @@ def _hand_over(golden: Golden, tar: Path, log: Log, run: Run | None) -> None:
             f"The stock image did not hand its files over (exit {code}).",
             "\n".join(said) or "It did not say why.",
         )
-    log.step(f"unpacking its {receiver.size >> 20} MiB of files")
+    programs.log.step(f"unpacking its {receiver.size >> 20} MiB of files")
 
 
-def _install(recipe: Recipe, tree: Path, log: Log) -> None:
+def _install(recipe: Recipe, tree: Path, programs: Programs) -> None:
     """Bring the packages to what the archive has, and add the recipe's.
 
     The recipe's sources replace the image's own.
@@ -289,12 +301,12 @@ def _install(recipe: Recipe, tree: Path, log: Log) -> None:
     place(tree, _NO_DAEMONS, b"#!/bin/sh\nexit 101\n", 0o755)
     try:
         with apt.lent(recipe, tree):
-            log.step("asking the archive what is new")
-            log.inside("Asking the archive", tree, *_APT, "update")
-            log.step(f"upgrading, and installing {len(recipe.all_packages)} packages")
-            log.inside("Upgrading the packages", tree, *_APT, "full-upgrade")
+            programs.log.step("asking the archive what is new")
+            programs.run_in_tree("Asking the archive", tree, *_APT, "update")
+            programs.log.step(f"upgrading, and installing {len(recipe.all_packages)} packages")
+            programs.run_in_tree("Upgrading the packages", tree, *_APT, "full-upgrade")
             if recipe.all_packages:
-                log.inside(
+                programs.run_in_tree(
                     "Installing the packages",
                     tree,
                     *_APT,
@@ -302,6 +314,6 @@ def _install(recipe: Recipe, tree: Path, log: Log) -> None:
                     "install",
                     *recipe.all_packages,
                 )
-            log.inside("Removing what was fetched", tree, "apt-get", "clean")
+            programs.run_in_tree("Removing what was fetched", tree, "apt-get", "clean")
     finally:
         (tree / _NO_DAEMONS[1:]).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from vmrunner.errors import ImageError
 from vmrunner.image.build import apt
 from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.paths import place, within
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe.recipe import Recipe, RunnerSource
 from vmrunner.machine.seed import further_runner
 from vmrunner.model.image import Input, Runner
@@ -29,17 +29,17 @@ _LONGEST = 1000  # characters of a line of that
 
 
 def furnish(
-    recipe: Recipe, tree: Path, downloads: Downloads, log: Log
+    recipe: Recipe, tree: Path, downloads: Downloads, programs: Programs
 ) -> tuple[dict[str, Input], Runner | None, dict[str, Runner]]:
     """Everything of the recipe beside its packages; returns the files and runners that it put
     in.
     """
     if _READER in recipe.files:  # first: a script may want it otherwise
-        _lone_reader(tree, log)
-    _run_scripts(recipe, tree, log)
-    _add_users(recipe, tree, log)
+        _lone_reader(tree, programs)
+    _run_scripts(recipe, tree, programs)
+    _add_users(recipe, tree, programs)
     if (recipe.runner or recipe.runners) and JOB_USER not in recipe.users:
-        _add_job_user(tree, log)
+        _add_job_user(tree, programs)
     runner = (
         _install_runner(
             recipe.runner, _RUNNER_PATH.format(kind=recipe.runner.kind), tree, downloads
@@ -51,10 +51,10 @@ def furnish(
         name: _install_runner(each, further_runner(name, each.kind), tree, downloads)
         for name, each in recipe.runners.items()
     }
-    return _add_files(recipe, tree, runner, log), runner, further
+    return _add_files(recipe, tree, runner, programs), runner, further
 
 
-def _lone_reader(tree: Path, log: Log) -> None:
+def _lone_reader(tree: Path, programs: Programs) -> None:
     """What a stock image brings must neither read the seed as well, nor open a port that nobody
     asked for, without a host key too.
     """
@@ -70,43 +70,45 @@ def _lone_reader(tree: Path, log: Log) -> None:
                 (tree / folder / unit).exists()
                 for folder in ("usr/lib/systemd/system", "lib/systemd/system")
             ):
-                log.inside(f"Disabling {unit}", tree, "systemctl", "disable", unit)
+                programs.run_in_tree(f"Disabling {unit}", tree, "systemctl", "disable", unit)
 
 
-def _run_scripts(recipe: Recipe, tree: Path, log: Log) -> None:
+def _run_scripts(recipe: Recipe, tree: Path, programs: Programs) -> None:
     """They may fetch something."""
     if not recipe.scripts:
         apt.lay(recipe, tree)
         return
     with apt.lent(recipe, tree):
         for script in recipe.scripts:
-            log.step(f"running the script {script.name}")
-            _run_script(script.content(), script.name, tree, log)
+            programs.log.step(f"running the script {script.name}")
+            _run_script(script.content(), script.name, tree, programs)
     lists = within(tree, "/var/lib/apt/lists")
     for path in lists.iterdir() if apt.is_elsewhere(recipe) and lists.is_dir() else ():
         if path.is_file():
             path.unlink()
 
 
-def _run_script(content: bytes, name: str, tree: Path, log: Log) -> None:
+def _run_script(content: bytes, name: str, tree: Path, programs: Programs) -> None:
     """By its interpreter, or the shell. The tree has the resolver of this host while it runs."""
     place(
         tree, _SCRIPT, content if content.startswith(b"#!") else b"#!/bin/sh -eu\n" + content, 0o700
     )
     try:
-        log.inside(f"The script {name}", tree, _SCRIPT)
+        programs.run_in_tree(f"The script {name}", tree, _SCRIPT)
     finally:
         (tree / _SCRIPT[1:]).unlink(missing_ok=True)
 
 
-def _add_users(recipe: Recipe, tree: Path, log: Log) -> None:
+def _add_users(recipe: Recipe, tree: Path, programs: Programs) -> None:
     for name, user in recipe.users.items():
         for group in user.groups:
-            log.inside(f"Adding the group {group}", tree, "groupadd", "--force", "--", group)
+            programs.run_in_tree(
+                f"Adding the group {group}", tree, "groupadd", "--force", "--", group
+            )
         options = ["--create-home", "--user-group", "--shell", user.shell]
         options += ["--uid", str(user.uid)] if user.uid else []
         options += ["--groups", ",".join(user.groups)] if user.groups else []
-        log.inside(f"Adding the user {name}", tree, "useradd", *options, "--", name)
+        programs.run_in_tree(f"Adding the user {name}", tree, "useradd", *options, "--", name)
         if user.sudo:
             if not (tree / "etc/sudoers.d").is_dir():
                 raise ImageError(
@@ -116,7 +118,7 @@ def _add_users(recipe: Recipe, tree: Path, log: Log) -> None:
             _allow_all(name, tree)
 
 
-def _add_job_user(tree: Path, log: Log) -> None:
+def _add_job_user(tree: Path, programs: Programs) -> None:
     """Whom a pool's `job_user = "runner"` means: as on hosted runners, with sudo and Docker where
     the image has them.
     """
@@ -131,11 +133,15 @@ def _add_job_user(tree: Path, log: Log) -> None:
             "/bin/bash",
         ]
         options += [] if taken else ["--uid", str(_JOB_UID)]
-        log.inside(f"Adding the user {JOB_USER}", tree, "useradd", *options, "--", JOB_USER)
+        programs.run_in_tree(
+            f"Adding the user {JOB_USER}", tree, "useradd", *options, "--", JOB_USER
+        )
         # Debian 13's default is 0700; containers of a job's run as others.
-        log.inside(f"Opening the home of {JOB_USER}", tree, "chmod", "755", f"/home/{JOB_USER}")
+        programs.run_in_tree(
+            f"Opening the home of {JOB_USER}", tree, "chmod", "755", f"/home/{JOB_USER}"
+        )
     if _has(tree, "group", "docker"):
-        log.inside(
+        programs.run_in_tree(
             f"Adding {JOB_USER} to the group docker",
             tree,
             "usermod",
@@ -181,7 +187,9 @@ def _install_runner(source: RunnerSource, path: str, tree: Path, downloads: Down
     return Runner(kind=source.kind, path=path, sha256=found, version=source.version or "")
 
 
-def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> dict[str, Input]:
+def _add_files(
+    recipe: Recipe, tree: Path, runner: Runner | None, programs: Programs
+) -> dict[str, Input]:
     """The recipe's files, whose digests it returns, and what makes every machine boot quickly and
     be its own.
     """
@@ -197,7 +205,7 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
             f"export {name}={shlex.quote(value)}\n" for name, value in recipe.environment.items()
         )
         place(tree, ENVIRONMENT, exports.encode(), 0o644)
-        _add_to_logins(recipe, tree, log)
+        _add_to_logins(recipe, tree, programs)
     place(tree, "/etc/fstab", b"/dev/vda / ext4 defaults,noatime 0 1\n", 0o644)
     # Empty, so that systemd makes a new one at each boot: two machines must not share it.
     place(tree, "/etc/machine-id", b"", 0o444)
@@ -206,7 +214,7 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
             (tree / folder / unit).exists()
             for folder in ("etc/systemd/system", "usr/lib/systemd/system", "lib/systemd/system")
         ):
-            log.inside(f"Enabling {unit}", tree, "systemctl", "enable", unit)
+            programs.run_in_tree(f"Enabling {unit}", tree, "systemctl", "enable", unit)
     # Nothing is fetched, upgraded or tidied up while a job waits.
     slow = (
         "apt-daily.timer",
@@ -221,7 +229,7 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
         # Our reader sets the network up itself; cloud-init's scripts rely on it to be up before
         # them.
         late.append("systemd-networkd-wait-online.service")
-    log.inside("Masking units", tree, "systemctl", "mask", *slow, *late)
+    programs.run_in_tree("Masking units", tree, "systemctl", "mask", *slow, *late)
     for host_key in within(tree, "/etc/ssh").glob("ssh_host_*"):
         host_key.unlink()
     resolver = within(tree, "/etc") / "resolv.conf"
@@ -230,7 +238,7 @@ def _add_files(recipe: Recipe, tree: Path, runner: Runner | None, log: Log) -> d
     return inputs
 
 
-def _add_to_logins(recipe: Recipe, tree: Path, log: Log) -> None:
+def _add_to_logins(recipe: Recipe, tree: Path, programs: Programs) -> None:
     """The recipe's environment comes after what the image has there.
 
     A file of the recipe's own stays as it is.
@@ -239,7 +247,7 @@ def _add_to_logins(recipe: Recipe, tree: Path, log: Log) -> None:
         return
     lines, unfit = login_lines(recipe.environment)
     if unfit:
-        log.step(
+        programs.log.step(
             f"leaving {', '.join(unfit)} out of {_LOGINS}: a value there has no # and fewer than "
             f"{_LONGEST} characters"
         )

@@ -15,8 +15,8 @@ import pytest
 from tests.archive import Site, served
 from vmrunner.errors import ImageError
 from vmrunner.image.build import bootstrap, build, downloads, tree
+from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.build.downloads import Downloads
-from vmrunner.image.build.programs import Log
 from vmrunner.image.recipe import recipe
 from vmrunner.image.recipe.recipe import RunnerSource
 from vmrunner.image.versions import store, workshop
@@ -40,7 +40,7 @@ def test_a_runner_with_another_sha256_is_left_out(
 ) -> None:
     folder, url = site
     (folder / "runner").write_bytes(PROGRAM)
-    root, log = tmp_path / "tree", Log(tmp_path / "log", lambda _: None)
+    root, log = tmp_path / "tree", BuildLog(tmp_path / "log", lambda _: None)
     root.mkdir()
 
     def install(sha256: str) -> None:
@@ -71,7 +71,7 @@ def _once(site: Site, folder: Path, tmp_path: Path) -> None:
     url = site.url
     (folder / "runner").write_bytes(PROGRAM)
     images, said = tmp_path / "images", list[str]()
-    get = Downloads(images, Log(tmp_path / "log", said.append)).get
+    get = Downloads(images, BuildLog(tmp_path / "log", said.append)).get
     kept = get("It", f"{url}/runner", RIGHT)
     assert (kept.read_bytes(), get("It", f"{url}/elsewhere", RIGHT)) == (PROGRAM, kept)
     assert (site.asked, said) == (

@@ -12,8 +12,9 @@ import pytest
 from tests.containers import archive
 from vmrunner.errors import ImageError
 from vmrunner.image.build import containers, downloads
+from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.build.downloads import Downloads
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe import recipe
 from vmrunner.image.recipe.recipe import ContainerSource
 
@@ -24,14 +25,14 @@ RIGHT, WRONG = hashlib.sha256(ARCHIVE).hexdigest(), "0" * 64
 
 def lay(tree: Path, *sources: ContainerSource) -> dict[str, str]:
     """With a server that has ARCHIVE under any URL."""
-    log = Log(tree.parent / "log", lambda _: None)
+    log = BuildLog(tree.parent / "log", lambda _: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             downloads.httpx,
             "stream",
             lambda *_, **__: nullcontext(httpx.Response(200, content=ARCHIVE, request=REQUEST)),
         )
-        return containers.lay(sources, tree, Downloads(tree.parent / "images", log), log)
+        return containers.lay(sources, tree, Downloads(tree.parent / "images", log), Programs(log))
 
 
 def test_archives_are_laid_beside_their_names(tmp_path: Path) -> None:

@@ -15,15 +15,25 @@ import pytest
 from tests import archive
 from vmrunner.errors import ImageError
 from vmrunner.image.build import cause
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.build_log import BuildLog
+from vmrunner.image.build.programs import Programs
 
 MOUNTING = """
 import sys
 from pathlib import Path
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.build_log import BuildLog
+from vmrunner.image.build.programs import Programs
+programs = Programs(BuildLog(Path(sys.argv[1]), print))
 inner = 'mount -t tmpfs tmpfs "$0" && touch "$0/mounted" && echo mounted && (sleep 654321 & sleep 654322)'
-Log(Path(sys.argv[1]), print).apart("It", "sh", "-c", inner, sys.argv[2], hear=lambda line: print(line, flush=True))
+programs.run(
+    "It", "sh", "-c", inner, sys.argv[2], in_namespaces=True, on_line=lambda line: print(line, flush=True)
+)
 """  # noqa: E501
+
+
+def new(folder: Path) -> Programs:
+    """Programs with a log in this folder."""
+    return Programs(BuildLog(folder / "log", lambda _: None))
 
 
 def sleeping() -> list[str]:
@@ -68,9 +78,10 @@ STANDING_IN = """#!/bin/sh
 RUNNING = """
 import sys
 from pathlib import Path
-from vmrunner.image.build.programs import Log
-log = Log(Path(sys.argv[1]), print)
-getattr(log, sys.argv[2])("It", "touch", sys.argv[3])
+from vmrunner.image.build.build_log import BuildLog
+from vmrunner.image.build.programs import Programs
+programs = Programs(BuildLog(Path(sys.argv[1]), print))
+programs.run("It", "touch", sys.argv[3], in_namespaces=sys.argv[2] == "True")
 """
 
 
@@ -101,12 +112,12 @@ def test_a_build_that_is_killed_before_its_program_knows_starts_nothing(
     ours.write_text(STANDING_IN.format(how=how.format(here=tmp_path, real=shutil.which(program))))
     ours.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    for method in ("apart", "run") if program == "setpriv" else ("apart",):
+    for in_namespaces in (True, False) if program == "setpriv" else (True,):
         (tmp_path / "begun").unlink(missing_ok=True)
         (tmp_path / "wait").touch()
-        done, deadline = tmp_path / f"{method}-ran", time.monotonic() + 60
+        done, deadline = tmp_path / f"ran-{in_namespaces}", time.monotonic() + 60
         with subprocess.Popen(
-            [sys.executable, "-c", RUNNING, tmp_path / "log", method, done]
+            [sys.executable, "-c", RUNNING, tmp_path / "log", str(in_namespaces), done]
         ) as build:
             while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -141,14 +152,15 @@ def vanishing(folder: Path) -> list[bytes]:
 
 def test_the_log_has_it_all_and_the_error_the_end(tmp_path: Path) -> None:
     said: list[str] = []
-    log = Log(tmp_path / "logs" / "one.log", said.append)
+    log = BuildLog(tmp_path / "one.log", said.append)
+    programs = Programs(log)
     log.step("counting")
-    assert log.run("It", "sh", "-c", "echo 1; echo 2 >&2") == "1\n2\n"
+    assert programs.run("It", "sh", "-c", "echo 1; echo 2 >&2") == "1\n2\n"
     with pytest.raises(ImageError, match=r"It failed \(exit 3\)") as caught:
-        log.run("It", "sh", "-c", "seq 100; exit 3")
+        programs.run("It", "sh", "-c", "seq 100; exit 3")
     assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == ("93", True)
     with pytest.raises(ImageError, match="It failed: there is no room left") as caught:
-        log.run("It", "sh", "-c", "echo 'write: No space left on device'; exit 1")
+        programs.run("It", "sh", "-c", "echo 'write: No space left on device'; exit 1")
     assert (caught.value.hint.splitlines()[0], "one.log" in caught.value.hint) == (
         "Free some space.",
         True,
@@ -163,15 +175,15 @@ def test_each_command_stands_before_its_output_and_can_be_run_again(
     folder = tmp_path / "it's a folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    log = Log(tmp_path / "log", lambda _: None)
+    programs = new(tmp_path)
     tell = """pwd; umask; echo "$LC_ALL $DEBIAN_FRONTEND $SYSTEMD_OFFLINE"
         printf '%s|' "$0" "$@"; echo 'a\\b'; exit 3"""
     words = ("sh", "-c", tell, "it's", "$HOME `id`", "two\nlines \\n", "ü", "")
-    for run in (log.run, log.apart):
+    for in_namespaces in (False, True):
         with pytest.raises(ImageError, match="exit 3"):
-            run("It", *words)
+            programs.run("It", *words, in_namespaces=in_namespaces)
     monkeypatch.chdir(tmp_path)
-    _, first, second = log.path.read_text().split("$ (")
+    _, first, second = programs.log.path.read_text().split("$ (")
     for part in (first, second):
         line, _, output = f"({part}".partition("\n")
         again = subprocess.run(
@@ -187,10 +199,10 @@ def test_each_command_stands_before_its_output_and_can_be_run_again(
 
 
 def test_a_command_in_a_tree_can_be_run_again(tmp_path: Path) -> None:
-    tree, log = tmp_path / "tree", Log(tmp_path / "log", lambda _: None)
+    tree, programs = tmp_path / "tree", new(tmp_path)
     archive.base("cat").lay(tree)
-    log.inside("It", tree, "sh", "-ec", "cd / && echo *", said=False)
-    (line,) = log.path.read_text().splitlines()
+    programs.run_in_tree("It", tree, "sh", "-ec", "cd / && echo *", logged=False)
+    (line,) = programs.log.path.read_text().splitlines()
     again = subprocess.run(
         ["bash", "-c", line.removeprefix("$ ")], capture_output=True, text=True, timeout=60
     )
@@ -198,7 +210,7 @@ def test_a_command_in_a_tree_can_be_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "is_that"),
+    ("line", "reason"),
     [
         (
             "E: The repository 'http://forge.example/debian sid InRelease' is not signed.",
@@ -220,8 +232,8 @@ def test_a_command_in_a_tree_can_be_run_again(tmp_path: Path) -> None:
         ("cp: error writing 'a': No space left on device", "no room left"),
     ],
 )
-def test_the_cause_of_a_failure(line: str, is_that: str) -> None:
-    found = cause.of(
+def test_the_cause_of_a_failure(line: str, reason: str) -> None:
+    found = cause.recognise(
         [
             "I: running apt-get update...",
             line,
@@ -230,13 +242,15 @@ def test_the_cause_of_a_failure(line: str, is_that: str) -> None:
         ]
     )
     assert found
-    assert is_that in found.is_that
+    assert reason in found.reason
     assert found.hint
 
 
 def test_a_cause_that_is_not_known() -> None:
     assert (
-        cause.of(["W: Failed to fetch http://forge.example/a", "E: mmdebstrap failed to run"])
+        cause.recognise(
+            ["W: Failed to fetch http://forge.example/a", "E: mmdebstrap failed to run"]
+        )
         is None
     )
 
@@ -247,7 +261,7 @@ def test_in_a_tree_there_are_devices_and_no_disks(tmp_path: Path) -> None:
     archive.base("cat", "head", "readlink", "wc").lay(tree)
     look = """cd /dev && echo * pts/* && echo lost >null && head -c 5 urandom | wc -c && echo a | cat /dev/stdin && : >shm/a
     exec 3<>ptmx && echo pts/*"""  # noqa: E501
-    said = Log(tmp_path / "log", lambda _: None).inside("It", tree, "sh", "-ec", look).splitlines()
+    said = new(tmp_path).run_in_tree("It", tree, "sh", "-ec", look).splitlines()
     assert (
         said[0] == "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero pts/ptmx"
     )

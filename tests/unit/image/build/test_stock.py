@@ -16,8 +16,9 @@ from tests import archive
 from vmrunner.errors import ImageError
 from vmrunner.hypervisor.seam import Output
 from vmrunner.image.build import bootstrap, build, stock
+from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.build.downloads import Downloads
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe import recipe
 from vmrunner.model.image import Golden
 
@@ -190,12 +191,12 @@ def test_what_is_left_of_its_first_boot_and_of_its_loader(tmp_path: Path) -> Non
         write(Output.STDERR, f"{hashlib.sha256(sent).hexdigest()}  -\n".encode())
         return 0
 
-    log = Log(tmp_path / "log", lambda _: None)
+    log = BuildLog(tmp_path / "log", lambda _: None)
     wanted = lay(tmp_path, 'path = "disk.qcow2"')
     with pytest.raises(
         ImageError, match="The stock image is 'noble', and the recipe's suite 'bookworm'"
     ):
-        stock.unpack(wanted, work / "tree", work, Downloads(tmp_path, log), log, run)
+        stock.unpack(wanted, work / "tree", work, Downloads(tmp_path, log), Programs(log), run)
     tree = work / "tree"
     assert sorted(path.name for path in (tree / "boot").rglob("*")) == ["grub", "vmlinuz-1"]
     assert list((tree / "etc/ssh").iterdir()) == []

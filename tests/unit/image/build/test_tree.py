@@ -13,8 +13,9 @@ import pytest
 
 from vmrunner.errors import ImageError
 from vmrunner.image.build import containers, paths, tree
+from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.build.downloads import Downloads
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe import recipe
 
 HARD = {
@@ -34,7 +35,7 @@ UNFIT = {"COMMENT": "nixpkgs#hello", "LONG": "a" * 1000}
 @pytest.fixture
 def furnished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that adds the files of a recipe with this environment to a tree; what was said."""
-    monkeypatch.setattr(Log, "inside", lambda *_, **__: "")
+    monkeypatch.setattr(Programs, "run_in_tree", lambda *_, **__: "")
 
     def add(environment: dict[str, str], **more: Any) -> list[str]:
         said: list[str] = []
@@ -42,7 +43,9 @@ def furnished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         wanted = recipe.load("debian-12").model_copy(
             update={"environment": environment, "files": {}} | more
         )
-        tree._add_files(wanted, tmp_path / "tree", None, Log(tmp_path / "log", said.append))
+        tree._add_files(
+            wanted, tmp_path / "tree", None, Programs(BuildLog(tmp_path / "log", said.append))
+        )
         return said
 
     return add
@@ -132,8 +135,8 @@ def test_host_keys_and_archives_of_this_host_stay(tmp_path: Path, furnished: Any
         containers.lay(
             wanted,
             inside,
-            Downloads(tmp_path, Log(tmp_path / "log", print)),
-            Log(tmp_path / "log", print),
+            Downloads(tmp_path, BuildLog(tmp_path / "log", print)),
+            Programs(BuildLog(tmp_path / "log", print)),
         )
     assert [path.name for path in outside.iterdir()] == ["ssh_host_key"]
 
@@ -142,15 +145,17 @@ def test_a_script_may_turn_on_what_a_stock_image_brings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(Log, "inside", lambda _log, what, *_, **__: ran.append(what) or "")
+    monkeypatch.setattr(
+        Programs, "run_in_tree", lambda _programs, what, *_, **__: ran.append(what) or ""
+    )
     (tmp_path / "tree/etc/cloud").mkdir(parents=True)
     (tmp_path / "tree/usr/lib/systemd/system").mkdir(parents=True)
     (tmp_path / "tree/usr/lib/systemd/system/ssh.service").touch()
     wanted = recipe.load("debian-12").model_copy(
         update={"scripts": (recipe.Script(name="ssh", text="systemctl enable ssh"),)}
     )
-    log = Log(tmp_path / "log", lambda _: None)
-    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), log)
+    log = BuildLog(tmp_path / "log", lambda _: None)
+    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), Programs(log))
     assert ran[:2] == ["Disabling ssh.service", "The script ssh"]
     assert ran.count("Disabling ssh.service") == 1
     assert (tmp_path / "tree/etc/cloud/cloud-init.disabled").is_file()
@@ -188,7 +193,7 @@ def test_an_image_with_a_runner_has_the_user_of_its_jobs(
 ) -> None:
     ran: list[str] = []
 
-    def inside(_log: Log, _what: str, _tree: Path, *command: str, **_: object) -> str:
+    def inside(_programs: Programs, _what: str, _tree: Path, *command: str, **_: object) -> str:
         if command[0] in ("useradd", "usermod", "chmod"):
             ran.append(
                 " ".join(
@@ -197,15 +202,15 @@ def test_an_image_with_a_runner_has_the_user_of_its_jobs(
             )
         return ""
 
-    monkeypatch.setattr(Log, "inside", inside)
+    monkeypatch.setattr(Programs, "run_in_tree", inside)
     (tmp_path / "runner").write_text("#!/bin/sh\n")
     for path, text in (ACCOUNTS | more).items():
         (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / path).write_text(text)
-    log = Log(tmp_path / "log", lambda _: None)
+    log = BuildLog(tmp_path / "log", lambda _: None)
     source = recipe.RunnerSource(kind="gitea-runner", path=tmp_path / "runner")
     wanted = recipe.load("debian-12").model_copy(update={"runner": source})
-    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), log)
+    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), Programs(log))
     sudoers = tmp_path / "tree/etc/sudoers.d/runner"
     assert (ran, sudoers.exists()) == (commands, has_sudo)
     if has_sudo:
@@ -220,16 +225,18 @@ def test_the_recipes_own_user_of_that_name_is_the_recipes(
 ) -> None:
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(
-        Log, "inside", lambda _log, _what, _tree, *command, **_: ran.append(command) or ""
+        Programs,
+        "run_in_tree",
+        lambda _programs, _what, _tree, *command, **_: ran.append(command) or "",
     )
     (tmp_path / "runner").write_text("#!/bin/sh\n")
     (tmp_path / "tree/etc/sudoers.d").mkdir(parents=True)
-    log = Log(tmp_path / "log", lambda _: None)
+    log = BuildLog(tmp_path / "log", lambda _: None)
     source = recipe.RunnerSource(kind="gitea-runner", path=tmp_path / "runner")
     wanted = recipe.load("debian-12").model_copy(
         update={"runner": source, "users": {"runner": recipe.User(uid=2000)}}
     )
-    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), log)
+    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), Programs(log))
     assert [command[0] for command in ran].count("useradd") == 1
     assert list((tmp_path / "tree/etc/sudoers.d").iterdir()) == []
 
@@ -238,7 +245,9 @@ def test_folders_are_open_whatever_umask_a_build_has(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         paths.place(tmp_path, "/usr/lib/a/b", b"", 0o644)
-        said = Log(tmp_path / "log", lambda _: None).run("Looking", "sh", "-c", "umask")
+        said = Programs(BuildLog(tmp_path / "log", lambda _: None)).run(
+            "Looking", "sh", "-c", "umask"
+        )
     finally:
         os.umask(before)
     assert [

@@ -14,7 +14,7 @@ from vmrunner.cli import image_cmd
 from vmrunner.config import HostConfig
 from vmrunner.errors import ConfigError, ImageError
 from vmrunner.image.build import build
-from vmrunner.image.build.programs import Log
+from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe import lock, packages, recipe
 from vmrunner.image.versions import store
 from vmrunner.model.image import DISK, Golden, Input
@@ -145,7 +145,7 @@ def whats(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """
     seen, whats = list[str](), list[str]()
 
-    def run(_log: Log, what: str, *command: str | Path, **_options: object) -> str:
+    def run(_programs: Programs, what: str, *command: str | Path, **_options: object) -> str:
         whats.append(what)
         if what in {"The bootstrap", "Unpacking the bootstrapped packages"}:
             tree = Path(
@@ -186,7 +186,7 @@ def whats(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         )
         return listed if what == "Listing packages" else ""
 
-    monkeypatch.setattr(Log, "run", run)
+    monkeypatch.setattr(Programs, "run", run)
     return whats
 
 
