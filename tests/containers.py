@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vmrunner.files import digest
-from vmrunner.image.build import apt
+from vmrunner.image.build import apt, apt_source
 from vmrunner.image.recipe import recipe
 
 NAME = "tests/base:1"
@@ -73,7 +73,7 @@ def _debian() -> bytes:
     wanted = recipe.load("debian-12")
     with tempfile.TemporaryDirectory() as work:
         sources, tree = Path(work, "sources.list"), Path(work, "tree.tar")
-        sources.write_text(apt.sources(wanted))
+        sources.write_text(apt_source.lines(apt.build_sources(wanted)))
         settings = [f"--aptopt={path}" for path in apt.host_settings()]
         excluded = [
             f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("doc", "locale", "man")

@@ -9,10 +9,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmrunner.image.build import apt_source
+from vmrunner.image.build.apt_source import Source
 from vmrunner.image.build.paths import place, within
 from vmrunner.image.recipe.recipe import Recipe
 
@@ -21,13 +22,8 @@ _KEYRINGS = "/usr/share/keyrings"
 _DEBIANS = "debian-archive-"  # what the names of its keyrings begin with, in there
 # What Debian's suites are called beside their codenames.
 _RELEASES = {"stable", "oldstable", "oldoldstable", "testing"}
-_OFF = {"no", "false", "without", "off", "disable"}
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _SETTINGS = "/etc/apt/apt.conf.d/99vmrunner-build"
 _OWN_KEYRING = "/etc/apt/keyrings/vmrunner-archive"
-_LINE = re.compile(
-    r"deb\s+(?:\[(?P<options>[^\]]*)\]\s*)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.+)"
-)
 HOST_SETTINGS = Path("/etc/apt/apt.conf.d")
 MAN_FOLDERS = tuple(f"usr/share/man/man{section}" for section in range(1, 9))
 """What packages with alternatives (Java, PostgreSQL's client) want to be there: update-alternatives
@@ -46,28 +42,35 @@ class Mirrors:
     security: str = "http://deb.debian.org/debian-security"
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One of a host's sources."""
-
-    uris: tuple[str, ...]
-    suites: tuple[str, ...]
-    components: tuple[str, ...]
-    keys: str  # its Signed-By; empty: whatever apt trusts
-    architectures: tuple[str, ...]  # empty: all
-
-
-def sources(recipe: Recipe) -> str:
-    """What a build takes its packages from, for apt: the recipe's snapshot or mirror, or Debian's
-    mirror that this host's apt uses.
+def build_sources(recipe: Recipe) -> list[Source]:
+    """What a build takes its packages from: the recipe's snapshot or mirror, or Debian's mirror
+    that this host's apt uses.
     """
-    option, components = (
-        "[check-valid-until=no] " if recipe.snapshot else "",
-        " ".join(recipe.components),
-    )
-    return "".join(
-        f"deb {option}{uri} {suite} {components}\n" for uri, suite in _parts(recipe, building=True)
-    )
+    if recipe.snapshot:
+        archive = (recipe.mirror or _SNAPSHOTS).rstrip("/")
+        mirrors = Mirrors(
+            f"{archive}/debian/{recipe.snapshot}", f"{archive}/debian-security/{recipe.snapshot}"
+        )
+        # What was signed to be valid for a week has expired.
+        return [replace(each, may_be_expired=True) for each in _of_debian(recipe, mirrors)]
+    if recipe.mirror:
+        return _of_mirror(recipe, recipe.mirror)
+    return _of_debian(recipe, of_host(recipe.suite))
+
+
+def job_sources(recipe: Recipe) -> list[Source]:
+    """What jobs take packages from: never this host's mirrors. One for each of the build's, so that
+    jobs find whatever their image was built from.
+    """
+    wanted = recipe.jobs_mirror
+    if recipe.mirror and not recipe.snapshot:
+        return _of_mirror(recipe, wanted or recipe.mirror)
+    if wanted:
+        beside = re.sub(r"/debian/?$", "/debian-security", wanted)
+        return _of_debian(
+            recipe, Mirrors(wanted, Mirrors().security if beside == wanted else beside)
+        )
+    return build_sources(recipe) if recipe.snapshot else _of_debian(recipe, Mirrors())
 
 
 def of_host(suite: str, etc: Path = Path("/etc")) -> Mirrors:
@@ -78,15 +81,15 @@ def of_host(suite: str, etc: Path = Path("/etc")) -> Mirrors:
     has to have what only Debian has beside a release: its updates.
     """
     entries = [
-        each for each in _entries(etc) if "main" in each.components and _is_ours(each.architectures)
+        each
+        for each in apt_source.read(etc)
+        if "main" in each.components and each.is_for_this_machine
     ]
     names = {suite, *_RELEASES, *_codename(etc)}
     updates = {f"{name}-updates" for name in names}
-    own = [each for each in entries if _is_debians(each.keys)]
-    unnamed = [each for each in entries if not each.keys]
-    with_updates = {
-        uri.rstrip("/") for each in unnamed if updates & set(each.suites) for uri in each.uris
-    }
+    own = [each for each in entries if _is_debians(each.signed_by)]
+    unnamed = [each for each in entries if not each.signed_by]
+    with_updates = {each.uri.rstrip("/") for each in unnamed if each.suite in updates}
     mains = [
         *_uris(own, names),
         *(uri for uri in _uris(unnamed, names) if uri.rstrip("/") in with_updates),
@@ -110,7 +113,7 @@ def lay(recipe: Recipe, tree: Path) -> None:
     """Put the sources into the tree that jobs have: the recipe's, or Debian's own; never this
     host's.
     """
-    place(tree, _file(tree), _text(recipe, tree, building=False).encode(), 0o644)
+    place(tree, _file(tree), _text(recipe, tree, job_sources(recipe)).encode(), 0o644)
 
 
 @contextmanager
@@ -120,7 +123,7 @@ def lent(recipe: Recipe, tree: Path) -> Iterator[None]:
 
     Afterwards it has the sources of jobs, with whatever else was written into their file meanwhile.
     """
-    file, began = _file(tree), _text(recipe, tree, building=True)
+    file, began = _file(tree), _text(recipe, tree, build_sources(recipe))
     settings = b"".join(path.read_bytes() + b"\n" for path in host_settings())
     place(tree, file, began.encode(), 0o644)
     place(tree, _SETTINGS, settings, 0o644)
@@ -148,59 +151,40 @@ def is_elsewhere(recipe: Recipe) -> bool:
     """Whether jobs take their packages from another place than the build: the build's lists of
     packages are of no use to them.
     """
-    return _parts(recipe, building=True) != _parts(recipe, building=False)
-
-
-def _parts(recipe: Recipe, *, building: bool) -> list[tuple[str, str]]:
-    """URI and suite of each; as many for jobs as for a build, so that jobs find whatever their
-    image was built from.
-    """
-    suite, wanted = recipe.suite, None if building else recipe.jobs_mirror
-    if recipe.mirror and not recipe.snapshot:
-        return [(wanted or recipe.mirror, each) for each in (suite, *recipe.updates)]
-    if wanted:
-        beside = re.sub(r"/debian/?$", "/debian-security", wanted)
-        mirrors = Mirrors(wanted, Mirrors().security if beside == wanted else beside)
-    elif recipe.snapshot:
-        archive = (recipe.mirror or _SNAPSHOTS).rstrip("/")
-        mirrors = Mirrors(
-            f"{archive}/debian/{recipe.snapshot}", f"{archive}/debian-security/{recipe.snapshot}"
-        )
-    else:
-        mirrors = of_host(suite) if building else Mirrors()
-    return [
-        (mirrors.main, suite),
-        (mirrors.main, f"{suite}-updates"),
-        (mirrors.security, f"{suite}-security"),
+    return [each.uri for each in build_sources(recipe)] != [
+        each.uri for each in job_sources(recipe)
     ]
+
+
+def _of_mirror(recipe: Recipe, uri: str) -> list[Source]:
+    """The suite and the `updates` of one archive that has it all."""
+    return [Source(uri, each, recipe.components) for each in (recipe.suite, *recipe.updates)]
+
+
+def _of_debian(recipe: Recipe, mirrors: Mirrors) -> list[Source]:
+    """The suite, its updates and its security fixes, as Debian spreads them over two archives."""
+    places = (
+        (mirrors.main, recipe.suite),
+        (mirrors.main, f"{recipe.suite}-updates"),
+        (mirrors.security, f"{recipe.suite}-security"),
+    )
+    return [Source(uri, suite, recipe.components) for uri, suite in places]
 
 
 def _of_jobs(recipe: Recipe, text: str) -> str:
     """The sources of a build, changed by a script of the recipe's, with the jobs' archives in the
     place of the build's.
     """
-    for (ours, _), (theirs, _) in zip(
-        _parts(recipe, building=True), _parts(recipe, building=False), strict=True
-    ):
-        text = re.sub(rf"{re.escape(ours)}(?=[\s/]|$)", theirs.replace("\\", "\\\\"), text)
+    for ours, theirs in zip(build_sources(recipe), job_sources(recipe), strict=True):
+        there = theirs.uri.replace("\\", "\\\\")
+        text = re.sub(rf"{re.escape(ours.uri)}(?=[\s/]|$)", there, text)
     return text
 
 
-def _text(recipe: Recipe, tree: Path, *, building: bool) -> str:
+def _text(recipe: Recipe, tree: Path, sources: list[Source]) -> str:
     """As Debian and Ubuntu lay their own sources into their images."""
-    key, text = _keyring(recipe, tree), _HEAD
-    # What a snapshot signed to be valid for a week has expired. The signature itself is checked as
-    # ever.
-    expired = recipe.snapshot and (building or not recipe.jobs_mirror)
-    for uri, parts in groupby(_parts(recipe, building=building), key=lambda part: part[0]):
-        text += f"Types: deb\nURIs: {uri}\nSuites: {' '.join(suite for _, suite in parts)}\n"
-        text += f"Components: {' '.join(recipe.components)}\n"
-        text += (
-            (f"Signed-By: {key}\n" if key else "")
-            + ("Check-Valid-Until: no\n" if expired else "")
-            + "\n"
-        )
-    return text.rstrip("\n") + "\n"
+    keyring = _keyring(recipe, tree)
+    return _HEAD + apt_source.stanzas(replace(each, signed_by=keyring) for each in sources)
 
 
 def _keyring(recipe: Recipe, tree: Path) -> str:
@@ -240,13 +224,8 @@ def _release(file: Path) -> dict[str, str]:
     return dict(re.findall(r"(?m)^(\w+)=[\"']?([a-z0-9._-]+)[\"']?\s*$", text))
 
 
-def _is_ours(architectures: tuple[str, ...]) -> bool:
-    machine = os.uname().machine
-    return not architectures or _ARCHITECTURES.get(machine, machine) in architectures
-
-
 def _is_debians(keys: str) -> bool:
-    """Whether all the keyrings that an entry names are Debian's."""
+    """Whether all the keyrings of a Signed-By are Debian's."""
     named = re.split(r"[\s,]+", keys.strip()) if keys else []
     return bool(named) and all(
         os.path.dirname(each) == _KEYRINGS and os.path.basename(each).startswith(_DEBIANS)
@@ -254,67 +233,9 @@ def _is_debians(keys: str) -> bool:
     )
 
 
-def _uris(entries: Iterable[_Entry], suites: set[str]) -> list[str]:
+def _uris(sources: Iterable[Source], suites: set[str]) -> list[str]:
     return [
-        uri
-        for each in entries
-        if suites & set(each.suites)
-        for uri in each.uris
-        if uri.startswith(("http://", "https://"))
+        each.uri
+        for each in sources
+        if each.suite in suites and each.uri.startswith(("http://", "https://"))
     ]
-
-
-def _entries(etc: Path) -> Iterator[_Entry]:
-    """Those that are in use, in apt's order."""
-    folder = etc / "apt" / "sources.list.d"
-    for path in (
-        etc / "apt" / "sources.list",
-        *sorted(folder.glob("*.list")),
-        *sorted(folder.glob("*.sources")),
-    ):
-        if path.is_file():
-            text = path.read_text(errors="replace")
-            yield from _stanzas(text) if path.suffix == ".sources" else _lines(text)
-
-
-def _lines(text: str) -> Iterator[_Entry]:
-    """`deb [signed-by=…] http://… bookworm main`"""
-    for line in text.splitlines():
-        if match := _LINE.fullmatch(line.partition("#")[0].strip()):
-            options = dict(
-                each.partition("=")[::2] for each in (match["options"] or "").lower().split()
-            )
-            # The case of a path counts.
-            named = re.search(r"(?i)signed-by=(\S+)", match["options"] or "")
-            architectures = tuple(options["arch"].split(",")) if "arch" in options else ()
-            yield _Entry(
-                (match["uri"],),
-                (match["suite"],),
-                tuple(match["components"].split()),
-                named[1] if named else "",
-                architectures,
-            )
-
-
-def _stanzas(text: str) -> Iterator[_Entry]:
-    """`URIs: http://…`, and so on; a field may go on in the next lines."""
-    for stanza in re.split(
-        r"\n\s*\n", "\n".join(line for line in text.splitlines() if not line.startswith("#"))
-    ):
-        fields: dict[str, str] = {}
-        last = ""
-        for line in stanza.splitlines():
-            if line[:1].isspace():
-                fields[last] = f"{fields.get(last, '')}\n{line}"
-            elif ":" in line:
-                last, _, value = line.partition(":")
-                last = last.strip().lower()
-                fields[last] = value
-        uris, suites, components, types, architectures = (
-            tuple(fields.get(each, "").split())
-            for each in ("uris", "suites", "components", "types", "architectures")
-        )
-        if "deb" in types and fields.get("enabled", "").strip().lower() not in _OFF:
-            yield _Entry(
-                uris, suites, components, fields.get("signed-by", "").strip(), architectures
-            )

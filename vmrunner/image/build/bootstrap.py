@@ -15,8 +15,7 @@ from pathlib import Path
 
 from vmrunner import files
 from vmrunner.errors import ImageError
-from vmrunner.image.build import apt, stock
-from vmrunner.image.build.apt import sources
+from vmrunner.image.build import apt, apt_source, stock
 from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.paths import place, within
@@ -95,7 +94,7 @@ def bootstrap(
     One that was made in the last day is taken again, or of any age with a `snapshot` in the recipe,
     unless it has to be `fresh`.
     """
-    tree, listed = work / "tree", sources(recipe)
+    tree, listed = work / "tree", apt_source.lines(apt.build_sources(recipe))
     key = _key(recipe, listed)
     tar, note = (images / workshop.CACHE / f"{key}.{suffix}" for suffix in ("tar", "json"))
     known = None if fresh else Layer.read(note)

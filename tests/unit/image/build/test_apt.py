@@ -4,13 +4,15 @@ given back.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vmrunner.errors import ImageError
-from vmrunner.image.build import apt
+from vmrunner.image.build import apt, apt_source
 from vmrunner.image.build.apt import Mirrors
+from vmrunner.image.build.apt_source import Source
 from vmrunner.image.recipe import recipe
 
 DEBIANS = "/usr/share/keyrings/debian-archive-keyring.gpg"
@@ -219,7 +221,7 @@ def test_jobs_have_the_recipes_mirror_and_never_the_hosts(
     assert (file.name, file.stat().st_mode & 0o777) == ("debian.sources", 0o644)
     head, _, text = file.read_text().partition("\n")
     assert (head[0], text) == ("#", "\n".join(found))
-    assert (host in apt.sources(mine)) == (
+    assert (host in apt_source.lines(apt.build_sources(mine))) == (
         not any("mirror =" in line or "snapshot" in line for line in lines if "jobs" not in line)
     )
 
@@ -317,3 +319,18 @@ def test_a_tree_says_whose_packages_it_consists_of(tmp_path: Path) -> None:
     (tmp_path / "usr/lib").mkdir(parents=True)
     (tmp_path / "usr/lib/os-release").write_text('NAME="Ubuntu"\nID=ubuntu\nID_LIKE=debian\n')
     assert apt.distribution(tmp_path) == "ubuntu"
+
+
+@pytest.mark.parametrize("name", ["sources.list", "sources.list.d/all.sources"])
+def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "apt/sources.list.d").mkdir(parents=True)
+    main = Source("http://m.example/ubuntu", "noble", ("main", "universe"), DEBIANS)
+    sources = [
+        main,
+        replace(main, suite="noble-updates"),
+        replace(main, may_be_expired=True, architectures=("amd64", "arm64")),
+        Source("http://n.example/", "sid", ("main",)),
+    ]
+    write = apt_source.lines if name == "sources.list" else apt_source.stanzas
+    (tmp_path / "apt" / name).write_text(write(sources))
+    assert list(apt_source.read(tmp_path)) == sources

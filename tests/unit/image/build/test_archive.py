@@ -12,7 +12,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,8 @@ from pysequoia import Tsk
 from tests.archive import Package, publish, served
 from vmrunner.errors import ImageError
 from vmrunner.image.build import bootstrap, build
+from vmrunner.image.build.apt import build_sources
+from vmrunner.image.build.apt_source import Source, lines
 from vmrunner.image.recipe import packages, recipe
 from vmrunner.image.recipe.recipe import Recipe
 
@@ -37,14 +39,9 @@ class Archive:
     key: Path
     deb: str
 
-    def sources(self, wanted: Recipe) -> str:
-        """The lines that a build writes, with the test's key for those of Debian."""
-        lines = [line.split() for line in bootstrap.sources(wanted).splitlines()]
-        options = [line.pop(1).strip("[]") if line[1].startswith("[") else "" for line in lines]
-        return "".join(
-            f"deb [{option} signed-by={self.key}] {' '.join(line[1:])}\n"
-            for option, line in zip(options, lines, strict=True)
-        )
+    def sources(self, wanted: Recipe) -> list[Source]:
+        """Those of a build, with the test's key in the place of Debian's."""
+        return [replace(each, signed_by=str(self.key)) for each in build_sources(wanted)]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +85,7 @@ def with_mirror(archive: Archive) -> Recipe:
     )
 
 
-def apt(home: Path, wanted: str, *command: str) -> subprocess.CompletedProcess[str]:
+def apt(home: Path, wanted: list[Source], *command: str) -> subprocess.CompletedProcess[str]:
     """Run apt with these sources in a root of the test's own, where no setting of the host's
     counts.
     """
@@ -101,7 +98,7 @@ def apt(home: Path, wanted: str, *command: str) -> subprocess.CompletedProcess[s
     ):
         (home / folder).mkdir(parents=True, exist_ok=True)
     (home / "var/lib/dpkg/status").touch()
-    (home / "etc/apt/sources.list").write_text(wanted)
+    (home / "etc/apt/sources.list").write_text(lines(wanted))
     settings = home / "apt.conf"
     status = home / "var/lib/dpkg/status"
     settings.write_text(
@@ -116,7 +113,7 @@ def apt(home: Path, wanted: str, *command: str) -> subprocess.CompletedProcess[s
 
 def test_debians_own_archive_is_the_default() -> None:
     wanted = recipe.load("debian-13").model_copy(update={"snapshot": SNAPSHOT})
-    assert bootstrap.sources(wanted) == (
+    assert lines(build_sources(wanted)) == (
         f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/{SNAPSHOT} trixie "
         "main\n"
         f"deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/{SNAPSHOT} "
@@ -152,8 +149,8 @@ def test_a_bootstrap_takes_a_snapshot_that_is_signed_and_no_other(
     with pytest.raises(ImageError, match="The bootstrap failed") as caught:
         build.build(wanted, tmp_path / "images", lambda _: None)
     assert "is not signed" in caught.value.hint, "by nobody whom this host knows"
-    lines = archive.sources(wanted)
-    monkeypatch.setattr(bootstrap, "sources", lambda _: lines)
+    signed = archive.sources(wanted)
+    monkeypatch.setattr(bootstrap.apt, "build_sources", lambda _: signed)
     with pytest.raises(ImageError, match="The bootstrap failed") as caught:
         build.build(wanted, tmp_path / "images", lambda _: None)
     assert "dpkg --install" in caught.value.hint, "it has the package, which is no Debian"

@@ -8,13 +8,15 @@ Bootstrap, tree and disk are what every build does; the packages are empty but f
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pysequoia import Tsk
@@ -23,15 +25,16 @@ from tests.archive import Package, Site, base, publish, served
 from tests.interrupted import fill_at_sizes, kill_at_random, left
 from tests.unit.cli.test_image_cmd import CONFIG
 from vmrunner.errors import ImageError
-from vmrunner.image.build import apt, build
+from vmrunner.image.build import apt, build, programs
 from vmrunner.image.recipe import recipe
-from vmrunner.image.versions import promotion, store
+from vmrunner.image.versions import promotion, sbom, store
 from vmrunner.model.image import DISK, Golden
 
 KERNEL = "6.8.0-31-generic"
 ESSENTIAL = {"Essential": "yes", "Priority": "required"}
 INITRD = "#!/bin/sh\necho an initrd >/boot/initrd.img-$1\n"
 FULL_KERNEL = "6.8.0-9-generic"
+OS_RELEASE = b'NAME="Ubuntu"\nID=ubuntu\nID_LIKE=debian\n'
 PAGE, PAGES_FILE = "/usr/share/man/man7/psql.7", "/usr/lib/psql/psql.7"
 PASSWORD = "hunter2"
 UNIT = "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
@@ -64,7 +67,7 @@ def archive() -> Iterator[Path]:
         base("update-alternatives"),
         Package("libc6", "2.39-0ubuntu8", ESSENTIAL),
         Package("dpkg", "1.22.6ubuntu6", ESSENTIAL),
-        Package("apt", "2.7.14build2"),
+        Package("apt", "2.7.14build2", files={"usr/lib/os-release": OS_RELEASE}),
         *(Package(name) for name in recipe.load("ubuntu-24.04").packages if name not in named),
         Package(
             "systemd-resolved",
@@ -189,6 +192,8 @@ def test_ubuntu_with_a_mirror_and_a_keyring(mirror: Mirror, tmp_path: Path) -> N
     store.verify(store.find(tmp_path / "images", "mine"))
     manifest, url = golden.manifest, f"{mirror.site.url}/ubuntu"
     assert (manifest.suite, manifest.kernel) == ("noble", KERNEL)
+    parts = json.loads(sbom.text(golden))["components"]
+    assert {each["purl"].rpartition("/")[0] for each in parts} == {"pkg:deb/ubuntu"}
     assert (golden.directory / "vmlinuz").read_text() == "a kernel"
     assert (golden.directory / "initrd").read_text() == "an initrd\n"
     versions = {name: each.version for name, each in manifest.packages.items()}
@@ -209,7 +214,7 @@ def test_ubuntu_with_a_mirror_and_a_keyring(mirror: Mirror, tmp_path: Path) -> N
         assert each.sha256 == hashlib.sha256(deb.read_bytes()).hexdigest(), name
     (keys,) = listed(golden, tmp_path, "/etc/apt/keyrings")
     sources, fstab = files_of(
-        golden, tmp_path, "/etc/apt/sources.list.d/debian.sources", "/etc/fstab"
+        golden, tmp_path, "/etc/apt/sources.list.d/ubuntu.sources", "/etc/fstab"
     )
     assert sources.splitlines()[1:] == [
         "Types: deb",
@@ -220,6 +225,28 @@ def test_ubuntu_with_a_mirror_and_a_keyring(mirror: Mirror, tmp_path: Path) -> N
     ]
     assert keys == {"vmrunner-archive.gpg"}
     assert fstab.startswith("/dev/vda / ext4 ")
+
+
+def test_a_builds_log_has_every_command_that_it_ran(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    class Spied(subprocess.Popen[str]):
+        def __init__(self, words: Sequence[str | Path], **options: Any) -> None:
+            ran.append([str(each) for each in words])
+            super().__init__(words, **options)
+
+    monkeypatch.setattr(programs.subprocess, "Popen", Spied)
+    build.build(mirror.recipe(), tmp_path / "images", quiet)
+    (log,) = (tmp_path / "images/.log").iterdir()
+    logged = [line for line in log.read_text().splitlines() if line.startswith("$ (cd ")]
+    assert len(logged) == len(ran)
+    for words, line in zip(ran, logged, strict=True):
+        last = " ".join(map(programs._quoted, words[-2:]))
+        assert last in line, "its last words, which no wrapper of ours has"
+    for name in ("mmdebstrap", "dpkg-query", "systemctl mask", "tar", "mke2fs", "qemu-img"):
+        assert any(f" {name} " in line for line in logged), name
 
 
 def test_a_recipe_chooses_its_kernel_and_nothing_of_this_host_is_left(
@@ -268,7 +295,7 @@ def test_a_recipe_chooses_its_kernel_and_nothing_of_this_host_is_left(
     sources, name, page, alternative = files_of(
         golden,
         tmp_path,
-        "/etc/apt/sources.list.d/debian.sources",
+        "/etc/apt/sources.list.d/ubuntu.sources",
         "/etc/hostname",
         PAGES_FILE,
         "/var/lib/dpkg/alternatives/psql",

@@ -14,7 +14,7 @@ import pytest
 
 from tests.archive import Site, served
 from vmrunner.errors import ImageError
-from vmrunner.image.build import bootstrap, build, downloads, tree
+from vmrunner.image.build import apt, apt_source, bootstrap, build, downloads, tree
 from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.recipe import recipe
@@ -119,15 +119,13 @@ def test_packages_that_nobody_signed_are_refused(site: tuple[Path, str], tmp_pat
 
 def test_no_source_is_trusted_without_a_signature() -> None:
     for mirror in (None, "http://mirror.example/debian"):
-        lines = bootstrap.sources(
-            recipe.load("debian-12").model_copy(update={"mirror": mirror})
-        ).splitlines()
+        wanted = recipe.load("debian-12").model_copy(update={"mirror": mirror})
+        lines = apt_source.lines(apt.build_sources(wanted)).splitlines()
         assert [line.split()[0] for line in lines] == ["deb"] * len(lines)
         assert all(line.split()[1].startswith("http") for line in lines), "no options in brackets"
-    old = bootstrap.sources(
-        recipe.load("debian-12").model_copy(update={"snapshot": "20261101T000000Z"})
-    )
-    assert {line.split()[1] for line in old.splitlines()} == {"[check-valid-until=no]"}, (
+    wanted = recipe.load("debian-12").model_copy(update={"snapshot": "20261101T000000Z"})
+    old = apt_source.lines(apt.build_sources(wanted)).splitlines()
+    assert {line.split()[1] for line in old} == {"[check-valid-until=no]"}, (
         "the signature is checked"
     )
 
