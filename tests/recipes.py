@@ -151,7 +151,7 @@ def result(wanted: Recipe, images: Path) -> dict[str, Any]:
 def _timed(wanted: Recipe, images: Path, *, fresh: bool = False) -> tuple[int, Golden]:
     began = time.monotonic()
     golden = build.build(
-        wanted, images, lambda step: say(f"{wanted.name}: {step} …"), fresh=fresh, run=boot
+        wanted, images, lambda step: say(f"{wanted.name}: {step} …"), fresh=fresh, boot_stock=boot
     )
     return round(time.monotonic() - began), golden
 

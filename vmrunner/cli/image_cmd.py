@@ -22,6 +22,7 @@ from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.seam import Output
 from vmrunner.image.build import build as builder
 from vmrunner.image.build import stock
+from vmrunner.image.build.context import BootStock
 from vmrunner.image.recipe import lock as locks
 from vmrunner.image.recipe import recipe
 from vmrunner.image.upkeep import prune as pruning
@@ -101,7 +102,7 @@ def build(
         out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
         return
     golden = builder.build(
-        wanted, images, say, promote=promote and not verify, fresh=fresh, run=_boot(settings)
+        wanted, images, say, promote=promote and not verify, fresh=fresh, boot_stock=_boot(settings)
     )
     size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
     out.print(
@@ -136,7 +137,7 @@ def _stage(settings: config.HostConfig) -> Stage:
     return Stage(host, settings, host.versions(), not host.kvm, say)
 
 
-def _boot(settings: HostConfig) -> stock.Run:
+def _boot(settings: HostConfig) -> BootStock:
     """For builds that need it, which open a connection of their own then."""
 
     def run(golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]) -> int:
@@ -391,7 +392,7 @@ def refresh(
                     say,
                     promote=False,
                     fresh=True,
-                    run=_boot(settings),
+                    boot_stock=_boot(settings),
                 )
                 out.print(f"{name}: {stage.settle(candidate)}", markup=False)
             except VmrunnerError as error:

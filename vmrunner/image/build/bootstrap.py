@@ -16,14 +16,14 @@ from pathlib import Path
 from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image.build import apt, apt_source, stock
-from vmrunner.image.build.build_log import BuildLog
-from vmrunner.image.build.downloads import Downloads
+from vmrunner.image.build.apt_source import Source
+from vmrunner.image.build.context import Build
 from vmrunner.image.build.paths import place, within
-from vmrunner.image.build.programs import Programs
-from vmrunner.image.build.stock import TAR, Run
+from vmrunner.image.build.stock import TAR
 from vmrunner.image.recipe import packages
 from vmrunner.image.recipe.recipe import Recipe
 from vmrunner.image.versions import workshop
+from vmrunner.log import Say
 from vmrunner.model.image import Package
 
 _FRESH = 86400.0  # seconds that what a mirror had is taken for what it has
@@ -79,55 +79,61 @@ class Layer:
         )
 
 
-def bootstrap(
-    recipe: Recipe,
-    images: Path,
-    work: Path,
-    downloads: Downloads,
-    programs: Programs,
-    *,
-    fresh: bool,
-    run: Run | None = None,
-) -> tuple[Path, dict[str, Package]]:
-    """The tree, in the folder `work`, and its packages.
+@dataclass(frozen=True)
+class _Cached:
+    """Where the layer for one set of packages is kept, or will be."""
 
-    One that was made in the last day is taken again, or of any age with a `snapshot` in the recipe,
-    unless it has to be `fresh`.
+    tar: Path
+    note: Path
+
+    @classmethod
+    def of(cls, images: Path, key: str) -> _Cached:
+        """In this store, by the key of what the tree depends on."""
+        folder = images / workshop.CACHE
+        return cls(folder / f"{key}.tar", folder / f"{key}.json")
+
+
+def bootstrap(build: Build) -> dict[str, Package]:
+    """Fill the build's tree with the recipe's packages, and return them.
+
+    A tree that was made in the last day is taken again, or of any age with a `snapshot` in the
+    recipe, unless it has to be `fresh`.
     """
-    tree, listed = work / "tree", apt_source.lines(apt.build_sources(recipe))
-    key = _key(recipe, listed)
-    tar, note = (images / workshop.CACHE / f"{key}.{suffix}" for suffix in ("tar", "json"))
-    known = None if fresh else Layer.read(note)
-    if known and known.is_fresh and (held := _hold(tar, known.sha256, work)):
-        programs.log.step(
-            f"taking {recipe.suite} with {len(known.packages)} packages, bootstrapped before"
-        )
-        tree.mkdir(mode=0o755)
-        programs.run(
-            "Unpacking the bootstrapped packages",
-            "tar",
-            "--extract",
-            *TAR,
-            "--directory",
-            tree,
-            "--file",
-            held,
-        )
-        with suppress(OSError):
-            os.utime(note)
-        return tree, known.packages
-    if recipe.stock:
-        stock.unpack(recipe, tree, work, downloads, programs, run)
+    sources = apt.build_sources(build.recipe)
+    cached = _Cached.of(build.images, _key(build.recipe, apt_source.lines(sources)))
+    if not build.fresh and (layer := _unpack(build, cached)):
+        return layer.packages
+    if build.recipe.stock:
+        stock.unpack(build, build.recipe.stock)
     else:
-        _mmdebstrap(recipe, listed, tree, work, programs)
-    found = _packages(tree, programs, is_bootstrapped=recipe.stock is None)
-    _keep(tree, tar, note, found, programs, lasts=bool(recipe.snapshot))
-    return tree, found
+        _mmdebstrap(build, sources)
+    found = _packages(build)
+    _keep(build, cached, found)
+    return found
 
 
-def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, programs: Programs) -> None:
-    programs.log.step(f"bootstrapping {recipe.suite} with {len(recipe.all_packages)} packages")
-    (work / "sources.list").write_text(listed, encoding="utf-8")
+def _unpack(build: Build, cached: _Cached) -> Layer | None:
+    """Take the layer of an earlier build, if there is a whole one that is fresh."""
+    layer = Layer.read(cached.note)
+    if not (layer and layer.is_fresh and (held := _hold(cached.tar, layer.sha256, build.work))):
+        return None
+    build.step(
+        f"taking {build.recipe.suite} with {len(layer.packages)} packages, bootstrapped before"
+    )
+    build.tree.mkdir(mode=0o755)
+    build.programs.run(
+        "Unpacking the bootstrapped packages",
+        *("tar", "--extract", *TAR, "--directory", build.tree, "--file", held),
+    )
+    with suppress(OSError):
+        os.utime(cached.note)
+    return layer
+
+
+def _mmdebstrap(build: Build, sources: list[Source]) -> None:
+    recipe, tree, listed = build.recipe, build.tree, build.work / "sources.list"
+    build.step(f"bootstrapping {recipe.suite} with {len(recipe.all_packages)} packages")
+    listed.write_text(apt_source.lines(sources), encoding="utf-8")
     settings = [f"--aptopt={path}" for path in apt.host_settings()]
     excluded = [f"--dpkgopt=path-exclude=/usr/share/{each}" for each in _EXCLUDED]
     excluded += [f"--dpkgopt=path-include=/usr/share/{each}" for each in _INCLUDED]
@@ -144,15 +150,15 @@ def _mmdebstrap(recipe: Recipe, listed: str, tree: Path, work: Path, programs: P
         options.append(f"--keyring={recipe.keyring}")
     # apt's lists stay until the packages' digests have been read in them.
     options += [f"--include={','.join(recipe.all_packages)}", "--skip=cleanup/apt/lists"]
-    programs.run(
+    build.programs.run(
         "The bootstrap",
         "mmdebstrap",
         *options,
         recipe.suite,
         tree,
-        work / "sources.list",
+        listed,
         in_namespaces=True,
-        on_line=_Progress(programs.log),
+        on_line=_Progress(build.step),
     )
     for path in _LEFT:
         folder, _, name = path.rpartition("/")
@@ -182,13 +188,13 @@ def stale(images: Path) -> list[Path]:
 class _Progress:
     """Says what mmdebstrap is at."""
 
-    def __init__(self, log: BuildLog) -> None:
-        self._log, self._last = log, ""
+    def __init__(self, say: Say) -> None:
+        self._say, self._last = say, ""
 
     def __call__(self, line: str) -> None:
         if (found := re.match(r"I: (\w[\w -]+?)\.\.\.$", line)) and found[1] != self._last:
             self._last = found[1]
-            self._log.step(found[1])
+            self._say(found[1])
 
 
 def _key(recipe: Recipe, listed: str) -> str:
@@ -209,17 +215,17 @@ def _key(recipe: Recipe, listed: str) -> str:
     return hashlib.sha256(json.dumps(all_of_it).encode()).hexdigest()[:24]
 
 
-def _packages(tree: Path, programs: Programs, *, is_bootstrapped: bool) -> dict[str, Package]:
+def _packages(build: Build) -> dict[str, Package]:
     """The installed packages with their digests; those of a stock image may not be in the archive
     any more.
 
     apt's lists, which know them, are gone from the tree afterwards.
     """
-    lists = within(tree, "/var/lib/apt/lists")
-    listed = programs.run_in_tree(
-        "Listing packages", tree, "dpkg-query", "-W", "-f", packages.FORMAT, logged=False
+    lists = within(build.tree, "/var/lib/apt/lists")
+    listed = build.run_in_tree(
+        "Listing packages", "dpkg-query", "-W", "-f", packages.FORMAT, logged=False
     )
-    found = packages.installed(listed, lists, all_known=is_bootstrapped)
+    found = packages.installed(listed, lists, all_known=build.recipe.stock is None)
     for path in lists.iterdir():
         if path.is_file():
             path.unlink()
@@ -241,30 +247,22 @@ def _hold(tar: Path, sha256: str, work: Path) -> Path | None:
         return None
 
 
-def _keep(
-    tree: Path, tar: Path, note: Path, found: dict[str, Package], programs: Programs, *, lasts: bool
-) -> None:
+def _keep(build: Build, cached: _Cached, found: dict[str, Package]) -> None:
     """Keep the tree for the next build. Without room for it that one bootstraps again."""
-    tar.parent.mkdir(exist_ok=True)
+    cached.tar.parent.mkdir(exist_ok=True)
     try:
-        with files.replacing(tar) as part:
-            programs.run(
+        with files.replacing(cached.tar) as part:
+            build.programs.run(
                 "Keeping the bootstrapped packages",
-                "tar",
-                "--create",
-                "--sparse",
-                *TAR,
-                "--directory",
-                tree,
-                "--file",
-                part,
-                ".",
+                *("tar", "--create", "--sparse", *TAR),
+                *("--directory", build.tree, "--file", part, "."),
             )
+            lasts = bool(build.recipe.snapshot)
             layer = Layer(files.digest(part), time.time(), found, lasts)
-            note.unlink(missing_ok=True)
-        files.write_whole(note, layer.text())
+            cached.note.unlink(missing_ok=True)
+        files.write_whole(cached.note, layer.text())
     except (OSError, ImageError):
-        programs.log.step("there is no room to keep the bootstrapped packages for the next build")
+        build.step("there is no room to keep the bootstrapped packages for the next build")
     with suppress(OSError):
-        for path in stale(tar.parent.parent):
+        for path in stale(build.images):
             path.unlink(missing_ok=True)

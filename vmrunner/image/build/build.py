@@ -1,5 +1,5 @@
-"""Building a golden image from a recipe: bootstrap, a disk from the tree, a manifest, and an atomic
-rename. No loop mounts.
+"""Building a golden image from a recipe: a tree of files, a disk made of it, a manifest, and an
+atomic rename. No loop mounts.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,10 +18,10 @@ from vmrunner.files import digest
 from vmrunner.image.build import apt, containers, kernel
 from vmrunner.image.build.bootstrap import bootstrap
 from vmrunner.image.build.build_log import BuildLog
-from vmrunner.image.build.downloads import Downloads
+from vmrunner.image.build.containers import Archive
+from vmrunner.image.build.context import BootStock, Build
 from vmrunner.image.build.programs import Programs
-from vmrunner.image.build.stock import Run
-from vmrunner.image.build.tree import furnish
+from vmrunner.image.build.tree import Furnished, furnish
 from vmrunner.image.recipe import lock
 from vmrunner.image.recipe.recipe import Recipe
 from vmrunner.image.versions import workshop
@@ -42,16 +44,50 @@ def build(
     *,
     promote: bool = True,
     fresh: bool = False,
-    run: Run | None = None,
+    boot_stock: BootStock | None = None,
 ) -> Golden:
     """Build the recipe and, with `promote`, make it its image's current version, unverified as it
     is. `say` is told each step as it begins.
 
-    The packages of a build of the same day are taken again unless they have to be `fresh`. `run` is
-    for a recipe with a stock image. Nothing of an image can be seen in the store before all of it
-    is there. Raises ImageError, with the end of the failed program's output; all of it is in a file
-    beside the images.
+    The packages of a build of the same day are taken again unless they have to be `fresh`.
+    `boot_stock` is for a recipe with a stock image. Nothing of an image can be seen in the store
+    before all of it is there. Raises ImageError, with the end of the failed program's output; all
+    of it is in a file beside the images.
     """
+    _check_host(recipe)
+    locked = _read_lock(recipe)
+    recipe_digest = recipe.digest()  # once: it reads every file that the recipe names
+    version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
+    with _os_errors_as_sentences(recipe, images):
+        log = BuildLog(workshop.log(images, f"{recipe.name}-{version}"), say)
+        with workshop.opened(images) as work:
+            begun = Build(
+                recipe=recipe,
+                recipe_digest=recipe_digest,
+                version=version,
+                lock=locked,
+                images=images,
+                work=work,
+                programs=Programs(log),
+                fresh=fresh,
+                boot_stock=boot_stock,
+            )
+            return workshop.publish(begun.out, images, _make(begun), say, promote=promote)
+
+
+def _make(build: Build) -> Manifest:
+    """All the steps, until everything that is published is in the folder `out`."""
+    build.out.mkdir()
+    packages = bootstrap(build)
+    _compare_with_lock(build, packages)
+    furnished = furnish(build)
+    archives = containers.lay(build)
+    kernel_version = kernel.take(build.tree, build.out, build.recipe.kernel)
+    _write_disk(build)
+    return _write_manifest(build, packages, furnished, archives, kernel_version)
+
+
+def _check_host(recipe: Recipe) -> None:
     for program, package in _PROGRAMS.items():
         if not shutil.which(program) and not (program == "mmdebstrap" and recipe.stock):
             raise ImageError(f"Building images needs {program}.", f"apt-get install {package}")
@@ -60,53 +96,19 @@ def build(
             "Building images needs root: the files of the image belong to root.",
             "Run it with sudo.",
         )
-    locked = lock.read(recipe.lock) if recipe.lock else ""
-    wanted = lock.parse(locked, str(recipe.lock))
-    recipe_digest = recipe.digest()  # once: it reads every file that the recipe names
-    version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
+
+
+def _read_lock(recipe: Recipe) -> str:
+    """The text of the recipe's lock; one that is wrong is told before anything is built."""
+    text = lock.read(recipe.lock) if recipe.lock else ""
+    lock.parse(text, str(recipe.lock))
+    return text
+
+
+@contextmanager
+def _os_errors_as_sentences(recipe: Recipe, images: Path) -> Iterator[None]:
     try:
-        log = BuildLog(workshop.log(images, f"{recipe.name}-{version}"), say)
-        programs, downloads = Programs(log), Downloads(images, log)
-        with workshop.opened(images) as work:
-            out = work / "out"
-            out.mkdir()
-            tree, found = bootstrap(recipe, images, work, downloads, programs, fresh=fresh, run=run)
-            if recipe.lock:
-                _compare(recipe, wanted, found)
-            inputs, runner, further = furnish(recipe, tree, downloads, programs)
-            archives = containers.lay(recipe.containers, tree, downloads, programs)
-            inputs |= {path: Input(mode="0644", sha256=sha256) for path, sha256 in archives.items()}
-            booted = kernel.take(tree, out, recipe.kernel)
-            programs.log.step(f"writing a disk of {recipe.size} MiB")
-            _write_disk(tree, out / DISK, work, recipe, programs)
-            files = {path.name: digest(path) for path in sorted(out.iterdir())}
-            if recipe.lock:
-                (out / LOCK).write_text(locked, encoding="utf-8")
-            manifest = Manifest(
-                name=recipe.name,
-                version=version,
-                recipe_digest=recipe_digest,
-                files=files,
-                packages=found,
-                distribution=apt.distribution(tree),
-                suite=recipe.suite,
-                inputs=inputs,
-                lock=digest(out / LOCK) if recipe.lock else "",
-                kernel=booted,
-                kernel_arguments=recipe.kernel_arguments,
-                runner=runner,
-                runners=further,
-                containers={
-                    path: source.name
-                    for path, source in zip(archives, recipe.containers, strict=True)
-                },
-                checks=recipe.checks,
-                listens=recipe.listens,
-                built_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                vmrunner_version=__version__,
-            )
-            (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            return workshop.publish(out, images, manifest, say, promote=promote)
+        yield
     except OSError as error:
         hint = (
             "Free some space."
@@ -117,8 +119,11 @@ def build(
         raise ImageError(f"The image {recipe.name} can't be built: {what}.", hint) from None
 
 
-def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Package]) -> None:
-    different = lock.differences(wanted, found)
+def _compare_with_lock(build: Build, packages: Mapping[str, Package]) -> None:
+    recipe = build.recipe
+    if not recipe.lock:
+        return
+    different = lock.differences(lock.parse(build.lock, str(recipe.lock)), packages)
     if different:
         raise ImageError(
             f"The packages are not those of the lock {recipe.lock}: {'; '.join(different)}.",
@@ -128,32 +133,57 @@ def _compare(recipe: Recipe, wanted: dict[str, Package], found: dict[str, Packag
         )
 
 
-def _write_disk(tree: Path, disk: Path, work: Path, recipe: Recipe, programs: Programs) -> None:
-    raw = work / "disk.raw"
+def _write_disk(build: Build) -> None:
+    recipe, raw, disk = build.recipe, build.work / "disk.raw", build.out / DISK
+    build.step(f"writing a disk of {recipe.size} MiB")
     with raw.open("wb") as out:
         out.truncate(recipe.size << 20)
     # No journal start-up work, and no lazy initialisation that would write in the background of
     # every machine.
-    programs.run(
-        "Making the file system",
-        "mke2fs",
-        "-q",
-        "-t",
-        "ext4",
-        "-E",
-        "lazy_itable_init=0",
-        "-L",
-        "root",
-        "-d",
-        tree,
-        raw,
-    )
-    options = (
+    options = ["-q", "-t", "ext4", "-E", "lazy_itable_init=0", "-L", "root"]
+    build.programs.run("Making the file system", "mke2fs", *options, "-d", build.tree, raw)
+    options = ["-f", "raw", "-O", "qcow2"]
+    options += (
         ["-c", "-o", "compat=1.1,compression_type=zstd"]
         if recipe.compress
         else ["-o", "compat=1.1"]
     )
-    programs.run(
-        "Making the disk", "qemu-img", "convert", "-f", "raw", "-O", "qcow2", *options, raw, disk
-    )
+    build.programs.run("Making the disk", "qemu-img", "convert", *options, raw, disk)
     disk.chmod(0o444)
+
+
+def _write_manifest(
+    build: Build,
+    packages: dict[str, Package],
+    furnished: Furnished,
+    archives: list[Archive],
+    kernel_version: str,
+) -> Manifest:
+    """Beside the files in `out`, with the digest of each; and the lock, if there is one."""
+    recipe, out = build.recipe, build.out
+    files = {path.name: digest(path) for path in sorted(out.iterdir())}
+    if recipe.lock:
+        (out / LOCK).write_text(build.lock, encoding="utf-8")
+    manifest = Manifest(
+        name=recipe.name,
+        version=build.version,
+        recipe_digest=build.recipe_digest,
+        files=files,
+        packages=packages,
+        distribution=apt.distribution(build.tree),
+        suite=recipe.suite,
+        inputs=furnished.inputs
+        | {each.path: Input(mode="0644", sha256=each.sha256) for each in archives},
+        lock=digest(out / LOCK) if recipe.lock else "",
+        kernel=kernel_version,
+        kernel_arguments=recipe.kernel_arguments,
+        runner=furnished.runner,
+        runners=furnished.runners,
+        containers={each.path: each.name for each in archives},
+        checks=recipe.checks,
+        listens=recipe.listens,
+        built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        vmrunner_version=__version__,
+    )
+    (out / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest

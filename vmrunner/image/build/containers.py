@@ -9,51 +9,52 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmrunner import files
 from vmrunner.errors import ImageError
-from vmrunner.image.build.downloads import Downloads
+from vmrunner.image.build.context import Build
 from vmrunner.image.build.paths import within
-from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe.recipe import ContainerSource
 from vmrunner.model.image import CONTAINERS
 
-"""In the tree: N.tar, an archive, and N.name beside it, what jobs call it.
 
-The hook before-ready.d/docker reads them.
-"""
+@dataclass(frozen=True)
+class Archive:
+    """A container image in the tree."""
+
+    path: str  # in the image
+    name: str  # what jobs call it
+    sha256: str
 
 
-def lay(
-    sources: tuple[ContainerSource, ...], tree: Path, downloads: Downloads, programs: Programs
-) -> dict[str, str]:
-    """Put the archives into the tree; returns their sha256 by their paths in the image.
+def lay(build: Build) -> list[Archive]:
+    """Put the recipe's container images into the tree: N.tar, an archive, and N.name beside it,
+    what jobs call it. The hook before-ready.d/docker reads them.
 
     Raises ImageError where one can't be had.
     """
-    digests: dict[str, str] = {}
-    folder = within(tree, CONTAINERS)
+    sources, found = build.recipe.containers, list[Archive]()
+    folder = within(build.tree, CONTAINERS)
     if sources:
         folder.mkdir(parents=True, exist_ok=True)
     for number, source in enumerate(sources):
         target = folder / f"{number:02}.tar"
-        programs.log.step(f"adding the container image {source.name}")
-        _get(source, target, downloads, programs)
-        digests[f"/{CONTAINERS}/{target.name}"] = _check(source, target)
+        build.step(f"adding the container image {source.name}")
+        _get(build, source, target)
+        found.append(Archive(f"/{CONTAINERS}/{target.name}", source.name, _check(source, target)))
         target.chmod(0o644)
         target.with_suffix(".name").write_text(f"{source.name}\n", encoding="ascii")
-    return digests
+    return found
 
 
-def _get(source: ContainerSource, target: Path, downloads: Downloads, programs: Programs) -> None:
+def _get(build: Build, source: ContainerSource, target: Path) -> None:
     if source.url:
-        shutil.copyfile(
-            downloads.get(f"The container image {source.name}", source.url, str(source.sha256)),
-            target,
-        )
+        what = f"The container image {source.name}"
+        shutil.copyfile(build.downloads.get(what, source.url, str(source.sha256)), target)
     elif source.reference:
-        _pull(source, target, programs)
+        _pull(build, source, target)
     else:
         try:
             shutil.copyfile(str(source.archive), target)
@@ -64,7 +65,7 @@ def _get(source: ContainerSource, target: Path, downloads: Downloads, programs: 
             ) from None
 
 
-def _pull(source: ContainerSource, target: Path, programs: Programs) -> None:
+def _pull(build: Build, source: ContainerSource, target: Path) -> None:
     """skopeo checks the digest; it unpacks nothing and needs no daemon.
 
     Registries of this host's own are /etc/containers' to describe.
@@ -81,7 +82,7 @@ def _pull(source: ContainerSource, target: Path, programs: Programs) -> None:
         f"docker://{source.reference}",
         f"docker-archive:{target}:{source.name}",
     )
-    programs.run(f"Fetching the container image {source.reference}", *command)
+    build.programs.run(f"Fetching the container image {source.reference}", *command)
 
 
 def _check(source: ContainerSource, target: Path) -> str:

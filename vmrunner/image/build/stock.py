@@ -22,10 +22,9 @@ from vmrunner.errors import HypervisorError, ImageError, MachineError
 from vmrunner.files import digest
 from vmrunner.hypervisor.seam import Hypervisor, Output, image_stem
 from vmrunner.image.build import apt
-from vmrunner.image.build.downloads import Downloads
+from vmrunner.image.build.context import Build
 from vmrunner.image.build.paths import place
-from vmrunner.image.build.programs import Programs
-from vmrunner.image.recipe.recipe import Recipe, StockSource
+from vmrunner.image.recipe.recipe import StockSource
 from vmrunner.image.versions.store import MANIFEST
 from vmrunner.machine import oneshot
 from vmrunner.model.image import DISK, Golden, Manifest
@@ -34,10 +33,6 @@ from vmrunner.network.policy import Reach
 
 TAR = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
 """How trees are packed and unpacked, so that nothing of their files is lost."""
-Run = Callable[[Golden, Sequence[str], Callable[[Output, bytes], None]], int]
-"""Runs a command in a machine of an image, as the first thing that cloud-init does, and returns its
-exit code; its output comes from two threads. Raises ImageError where the machine doesn't come up.
-"""
 _SHAPE = Shape(2, 2048, 1)  # the disk is as big as the image
 _BOOT, _READ = timedelta(minutes=15), timedelta(minutes=30)  # at most
 
@@ -105,7 +100,7 @@ def boot(
     command: Sequence[str],
     write: Callable[[Output, bytes], None],
 ) -> int:
-    """`Run`, on this host.
+    """The `boot_stock` of a build, on this host.
 
     The machine reaches the forge at most; neither it nor its image is on the host afterwards.
     """
@@ -142,61 +137,53 @@ def boot(
             hypervisor.drop_volumes(sorted(names, key=lambda name: not name.endswith(MANIFEST)))
 
 
-def unpack(
-    recipe: Recipe,
-    tree: Path,
-    work: Path,
-    downloads: Downloads,
-    programs: Programs,
-    run: Run | None,
-) -> None:
-    """Fill `tree` with the recipe's stock image and its packages; apt's lists are still in it."""
-    assert recipe.stock  # noqa: S101 — the caller has looked
-    tar = work / "stock.tar"
-    _hand_over(_golden(recipe, recipe.stock, work, downloads, programs), tar, programs, run)
-    tree.mkdir(mode=0o755)
-    programs.run(
-        "Unpacking the stock image", "tar", "--extract", *TAR, "--directory", tree, "--file", tar
+def unpack(build: Build, source: StockSource) -> None:
+    """Fill the tree with a stock image and the recipe's packages; apt's lists are still in it."""
+    tar = build.work / "stock.tar"
+    _hand_over(build, _golden(build, _original(build, source)), tar)
+    build.tree.mkdir(mode=0o755)
+    build.programs.run(
+        "Unpacking the stock image",
+        *("tar", "--extract", *TAR, "--directory", build.tree, "--file", tar),
     )
     tar.unlink()
-    programs.run_in_tree(
-        "Cleaning the stock image", tree, "sh", "-c", f"{_CLEAN}cd /\n{apt.MAKE_MAN_FOLDERS}"
+    build.run_in_tree(
+        "Cleaning the stock image", "sh", "-c", f"{_CLEAN}cd /\n{apt.MAKE_MAN_FOLDERS}"
     )
-    suite = programs.run_in_tree(
-        "Looking at the stock image", tree, "sh", "-c", _SUITE, logged=False
+    suite = build.run_in_tree(
+        "Looking at the stock image", "sh", "-c", _SUITE, logged=False
     ).strip()
-    if suite != recipe.suite:
+    if suite != build.recipe.suite:
         raise ImageError(
-            f"The stock image is {suite!r}, and the recipe's suite {recipe.suite!r}.",
+            f"The stock image is {suite!r}, and the recipe's suite {build.recipe.suite!r}.",
             "Name the image's own suite.",
         )
-    _install(recipe, tree, programs)
+    _install(build)
 
 
-def _golden(
-    recipe: Recipe, source: StockSource, work: Path, downloads: Downloads, programs: Programs
-) -> Golden:
+def _original(build: Build, source: StockSource) -> Path:
+    """The image's file, with the digest that the recipe wants."""
+    wanted = str(source.sha512 or source.sha256 or "")
+    if source.url:
+        return build.downloads.get("The stock image", source.url, wanted)
+    original = Path(str(source.path))
+    algorithm = "sha512" if source.sha512 else "sha256"
+    if wanted and (given := digest(original, algorithm)) != wanted:
+        raise ImageError(
+            f"The stock image has the {algorithm} {given}, the recipe wants {wanted}.",
+            "Check where it comes from.",
+        )
+    return original
+
+
+def _golden(build: Build, original: Path) -> Golden:
     """It as an image that a machine can be booted from: without a backing file, whatever format it
     had.
     """
-    wanted = str(source.sha512 or source.sha256 or "")
-    if source.url:
-        original = downloads.get("The stock image", source.url, wanted)
-    else:
-        original = Path(str(source.path))
-        algorithm = "sha512" if source.sha512 else "sha256"
-        if wanted and (given := digest(original, algorithm)) != wanted:
-            raise ImageError(
-                f"The stock image has the {algorithm} {given}, the recipe wants {wanted}.",
-                "Check where it comes from.",
-            )
     described = json.loads(
-        programs.run(
+        build.programs.run(
             "Looking at the stock image",
-            "qemu-img",
-            "info",
-            "--output=json",
-            original,
+            *("qemu-img", "info", "--output=json", original),
             logged=False,
         )
     )
@@ -208,23 +195,17 @@ def _golden(
             "The stock image is not a qcow2 or raw disk that stands alone.",
             "`qemu-img convert -O qcow2` makes one of it; archives are unpacked first.",
         )
-    folder = work / "stock"
+    folder = build.work / "stock"
     folder.mkdir()
-    programs.log.step("reading the stock image")
-    programs.run(
+    build.step("reading the stock image")
+    build.programs.run(
         "Reading the stock image",
-        "qemu-img",
-        "convert",
-        "-f",
-        described["format"],
-        "-O",
-        "qcow2",
-        original,
+        *("qemu-img", "convert", "-f", described["format"], "-O", "qcow2", original),
         folder / DISK,
     )
     found = digest(folder / DISK)
     manifest = Manifest(
-        name=recipe.name,
+        name=build.recipe.name,
         # No other build's, which would take it away from under our machine.
         version=f"stock-{found[:12]}-{os.getpid()}",
         recipe_digest="",
@@ -271,16 +252,17 @@ class _Receiver:
         return found is not None and found[1].decode() == self._sum.hexdigest()
 
 
-def _hand_over(golden: Golden, tar: Path, programs: Programs, run: Run | None) -> None:
-    if run is None:
+def _hand_over(build: Build, golden: Golden, tar: Path) -> None:
+    """Boot a machine of the image, which packs its files into `tar`."""
+    if build.boot_stock is None:
         raise ImageError(
             "A stock image can't be read here: a machine of it has to be booted.",
             "Build it with `vmrunner image build`.",
         )
-    programs.log.step("booting the stock image once, for its files")
+    build.step("booting the stock image once, for its files")
     receiver = _Receiver(tar)
     try:
-        code = run(golden, ("sh", "-c", _HAND_OVER), receiver)
+        code = build.boot_stock(golden, ("sh", "-c", _HAND_OVER), receiver)
     finally:
         receiver.close()
     # A tar that does not know an option exits with 1, too.
@@ -290,30 +272,30 @@ def _hand_over(golden: Golden, tar: Path, programs: Programs, run: Run | None) -
             f"The stock image did not hand its files over (exit {code}).",
             "\n".join(said) or "It did not say why.",
         )
-    programs.log.step(f"unpacking its {receiver.size >> 20} MiB of files")
+    build.step(f"unpacking its {receiver.size >> 20} MiB of files")
 
 
-def _install(recipe: Recipe, tree: Path, programs: Programs) -> None:
+def _install(build: Build) -> None:
     """Bring the packages to what the archive has, and add the recipe's.
 
     The recipe's sources replace the image's own.
     """
+    recipe, tree = build.recipe, build.tree
     place(tree, _NO_DAEMONS, b"#!/bin/sh\nexit 101\n", 0o755)
     try:
         with apt.lent(recipe, tree):
-            programs.log.step("asking the archive what is new")
-            programs.run_in_tree("Asking the archive", tree, *_APT, "update")
-            programs.log.step(f"upgrading, and installing {len(recipe.all_packages)} packages")
-            programs.run_in_tree("Upgrading the packages", tree, *_APT, "full-upgrade")
+            build.step("asking the archive what is new")
+            build.run_in_tree("Asking the archive", *_APT, "update")
+            build.step(f"upgrading, and installing {len(recipe.all_packages)} packages")
+            build.run_in_tree("Upgrading the packages", *_APT, "full-upgrade")
             if recipe.all_packages:
-                programs.run_in_tree(
+                build.run_in_tree(
                     "Installing the packages",
-                    tree,
                     *_APT,
                     "--no-install-recommends",
                     "install",
                     *recipe.all_packages,
                 )
-            programs.run_in_tree("Removing what was fetched", tree, "apt-get", "clean")
+            build.run_in_tree("Removing what was fetched", "apt-get", "clean")
     finally:
         (tree / _NO_DAEMONS[1:]).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.archive import Site, served
+from tests.building import begin
 from vmrunner.errors import ImageError
 from vmrunner.image.build import apt, apt_source, bootstrap, build, downloads, tree
 from vmrunner.image.build.build_log import BuildLog
@@ -40,15 +41,12 @@ def test_a_runner_with_another_sha256_is_left_out(
 ) -> None:
     folder, url = site
     (folder / "runner").write_bytes(PROGRAM)
-    root, log = tmp_path / "tree", BuildLog(tmp_path / "log", lambda _: None)
-    root.mkdir()
+    (root := tmp_path / "tree").mkdir()
 
     def install(sha256: str) -> None:
         where = {"path": folder / "runner"} if how == "path" else {"url": f"{url}/runner"}
         source = RunnerSource(kind=KIND, sha256=sha256, **where)
-        installed = tree._install_runner(
-            source, f"/usr/local/bin/{KIND}", root, Downloads(tmp_path / "images", log)
-        )
+        installed = tree._install_runner(begin(tmp_path), source, f"/usr/local/bin/{KIND}")
         assert installed.sha256 == RIGHT, "as the manifest will say"
 
     with pytest.raises(

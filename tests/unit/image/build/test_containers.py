@@ -9,12 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.building import begin
 from tests.containers import archive
 from vmrunner.errors import ImageError
 from vmrunner.image.build import containers, downloads
-from vmrunner.image.build.build_log import BuildLog
-from vmrunner.image.build.downloads import Downloads
-from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe import recipe
 from vmrunner.image.recipe.recipe import ContainerSource
 
@@ -23,16 +21,18 @@ REQUEST = httpx.Request("GET", "https://registry.example/")
 RIGHT, WRONG = hashlib.sha256(ARCHIVE).hexdigest(), "0" * 64
 
 
-def lay(tree: Path, *sources: ContainerSource) -> dict[str, str]:
-    """With a server that has ARCHIVE under any URL."""
-    log = BuildLog(tree.parent / "log", lambda _: None)
+def lay(work: Path, *sources: ContainerSource) -> dict[str, str]:
+    """Into the tree in this folder, with a server that has ARCHIVE under any URL; the archives'
+    sha256.
+    """
+    wanted = recipe.load("debian-12").model_copy(update={"containers": sources})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             downloads.httpx,
             "stream",
             lambda *_, **__: nullcontext(httpx.Response(200, content=ARCHIVE, request=REQUEST)),
         )
-        return containers.lay(sources, tree, Downloads(tree.parent / "images", log), Programs(log))
+        return {each.path: each.sha256 for each in containers.lay(begin(work, wanted))}
 
 
 def test_archives_are_laid_beside_their_names(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_archives_are_laid_beside_their_names(tmp_path: Path) -> None:
     there = ContainerSource(
         name="registry.example:5000/node:22", url="https://registry.example/node.tar", sha256=RIGHT
     )
-    found = lay(tmp_path / "tree", here, there)
+    found = lay(tmp_path, here, there)
     assert found == {f"/usr/lib/vmrunner/containers/{number}.tar": RIGHT for number in ("00", "01")}
     folder = tmp_path / "tree" / "usr/lib/vmrunner/containers"
     assert [(folder / f"{number}.name").read_text() for number in ("00", "01")] == [
@@ -51,24 +51,25 @@ def test_archives_are_laid_beside_their_names(tmp_path: Path) -> None:
     assert (folder / "01.tar").read_bytes() == ARCHIVE
     laid = sorted(path.name for path in (tmp_path / "tree").rglob("*") if not path.is_dir())
     assert laid == ["00.name", "00.tar", "01.name", "01.tar"], "nothing of them is unpacked"
+    (tmp_path / "without").mkdir()
     assert lay(tmp_path / "without") == {}
-    assert not (tmp_path / "without").exists()
+    assert not (tmp_path / "without/tree").exists()
 
 
 def test_what_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(ARCHIVE)
     with pytest.raises(ImageError, match=f"has the sha256 {RIGHT}, the recipe wants {WRONG}"):
         lay(
-            tmp_path / "tree",
+            tmp_path,
             ContainerSource(name="a", url="https://registry.example/a.tar", sha256=WRONG),
         )
     with pytest.raises(ImageError, match="has the sha256"):
-        lay(tmp_path / "tree", ContainerSource(name="a", archive=tmp_path / "a.tar", sha256=WRONG))
+        lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar", sha256=WRONG))
     (tmp_path / "a.tar").write_bytes(ARCHIVE[:700])
     with pytest.raises(ImageError, match="is no docker-archive or oci-archive"):
-        lay(tmp_path / "tree", ContainerSource(name="a", archive=tmp_path / "a.tar"))
+        lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar"))
     with pytest.raises(ImageError, match=r"The archive .*none.tar can't be read"):
-        lay(tmp_path / "tree", ContainerSource(name="a", archive=tmp_path / "none.tar"))
+        lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "none.tar"))
 
 
 @pytest.mark.parametrize(("code", "said"), [(0, ""), (1, "level=fatal msg=manifest unknown")])
@@ -79,7 +80,7 @@ def test_a_reference_is_pulled_by_skopeo(
     source = ContainerSource(name="debian:13", reference=f"docker.io/library/debian@sha256:{WRONG}")
     monkeypatch.setattr(containers.shutil, "which", lambda _: None)
     with pytest.raises(ImageError, match="needs skopeo"):
-        lay(tmp_path / "tree", source)
+        lay(tmp_path, source)
     monkeypatch.undo()
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     (tmp_path / "archive").write_bytes(ARCHIVE)
@@ -97,13 +98,13 @@ def test_a_reference_is_pulled_by_skopeo(
         with pytest.raises(
             ImageError, match=r"Fetching the container image .*debian@sha256:0+ failed \(exit 1\)"
         ) as caught:
-            lay(tmp_path / "tree", source)
+            lay(tmp_path, source)
         assert said in str(caught.value.hint)
         assert said in (tmp_path / "log").read_text(), (
             "with all else that the build's programs print"
         )
     else:
-        assert lay(tmp_path / "tree", source) == {"/usr/lib/vmrunner/containers/00.tar": RIGHT}
+        assert lay(tmp_path, source) == {"/usr/lib/vmrunner/containers/00.tar": RIGHT}
 
 
 def test_recipes_inherit_them_and_their_digest_knows_the_content(tmp_path: Path) -> None:

@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests import archive
+from tests.building import begin
 from vmrunner.errors import ImageError
 from vmrunner.hypervisor.seam import Output
 from vmrunner.image.build import bootstrap, build, stock
-from vmrunner.image.build.build_log import BuildLog
-from vmrunner.image.build.downloads import Downloads
-from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe import recipe
 from vmrunner.model.image import Golden
 
@@ -83,10 +81,10 @@ def test_an_image_that_is_not_what_the_recipe_wants_is_not_booted(tmp_path: Path
     with pytest.raises(
         ImageError, match=r"The stock image has the sha256 [0-9a-f]{64}, the recipe wants 0000"
     ):
-        build.build(wanted, tmp_path / "images", lambda _: None, run=no_machine)
+        build.build(wanted, tmp_path / "images", lambda _: None, boot_stock=no_machine)
     missing = lay(tmp_path, 'path = "gone.qcow2"')
     with pytest.raises(ImageError, match=r"gone\.qcow2 can't be read: No such file"):
-        build.build(missing, tmp_path / "images", lambda _: None, run=no_machine)
+        build.build(missing, tmp_path / "images", lambda _: None, boot_stock=no_machine)
 
 
 def test_a_disk_that_lies_on_another_file_is_refused(tmp_path: Path) -> None:
@@ -107,7 +105,7 @@ def test_a_disk_that_lies_on_another_file_is_refused(tmp_path: Path) -> None:
         check=True,
     )
     with pytest.raises(ImageError, match="not a qcow2 or raw disk that stands alone"):
-        build.build(wanted, tmp_path / "images", lambda _: None, run=no_machine)
+        build.build(wanted, tmp_path / "images", lambda _: None, boot_stock=no_machine)
 
 
 def test_its_own_name_is_no_second_file(tmp_path: Path) -> None:
@@ -152,7 +150,10 @@ def test_what_is_not_whole_is_not_used(
 
     with pytest.raises(ImageError, match=rf"did not hand its files over \(exit {code}\)"):
         build.build(
-            lay(tmp_path, 'path = "disk.qcow2"'), tmp_path / "images", lambda _: None, run=run
+            lay(tmp_path, 'path = "disk.qcow2"'),
+            tmp_path / "images",
+            lambda _: None,
+            boot_stock=run,
         )
     assert not list((tmp_path / "images").glob("[!.]*"))
     assert not list((tmp_path / "images").glob(".building-*"))
@@ -191,12 +192,11 @@ def test_what_is_left_of_its_first_boot_and_of_its_loader(tmp_path: Path) -> Non
         write(Output.STDERR, f"{hashlib.sha256(sent).hexdigest()}  -\n".encode())
         return 0
 
-    log = BuildLog(tmp_path / "log", lambda _: None)
     wanted = lay(tmp_path, 'path = "disk.qcow2"')
     with pytest.raises(
         ImageError, match="The stock image is 'noble', and the recipe's suite 'bookworm'"
     ):
-        stock.unpack(wanted, work / "tree", work, Downloads(tmp_path, log), Programs(log), run)
+        stock.unpack(begin(work, wanted, boot_stock=run), wanted.stock)
     tree = work / "tree"
     assert sorted(path.name for path in (tree / "boot").rglob("*")) == ["grub", "vmlinuz-1"]
     assert list((tree / "etc/ssh").iterdir()) == []

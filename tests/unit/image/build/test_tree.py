@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.building import begin
 from vmrunner.errors import ImageError
 from vmrunner.image.build import containers, paths, tree
-from vmrunner.image.build.build_log import BuildLog
-from vmrunner.image.build.downloads import Downloads
 from vmrunner.image.build.programs import Programs
 from vmrunner.image.recipe import recipe
 
@@ -43,9 +42,10 @@ def furnished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         wanted = recipe.load("debian-12").model_copy(
             update={"environment": environment, "files": {}} | more
         )
-        tree._add_files(
-            wanted, tmp_path / "tree", None, Programs(BuildLog(tmp_path / "log", said.append))
-        )
+        build = begin(tmp_path, wanted, said.append)
+        tree._add_files(build)
+        tree._set_environment(build)
+        tree._reset_identity(build.tree)
         return said
 
     return add
@@ -130,14 +130,11 @@ def test_host_keys_and_archives_of_this_host_stay(tmp_path: Path, furnished: Any
         furnished({})
     (inside / "usr").mkdir()
     (inside / "usr/lib").symlink_to(outside)
-    wanted = (recipe.ContainerSource(name="a", archive=tmp_path / "a.tar"),)
+    wanted = recipe.load("debian-12").model_copy(
+        update={"containers": (recipe.ContainerSource(name="a", archive=tmp_path / "a.tar"),)}
+    )
     with pytest.raises(ImageError, match="usr/lib/vmrunner/containers leads out of the image"):
-        containers.lay(
-            wanted,
-            inside,
-            Downloads(tmp_path, BuildLog(tmp_path / "log", print)),
-            Programs(BuildLog(tmp_path / "log", print)),
-        )
+        containers.lay(begin(tmp_path, wanted))
     assert [path.name for path in outside.iterdir()] == ["ssh_host_key"]
 
 
@@ -154,8 +151,7 @@ def test_a_script_may_turn_on_what_a_stock_image_brings(
     wanted = recipe.load("debian-12").model_copy(
         update={"scripts": (recipe.Script(name="ssh", text="systemctl enable ssh"),)}
     )
-    log = BuildLog(tmp_path / "log", lambda _: None)
-    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), Programs(log))
+    tree.furnish(begin(tmp_path, wanted))
     assert ran[:2] == ["Disabling ssh.service", "The script ssh"]
     assert ran.count("Disabling ssh.service") == 1
     assert (tmp_path / "tree/etc/cloud/cloud-init.disabled").is_file()
@@ -207,10 +203,9 @@ def test_an_image_with_a_runner_has_the_user_of_its_jobs(
     for path, text in (ACCOUNTS | more).items():
         (tmp_path / "tree" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tree" / path).write_text(text)
-    log = BuildLog(tmp_path / "log", lambda _: None)
     source = recipe.RunnerSource(kind="gitea-runner", path=tmp_path / "runner")
     wanted = recipe.load("debian-12").model_copy(update={"runner": source})
-    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), Programs(log))
+    tree.furnish(begin(tmp_path, wanted))
     sudoers = tmp_path / "tree/etc/sudoers.d/runner"
     assert (ran, sudoers.exists()) == (commands, has_sudo)
     if has_sudo:
@@ -231,12 +226,11 @@ def test_the_recipes_own_user_of_that_name_is_the_recipes(
     )
     (tmp_path / "runner").write_text("#!/bin/sh\n")
     (tmp_path / "tree/etc/sudoers.d").mkdir(parents=True)
-    log = BuildLog(tmp_path / "log", lambda _: None)
     source = recipe.RunnerSource(kind="gitea-runner", path=tmp_path / "runner")
     wanted = recipe.load("debian-12").model_copy(
         update={"runner": source, "users": {"runner": recipe.User(uid=2000)}}
     )
-    tree.furnish(wanted, tmp_path / "tree", Downloads(tmp_path, log), Programs(log))
+    tree.furnish(begin(tmp_path, wanted))
     assert [command[0] for command in ran].count("useradd") == 1
     assert list((tmp_path / "tree/etc/sudoers.d").iterdir()) == []
 
@@ -245,9 +239,7 @@ def test_folders_are_open_whatever_umask_a_build_has(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         paths.place(tmp_path, "/usr/lib/a/b", b"", 0o644)
-        said = Programs(BuildLog(tmp_path / "log", lambda _: None)).run(
-            "Looking", "sh", "-c", "umask"
-        )
+        said = begin(tmp_path).programs.run("Looking", "sh", "-c", "umask")
     finally:
         os.umask(before)
     assert [
