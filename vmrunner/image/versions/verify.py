@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit
 
 from vmrunner import __version__
 from vmrunner.config import Config, HostConfig
@@ -29,6 +28,7 @@ from vmrunner.machine import oneshot
 from vmrunner.machine.seed import RUNNERS
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import MachineId, Shape
+from vmrunner.network.forge import forge_host
 from vmrunner.network.policy import Reach
 from vmrunner.render import guest
 
@@ -173,7 +173,7 @@ def _asked(
         "disk_gib": shape.disk_gib,
         "runners": [{"path": each.path, "version": each.version} for each in runners],
         "forge_url": settings.forge_url,
-        "forge_host": urlsplit(settings.forge_url).hostname or "",
+        "forge_host": forge_host(settings.forge_url),
         "has_git": "git" in manifest.packages,
         "listens": list(manifest.listens),
         "checks": manifest.checks,
