@@ -190,14 +190,15 @@ def test_a_job_that_was_begun_again_is_its_new_runners(
     assert (found[old.id], again.attempt, again.key) == (None, 2, f"{job['id']}.2")
 
 
+@pytest.mark.parametrize("scope", [INSTANCE, Scope.parse(f"repository:{ADMIN}/ended")], ids=str)
 def test_a_repository_that_was_deleted_takes_its_jobs_along(
-    jobs: Callable[[int], Jobs], forge: Forge
+    jobs: Callable[[int], Jobs], forge: Forge, scope: Scope
 ) -> None:
     some = jobs(2)
     runners = some.run(2)
     some.repository.delete()
     forge.jobs(INSTANCE)
     found = forge.ended_jobs(
-        INSTANCE, [Sought(each.id, (LABEL,), (some.waiting[0],)) for each in runners]
+        scope, [Sought(each.id, (LABEL,), (some.waiting[0],)) for each in runners]
     )
     assert found == dict.fromkeys(each.id for each in runners)

@@ -400,11 +400,16 @@ class _Search:
 
     def _look_at_newest_runs(self) -> None:
         path = f"{actions_path(self._scope)}/runs"
-        newest = next(
-            self._http.each_page(
-                path, "listing runs", _RUNS, scope=self._scope, inside="workflow_runs"
+        try:
+            newest = next(
+                self._http.each_page(
+                    path, "listing runs", _RUNS, scope=self._scope, inside="workflow_runs"
+                )
             )
-        )
+        except ForgeNotFound:
+            if self._scope.kind is not ScopeKind.REPOSITORY:
+                raise
+            return  # the repository was deleted, and its runs with it
         for run in newest[:_NEWEST_RUNS]:
             if self._is_over():
                 return

@@ -190,12 +190,15 @@ class Manager:
         owned = ownership.owned(self.hypervisor.manager, self.settings.runtime_dir)
         machines = tuple(machine for machine in seen if machine.id not in owned)
         bindings = self._bindings.all()
-        polled = {
+        configured = {
             scope: None for section in self.settings.pools.values() for scope in section.scope
         }
+        polled = dict(configured)
         if INSTANCE not in polled:
             polled |= {binding.scope: None for binding in bindings}
-        queues = {scope: self._queue(scope) for scope in polled}
+        queues = {
+            scope: self._queue(scope, may_be_gone=scope not in configured) for scope in polled
+        }
         capacity = self.hypervisor.capacity()
         return Observed(
             machines,
@@ -207,11 +210,14 @@ class Manager:
             self._held(),
         )
 
-    def _queue(self, scope: Scope) -> Queue:
+    def _queue(self, scope: Scope, *, may_be_gone: bool) -> Queue:
+        """`may_be_gone`: a repository that a job came from, and that nobody has configured."""
         try:
             runners = tuple(self.forge.runners(scope))
             return Queue(tuple(self.forge.jobs(scope)), runners)
         except ForgeError as error:
+            if may_be_gone and isinstance(error, ForgeNotFound):
+                return Queue()  # it was deleted, and its jobs and runners with it
             self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
             return Queue(problem=error.sentence, hint=error.hint)
 

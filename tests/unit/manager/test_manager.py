@@ -16,6 +16,7 @@ from vmrunner.errors import (
     ConfigError,
     ForgeDenied,
     ForgeError,
+    ForgeNotFound,
     ForgeTokenUnknown,
     ImageError,
     MachineError,
@@ -25,7 +26,7 @@ from vmrunner.manager.actions import WaitKind
 from vmrunner.manager.manager import Outcome
 from vmrunner.manager.observed import Drain
 from vmrunner.model.image import Golden
-from vmrunner.model.job import JobState, Scope
+from vmrunner.model.job import JobState, RunnerRecord, Scope, ScopeKind
 from vmrunner.model.machine import EventKind, Limits
 
 
@@ -477,3 +478,30 @@ def test_events_of_a_guest_are_hints_about_itself_only(world: World) -> None:
     world.hypervisor.report(machine, EventKind.EXIT, EventKind.READY, text="0")
     world.up()
     assert world.machines() == [machine], "the forge says that its job runs"
+
+
+def test_a_repository_that_is_deleted_while_its_job_runs_takes_the_machine_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, pools={"p": POOL | {"scope": "organisation:o"}})
+    world.forge.queue(1)
+    world.up()
+    (machine,) = world.machines()
+    world.step(machine)
+    world.step(machine)
+    world.up()
+    real = world.forge.runners
+
+    def runners(scope: Scope) -> list[RunnerRecord]:
+        if scope.kind is ScopeKind.REPOSITORY:
+            raise ForgeNotFound("The forge knows nothing of listing runners (404).", "")
+        return real(scope)
+
+    monkeypatch.setattr(world.forge, "runners", runners)
+    world.forge.known.clear()
+    world.forge.runners_.clear()
+    failures = 0
+    for _ in range(5):
+        failures += world.up()[3]
+        world.clock.now += 30
+    assert (world.machines(), failures) == ([], 0)
