@@ -55,6 +55,7 @@ jobs:
 """  # noqa: E501
 
 
+@pytest.mark.long
 def test_jobs_build_containers_and_run_in_them(
     site: Site, lay_ground: Callable[..., Ground]
 ) -> None:

@@ -204,6 +204,7 @@ def small_pool() -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk_a_host_that_reboots_and_down_now(
     site: Site, lay_ground: Callable[..., Ground], small_pool: Path
 ) -> None:

@@ -61,7 +61,9 @@ def pass_until_it_fails(ground: Ground) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("kernel_arguments", "timeout", "said"),
     [
-        ("init=/bin/sh", 20, "its guest did not come up within 20 s"),
+        pytest.param(
+            "init=/bin/sh", 20, "its guest did not come up within 20 s", marks=pytest.mark.long
+        ),
         ("panic=1 init=/bin/false", 200, "its guest's kernel panicked"),
     ],
     ids=["hangs", "panics"],

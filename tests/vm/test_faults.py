@@ -18,7 +18,14 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("start", "cells"), [("boot", 2), ("snapshot", 5)])
+@pytest.mark.parametrize(
+    ("start", "cells"),
+    [
+        pytest.param("boot", 2, marks=pytest.mark.long),
+        ("snapshot", 2),
+        pytest.param("snapshot", 5, marks=pytest.mark.long),
+    ],
+)
 def test_whatever_goes_wrong_nothing_is_left_and_the_job_ran_once(
     site: Site, start: str, cells: int
 ) -> None:

@@ -48,6 +48,7 @@ def taken(ground: Ground) -> int:
     return total
 
 
+@pytest.mark.long
 def test_a_flood(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground()
     ground.run("snapshot", "create", "--image", "test-gitea", "--memory", "1GiB")

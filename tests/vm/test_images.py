@@ -157,6 +157,7 @@ def test_a_job_installs_what_has_man_pages_and_alternatives(
     assert done.stdout.splitlines()[-len(lines) :] == lines
 
 
+@pytest.mark.long
 def test_a_version_that_panics_is_refused_and_when_forced_rolled_back(
     site: Site, lay_ground: Callable[..., Ground]
 ) -> None:

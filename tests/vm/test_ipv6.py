@@ -42,7 +42,11 @@ def ground(lay_ground: Callable[..., Ground]) -> Ground:
 
 @pytest.mark.parametrize(
     ("image", "start"),
-    [("test-gitea", "boot"), ("test-gitea", "snapshot"), ("test-cloud-init", "boot")],
+    [
+        pytest.param("test-gitea", "boot", marks=pytest.mark.long),
+        ("test-gitea", "snapshot"),
+        pytest.param("test-cloud-init", "boot", marks=pytest.mark.long),
+    ],
 )
 def test_what_a_machine_has_and_reaches(ground: Ground, image: str, start: str) -> None:
     options = ["--image", image, "--memory", "1GiB"]
@@ -78,6 +82,7 @@ def test_what_a_machine_has_and_reaches(ground: Ground, image: str, start: str) 
         assert not any(line.startswith("fe80") for line in addresses)
 
 
+@pytest.mark.long
 def test_doctor_tries_ipv6_from_inside(ground: Ground) -> None:
     ground.run("snapshot", "create", "--pool", "main")
     done = ground.run("doctor", "--isolation", "--policy", "internet", "--json", check=False)

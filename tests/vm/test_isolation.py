@@ -24,6 +24,7 @@ from vmrunner.render import guest
 pytestmark = pytest.mark.vm
 
 
+@pytest.mark.long
 def test_nothing_is_left_for_a_booted_machine_either(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground()
     settings = config.load(ground.config)
@@ -59,6 +60,7 @@ for each in attack:
 """  # noqa: E501
 
 
+@pytest.mark.long
 def test_an_attack_is_noticed_where_nothing_keeps_it_apart(
     lay_ground: Callable[..., Ground],
 ) -> None:

@@ -272,6 +272,7 @@ def test_rules_that_are_gone_come_back_with_the_next_pass(
     until(lambda: address not in elements(), 30, "a machine that is gone is not")
 
 
+@pytest.mark.long
 def test_doctor_tries_it_all_from_inside(site: Site, lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground(cloned=True, more='network = "allowlist"\nallow = ["198.51.100.20:80"]\n')
     done = ground.run("doctor", "--isolation", "--json", check=False)

@@ -122,6 +122,7 @@ def pools(ground: Ground) -> None:
     ground.run("snapshot", "create", "--pool", "cloned")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("command", "away"), AWAY.values(), ids=AWAY.keys())
 def test_a_forge_that_is_away(
     site: Site, lay_ground: Callable[..., Ground], server: Server, command: str, away: float

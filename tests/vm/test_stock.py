@@ -71,6 +71,7 @@ def mirror() -> Iterator[tuple[str, Path]]:
             yield site.url, home / "key.gpg"
 
 
+@pytest.mark.long
 def test_a_stock_image_becomes_one_that_jobs_run_on(
     site: Site, lay_ground: Callable[..., Ground], mirror: tuple[str, Path], tmp_path: Path
 ) -> None:

@@ -111,7 +111,9 @@ def machine_at_work(repository: Repository, name: str) -> str | None:
     return str(job["runner_name"]) if job and job["status"] == "in_progress" and began else None
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param("cloned", marks=pytest.mark.long), "parked", "booted"]
+)
 def test_no_unfinished_job_is_a_success(
     site: Site, lay_ground: Callable[..., Ground], mode: str
 ) -> None:
