@@ -38,7 +38,7 @@ audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[au
 side_by_side = rig/rig run -- pytest -q -n 3 --dist loadgroup --ignore=tests/vm $(PYTEST_ARGS)
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
 shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest rig/rig tests/conformance/plain.sh
-lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy --strict vmrunner; \
+lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
 	rig/rig run -- shellcheck $(shell_scripts)
 
 .PHONY: demo quick test long images soak bench faults unfinished outage conformance model scale audit lint rig rig-stop rig-shell

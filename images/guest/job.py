@@ -35,6 +35,41 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+TYPE_CHECKING = False  # of `typing`, which takes long to import under software emulation
+if TYPE_CHECKING:
+    from typing import TypedDict
+
+    class Runner(TypedDict):
+        """What a runner is begun with; `runner_path` is empty for the image's own."""
+
+        user: str
+        runner_path: str
+        arguments: list[str]
+        files: dict[str, str]
+        seconds: float
+
+    class Job(Runner):
+        """What the host tells in JOB: see vmrunner/machine/seed.py."""
+
+        runner_kind: str
+        environment: dict[str, str]
+        settings: dict[str, str]
+        ca: str
+        ca_bundle: str
+        forge_address: str
+        forge_host: str
+        forge_site: str
+        pickup_seconds: float
+
+    class Rehearsal(Runner):
+        """What it tells in REHEARSAL."""
+
+        folder: str
+        url: str
+        rest_seconds: float
+        hooks: bool
+
+
 EVENTS = Path("/dev/virtio-ports/org.vmrunner.events")
 CONSOLE = "/dev/console"
 WORK = Path("/job")
@@ -92,7 +127,7 @@ MAC, ADDRESS, GATEWAY, RESOLVER = map(
     (r"macaddress: (\S+)", r"- (\S+/\d+)", r"via: (\S+)", r"nameservers:\s+addresses:\s+- (\S+)"),
 )
 # None where machines have no IPv6.
-ADDRESS6, GATEWAY6 = re.compile(r'- "(\S+)/(\d+)"'), re.compile(r'via: "(\S+)"')
+ADDRESS6, GATEWAY6 = re.compile(r'- "(\S+/\d+)"'), re.compile(r'via: "(\S+)"')
 
 
 def say(kind: str, text: object = "") -> None:
@@ -222,7 +257,7 @@ class Waiting:
             self.process.wait()
 
 
-def chosen(job: dict, waiting: list[Waiting]) -> "Waiting | None":
+def chosen(job: "Job", waiting: list[Waiting]) -> "Waiting | None":
     """The runner that waits and is as this job needs it, if there is one.
 
     It has been told its configuration, and reads it meanwhile.
@@ -264,7 +299,7 @@ def lay(folder: Path, files: dict[str, str], user: str) -> None:
         own(path, user)
 
 
-def trust(job: dict) -> None:
+def trust(job: "Job") -> None:
     """The forge's own certificate authority, for all that asks the system, OpenSSL, Node.js, Python
     or Docker.
     """
@@ -306,7 +341,7 @@ def run_hooks(folder: Path, words: list[str], around: dict[str, str], what: str)
 
 
 def run_job(
-    job: dict, runner: "Waiting | None" = None, others: "list[Waiting] | None" = None
+    job: "Job", runner: "Waiting | None" = None, others: "list[Waiting] | None" = None
 ) -> None:
     """From here to the end of the machine.
 
@@ -319,8 +354,10 @@ def run_job(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: power_off())
     prepare(job)
-    has_begun = runner is not None and runner.tell(REGISTRATION, job["files"][REGISTRATION])
-    process = runner.process if has_begun else start(job)
+    if runner and runner.tell(REGISTRATION, job["files"][REGISTRATION]):
+        process = runner.process
+    else:
+        process = start(job)
     say("runner")
     for other in others or ():
         other.drop()
@@ -334,7 +371,7 @@ def run_job(
     end(code)
 
 
-def prepare(job: dict) -> None:
+def prepare(job: "Job") -> None:
     """The machine, for this job."""
     here = image()
     if not job["runner_path"] and here.get("RUNNER_KIND") != job["runner_kind"]:
@@ -368,7 +405,7 @@ def make_work() -> None:
         WORK.chmod(0o1777)
 
 
-def start(job: dict) -> "subprocess.Popen[bytes]":
+def start(job: "Job") -> "subprocess.Popen[bytes]":
     """The runner, with its files."""
     command, user = [job["runner_path"] or image()["RUNNER_PATH"], *job["arguments"]], job["user"]
     folder = folder_of(user)
@@ -488,11 +525,30 @@ def internet(address: str) -> bytes:
     return struct.pack("HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
 
 
+def the(pattern: "re.Pattern[str]", config: str) -> str:
+    """What network-config says there.
+
+    Raises ValueError where it says nothing.
+    """
+    if found := pattern.search(config):
+        return found[1]
+    raise ValueError(f"network-config has no {pattern.pattern}")
+
+
+def read_network(config: str) -> "tuple[str, str, str, str, str, str]":
+    """MAC, address with its length, gateway and resolver of network-config; then address and
+    gateway of IPv6, empty where machines have none.
+    """
+    mac, address, gateway, resolver = (
+        the(pattern, config) for pattern in (MAC, ADDRESS, GATEWAY, RESOLVER)
+    )
+    six = [the(each, config) if ADDRESS6.search(config) else "" for each in (ADDRESS6, GATEWAY6)]
+    return mac, address, gateway, resolver, six[0], six[1]
+
+
 def connect(config: str, link: str) -> None:
     """The address that network-config names, on the one network interface."""
-    mac, address, gateway, resolver = (
-        pattern.search(config)[1] for pattern in (MAC, ADDRESS, GATEWAY, RESOLVER)
-    )
+    mac, address, gateway, resolver, address6, gateway6 = read_network(config)
     # By hand: under software emulation a program as small as `ip` takes as long to begin as all the
     # rest of this.
     here, length = address.split("/")
@@ -510,8 +566,9 @@ def connect(config: str, link: str) -> None:
             "@L16s16s16sH", 0, everywhere, internet(gateway), everywhere, RTF_UP | RTF_GATEWAY
         )
         fcntl.ioctl(kernel, SIOCADDRT, route.ljust(120, b"\0"))
-    if found := ADDRESS6.search(config):
-        connect6(found[1], int(found[2]), GATEWAY6.search(config)[1], link)
+    if address6:
+        here, length = address6.split("/")
+        connect6(here, int(length), gateway6, link)
     file = Path("/etc/resolv.conf")
     file.unlink(missing_ok=True)
     file.write_text(f"nameserver {resolver}\n")
@@ -597,14 +654,14 @@ def runners() -> list[Waiting]:
     return [Waiting(here["RUNNER_PATH"], user) for user in ("root", "runner") if user in users]
 
 
-def job_in(script: str, code: str) -> dict | None:
+def job_in(script: str, code: str) -> "Job | None":
     """What a seed's script would do, where this program can do it itself: the script is the same
     code.
     """
     lines = script.split("\n", 3)
     if len(lines) < 4 or lines[2] != f"CODE = {code!r}" or not lines[1].startswith("JOB = "):
         return None
-    found: dict = json.loads(ast.literal_eval(lines[1].removeprefix("JOB = ")))
+    found: Job = json.loads(ast.literal_eval(lines[1].removeprefix("JOB = ")))
     return found
 
 
@@ -688,7 +745,7 @@ class RehearsalForge(BaseHTTPRequestHandler):
         """Nobody reads it."""
 
 
-def rehearse(job: dict) -> None:
+def rehearse(job: "Rehearsal") -> None:
     """A whole job is gone through once, from a forge that this program plays. Under software
     emulation what runs for the second time takes half as long or less; and what it reads is in
     memory then. Nothing of it is left.
@@ -744,7 +801,7 @@ def rehearse(job: dict) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def apart(job: dict) -> int:
+def apart(job: "Rehearsal") -> int:
     """Rehearse beside the looking: should the job come meanwhile it waits for nothing.
 
     Returns the process, which heads a group.

@@ -33,7 +33,7 @@ def main() -> None:
         )
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE, context=trust) as answer:  # noqa: S310 — the same address
-                return answer.status == 200
+                return bool(answer.status == 200)
         except urllib.error.HTTPError:
             return False
 
@@ -56,4 +56,5 @@ def main() -> None:
     )
 
 
-main()
+if __name__ == "__main__":
+    main()

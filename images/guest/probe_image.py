@@ -3,7 +3,7 @@ library: machines are given its text.
 
 `probe_image.py '{"machine": …}'` prints JSON, a line for each look: first its clock, then one check
 after the other. What it is asked with comes from the image's manifest and the host: see
-vmrunner/image/verify.py.
+vmrunner/image/versions/verify.py.
 """
 
 import http.server
@@ -21,8 +21,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import TypedDict
 from urllib.parse import urlsplit
 
 PATIENCE = float(os.environ.get("PROBE_PATIENCE", "1"))
@@ -95,7 +97,29 @@ TOOLS = (
 )
 BIGGEST = 256 << 10  # bytes of a file that is looked into
 
-Said = "tuple[bool, str]"
+Said = tuple[bool, str]
+Noted = tuple[bool, str, bool]  # with a note that is no failure
+
+
+class Runner(TypedDict):
+    """One that the manifest names."""
+
+    path: str
+    version: str
+
+
+class Asked(TypedDict):
+    """What the host says of the machine and its image: see vmrunner/image/versions/verify.py."""
+
+    machine: str
+    disk_gib: int
+    runners: list[Runner]
+    forge_url: str
+    forge_host: str
+    has_git: bool
+    listens: list[int]
+    checks: dict[str, str]
+    files: list[str]
 
 
 def run(*command: str, within: float = 30.0) -> "subprocess.CompletedProcess[str]":
@@ -130,20 +154,20 @@ def is_shipped(path: str) -> bool:
         return False
 
 
-def seed(asked: "dict[str, object]") -> Said:
+def seed(asked: Asked) -> Said:
     """The machine has the name that its seed gave it."""
     name = socket.gethostname()
     return name == asked["machine"], name
 
 
-def root(asked: "dict[str, object]") -> Said:
+def root(asked: Asked) -> Said:
     """The root file system is as big as the machine's disk."""
     found = os.statvfs("/")
-    size, wanted = found.f_blocks * found.f_frsize, float(asked["disk_gib"]) * (1 << 30)  # type: ignore[arg-type]  # as JSON has it
+    size, wanted = found.f_blocks * found.f_frsize, asked["disk_gib"] * (1 << 30)
     return size > 0.9 * wanted, f"{size / (1 << 30):.1f} of {wanted / (1 << 30):.0f} GiB"
 
 
-def space(_: "dict[str, object]") -> Said:
+def space(_: Asked) -> Said:
     """A job finds room on the root, and may write there."""
     found = os.statvfs("/")
     free = found.f_bavail * found.f_frsize
@@ -179,15 +203,15 @@ def runner_at(path: str, version: str) -> Said:
     return True, found or path
 
 
-def runners(asked: "dict[str, object]") -> Said:
+def runners(asked: Asked) -> Said:
     """All that the manifest names."""
-    found = [runner_at(each["path"], each["version"]) for each in asked["runners"]]  # type: ignore[attr-defined]  # as JSON has it
+    found = [runner_at(each["path"], each["version"]) for each in asked["runners"]]
     return all(passed for passed, _ in found), "; ".join(
         said for _, said in found
     ) or "none, as the manifest says"
 
 
-def dns(asked: "dict[str, object]") -> Said:
+def dns(asked: Asked) -> Said:
     """The resolver that the machine was given answers; where there is a forge with a name, it knows
     the forge.
     """
@@ -199,7 +223,7 @@ def dns(asked: "dict[str, object]") -> Said:
         ]
     if not servers:
         return False, "no nameserver in /etc/resolv.conf"
-    name = str(asked["forge_host"])
+    name = asked["forge_host"]
     if name:
         return True, f"{name} is {socket.getaddrinfo(name, None)[0][4][0]}"
     query = (
@@ -214,9 +238,9 @@ def dns(asked: "dict[str, object]") -> Said:
         return len(connection.recv(2048)) >= 12, f"{servers[0]} answers"
 
 
-def forge(asked: "dict[str, object]") -> Said:
+def forge(asked: Asked) -> Said:
     """The forge answers, whatever it says."""
-    url = str(asked["forge_url"])
+    url = asked["forge_url"]
     if not url:
         return True, "none is configured"
     if urlsplit(url).scheme == "https":  # its certificate may be one that only a job's seed brings
@@ -238,7 +262,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
-def git(asked: "dict[str, object]") -> Said:
+def git(asked: Asked) -> Said:
     """A repository is cloned, from a file and over HTTP, as a checkout does it."""
     if not shutil.which("git"):
         return not asked["has_git"], "the image has no git"
@@ -293,7 +317,7 @@ def is_secret(path: str) -> bool:
     return any(word in content for word in WORDS)
 
 
-def secrets(_: "dict[str, object]") -> Said:
+def secrets(_: Asked) -> Said:
     """What every machine of the image would share: keys, tokens, passwords that somebody left in
     it.
     """
@@ -341,11 +365,11 @@ def is_packaged(path: str) -> bool:
     return run("dpkg-query", "-S", path).returncode == 0
 
 
-def settings(asked: "dict[str, object]") -> Said:
+def settings(asked: Asked) -> Said:
     """Nothing is left of how, and on which host, the image was built; what the recipe's own `files`
     say is the recipe's.
     """
-    given, found = set(asked["files"]), []  # type: ignore[call-overload]  # as JSON has it
+    given, found = set(asked["files"]), []
     for path, text in fragments(
         "etc/apt/apt.conf", "etc/apt/apt.conf.d", "etc/dpkg/dpkg.cfg", "etc/dpkg/dpkg.cfg.d"
     ).items():
@@ -379,7 +403,7 @@ def settings(asked: "dict[str, object]") -> Said:
     return not found, "; ".join(found[:5]) or "nothing is left of the build"
 
 
-def tools(asked: "dict[str, object]") -> "tuple[bool, str, bool]":
+def tools(asked: Asked) -> Noted:
     """What most actions and workflows take for granted; a note where an image that runs jobs has no
     Node.
     """
@@ -395,7 +419,7 @@ def tools(asked: "dict[str, object]") -> "tuple[bool, str, bool]":
     return True, "; ".join(lacks), bool(asked["runners"]) and not has_node
 
 
-def job_user(asked: "dict[str, object]") -> "tuple[bool, str, bool]":
+def job_user(asked: Asked) -> Noted:
     """Jobs of a pool with `job_user = "runner"` run as this one."""
     if not asked["runners"]:
         return True, "no runner, so no user of its jobs", False
@@ -419,7 +443,7 @@ def job_user(asked: "dict[str, object]") -> "tuple[bool, str, bool]":
     )
 
 
-def host_keys(_: "dict[str, object]") -> Said:
+def host_keys(_: Asked) -> Said:
     """Each machine makes its own, or has none."""
     with suppress(FileNotFoundError):
         found = [
@@ -431,7 +455,7 @@ def host_keys(_: "dict[str, object]") -> Said:
     return True, "none"
 
 
-def machine_id(_: "dict[str, object]") -> Said:
+def machine_id(_: Asked) -> Said:
     """It was empty in the image: this machine's was made at its boot."""
     try:
         with open("/etc/machine-id") as file:
@@ -450,9 +474,9 @@ def settled() -> None:
         run("systemctl", "is-system-running", "--wait", within=60.0)
 
 
-def ports(asked: "dict[str, object]") -> Said:
+def ports(asked: Asked) -> Said:
     """Nothing listens but on the loopback, and what the recipe says."""
-    allowed, found = RESOLVED.union(asked["listens"]), set()  # type: ignore[arg-type]  # as JSON has it
+    allowed, found = RESOLVED.union(asked["listens"]), set()
     for name, states in (("tcp", ("0A",)), ("tcp6", ("0A",)), ("udp", ("07",)), ("udp6", ("07",))):
         with suppress(OSError), open(f"/proc/net/{name}") as file:
             for line in list(file)[1:]:
@@ -468,7 +492,7 @@ def ports(asked: "dict[str, object]") -> Said:
     return not found, ", ".join(sorted(found)) or "none"
 
 
-def units(_: "dict[str, object]") -> Said:
+def units(_: Asked) -> Said:
     """systemd started all that it was to start."""
     if not shutil.which("systemctl"):
         return True, "no systemd"
@@ -479,7 +503,7 @@ def units(_: "dict[str, object]") -> Said:
     )
 
 
-def recipes(command: str, _: "dict[str, object]") -> Said:
+def recipes(command: str, _: Asked) -> Said:
     """One of the recipe's own."""
     done = run("sh", "-c", command, within=60.0)
     return done.returncode == 0, last(done)
@@ -490,7 +514,7 @@ def main() -> None:
     asked = json.loads(sys.argv[1])
     print(json.dumps({"now": time.time()}), flush=True)
     settled()
-    looks = {
+    looks: dict[str, Callable[[Asked], Said | Noted]] = {
         "seed": seed,
         "root grows": root,
         "free space": space,

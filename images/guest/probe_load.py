@@ -83,4 +83,5 @@ def main() -> None:
     ATTACKS[sys.argv[2]]()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -18,9 +18,11 @@ import selectors
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 PATIENCE = float(os.environ.get("PROBE_PATIENCE", "0.7"))  # seconds
 MARK = re.compile(rb"<mark ([a-z0-9 -]+)>")
@@ -33,7 +35,7 @@ NOTHING = bytes([socket.IPPROTO_ICMPV6, 0, 1, 4, 0, 0, 0, 0])
 FRAGMENT = bytes([socket.IPPROTO_ICMPV6, 0, 0, 0, 0, 0, 0, 7])
 
 
-def at(address: str, port: int = 0) -> "tuple[int, tuple[str, int]]":
+def at(address: str, port: int = 0) -> "tuple[int, Any]":
     """Family and place, as sockets want them."""
     family, *_, place = socket.getaddrinfo(
         f"{address}{interface()}" if address.endswith("%") else address, port
@@ -121,7 +123,7 @@ def tunnel(server: str, name: str, count: int) -> bool:
 
 def checksum(data: bytes) -> int:
     """RFC 1071."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total >> 16) + (total & 0xFFFF)
     return ~(total + (total >> 16)) & 0xFFFF
 
@@ -444,24 +446,25 @@ def listen(port: int, gateway: str) -> None:
                 listener.bind(("", port))
                 if kind is socket.SOCK_STREAM:
                     listener.listen(64)
-                waiting.register(listener, selectors.EVENT_READ)
+                waiting.register(listener, selectors.EVENT_READ, listener)
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # ETH_P_ALL
     raw.bind((interface(), 0))
-    waiting.register(raw, selectors.EVENT_READ)
+    waiting.register(raw, selectors.EVENT_READ, raw)
     while True:
         for key, _ in waiting.select():
-            if key.fileobj is raw:
+            heard: socket.socket = key.data
+            if heard is raw:
                 content, (_, _, direction, *_) = raw.recvfrom(65536)
                 if direction != 4:  # PACKET_OUTGOING
                     for found in MARK.findall(content):
                         print(found.decode(), flush=True)
-            elif key.fileobj.type == socket.SOCK_STREAM:
-                key.fileobj.accept()[0].close()
+            elif heard.type == socket.SOCK_STREAM:
+                heard.accept()[0].close()
             else:
-                key.fileobj.sendto(b"echo", key.fileobj.recvfrom(2048)[1])
+                heard.sendto(b"echo", heard.recvfrom(2048)[1])
 
 
-KINDS = {
+KINDS: dict[str, Callable[..., bool]] = {
     "tcp": partial(reaches, socket.SOCK_STREAM),
     "udp": partial(reaches, socket.SOCK_DGRAM),
     "connect": partial(answers, socket.SOCK_STREAM),

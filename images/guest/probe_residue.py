@@ -166,4 +166,5 @@ def main() -> None:
     del kept
 
 
-main()
+if __name__ == "__main__":
+    main()
