@@ -1,9 +1,17 @@
-"""No shell script of ours escapes `make lint`."""
+"""No shell script of ours escapes shellcheck: `make lint` looks at the files, and this at what is
+rendered.
+"""
 
 from __future__ import annotations
 
 import re
+import subprocess
+from datetime import timedelta
 from pathlib import Path
+
+import pytest
+
+from vmrunner.machine.seed import exec_script
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = (".ci", "images", "rig", "templates", "tests", "vmrunner")
@@ -29,3 +37,27 @@ def test_make_lint_looks_at_every_shell_script() -> None:
     listed = re.search(r"(?m)^shell_scripts = (.*)$", (ROOT / "Makefile").read_text())
     assert listed
     assert set(listed[1].split()) == scripts
+
+
+def test_templates_of_shell_are_known() -> None:
+    shell = {
+        path.name
+        for path in (ROOT / "templates").iterdir()
+        if ".sh." in path.name or b"#!/bin/" in path.read_bytes()
+    }
+    assert shell == {"user-data-exec.sh.j2", "hooks.sh.j2"}, "the first includes the second"
+
+
+@pytest.mark.parametrize("boothook", [False, True])
+def test_what_runs_one_command_is_good_shell(boothook: bool) -> None:
+    script = exec_script(["/bin/job", "it's"], timedelta(1), "end", boothook=boothook)
+    assert "before-ready.d" in script, "with the hooks"
+    # As Debian's sh; cloud-init takes its own line away.
+    done = subprocess.run(
+        ["shellcheck", "--shell=dash", "--exclude=SC1091", "-"],  # the environment is the image's
+        input=script.removeprefix("#cloud-boothook\n"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
