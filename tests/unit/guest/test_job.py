@@ -1,4 +1,4 @@
-"""What runs in a machine to start its job, here, with its folders changed and without its end."""
+"""What runs in a machine to start its job."""
 
 from __future__ import annotations
 
@@ -7,78 +7,20 @@ import os
 import pwd
 import stat
 import types
-from collections.abc import Iterator
+import urllib.request
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
+from tests.unit.guest.programs import Ended
 from vmrunner import render
 from vmrunner.machine.seed import rehearsal_script
 from vmrunner.model.machine import MachineId
 
 Guest = Any
-RUNNER = """#!/bin/sh
-umask >>{said}; ulimit -Sn >>{said}; ulimit -Hn >>{said}; env | sort >>{said}
-cat config.yaml >>{said}; [ ! -e .runner ] || cat .runner >>{said}
-read -r code <{codes}; sed -i 1d {codes}; exit "$code"
-"""
-
-
-class Ended(Exception):
-    """The machine is off."""
-
-
-@pytest.fixture
-def guest(tmp_path: Path) -> Iterator[Guest]:
-    """The code of a machine that waits, with this folder as its root."""
-    module: Any = types.ModuleType("guest")
-    exec(compile(render.guest("job.py"), "job", "exec"), module.__dict__)  # noqa: S102 — a module that is no file of ours as it is
-    for name in (
-        "EVENTS",
-        "IMAGE",
-        "ENVIRONMENT",
-        "BEFORE_READY",
-        "BEFORE_JOB",
-        "IS_READY",
-        "WORK",
-        "JOB_FOLDER",
-        "REHEARSAL_HOOKS",
-    ):
-        setattr(module, name, tmp_path / name.lower())
-    module.SYSTEM_CERTIFICATES, module.FORGE_CERTIFICATE = (
-        tmp_path / "system.crt",
-        tmp_path / "own/forge.crt",
-    )
-    module.CONSOLE = tmp_path / "console"
-    module.CONSOLE.touch()
-    module.AGAIN = 0.0
-    program = tmp_path / "gitea-runner"
-    program.write_text(RUNNER.format(said=tmp_path / "said", codes=tmp_path / "codes"))
-    program.chmod(0o755)
-    (tmp_path / "codes").write_text("0\n")
-    module.IMAGE.write_text(f"RUNNER_KIND=gitea-runner\nRUNNER_PATH={program}\n")
-    module.IS_READY.touch()
-
-    def off() -> None:
-        raise Ended
-
-    module.power_off = off
-    module.signal = types.SimpleNamespace(
-        **{name: getattr(module.signal, name) for name in dir(module.signal)}
-        | {"signal": lambda *_: None}
-    )
-    begun = []
-
-    def begin(*arguments: Any) -> Any:
-        begun.append(really(*arguments))
-        return begun[-1]
-
-    really, module.begin = module.begin, begin
-    yield module
-    for process in begun:  # the machine would have taken it along
-        process.kill()
-        process.wait()
 
 
 def job(guest: Guest, **more: Any) -> dict[str, Any]:
@@ -110,15 +52,6 @@ def run(guest: Guest, told: dict[str, Any], waiting: Any = None) -> list[str]:
         " ".join(line.split()[:1] + line.split()[2:])
         for line in guest.EVENTS.read_text().splitlines()
     ]
-
-
-@pytest.fixture(autouse=True)
-def _events_append(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    def say(kind: str, text: object = "") -> None:
-        with guest.EVENTS.open("a") as events:
-            events.write(f"{kind} 0.0 {text}\n")
-
-    guest.say = say
 
 
 def said(guest: Guest) -> list[str]:
@@ -209,6 +142,47 @@ def test_but_not_for_ever_and_not_after_another_end(guest: Guest) -> None:
     assert run(guest, job(guest, pickup_seconds=-1)) == ["runner", "exit 1"]
     (guest.WORK.parent / "codes").write_text("2\n0\n")
     assert run(guest, job(guest))[-1] == "exit 2"
+
+
+def test_a_runner_that_is_killed_has_a_shells_exit_code(guest: Guest) -> None:
+    (guest.WORK.parent / "gitea-runner").write_text("#!/bin/sh\nkill -9 $$\n")
+    assert run(guest, job(guest)) == ["runner", "exit 137"]
+
+
+def test_a_machine_that_is_told_to_end_says_nothing(guest: Guest) -> None:
+    """No end of its runner is reported, which might be a success."""
+    told = {}
+    guest.signal.signal = told.__setitem__
+    run(guest, job(guest))
+    guest.EVENTS.unlink()
+    assert set(told) == {guest.signal.SIGTERM, guest.signal.SIGINT}
+    for handler in told.values():
+        with pytest.raises(Ended):
+            handler(15, None)
+    assert not guest.EVENTS.exists()
+
+
+def test_the_forges_address(guest: Guest, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    guest.open = lambda path, mode: {"/etc/hosts": hosts}[path].open(mode)
+    run(guest, job(guest, forge_address="203.0.113.10"))
+    run(guest, job(guest))
+    assert hosts.read_text() == "127.0.0.1 localhost\n203.0.113.10 forge.example\n"
+
+
+def test_what_a_pool_says_wins_over_what_the_recipe_says(guest: Guest) -> None:
+    guest.ENVIRONMENT.write_text("export http_proxy=http://recipe\nexport HOME=/srv\n")
+    run(guest, job(guest, environment={"http_proxy": "http://pool"}))
+    assert {"http_proxy=http://pool", "HOME=/srv"} <= set(said(guest))
+
+
+def test_a_further_runner_needs_nothing_of_the_images_own(guest: Guest, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (tmp_path / "gitea-runner").rename(other)
+    guest.IMAGE.unlink()
+    told = job(guest, runner_kind="forgejo-runner", runner_path=str(other))
+    assert run(guest, told) == ["runner", "exit 0"]
 
 
 def test_a_runner_that_does_not_end(guest: Guest) -> None:
@@ -321,6 +295,28 @@ def test_protocol_buffers(guest: Guest) -> None:
     message = b"\x08\x96\x01" + guest.field(3, b"row") + guest.field(3, b"row") + b"\x10\x02"
     assert guest.fields(message) == [(1, 150), (3, 3), (3, 3), (2, 2)]
     assert guest.varint(300) == b"\xac\x02"
+
+
+def test_the_forge_of_a_rehearsal(guest: Guest) -> None:
+    """It hands out its job, and takes as many lines of the log as it was sent."""
+    forge = ThreadingHTTPServer(("127.0.0.1", 0), guest.RehearsalForge)
+    Thread(target=forge.serve_forever, daemon=True).start()
+
+    def ask(method: str, content: bytes = b"") -> bytes:
+        url = f"http://127.0.0.1:{forge.server_port}/api/actions/runner.v1.RunnerService/{method}"
+        with urllib.request.urlopen(url, content) as answer:
+            found: bytes = answer.read()
+        return found
+
+    try:
+        assert guest.REHEARSED_JOB in ask("FetchTask")
+        assert ask("UpdateLog", b"\x08\x01\x10\xac\x02" + guest.field(3, b"row") * 2) == (
+            b"\x08" + guest.varint(302)
+        )
+        assert (ask("Declare"), ask("UpdateTask")) == (b"\x0a\x00", b"")
+    finally:
+        forge.shutdown()
+        forge.server_close()
 
 
 def test_a_rehearsal_leaves_nothing(guest: Guest, tmp_path: Path) -> None:
