@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.fakes import FakeHypervisor
 from tests.goldens import publish
+from tests.unit.guest.programs import load
 from vmrunner.config import Config, HostConfig
 from vmrunner.errors import DiskFull, HypervisorError, ImageError, MachineError, VmrunnerError
 from vmrunner.hypervisor.seam import Output
@@ -303,15 +304,8 @@ def test_two_refreshes_at_once(settings: HostConfig) -> None:
 
 
 @pytest.fixture(scope="module")
-def probe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "probe_image", folder("images") / "guest" / "probe_image.py"
-    )
-    assert spec
-    assert spec.loader
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
+def probe() -> Any:
+    return load("probe_image.py")
 
 
 @pytest.mark.parametrize(
@@ -327,7 +321,7 @@ def probe() -> ModuleType:
     ],
 )
 def test_what_a_secret_is(
-    probe: ModuleType, tmp_path: Path, name: str, content: str, secret: bool
+    probe: Any, tmp_path: Path, name: str, content: str, secret: bool
 ) -> None:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
@@ -335,7 +329,7 @@ def test_what_a_secret_is(
     assert probe.is_secret(str(path)) is secret
 
 
-def test_the_probe_looks_at_all_that_is_asked_for(probe: ModuleType) -> None:
+def test_the_probe_looks_at_all_that_is_asked_for(probe: Any) -> None:
     text = (folder("images") / "guest" / "probe_image.py").read_text()
     assert all(f'"{name}": ' in text for name in verify.OURS)
 
@@ -345,7 +339,7 @@ CHECKED = [f"usr/share/man/man{section}" for section in range(1, 9)]
 
 @pytest.fixture
 def root(
-    probe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    probe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dict[str, str]], Path]:
     """A function that makes an image with these files the one that is looked at."""
     monkeypatch.setattr(probe, "ROOT", str(tmp_path / "root"))
@@ -436,7 +430,7 @@ def root(
     ],
 )
 def test_what_a_build_leaves_is_found(
-    probe: ModuleType, root: Callable[[dict[str, str]], Path], path: str, text: str, said: str
+    probe: Any, root: Callable[[dict[str, str]], Path], path: str, text: str, said: str
 ) -> None:
     root({"etc/vmrunner/environment": "export own_proxy=http://proxy.lan\n", path: text})
     passed, measured = probe.settings(
@@ -446,7 +440,7 @@ def test_what_a_build_leaves_is_found(
 
 
 def test_a_folder_of_man_pages_that_is_not_there(
-    probe: ModuleType, root: Callable[[dict[str, str]], Path]
+    probe: Any, root: Callable[[dict[str, str]], Path]
 ) -> None:
     (root({}) / CHECKED[6]).rmdir()
     assert probe.settings({"files": []}) == (
@@ -456,7 +450,7 @@ def test_a_folder_of_man_pages_that_is_not_there(
 
 
 def test_an_image_without_node_is_good_and_noted(
-    probe: ModuleType,
+    probe: Any,
     settings: HostConfig,
     machine: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
@@ -490,9 +484,7 @@ def test_an_image_without_node_is_good_and_noted(
     assert f"web 1: tools: {measured}" in capsys.readouterr().out
 
 
-def test_the_user_of_jobs(
-    probe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_user_of_jobs(probe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: dict[str, object] = {"runners": [{"path": "/r"}]}
     found = SimpleNamespace(pw_dir=str(tmp_path / "home"), pw_uid=os.getuid())
     monkeypatch.setattr(probe.shutil, "which", lambda _: None)
@@ -519,7 +511,7 @@ def test_the_user_of_jobs(
     )
 
 
-def test_a_program_for_another_processor(probe: ModuleType, tmp_path: Path) -> None:
+def test_a_program_for_another_processor(probe: Any, tmp_path: Path) -> None:
     program = tmp_path / "runner"
     program.write_bytes(b"\x7fELF" + bytes(14) + b"\xb7\x00" + bytes(40))
     program.chmod(0o755)
