@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from vmrunner.errors import Busy, ConfigError
 from vmrunner.log import Say
+from vmrunner.waiting import Deadline
 
 _POLL = 0.2  # seconds
 
@@ -50,16 +50,16 @@ def held(path: Path, other: str, hint: str, *, wait: float, say: Say) -> Iterato
             "Run as root, or name another folder in the configuration.",
         ) from None
     with file:
-        deadline, told = time.monotonic() + wait, False
+        deadline, told = Deadline(wait), False
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() >= deadline:
+                if deadline.is_over:
                     raise Busy(f"{other}.", hint) from None
                 if not told:
                     say(f"{other}; waiting for it.")
                     told = True
-                time.sleep(_POLL)
+                deadline.pause(_POLL)
         yield

@@ -16,6 +16,7 @@ from vmrunner.forge.http import PAGE, Http, actions_path, parse
 from vmrunner.forge.trace import Place, Trace, by_run
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
 from vmrunner.text import presentable
+from vmrunner.waiting import Deadline
 
 # Seconds that looking for ended jobs may take; what is left is looked for the next time.
 _LONGEST = 5.0
@@ -324,7 +325,7 @@ class _Search:
             {each.runner_id: each for each in sought},
         )
         self._http, self._trace = gitea._http, gitea._trace
-        self._until = gitea._clock() + _LONGEST
+        self._until = Deadline(_LONGEST, gitea._clock)
         self._listed: set[int] = set()  # runs
         self._found = {each: job for each in self._sought if (job := self._trace.of(each))}
 
@@ -340,7 +341,7 @@ class _Search:
         return none | self._found
 
     def _is_late(self) -> bool:
-        return self._gitea._clock() > self._until
+        return self._until.is_over
 
     def _is_over(self) -> bool:
         return len(self._found) == len(self._sought) or self._is_late()

@@ -42,6 +42,7 @@ from vmrunner.model.machine import (
 from vmrunner.network.firewall import Firewall
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.names import network_name
+from vmrunner.waiting import Deadline
 
 _GONE_WITHIN = 15.0  # seconds; a destroyed QEMU is reaped within two even by a slow PID 1
 _TOLD_WITHIN = 1.0  # seconds; events come within a few milliseconds
@@ -259,7 +260,8 @@ class LibvirtHost:
         ]:
             self._ends.pop(gone, None)
         dropped = self._firewall.dropped() if self._firewall and domains else {}
-        told_by, found = 0.0, []
+        told_by: Deadline | None = None
+        found = []
         for machine in sorted(domains.keys() | files.keys(), key=str):
             metadata, trouble, is_paused = None, "", False
             if machine in domains:
@@ -280,7 +282,7 @@ class LibvirtHost:
             )
             alive = machine in domains and self.alive(machine)
             if not alive:
-                told_by = told_by or time.monotonic() + _TOLD_WITHIN
+                told_by = told_by or Deadline(_TOLD_WITHIN)
                 trouble = trouble or self._end_of(machine, told_by)
             names = tuple(files.get(machine, ()))
             found.append(
@@ -297,13 +299,13 @@ class LibvirtHost:
             )
         return found
 
-    def _end_of(self, machine: MachineId, told_by: float) -> str:
+    def _end_of(self, machine: MachineId, told_by: Deadline) -> str:
         """How a machine that is gone has ended.
 
         libvirt forgets it a moment before it tells: that is waited for, once.
         """
-        while self._wake and machine not in self._ends and time.monotonic() < told_by:
-            time.sleep(0.005)
+        while self._wake and machine not in self._ends and not told_by.is_over:
+            told_by.pause(0.005)
         return self._ends.setdefault(machine, "")
 
     def _state(self, domain: Any) -> tuple[str, bool]:
@@ -633,9 +635,9 @@ class LibvirtHost:
 
     def destroy(self, machine: MachineId) -> None:
         """See Hypervisor."""
-        deadline = time.monotonic() + _GONE_WITHIN
+        deadline = Deadline(_GONE_WITHIN)
         while (domain := self._own(machine)) is not None:
-            if time.monotonic() > deadline:
+            if deadline.is_over:
                 raise HypervisorError(
                     f"{machine} does not go away.",
                     f"`virsh destroy {machine}` may say why; the next pass tries again.",
@@ -645,7 +647,7 @@ class LibvirtHost:
             except libvirt.libvirtError as error:
                 if error.get_error_code() not in _GONE:
                     raise translate(error, f"destroying {machine}") from error
-                time.sleep(0.05)  # it is on its way out
+                deadline.pause(0.05)  # it is on its way out
         self._ends.pop(machine, None)
         if self._firewall:
             with suppress(NotPermitted):  # the next pass that may sweeps it

@@ -34,6 +34,7 @@ from vmrunner.log import Say
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import EventKind, MachineId, Shape, parse_events
 from vmrunner.render import guest, source
+from vmrunner.waiting import Deadline
 
 _LAYOUT = 1
 """Counts the changes of what a snapshot is made of, besides the templates."""
@@ -210,13 +211,13 @@ class Snapshots:
         return made
 
     def _await_ready(self, domain: Any, machine: MachineId, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+        deadline = Deadline(timeout)
         while not any(
             event.kind is EventKind.READY
             for event in parse_events(self._storage.read(f"{machine}.{File.EVENTS}", 65536))
         ):
             self._storage.progress()
-            if time.monotonic() > deadline:
+            if deadline.is_over:
                 raise SnapshotError(
                     f"The machine that was to be saved was not ready within {timeout:.0f} s.",
                     "Does the image boot? `vmrunner exec` shows it.",
@@ -228,7 +229,7 @@ class Snapshots:
                     "The machine that was to be saved went before it was ready.",
                     "Does the image boot? `vmrunner exec` shows it.",
                 ) from None
-            time.sleep(0.2)
+            deadline.pause(0.2)
         time.sleep(_SETTLE)
 
     def load(self, domain: Any, snapshot: Snapshot) -> None:
@@ -313,7 +314,7 @@ def _say(domain: Any, command: str, **arguments: object) -> Any:
 
 
 def _await_migration(domain: Any) -> None:
-    deadline = time.monotonic() + _LOAD_WITHIN
+    deadline = Deadline(_LOAD_WITHIN)
     while (found := _say(domain, "query-migrate")).get("status") != "completed":
         if found.get("status") == "failed":
             said = str(found.get("error-desc", "?"))
@@ -322,12 +323,12 @@ def _await_migration(domain: Any) -> None:
                 "The machine is booted instead.",
                 denied=is_denied(said),
             )
-        if time.monotonic() > deadline:
+        if deadline.is_over:
             raise SnapshotError(
                 f"QEMU did not use the state within {_LOAD_WITHIN:.0f} s.",
                 "The machine is booted instead.",
             )
-        time.sleep(0.002)
+        deadline.pause(0.002)
 
 
 def _volume(key: str, part: str) -> str:

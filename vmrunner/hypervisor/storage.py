@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from vmrunner.hypervisor.seam import Volume, image_stem
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import PREFIX, MachineId
 from vmrunner.render import xml
+from vmrunner.waiting import Deadline
 
 _CHUNK = 1 << 20
 _READS = 4  # attempts at a file that is swapped for another one meanwhile
@@ -425,14 +425,14 @@ def _refresh(pool: Any) -> None:
 
     It refuses while a volume is being made, be it by us or by another vmrunner.
     """
-    deadline = time.monotonic() + _REFRESH_WITHIN
+    deadline = Deadline(_REFRESH_WITHIN)
     while True:
         try:
             pool.refresh(0)
         except libvirt.libvirtError as error:
-            if "asynchronous jobs" not in str(error) or time.monotonic() > deadline:
+            if "asynchronous jobs" not in str(error) or deadline.is_over:
                 raise
-            time.sleep(0.05)
+            deadline.pause(0.05)
         else:
             return
 

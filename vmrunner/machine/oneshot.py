@@ -31,6 +31,7 @@ from vmrunner.model.machine import (
 )
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.policy import Reach
+from vmrunner.waiting import Deadline
 
 _POLL = 0.2  # seconds
 _SOON = 0.01  # seconds
@@ -181,13 +182,13 @@ def _wait(
 
     Deadlines run on our clock.
     """
-    deadline, up = time.monotonic() + boot, False
+    deadline, up = Deadline(boot), False
     while True:
         alive = hypervisor.alive(machine)
         seen = Machine(machine, alive, events=parse_events(hypervisor.read(machine, File.EVENTS)))
         if (ended := seen.event(EventKind.EXIT)) or not alive:
             return ended
-        if time.monotonic() > deadline:
+        if deadline.is_over:
             what = (
                 f"The command did not end within {timeout:.0f} s."
                 if up
@@ -195,9 +196,9 @@ def _wait(
             )
             raise MachineError(what, console=_console(hypervisor, machine))
         if not up and seen.event(EventKind.RUNNER):
-            deadline, up = time.monotonic() + timeout + _POWER_OFF, True
+            deadline, up = Deadline(timeout + _POWER_OFF), True
         # The output's end comes right before the word that the command has ended.
-        reader.join(_POLL) if reader.is_alive() else time.sleep(_SOON)
+        reader.join(_POLL) if reader.is_alive() else deadline.pause(_SOON)
 
 
 def _console(hypervisor: Hypervisor, machine: MachineId) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sqlite3
 import statistics
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
@@ -23,6 +22,7 @@ from vmrunner.manager.trial import Trial
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Job, JobState
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
+from vmrunner.waiting import Deadline
 
 _SCHEMA = 3
 _ASKS = 6  # times that the forge is asked for a machine's job before that counts as not known
@@ -248,17 +248,14 @@ class History:
         """sqlite does not wait for its turn where two switch a new file to WAL at once: one of them
         is told at once that it is locked.
         """
-        deadline = time.monotonic() + _PATIENCE
+        deadline = Deadline(_PATIENCE)
         while True:
             try:
                 return self._open()
             except sqlite3.OperationalError as error:
-                if (
-                    error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY
-                    or time.monotonic() > deadline
-                ):
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or deadline.is_over:
                     raise
-                time.sleep(0.02)
+                deadline.pause(0.02)
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(

@@ -60,7 +60,7 @@ from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import Reach
-from vmrunner.waiting import retry_at
+from vmrunner.waiting import Deadline, retry_at
 
 _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` bites after 300
 _WORKERS = 4  # machines that are made or destroyed at the same time
@@ -718,9 +718,10 @@ class Manager:
         is taken for each pass.
         """
         self._drained.add(pools, self._clock())
-        total, told, began = Outcome(), False, time.monotonic()
+        total, told = Outcome(), False
+        deadline = Deadline(timeout) if timeout is not None else None
         while True:
-            late = timeout is not None and time.monotonic() - began >= timeout
+            late = deadline is not None and deadline.is_over
             drain = dict.fromkeys(pools, Drain.ALL if now or late else Drain.IDLE)
             with self.lock():
                 outcome, survey = self.reconcile(drain)

@@ -23,6 +23,7 @@ from vmrunner.manager.metrics import Figures
 from vmrunner.manager.observed import Drain
 from vmrunner.model.job import Job, JobState
 from vmrunner.model.machine import EventKind, Machine, MachineId
+from vmrunner.waiting import Deadline
 
 _TICK = 0.2  # seconds between two looks at the guests that are expected to report something
 _SHORTEST = 0.01  # seconds that it waits, at least
@@ -288,7 +289,7 @@ class Server:
 
     def _sleep(self, survey: Survey | None) -> None:
         """Until something happens that a pass should see."""
-        until = self._clock() + _LONGEST
+        until = Deadline(_LONGEST, self._clock)
         watched = (
             [machine for machine in survey.observed.machines if _is_awaited(machine)]
             if survey
@@ -298,8 +299,8 @@ class Server:
             isinstance(action, Start | Bind | Finish) for action in survey.plan.actions
         ):
             # So that new machines are among the watched, and a place that became free is used.
-            until = self._clock() + 1.0
-        while self._clock() < until and not self._stop and not self._reload:
+            until = Deadline(1.0, self._clock)
+        while not until.is_over and not self._stop and not self._reload:
             # A poll is not late by the rest of a tick. A short rest there is all the same: it may
             # be due by what others spent.
             if self._wait(

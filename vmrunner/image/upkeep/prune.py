@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from vmrunner.log import Say
 from vmrunner.machine import ownership
 from vmrunner.model.image import DISK
 from vmrunner.model.machine import Machine
+from vmrunner.waiting import Deadline
 
 GONE = ".gone-"
 """What the name of a folder on its way out begins with."""
@@ -112,7 +112,7 @@ def _settled(hypervisor: Hypervisor, runtime_dir: Path) -> list[Volume]:
     `vmrunner exec` brings its image to the host under the manager's lock, and makes the overlay
     after that.
     """
-    deadline = time.monotonic() + _SETTLES_WITHIN
+    deadline = Deadline(_SETTLES_WITHIN)
     while True:
         # Before the volumes: one that ends meanwhile is waited for once more.
         owned = ownership.owned(hypervisor.manager, runtime_dir)
@@ -123,12 +123,12 @@ def _settled(hypervisor: Hypervisor, runtime_dir: Path) -> list[Volume]:
         )
         if not missing:
             return volumes
-        if time.monotonic() > deadline:
+        if deadline.is_over:
             raise Busy(
                 f"The machine {missing[0]} is being made, and may need any version.",
                 "Try again when it runs.",
             )
-        time.sleep(_POLL)
+        deadline.pause(_POLL)
 
 
 def _find(
