@@ -28,8 +28,9 @@ from pydantic import (
 from vmrunner.errors import ConfigError, VmrunnerError
 from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
-from vmrunner.model.machine import Limits, Shape
+from vmrunner.model.machine import DEFAULT_SHAPE, Limits, Shape
 from vmrunner.model.secret import Secret
+from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import (
     CLOSED6,
     UNIQUE_LOCAL,
@@ -155,6 +156,21 @@ class ForgeConfig(Section):
     def _no_trailing_slash(cls, url: str) -> str:
         return url.rstrip("/")
 
+    def ca(self) -> str:
+        """The certificates of `ca_file`, as PEM text for guests; empty without one.
+
+        Raises ConfigError.
+        """
+        if self.ca_file is None:
+            return ""
+        try:
+            return self.ca_file.read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"The certificates {self.ca_file} can't be read: {error}.",
+                "forge.ca_file wants a PEM file.",
+            ) from None
+
 
 def is_local(uri: str) -> bool:
     """Whether libvirt at this URI is on this host."""
@@ -227,9 +243,9 @@ class PoolConfig(Section):
     schedule: tuple[WarmAt, ...] = ()
     register_idle: Annotated[int, Field(ge=0, le=10_000)] = 0
     priority: int = 0
-    vcpus: Annotated[int, Field(ge=1, le=1024)] = 2
-    memory: Mebibytes = 2048
-    disk: Mebibytes = 20 * 1024
+    vcpus: Annotated[int, Field(ge=1, le=1024)] = DEFAULT_SHAPE.vcpus
+    memory: Mebibytes = DEFAULT_SHAPE.memory_mib
+    disk: Mebibytes = DEFAULT_SHAPE.disk_gib * 1024
     cpu_weight: Annotated[int, Field(ge=1, le=10_000)] = 100
     disk_bandwidth: Annotated[Mebibytes, Field(ge=1)] | None = None
     disk_iops: Annotated[int, Field(ge=10, le=10_000_000)] | None = None
@@ -400,6 +416,10 @@ class HostConfig(Section):
     def forge_url(self) -> str:
         """Empty where there is none."""
         return ""
+
+    def forge_addresses(self) -> ForgeAddresses:
+        """Where the forge is, for machines and for what lets them through to it."""
+        return ForgeAddresses(self.forge_url, self.runtime_dir, ipv6=self.network.ipv6 is not None)
 
 
 class Config(HostConfig):

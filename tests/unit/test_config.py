@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from vmrunner.config import Config, example, forge_token, is_local, load, webhook_secret
+from vmrunner.config import (
+    Config,
+    ForgeConfig,
+    example,
+    forge_token,
+    is_local,
+    load,
+    webhook_secret,
+)
 from vmrunner.errors import ConfigError
 from vmrunner.model.job import ScopeKind
 from vmrunner.network.policy import Destination
@@ -228,6 +236,20 @@ def test_the_webhooks_secret(tmp_path: Path) -> None:
     path.chmod(0o640)
     webhook_secret(path, warnings.append)
     assert "The secret file" in warnings[0]
+
+
+def test_the_forges_certificates(tmp_path: Path) -> None:
+    forge = ForgeConfig(kind="gitea", url="https://forge.example")
+    assert forge.ca() == ""
+    file = tmp_path / "ca.pem"
+    forge = forge.model_copy(update={"ca_file": file})
+    with pytest.raises(ConfigError, match=r"certificates .*ca.pem can't be read: .*No such file"):
+        forge.ca()
+    file.write_bytes("no PEM: \u00e9".encode())
+    with pytest.raises(ConfigError, match=r"certificates .*ca.pem can't be read"):
+        forge.ca()
+    file.write_text("PEM")
+    assert forge.ca() == "PEM"
 
 
 def test_several_scopes_and_a_schedule(tmp_path: Path) -> None:

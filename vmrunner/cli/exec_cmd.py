@@ -14,12 +14,12 @@ from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.seam import Output
 from vmrunner.image.versions import store
 from vmrunner.machine import oneshot
-from vmrunner.model.machine import Shape
+from vmrunner.model.machine import DEFAULT_SHAPE, Shape
 from vmrunner.network.policy import Reach
 
 _BOOT = "5m"
-DISK_GIB = 20
-"""The disk of a machine that is made without a pool."""
+MEMORY, DISK = f"{DEFAULT_SHAPE.memory_mib // 1024}GiB", f"{DEFAULT_SHAPE.disk_gib}GiB"
+"""Of a machine that is made without a pool."""
 
 ImageOption = Annotated[str, typer.Option("--image", "-i", help="The golden image.")]
 CpusOption = Annotated[int, typer.Option("--cpus", min=1, max=1024, help="Virtual processors.")]
@@ -40,8 +40,8 @@ def exec_(
         list[str], typer.Argument(metavar="-- CMD…", help="The command and its arguments.")
     ],
     image: ImageOption = "debian-12",
-    cpus: CpusOption = 2,
-    memory: MemoryOption = "2GiB",
+    cpus: CpusOption = DEFAULT_SHAPE.vcpus,
+    memory: MemoryOption = MEMORY,
     boots: Annotated[
         bool, typer.Option("--boot", help="Boot the machine, also if there is a snapshot of it.")
     ] = False,
@@ -70,7 +70,7 @@ def exec_(
             "An allowlist belongs to a pool.",
             "For exec there are --network internet and --network none.",
         )
-    shape, boot = shape_of(cpus, memory, f"{DISK_GIB}GiB"), config.parse_duration(_BOOT)
+    shape, boot = shape_of(cpus, memory, DISK), config.parse_duration(_BOOT)
     settings = config.load_host(config_path)
     golden = store.find(settings.images_dir, image)
     host = open_host(settings, warn)

@@ -15,14 +15,14 @@ from rich.table import Column, Table
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, age, out, say, snapshot, warn
-from vmrunner.cli.exec_cmd import DISK_GIB, CpusOption, ImageOption, MemoryOption, shape_of
+from vmrunner.cli.exec_cmd import DISK, MEMORY, CpusOption, ImageOption, MemoryOption, shape_of
 from vmrunner.errors import ConfigError
 from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.seam import Snapshot
 from vmrunner.image.versions import store
 from vmrunner.machine import clones
 from vmrunner.machine.clones import Shelf
-from vmrunner.model.machine import Shape
+from vmrunner.model.machine import DEFAULT_SHAPE, Shape
 from vmrunner.render import text
 
 _TIMEOUT = 600.0  # seconds
@@ -64,9 +64,9 @@ def make_in_background(
 @snapshot.command("create")
 def create(
     image: ImageOption = "debian-12",
-    cpus: CpusOption = 2,
-    memory: MemoryOption = "2GiB",
-    disk: Annotated[str, typer.Option("--disk", help='Like "20GiB".')] = f"{DISK_GIB}GiB",
+    cpus: CpusOption = DEFAULT_SHAPE.vcpus,
+    memory: MemoryOption = MEMORY,
+    disk: Annotated[str, typer.Option("--disk", help='Like "20GiB".')] = DISK,
     pool: Annotated[
         str | None,
         typer.Option(

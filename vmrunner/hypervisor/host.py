@@ -40,7 +40,6 @@ from vmrunner.model.machine import (
     parse_events,
 )
 from vmrunner.network.firewall import Firewall
-from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.names import network_name
 from vmrunner.waiting import Deadline
 
@@ -688,17 +687,14 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
                 "is that host's own.",
                 "Run vmrunner there, or set `filter = false` in the table [network].",
             )
-        ipv6 = settings.network.ipv6
-        forge = ForgeAddresses(settings.forge_url, settings.runtime_dir, ipv6=ipv6 is not None)
-        bounds = settings.network.bounds
         firewall = Firewall(
             settings.manager,
             section.subnet,
             settings.policies,
-            bounds,
-            forge,
+            settings.network.bounds,
+            settings.forge_addresses(),
             settings.runtime_dir,
-            ipv6,
+            settings.network.ipv6,
         )
     return LibvirtHost(
         uri=section.uri,

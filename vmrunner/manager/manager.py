@@ -58,7 +58,6 @@ from vmrunner.model.job import Job, JobState, Scope, Sought
 from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
 from vmrunner.network.addresses import Addresses
-from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import Reach
 from vmrunner.waiting import Deadline, retry_at
 
@@ -464,23 +463,10 @@ class Manager:
                 outcome.acts.append("started")
 
     def _maker(self, pool: str) -> Maker:
-        ca_file = self.settings.forge.ca_file
-        try:
-            ca = ca_file.read_text(encoding="ascii") if ca_file else ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"The certificates {ca_file} can't be read: {error}.",
-                "forge.ca_file wants a PEM file.",
-            ) from None
         section = self.settings.pools[pool]
         # Machines that may not ask DNS, or whose answers may differ from ours, are told where the
         # forge is.
-        addresses = ForgeAddresses(
-            self.settings.forge_url,
-            self.settings.runtime_dir,
-            ipv6=self.settings.network.ipv6 is not None,
-        )
-        forge = addresses() if section.network is not Reach.INTERNET else ()
+        forge = self.settings.forge_addresses()() if section.network is not Reach.INTERNET else ()
         pinned = str(forge[0].address) if forge else ""
         return Maker(
             self.hypervisor,
@@ -490,7 +476,7 @@ class Manager:
             self.shelf,
             pool,
             section,
-            ca,
+            self.settings.forge.ca(),
             pinned,
             self._clock,
         )

@@ -204,6 +204,10 @@ class Shape:
     disk_gib: int
 
 
+DEFAULT_SHAPE = Shape(2, 2048, 20)
+"""What nobody has said otherwise of: for pools as for machines that belong to none."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """How much of the host a machine may use while it runs; its guest can't see them."""

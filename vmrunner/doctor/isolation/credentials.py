@@ -8,10 +8,8 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 from vmrunner.doctor.isolation.lab import Cell, Lab
-from vmrunner.errors import ConfigError
 from vmrunner.forge.seam import Forge
 from vmrunner.model.job import Credentials, Scope
 from vmrunner.model.machine import MachineId
@@ -57,16 +55,7 @@ def _ask(lab: Lab, credentials: Credentials, label: str) -> dict[str, bool]:
         "token": credentials.token,
         "label": label,
         "hosts": hosts[:1],
-        "ca": _text(section.ca_file) if section.ca_file else "",
+        "ca": section.ca(),
     }
     answered: dict[str, bool] = lab.answers("probe_credentials.py", json.dumps(told))
     return answered
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"The certificates {path} can't be read: {error}.", "forge.ca_file names a PEM file."
-        ) from None

@@ -59,11 +59,7 @@ class Lab:
     @property
     def forge(self) -> ForgeAddresses:
         """Where the forge is."""
-        return ForgeAddresses(
-            self.settings.forge_url,
-            self.settings.runtime_dir,
-            ipv6=self.settings.network.ipv6 is not None,
-        )
+        return self.settings.forge_addresses()
 
     @contextmanager
     def on_one_processor(self) -> Iterator[Lab]:

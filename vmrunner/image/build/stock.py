@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,12 +29,12 @@ from vmrunner.image.recipe.recipe import StockSource
 from vmrunner.image.versions.store import MANIFEST
 from vmrunner.machine import oneshot
 from vmrunner.model.image import DISK, Golden, Manifest
-from vmrunner.model.machine import Shape
+from vmrunner.model.machine import DEFAULT_SHAPE
 from vmrunner.network.policy import Reach
 
 TAR = ("--numeric-owner", "--xattrs", "--xattrs-include=*", "--acls")
 """How trees are packed and unpacked, so that nothing of their files is lost."""
-_SHAPE = Shape(2, 2048, 1)  # the disk is as big as the image
+_SHAPE = replace(DEFAULT_SHAPE, disk_gib=1)  # the disk is as big as the image
 _BOOT, _READ = timedelta(minutes=15), timedelta(minutes=30)  # at most
 
 # tar's own exit code, for 1 (a file has changed meanwhile) is as good as 0; the sum, for a port has

@@ -27,7 +27,7 @@ from vmrunner.log import Say
 from vmrunner.machine import oneshot
 from vmrunner.machine.seed import RUNNERS
 from vmrunner.model.image import Golden
-from vmrunner.model.machine import MachineId, Shape
+from vmrunner.model.machine import DEFAULT_SHAPE, MachineId, Shape
 from vmrunner.network.forge import forge_host
 from vmrunner.network.policy import Reach
 from vmrunner.render import guest
@@ -51,7 +51,6 @@ OURS = (
 _SKEW = 5.0  # seconds
 _LONGEST, _LINES = 300, 200  # of what a guest says
 _PROBE = timedelta(minutes=15)  # for all checks together
-_DEFAULT_SHAPE = Shape(2, 2048, 20)  # what `exec` has
 _NO_PYTHON = 127
 _PANIC = ("Kernel panic", "Rebooting in ")  # the first and the last that a kernel says then
 
@@ -59,7 +58,7 @@ _PANIC = ("Kernel panic", "Rebooting in ")  # the first and the last that a kern
 def shape_for(settings: HostConfig, name: str) -> Shape:
     """The size of the machine: that of the first pool that uses the image."""
     pools = settings.pools.values() if isinstance(settings, Config) else ()
-    return next((pool.shape for pool in pools if pool.image == name), _DEFAULT_SHAPE)
+    return next((pool.shape for pool in pools if pool.image == name), DEFAULT_SHAPE)
 
 
 def verify(
