@@ -30,6 +30,7 @@ from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
 from vmrunner.model.machine import DEFAULT_SHAPE, Limits, Shape
 from vmrunner.model.secret import Secret
+from vmrunner.network.addresses import Addresses
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import (
     CLOSED6,
@@ -416,6 +417,10 @@ class HostConfig(Section):
     def forge_url(self) -> str:
         """Empty where there is none."""
         return ""
+
+    def addresses(self) -> Addresses:
+        """Which machine has which address."""
+        return Addresses(self.runtime_dir, self.libvirt.subnet, self.network.ipv6)
 
     def forge_addresses(self) -> ForgeAddresses:
         """Where the forge is, for machines and for what lets them through to it."""

@@ -148,11 +148,9 @@ def _ours(path: Any) -> dict[str, float]:
         code = oneshot.run(
             host,
             settings,
-            golden,
-            ["true"],
-            shape=Shape(2, config.parse_size(MEMORY), 20),
-            boot_timeout=timedelta(minutes=5),
-            timeout=timedelta(minutes=5),
+            oneshot.Command(
+                golden, ["true"], Shape(2, config.parse_size(MEMORY), 20), timedelta(minutes=5)
+            ),
             write=lambda *_: None,
             say=lambda _: None,
         )

@@ -17,7 +17,6 @@ from vmrunner.machine import oneshot
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
 from vmrunner.network.policy import Reach
 
-_BOOT = "5m"
 MEMORY, DISK = f"{DEFAULT_SHAPE.memory_mib // 1024}GiB", f"{DEFAULT_SHAPE.disk_gib}GiB"
 """Of a machine that is made without a pool."""
 
@@ -70,7 +69,7 @@ def exec_(
             "An allowlist belongs to a pool.",
             "For exec there are --network internet and --network none.",
         )
-    shape, boot = shape_of(cpus, memory, DISK), config.parse_duration(_BOOT)
+    shape = shape_of(cpus, memory, DISK)
     settings = config.load_host(config_path)
     golden = store.find(settings.images_dir, image)
     host = open_host(settings, warn)
@@ -83,13 +82,7 @@ def exec_(
     code = oneshot.run(
         host,
         settings,
-        golden,
-        command,
-        shape=shape,
-        boot_timeout=boot,
-        timeout=limit,
-        snapshot=not boots,
-        network=network,
+        oneshot.Command(golden, command, shape, limit, snapshot=not boots, network=network),
         write=write,
         say=say,
     )

@@ -1,6 +1,4 @@
-"""Which snapshot a machine is started from, when one is made, and which ones are not to be used any
-more.
-"""
+"""Snapshots: how one is made, and which ones are not to be used any more."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vmrunner import files, lock
@@ -18,9 +16,9 @@ from vmrunner.errors import SnapshotError
 from vmrunner.hypervisor.seam import Hypervisor, Snapshot
 from vmrunner.log import Say
 from vmrunner.machine import seed
-from vmrunner.machine.ownership import LOCK_WAIT, owning
+from vmrunner.machine.ownership import claiming
 from vmrunner.model.image import Golden
-from vmrunner.model.machine import NO_LIMITS, Limits, MachineId, Metadata, Shape
+from vmrunner.model.machine import MachineId, Shape
 from vmrunner.waiting import retry_at
 
 _FIRST_WAIT, _LONGEST_WAIT = 600.0, 86400.0  # seconds until one that failed is made again
@@ -125,35 +123,6 @@ def prune(hypervisor: Hypervisor, shelf: Shelf, made: Snapshot) -> list[str]:
     return old
 
 
-def clone(
-    hypervisor: Hypervisor,
-    shelf: Shelf,
-    golden: Golden,
-    shape: Shape,
-    metadata: Metadata,
-    limits: Limits = NO_LIMITS,
-) -> Metadata | None:
-    """A paused clone; None where the machine is to be booted: there is no snapshot, or it can't be
-    used.
-
-    One that can't be used is retired, and nothing of the machine is left.
-    """
-    snapshot = hypervisor.snapshot(golden, shape)
-    if snapshot is None:
-        return None
-    try:
-        hypervisor.create_overlay(metadata.machine, golden, shape.disk_gib, snapshot)
-        metadata = replace(metadata, overlay_at=shelf.clock(), snapshot=snapshot.key)
-        hypervisor.start(golden, shape, metadata, snapshot, limits)
-    except SnapshotError as error:
-        hypervisor.destroy(metadata.machine)
-        shelf.failed(snapshot.key, error)
-        hypervisor.drop_snapshot(snapshot.key)
-        return None
-    shelf.works(snapshot.key)
-    return metadata
-
-
 def make(
     hypervisor: Hypervisor,
     settings: HostConfig,
@@ -177,18 +146,11 @@ def make(
         if found := hypervisor.snapshot(golden, shape):  # by another process meanwhile
             return found
         with ExitStack() as stack:
-            with lock.exclusive(settings.runtime_dir, settings.manager, wait=LOCK_WAIT, say=say):
-                stack.enter_context(owning(settings.runtime_dir, machine))
-                hypervisor.prepare(golden)
-            try:
+            with claiming(hypervisor, settings, golden, machine, until=stack, say=say):
                 say(f"snapshot {key}: booting {machine}")
+            try:
                 made = hypervisor.make_snapshot(
-                    golden,
-                    shape,
-                    machine,
-                    seed.iso(machine, seed.wait_script(), None),
-                    timeout,
-                    say,
+                    golden, shape, machine, seed.waiting(machine), timeout, say
                 )
             except SnapshotError as error:
                 shelf.failed(key, error)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Interface
 
 from vmrunner.config import PoolConfig
 from vmrunner.errors import ForgeDenied, ForgeNotFound, ImageError
 from vmrunner.forge.seam import Forge
-from vmrunner.hypervisor.seam import File, Hypervisor
-from vmrunner.machine import clones, seed
+from vmrunner.hypervisor.seam import Hypervisor
+from vmrunner.machine import launch, seed
 from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
+from vmrunner.machine.launch import Launch
 from vmrunner.model.binding import Binding
 from vmrunner.model.image import Golden
 from vmrunner.model.job import Credentials, Job, Scope
@@ -51,46 +53,35 @@ class Maker:
         """
         self._check(golden)
         created_at, address = self.clock(), self.addresses.take(machine)
-        image = golden.id
+        metadata = Metadata(
+            machine,
+            self.pool_name,
+            golden.id,
+            created_at,
+            address=str(address),
+            network=pool_policy(self.pool_name),
+        )
+        wanted = Launch(
+            metadata,
+            golden,
+            self.pool.shape,
+            self.addresses.beside(address),
+            self.pool.limits,
+            None if self.pool.start == "boot" else self.shelf,
+            self.clock,
+        )
         with ExitStack() as revert:
             revert.callback(self.hypervisor.destroy, machine)
-            binding = self._mint(machine, job, scopes, revert) if scopes else None
-            metadata = Metadata(
-                machine,
-                self.pool_name,
-                image,
-                created_at,
-                address=str(address),
-                network=pool_policy(self.pool_name),
-            )
-            clone = None
-            if self.pool.start != "boot":
-                clone = clones.clone(
-                    self.hypervisor, self.shelf, golden, self.pool.shape, metadata, self.pool.limits
-                )
-            if clone is None:
-                self.hypervisor.create_overlay(machine, golden, self.pool.shape.disk_gib)
-                metadata, script = replace(metadata, overlay_at=self.clock()), seed.wait_script()
-                if binding:
-                    metadata, script = (
-                        _bound(metadata, binding, job, created_at),
-                        self._job_script(machine, binding.credentials, job),
-                    )
-                ipv6 = self.addresses.beside(address)
-                self.hypervisor.put(
-                    machine,
-                    File.SEED,
-                    seed.iso(machine, script, address if binding else None, ipv6),
-                )
-                self.hypervisor.start(golden, self.pool.shape, metadata, limits=self.pool.limits)
-            elif binding:
-                metadata = self._let_go(_bound(clone, binding, job, created_at), binding, job)
+            if scopes:
+                binding = self._mint(machine, job, scopes, revert)
+                script = self._job_script(machine, binding.credentials, job)
+                bound = partial(_bound, binding=binding, job=job, at=created_at)
+                metadata = launch.start(self.hypervisor, wanted, script, bound)
             else:
-                metadata = replace(clone, parked_at=self.clock())
-                script = seed.rehearsal_script(
+                rehearsal = seed.rehearsal_script(
                     self.forge.kind, machine, self.pool.job_user, self.pool.runner or ""
                 )
-                self.hypervisor.bind(metadata, seed.iso(machine, script, None, rehearsal=True))
+                metadata = launch.park(self.hypervisor, wanted, rehearsal)
             revert.pop_all()
         return metadata
 
@@ -102,16 +93,12 @@ class Maker:
         with ExitStack() as revert:
             revert.callback(self.hypervisor.destroy, metadata.machine)
             binding = self._mint(metadata.machine, job, scopes, revert)
-            metadata = self._let_go(_bound(metadata, binding, job, self.clock()), binding, job)
+            script = self._job_script(metadata.machine, binding.credentials, job)
+            ipv6 = self.addresses.beside(IPv4Interface(metadata.address))
+            metadata = launch.let_go(
+                self.hypervisor, _bound(metadata, binding, job, self.clock()), script, ipv6
+            )
             revert.pop_all()
-        return metadata
-
-    def _let_go(self, metadata: Metadata, binding: Binding, job: Job | None) -> Metadata:
-        script = self._job_script(metadata.machine, binding.credentials, job)
-        address = IPv4Interface(metadata.address)
-        self.hypervisor.bind(
-            metadata, seed.iso(metadata.machine, script, address, self.addresses.beside(address))
-        )
         return metadata
 
     def _check(self, golden: Golden) -> None:

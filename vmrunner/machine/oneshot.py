@@ -10,15 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 
-from vmrunner import lock
 from vmrunner.config import HostConfig
 from vmrunner.errors import MachineError
 from vmrunner.hypervisor.seam import File, Hypervisor, Output
 from vmrunner.log import Say
-from vmrunner.machine import clones, seed
-from vmrunner.machine.ownership import LOCK_WAIT, owning, sweep
+from vmrunner.machine import launch, seed
+from vmrunner.machine.clones import Shelf
+from vmrunner.machine.launch import Launch
+from vmrunner.machine.ownership import claiming
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import (
     EventKind,
@@ -29,7 +31,6 @@ from vmrunner.model.machine import (
     Shape,
     parse_events,
 )
-from vmrunner.network.addresses import Addresses
 from vmrunner.network.policy import Reach
 from vmrunner.waiting import Deadline
 
@@ -38,71 +39,58 @@ _SOON = 0.01  # seconds
 _POWER_OFF = 10.0  # seconds from the guest's own deadline to ours
 
 
+@dataclass(frozen=True)
+class Command:
+    """One command, and the machine for it."""
+
+    golden: Golden
+    words: Sequence[str]
+    shape: Shape
+    timeout: timedelta  # for the command
+    boot_timeout: timedelta = timedelta(minutes=5)
+    snapshot: bool = True  # the machine may be a clone, where there is a snapshot that works
+    network: str = Reach.INTERNET  # the policy that says what it reaches
+    boothook: bool = False  # see seed.exec_script
+    machine: MachineId | None = None  # its name; None: a new one
+
+
 def run(
     hypervisor: Hypervisor,
     settings: HostConfig,
-    golden: Golden,
-    command: Sequence[str],
+    command: Command,
     *,
-    shape: Shape,
-    boot_timeout: timedelta,
-    timeout: timedelta,
-    snapshot: bool = True,
-    network: str = Reach.INTERNET,
     write: Callable[[Output, bytes], None],
     say: Say,
     started: Callable[[MachineId], None] = lambda _: None,
-    boothook: bool = False,
-    machine: MachineId | None = None,
 ) -> int:
     """Run the command and return its exit code. `write` gets its output as it comes, from two
-    threads.
-
-    The machine is cloned from a snapshot if there is one that works, unless `snapshot` is false. It
-    reaches what the policy `network` says. `started` is told its name, which is a new one unless
-    `machine` says otherwise. `boothook`: see seed.exec_script.
+    threads; `started` is told the machine's name.
 
     Raises MachineError when the guest doesn't come up, or the command doesn't end in time. However
     this ends, the machine is destroyed.
     """
-    machine = machine or MachineId.new(hypervisor.manager)
+    machine, golden = command.machine or MachineId.new(hypervisor.manager), command.golden
+    addresses = settings.addresses()
     with ExitStack() as stack:
-        with lock.exclusive(settings.runtime_dir, settings.manager, wait=LOCK_WAIT, say=say):
-            sweep(hypervisor, settings.runtime_dir)
-            stack.enter_context(owning(settings.runtime_dir, machine))
-            hypervisor.prepare(golden)
-            addresses = Addresses(
-                settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6
-            )
+        with claiming(hypervisor, settings, golden, machine, until=stack, say=say):
             address = addresses.take(machine)
         stack.callback(_destroy, hypervisor, machine, say)
         metadata = Metadata(
-            machine, "", golden.id, time.time(), address=str(address), network=network
+            machine, "", golden.id, time.time(), address=str(address), network=command.network
+        )
+        wanted = Launch(
+            metadata,
+            golden,
+            command.shape,
+            addresses.beside(address),
+            shelf=Shelf(settings.state_dir) if command.snapshot else None,
         )
         end = secrets.token_hex(16)
-        script = seed.exec_script(command, timeout, end, boothook=boothook)
-        clone = (
-            clones.clone(hypervisor, clones.Shelf(settings.state_dir), golden, shape, metadata)
-            if snapshot
-            else None
-        )
-        if clone:
-            hypervisor.bind(clone, seed.iso(machine, script, address, addresses.beside(address)))
-            say(f"machine {machine}: cloned")
-        else:
-            hypervisor.create_overlay(machine, golden, shape.disk_gib)
-            hypervisor.put(
-                machine, File.SEED, seed.iso(machine, script, address, addresses.beside(address))
-            )
-            hypervisor.start(golden, shape, metadata)
-            say(
-                f"machine {machine}: booting"
-                + (
-                    "; `vmrunner snapshot create` lets the next ones start at once"
-                    if snapshot
-                    else ""
-                )
-            )
+        script = seed.exec_script(command.words, command.timeout, end, boothook=command.boothook)
+        is_clone = bool(launch.start(hypervisor, wanted, script).snapshot)
+        hint = "; `vmrunner snapshot create` lets the next ones start at once"
+        how = "cloned" if is_clone else f"booting{hint if command.snapshot else ''}"
+        say(f"machine {machine}: {how}")
         started(machine)
         readers = [
             threading.Thread(
@@ -113,7 +101,11 @@ def run(
         for reader in readers:
             reader.start()
         ended = _wait(
-            hypervisor, machine, readers[0], boot_timeout.total_seconds(), timeout.total_seconds()
+            hypervisor,
+            machine,
+            readers[0],
+            command.boot_timeout.total_seconds(),
+            command.timeout.total_seconds(),
         )
         for reader in readers:
             reader.join(_POWER_OFF)

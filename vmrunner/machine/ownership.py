@@ -7,16 +7,41 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from vmrunner import lock
+from vmrunner.config import HostConfig
 from vmrunner.errors import ConfigError
 from vmrunner.hypervisor.seam import Hypervisor
+from vmrunner.log import Say
+from vmrunner.model.image import Golden
 from vmrunner.model.machine import MachineId
 
 LOCK_WAIT = 60.0
 """Seconds that such a process waits for a pass to end."""
 _FOLDER = "exec"
+
+
+@contextmanager
+def claiming(
+    hypervisor: Hypervisor,
+    settings: HostConfig,
+    golden: Golden,
+    machine: MachineId,
+    *,
+    until: ExitStack,
+    say: Say,
+) -> Iterator[None]:
+    """Bring the image to the host for a machine that this process owns, `until` it lets go of it.
+
+    In the block no pass is at work: what a pass would sweep is noted there.
+    """
+    with lock.exclusive(settings.runtime_dir, settings.manager, wait=LOCK_WAIT, say=say):
+        sweep(hypervisor, settings.runtime_dir)
+        until.enter_context(owning(settings.runtime_dir, machine))
+        hypervisor.prepare(golden)
+        yield
 
 
 @contextmanager

@@ -289,6 +289,11 @@ def wait_script() -> str:
     return f"{head}{guest(_GUEST)}\n\nwait(CODE, REHEARSAL)\n"
 
 
+def waiting(machine: MachineId) -> bytes:
+    """The seed of a machine that comes up, without network, and waits for another one."""
+    return iso(machine, wait_script(), None)
+
+
 def exec_script(
     command: Sequence[str], timeout: timedelta, end: str = "", *, boothook: bool = False
 ) -> str:

@@ -57,7 +57,6 @@ from vmrunner.model.image import Golden
 from vmrunner.model.job import Job, JobState, Scope, Sought
 from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
-from vmrunner.network.addresses import Addresses
 from vmrunner.network.policy import Reach
 from vmrunner.waiting import Deadline, retry_at
 
@@ -148,9 +147,7 @@ class Manager:
         self._log, self._clock, self._workers = log, clock, workers
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
-        self._addresses = Addresses(
-            settings.runtime_dir, settings.libvirt.subnet, settings.network.ipv6
-        )
+        self._addresses = settings.addresses()
         self.shelf = Shelf(settings.state_dir, clock)
         self._rollback = Rollback(settings, history, log)
         self._forge_down = settings.runtime_dir / "forge-down"  # written when the forge went away

@@ -12,8 +12,9 @@ import pytest
 from tests.world import POOL, World
 from vmrunner.errors import SnapshotError
 from vmrunner.image.versions import store
-from vmrunner.machine import clones
+from vmrunner.machine import launch
 from vmrunner.machine.clones import Shelf
+from vmrunner.machine.launch import Launch
 from vmrunner.model.machine import MachineId, Metadata
 
 DAY = 86400.0
@@ -29,16 +30,18 @@ def world(tmp_path: Path) -> Iterator[World]:
     made.history.close()
 
 
-def clone(world: World, pool: str) -> Metadata | None:
+def is_cloned(world: World, pool: str) -> bool:
+    """Whether the next machine is a clone."""
     golden, section = store.find(world.settings.images_dir, "debian-12"), world.settings.pools[pool]
-    metadata = Metadata(MachineId.new("m"), pool, "debian-12/1", world.clock.now)
-    return clones.clone(world.hypervisor, world.manager.shelf, golden, section.shape, metadata)
+    metadata = Metadata(MachineId.new("m"), pool, golden.id, world.clock.now)
+    wanted = Launch(metadata, golden, section.shape, shelf=world.manager.shelf, clock=world.clock)
+    return bool(launch.park(world.hypervisor, wanted, "rehearsal").snapshot)
 
 
 def test_one_that_nobody_uses_goes_when_another_one_is_made(world: World) -> None:
     used, unused = world.make_snapshot("p"), world.make_snapshot("big")
     world.clock.now += 6 * DAY
-    assert clone(world, "p")
+    assert is_cloned(world, "p")
     world.clock.now += 3 * DAY
     world.publish("2", {"kind": "gitea-runner", "path": "/r", "sha256": "0"})
     made = world.make_snapshot("p")
@@ -59,7 +62,7 @@ def test_one_that_fails_rests_longer_each_time_and_is_forgiven_when_it_works(wor
     world.hypervisor.clones_fail = True
     for wait in (600, 1200, 2400):
         key = world.make_snapshot("p").key
-        assert clone(world, "p") is None
+        assert not is_cloned(world, "p")
         assert world.hypervisor.snapshots() == [], "it is retired"
         world.clock.now += wait - 1
         assert world.manager.shelf.failure(key)
@@ -70,7 +73,7 @@ def test_one_that_fails_rests_longer_each_time_and_is_forgiven_when_it_works(wor
     assert world.manager.shelf.failure(key) is None, "a clock that was set back holds nothing up"
     world.hypervisor.clones_fail = False
     world.make_snapshot("p")
-    assert clone(world, "p")
+    assert is_cloned(world, "p")
     assert 'failed": {}' in (world.folder / "snapshots.json").read_text()
 
 

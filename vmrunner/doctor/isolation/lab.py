@@ -105,20 +105,23 @@ class Lab:
         own = host or self.open_host()
         try:
             patience = "1" if own.kvm else "4"
+            probe = ["env", f"PROBE_PATIENCE={patience}", "python3", "-c", guest(program)]
             return oneshot.run(
                 own,
                 self.settings,
-                self.golden,
-                ["env", f"PROBE_PATIENCE={patience}", "python3", "-c", guest(program), *arguments],
-                shape=self.shape,
-                boot_timeout=_BOOT,
-                timeout=timeout,
-                snapshot=self.snapshot,
-                network=policy,
+                oneshot.Command(
+                    self.golden,
+                    [*probe, *arguments],
+                    self.shape,
+                    timeout,
+                    boot_timeout=_BOOT,
+                    snapshot=self.snapshot,
+                    network=policy,
+                    machine=machine,
+                ),
                 write=lambda stream, chunk: write(chunk) if stream is Output.STDOUT else None,
                 say=self.say,
                 started=started,
-                machine=machine,
             )
         finally:
             if host is None:

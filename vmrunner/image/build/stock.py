@@ -109,16 +109,18 @@ def boot(
         return oneshot.run(
             hypervisor,
             settings,
-            golden,
-            command,
-            shape=_SHAPE,
-            boot_timeout=max(settings.images.boot_timeout, _BOOT),
-            timeout=_READ,
-            snapshot=False,
-            network=Reach.NONE,
+            oneshot.Command(
+                golden,
+                command,
+                _SHAPE,
+                _READ,
+                boot_timeout=max(settings.images.boot_timeout, _BOOT),
+                snapshot=False,
+                network=Reach.NONE,
+                boothook=True,
+            ),
             write=write,
             say=lambda _: None,
-            boothook=True,
         )
     except MachineError as error:
         raise ImageError(

@@ -29,7 +29,6 @@ from vmrunner.machine.seed import RUNNERS
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import DEFAULT_SHAPE, MachineId, Shape
 from vmrunner.network.forge import forge_host
-from vmrunner.network.policy import Reach
 from vmrunner.render import guest
 
 OURS = (
@@ -135,17 +134,18 @@ def _boot(
         code = oneshot.run(
             hypervisor,
             settings,
-            golden,
-            guarded,
-            shape=shape,
-            boot_timeout=settings.images.boot_timeout,
-            timeout=_PROBE,
-            snapshot=False,
-            network=Reach.INTERNET,
+            oneshot.Command(
+                golden,
+                guarded,
+                shape,
+                _PROBE,
+                boot_timeout=settings.images.boot_timeout,
+                snapshot=False,
+                machine=machine,
+            ),
             write=lambda stream, chunk: listener.hear(chunk) if stream is Output.STDOUT else None,
             say=lambda _: None,
             started=listener.started,
-            machine=machine,
         )
     except (DiskFull, NameClash, NotPermitted, SnapshotError):
         raise

@@ -24,6 +24,7 @@ from vmrunner.image.upkeep.rotation import Stage
 from vmrunner.image.versions import promotion, proof, store, verify
 from vmrunner.image.versions.proof import Proof
 from vmrunner.image.versions.store import MANIFEST
+from vmrunner.machine.oneshot import Command
 from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import MachineId, Shape
 from vmrunner.resources import folder
@@ -52,13 +53,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """What the next machines print, in small pieces, before they end with this code or error."""
 
     def speak(output: bytes, code: int = 0, error: VmrunnerError | None = None) -> None:
-        def run(*_: object, **options: object) -> int:
+        def run(_: object, __: object, command: Command, **options: object) -> int:
             if error:
                 raise error
             started, write = options["started"], options["write"]
             assert callable(started)
             assert callable(write)
-            assert options["snapshot"] is False
+            assert not command.snapshot
             started(MachineId.new("m"))
             for begin in range(0, len(output), 7):
                 write(Output.STDOUT, output[begin : begin + 7])
