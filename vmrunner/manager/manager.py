@@ -377,12 +377,13 @@ class Manager:
         # The plan counted on their places: no new machines before they are really gone.
         kinds = (Bind, Start) if gone_before <= outcome.gone else (Bind,)
         new = [action for action in actions if isinstance(action, kinds)]
-        goldens = self._publish(new, outcome)
+        makers = self._makers(new, outcome)
+        goldens = self._publish([action for action in new if action.pool in makers], outcome)
         unusable = {pool for pool, golden in goldens.items() if golden is None}
-        able = [action for action in new if action.pool not in unusable]
+        able = [action for action in new if action.pool in makers.keys() - unusable]
         self._side_by_side(
             [
-                partial(self._carry_out, action, outcome, goldens.get(action.pool))
+                partial(self._make, action, makers[action.pool], goldens.get(action.pool), outcome)
                 for action in able
             ],
             outcome,
@@ -420,7 +421,19 @@ class Manager:
                 found[pool] = golden
         return found
 
-    def _carry_out(self, action: Action, outcome: Outcome, golden: Golden | None = None) -> None:
+    def _makers(self, new: Sequence[Bind | Start], outcome: Outcome) -> dict[str, Maker]:
+        """What makes the machines of each pool that gets some, once in a pass; a pool is left out
+        whose machines can't be told how to reach the forge.
+        """
+        found: dict[str, Maker] = {}
+        for pool in dict.fromkeys(action.pool for action in new):
+            try:
+                found[pool] = self._maker(pool)
+            except ConfigError as error:
+                outcome.failures.append(error)
+        return found
+
+    def _carry_out(self, action: Action, outcome: Outcome) -> None:
         match action:
             case Note():
                 self.hypervisor.note(action.metadata)
@@ -443,10 +456,14 @@ class Manager:
                 self._log.warning("runner record without a machine deleted", machine=runner.name)
                 self.history.count(Counted.SWEPT, label="runner")
                 outcome.acts.append("swept")
+
+    def _make(
+        self, action: Bind | Start, maker: Maker, golden: Golden | None, outcome: Outcome
+    ) -> None:
+        scopes = _once(action.scope, action.fallback)
+        match action:
             case Bind():
-                metadata = self._maker(action.pool).bind(
-                    action.metadata, action.job, _once(action.scope, action.fallback)
-                )
+                metadata = maker.bind(action.metadata, action.job, scopes)
                 self.history.bound(metadata, action.job)
                 self._log.info(
                     "machine bound",
@@ -456,14 +473,15 @@ class Manager:
                 )
                 outcome.acts.append("bound")
             case Start() if golden:
-                self._start(action, golden)
+                self._start(action, maker, golden, scopes)
                 outcome.acts.append("started")
 
     def _maker(self, pool: str) -> Maker:
         section = self.settings.pools[pool]
         # Machines that may not ask DNS, or whose answers may differ from ours, are told where the
         # forge is.
-        forge = self.settings.forge_addresses()() if section.network is not Reach.INTERNET else ()
+        ask = self.settings.forge_addresses()
+        forge = ask() if section.network is not Reach.INTERNET else ()
         pinned = str(forge[0].address) if forge else ""
         return Maker(
             self.hypervisor,
@@ -478,11 +496,12 @@ class Manager:
             self._clock,
         )
 
-    def _start(self, action: Start, golden: Golden) -> None:
+    def _start(
+        self, action: Start, maker: Maker, golden: Golden, scopes: tuple[Scope, ...]
+    ) -> None:
         machine = MachineId.new(self.settings.manager)
         try:
-            scopes = _once(action.scope, action.fallback)
-            metadata = self._maker(action.pool).create(machine, golden, action.job, scopes)
+            metadata = maker.create(machine, golden, action.job, scopes)
         except (HypervisorError, ImageError) as error:
             self._start_failed(machine, action.pool, error)
             raise

@@ -367,6 +367,30 @@ def test_an_image_without_the_forges_runner_is_said_before_anything_is_made(worl
     assert world.left() == []
 
 
+def test_the_forges_certificates_are_read_once_in_a_pass_for_all_machines_of_a_pool(
+    world: World,
+) -> None:
+    authority = world.folder / "ca.pem"
+    forge = {"kind": world.forge.kind, "url": world.forge.url, "ca_file": authority}
+    world.configure({"p": POOL}, forge=forge)
+    world.forge.queue(1)
+    world.forge.queue(2)
+    (failure,) = world.manager.reconcile()[0].failures
+    assert "ca.pem can't be read" in failure.sentence
+    assert world.left() == []
+    authority.write_text("the first PEM")
+    assert world.up() == (2, 0, 0, 0)
+    for machine in world.machines():
+        assert b"the first PEM" in world.hypervisor.files[machine, File.SEED]
+    authority.write_text("the second PEM")
+    world.hypervisor.die(world.machines()[0])
+    world.up()
+    world.clock.now += 11
+    world.up()
+    seeds = [world.hypervisor.files[machine, File.SEED] for machine in world.machines()]
+    assert sorted(b"the second PEM" in seed for seed in seeds) == [False, True]
+
+
 def test_a_token_that_may_not_register_at_the_repository_registers_at_the_pools_scope(
     tmp_path: Path,
 ) -> None:
