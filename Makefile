@@ -34,8 +34,12 @@ bench_tools = rig/rig run --outside -- bash -ec 'python -m pip install --quiet -
 image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu-archive-keyring.gpg ] || { apt-get -qq update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends ubuntu-keyring >/dev/null; } || echo "no keys of Ubuntu here" >&2'
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
-# Without machines: the unit tests two at a time, beside them, one by one, those that share the rig's forge and host.
-side_by_side = rig/rig run -- pytest -q -n 3 --dist loadgroup --ignore=tests/vm $(PYTEST_ARGS)
+# Tests that need neither machines nor a forge: two files at a time (some tests look at what others of their file did).
+units = rig/rig run -- pytest -q -n 2 --dist loadfile tests/unit tests/model $(PYTEST_ARGS)
+# They run beside those that share the rig's forge and host, which mostly wait; what they print is shown at the end.
+without_machines = said=$$(mktemp); $(units) >"$$said" 2>&1 & units=$$!; \
+	rig/rig run -- pytest -q tests/forge tests/libvirt tests/net $(PYTEST_ARGS); \
+	wait "$$units" || { cat "$$said"; exit 1; }; cat "$$said"
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
 shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest rig/rig tests/conformance/plain.sh
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
@@ -49,15 +53,15 @@ demo:
 	$(call in_rig,$(demo_image); rig/rig run -- python -m tests.demo)
 
 test:
-	$(call in_rig,$(test_image); $(side_by_side); rig/rig run -- pytest -q -m 'not long' tests/vm $(PYTEST_ARGS); $(lint))
+	$(call in_rig,$(test_image); $(without_machines); rig/rig run -- pytest -q -m 'not long' tests/vm $(PYTEST_ARGS); $(lint))
 
 # All of it, with what `make test` leaves out for its time: once a night.
 long:
-	$(call in_rig,$(test_image); $(stock_image); $(side_by_side); rig/rig run -- pytest -q tests/vm $(PYTEST_ARGS); $(lint))
+	$(call in_rig,$(test_image); $(stock_image); $(without_machines); rig/rig run -- pytest -q tests/vm $(PYTEST_ARGS); $(lint))
 
 # What one runs at each change: no machine, no forge.
 quick:
-	$(call in_rig,rig/rig run -- pytest -q -n 2 --dist loadgroup tests/unit tests/model $(PYTEST_ARGS); $(lint))
+	$(call in_rig,$(units); $(lint))
 
 # Every recipe in images/, for real, and one on a stock cloud image; builds that are killed or have no room (IMAGES="--only debian-13 --kills 0"
 # for a part); a machine of each image; the first `docker run` in clones; images that are broken in five ways: refused, and where that is

@@ -9,15 +9,6 @@ import pytest
 
 from tests.forge.gitea import Site
 
-ONE_AT_A_TIME = ("tests/forge", "tests/libvirt", "tests/net", "tests/vm")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares the rig's forge and host runs on one worker, beside the unit tests on others."""
-    for item in items:
-        if item.nodeid.startswith(ONE_AT_A_TIME):
-            item.add_marker(pytest.mark.xdist_group("rig"))
-
 
 @pytest.fixture(scope="session")
 def site() -> Iterator[Site]:

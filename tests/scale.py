@@ -34,7 +34,7 @@ from vmrunner.hypervisor.seam import File
 from vmrunner.manager.actions import Plan
 from vmrunner.manager.history import History, Record
 from vmrunner.manager.manager import Manager
-from vmrunner.manager.observed import Desired, Limits, Observed, Queue
+from vmrunner.manager.observed import Desired, HostLimits, Observed, Queue
 from vmrunner.manager.plan import plan
 from vmrunner.manager.serve import Server
 from vmrunner.model.binding import Binding
@@ -301,7 +301,7 @@ def decision(kind: str, machines: int) -> Callable[[], Plan]:
     pools, observed = rush(kind, machines)
 
     def decide() -> Plan:
-        return plan("m", pools, Limits(4.0, 0, 0), observed, 1_000_000.0)
+        return plan("m", pools, HostLimits(4.0, 0, 0), observed, 1_000_000.0)
 
     assert len(decide().actions) == (0 if kind == "another's job" else machines), kind
     return decide

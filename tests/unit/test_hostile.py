@@ -259,9 +259,6 @@ def shown(manager: Manager) -> None:
     check_output(json.dumps(status_cmd._plain(manager, survey, time.time()), indent=1))
 
 
-# Two tests look at what others counted: all belong on one worker.
-pytestmark = pytest.mark.xdist_group("hostile")
-
 started: Counter[str] = Counter()
 
 

@@ -72,7 +72,7 @@ def test_what_verifying_asks_is_what_its_probe_reads(
     asked: list[str] = []
 
     def run(*arguments: Any, **_: Any) -> int:
-        asked.append(arguments[3][-1])
+        asked.append(arguments[2].words[-1])
         return 0
 
     monkeypatch.setattr(verify.oneshot, "run", run)
