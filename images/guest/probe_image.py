@@ -81,6 +81,7 @@ NO_NODE = (
 )
 TOOLS = (
     "git",
+    "python",
     "sudo",
     "curl",
     "jq",
