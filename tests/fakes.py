@@ -238,9 +238,7 @@ class FakeHypervisor:
     ) -> Snapshot:
         self.step("make_snapshot")
         key = self.snapshot_key(golden, shape)
-        self.kept[key] = Snapshot(
-            key, f"{golden.name}/{golden.version}", shape, self.now(), "10.0.0", "11.3.0", {}
-        )
+        self.kept[key] = Snapshot(key, golden.id, shape, self.now(), "10.0.0", "11.3.0", {})
         return self.kept[key]
 
     def verify_snapshot(self, snapshot: Snapshot) -> None: ...
