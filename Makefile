@@ -34,8 +34,9 @@ bench_tools = rig/rig run --outside -- bash -ec 'python -m pip install --quiet -
 image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu-archive-keyring.gpg ] || { apt-get -qq update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends ubuntu-keyring >/dev/null; } || echo "no keys of Ubuntu here" >&2'
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
+short = -m 'not long'
 # Tests that need neither machines nor a forge: two files at a time (some tests look at what others of their file did).
-units = rig/rig run -- pytest -q -n 2 --dist loadfile tests/unit tests/model $(PYTEST_ARGS)
+units = rig/rig run -- pytest -q -n 2 --dist loadfile $(short) tests/unit tests/model $(PYTEST_ARGS)
 # They run beside those that share the rig's forge and host, which mostly wait; what they print is shown at the end.
 without_machines = said=$$(mktemp); $(units) >"$$said" 2>&1 & units=$$!; \
 	rig/rig run -- pytest -q tests/forge tests/libvirt tests/net $(PYTEST_ARGS); \
@@ -53,9 +54,12 @@ demo:
 	$(call in_rig,$(demo_image); rig/rig run -- python -m tests.demo)
 
 test:
-	$(call in_rig,$(test_image); $(without_machines); rig/rig run -- pytest -q -m 'not long' tests/vm $(PYTEST_ARGS); $(lint))
+	$(call in_rig,$(test_image); $(without_machines); rig/rig run -- pytest -q $(short) tests/vm $(PYTEST_ARGS); $(lint))
 
 # All of it, with what `make test` leaves out for its time: once a night.
+long: export VMRUNNER_TEST_MODEL_EXAMPLES ?= 1000
+long: export VMRUNNER_TEST_HOSTILE_EXAMPLES ?= 600
+long: short =
 long:
 	$(call in_rig,$(test_image); $(stock_image); $(without_machines); rig/rig run -- pytest -q tests/vm $(PYTEST_ARGS); $(lint))
 

@@ -1,7 +1,7 @@
 """The model test: random jobs, cancels, crashes, kills, clock jumps and reloads over the real
 manager on fakes, and what must always hold.
 
-500 examples in the suite; `make model` runs 10,000 (VMRUNNER_TEST_MODEL_EXAMPLES).
+150 examples in `make test`, 1,000 in `make long`; `make model` runs 10,000 (VMRUNNER_TEST_MODEL_EXAMPLES).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vmrunner.manager.actions import WaitKind
 from vmrunner.model.job import JobState
 from vmrunner.model.machine import MachineId
 
-EXAMPLES = int(os.environ.get("VMRUNNER_TEST_MODEL_EXAMPLES", "500"))
+EXAMPLES = int(os.environ.get("VMRUNNER_TEST_MODEL_EXAMPLES", "150"))
 PHASES = [Phase.generate]  # shrinking takes minutes; a failing example is short enough to read
 LABELS = [["debian-12"], ["big"], ["debian-12", "big"], ["arm64"]]
 REPOSITORIES = ["o/a", "o/b", "x/c"]

@@ -249,6 +249,7 @@ def test_a_builds_log_has_every_command_that_it_ran(
         assert any(f" {name} " in line for line in logged), name
 
 
+@pytest.mark.long
 def test_a_recipe_chooses_its_kernel_and_nothing_of_this_host_is_left(
     mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +321,7 @@ def test_an_archive_that_another_key_signed(mirror: Mirror, tmp_path: Path) -> N
         build.build(mirror.recipe(key="nowhere.gpg"), images, quiet)
 
 
+@pytest.mark.long
 def test_a_mirror_that_is_gone_while_it_sends_a_package(archive: Path, tmp_path: Path) -> None:
     """Through the program; its next build is a whole one, although a connection of it is reset."""
     config = tmp_path / "vmrunner.toml"
@@ -369,6 +371,7 @@ def test_a_mirror_that_is_gone_while_it_sends_a_package(archive: Path, tmp_path:
     assert left("mine", images, after=True) == []
 
 
+@pytest.mark.long
 def test_a_few_kills_and_a_full_disk(mirror: Mirror, tmp_path: Path) -> None:
     """A sample of what `make images` does with a real Debian."""
     mirror.recipe()
