@@ -1,7 +1,8 @@
 """The model test: random jobs, cancels, crashes, kills, clock jumps and reloads over the real
 manager on fakes, and what must always hold.
 
-150 examples in `make test`, 1,000 in `make long`; `make model` runs 10,000 (VMRUNNER_TEST_MODEL_EXAMPLES).
+150 examples in `make test`, 1,000 in `make long`; `make model` runs 10,000
+(VMRUNNER_TEST_MODEL_EXAMPLES).
 """
 
 from __future__ import annotations
