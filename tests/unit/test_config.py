@@ -1,14 +1,18 @@
 """The configuration: the example loads, and every fault is one sentence that names the key."""
 
+import re
 from datetime import UTC, datetime
 from ipaddress import IPv6Network
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from vmrunner.config import (
     Config,
     ForgeConfig,
+    PoolConfig,
     example,
     forge_token,
     is_local,
@@ -59,9 +63,19 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
     )
 
 
-def test_every_field_is_in_the_example() -> None:
-    for name in Config.model_fields:
-        assert name in example()
+def test_every_key_is_in_the_example() -> None:
+    text, tables = example(), [Config]
+    for table in tables:
+        for name, field in table.model_fields.items():
+            said = re.search(rf"\b{name}(\.[A-Za-z0-9.-]+)?( =|\])", text)
+            assert said, f"{table.__name__}: {name}"
+            inside = [field.annotation, *get_args(field.annotation)]
+            tables += [
+                each
+                for each in inside
+                if isinstance(each, type) and issubclass(each, BaseModel) and each not in tables
+            ]
+    assert PoolConfig in tables
 
 
 def test_minimal(tmp_path: Path) -> None:

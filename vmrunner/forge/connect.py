@@ -9,8 +9,10 @@ from vmrunner.forge.http import Http
 from vmrunner.forge.seam import Forge
 from vmrunner.model.secret import Secret
 
+_KINDS: dict[str, type[Forgejo | Gitea]] = {"forgejo": Forgejo, "gitea": Gitea}
+
 
 def connect(config: ForgeConfig, token: Secret) -> Forge:
     """Nothing is sent yet: whether the forge answers shows with the first call."""
     http = Http(config.url, token, config.ca_file)
-    return Forgejo(http) if config.kind == "forgejo" else Gitea(http)
+    return _KINDS[config.kind](http)

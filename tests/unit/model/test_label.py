@@ -1,70 +1,8 @@
-"""Labels whose jobs run in a container, on images that have Docker and on such that have not."""
+"""Which labels' jobs need Docker."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
-import pytest
-
-from tests.world import MANIFEST, POOL, World
-from vmrunner.doctor import images
-from vmrunner.doctor.findings import Level
 from vmrunner.model.label import Label, without_docker
-
-BOXED = POOL | {"labels": ["a", "node:docker://node:22"]}
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path, pools={"p": BOXED, "plain": POOL | {"labels": ["b", "c:host"]}})
-    yield made
-    made.history.close()
-
-
-def made_of(world: World, *packages: str, **changed: Any) -> None:
-    manifest = MANIFEST | {"packages": dict.fromkeys(packages, "1")} | changed
-    (world.folder / "images" / "debian-12" / "1" / "manifest.json").write_text(json.dumps(manifest))
-
-
-def notes(world: World) -> list[str]:
-    return [pool.image_note for pool in world.manager.desired()]
-
-
-def findings(world: World) -> list[tuple[Level, str, str]]:
-    host: Any = SimpleNamespace()  # pools that boot ask it for nothing
-    return [
-        (each.level, each.said, each.fix)
-        for each in images.look(world.settings, host)
-        if "Docker" in each.said
-    ]
-
-
-def test_an_image_without_docker_is_told(world: World) -> None:
-    made_of(world, "git")
-    said = "jobs for node run in a container, and the image debian-12 has no Docker"
-    assert notes(world) == [said, ""]
-    ((level, found, fix),) = findings(world)
-    assert (level, found) == (Level.WARNING, f"Pool p: {said}.")
-    assert "debian-13-docker" in fix
-
-
-@pytest.mark.parametrize("package", ["docker.io", "docker-ce", "podman-docker"])
-def test_an_image_with_docker_is_not(world: World, package: str) -> None:
-    made_of(world, "git", package)
-    assert (notes(world), findings(world)) == (["", ""], [])
-
-
-def test_nor_is_one_whose_docker_a_check_looks_at_or_whose_packages_nobody_knows(
-    world: World,
-) -> None:
-    made_of(world, "git", checks={"docker": "docker version"})
-    assert (notes(world), findings(world)) == (["", ""], [])
-    made_of(world)
-    assert (notes(world), findings(world)) == (["", ""], [])
 
 
 def test_which_labels_need_it() -> None:

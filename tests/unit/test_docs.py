@@ -1,0 +1,39 @@
+"""What the documentation lists is what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vmrunner.manager.actions import WaitKind
+from vmrunner.model.machine import Ending
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def first_cells(chapter: str) -> set[str]:
+    """What stands in the first column of the table in a chapter of operations.md."""
+    text = (DOCS / "operations.md").read_text().partition(f"\n## {chapter}\n")[2]
+    rows = re.findall(r"(?m)^\| ([^|]+) \|", text.partition("\n## ")[0])
+    return {word for row in rows[1:] for word in re.split(r", | · ", row)}
+
+
+@pytest.mark.parametrize(
+    ("chapter", "kinds"),
+    [("Why is my job waiting?", WaitKind), ("How machines end", Ending)],
+)
+def test_every_kind_is_explained_and_no_other(chapter: str, kinds: type[WaitKind | Ending]) -> None:
+    assert first_cells(chapter) == {kind.value for kind in kinds}
+
+
+def test_every_file_that_the_documentation_names_is_there() -> None:
+    root, missing = DOCS.parent, []
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *DOCS.glob("*.md")]
+    for page in pages:
+        for name in re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.(?:py|md|toml|j2))", page.read_text()):
+            places = (root / name, root / "vmrunner" / name, root / "docs" / name)
+            if not any(place.exists() for place in places):
+                missing.append(f"{page.name}: {name}")
+    assert missing == []
