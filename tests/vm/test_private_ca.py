@@ -126,7 +126,8 @@ def encrypted(leaf: Path) -> Iterator[None]:
             listener.shutdown(socket.SHUT_RDWR)
 
 
-@pytest.mark.parametrize("start", [pytest.param("boot", marks=pytest.mark.long), "snapshot"])
+@pytest.mark.long
+@pytest.mark.parametrize("start", ["boot", "snapshot"])
 def test_everything_trusts_it(
     site: Site, lay_ground: Callable[..., Ground], tmp_path: Path, start: str
 ) -> None:

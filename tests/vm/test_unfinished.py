@@ -112,7 +112,8 @@ def machine_at_work(repository: Repository, name: str) -> str | None:
 
 
 @pytest.mark.parametrize(
-    "mode", [pytest.param("cloned", marks=pytest.mark.long), "parked", "booted"]
+    "mode",
+    [pytest.param(mode, marks=[] if mode == "parked" else [pytest.mark.long]) for mode in MODES],
 )
 def test_no_unfinished_job_is_a_success(
     site: Site, lay_ground: Callable[..., Ground], mode: str
