@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
+from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.seam import (
     SNAPSHOT_PREFIX,
     File,
@@ -101,6 +102,35 @@ class FakeLog:
 
 
 @dataclass
+class FakeFacts:
+    """What the fake host is and has."""
+
+    host: FakeHypervisor
+    kvm: bool = True
+    cgroups: Cgroups = field(default_factory=lambda: Cgroups(memory=True, cpu=True, unified=True))
+    network: str = "vmr-m"
+
+    def versions(self) -> dict[str, str]:
+        return {"libvirt": "11.3.0", "QEMU": "10.0.0"}
+
+    def capacity(self) -> Capacity:
+        used = [self.host.shapes[machine] for machine in self.host.domains]
+        return Capacity(
+            self.host.memory_mib,
+            self.host.cores,
+            sum(each.memory_mib for each in used),
+            sum(each.vcpus for each in used),
+            self.host.free_disk_mib,
+        )
+
+    def network_drift(self) -> list[str] | None:
+        return []
+
+    def rules_drift(self) -> str | None:
+        return ""
+
+
+@dataclass
 class FakeHypervisor:
     """A host in memory.
 
@@ -126,6 +156,9 @@ class FakeHypervisor:
     wake: Callable[[], None] | None = None
     now: Callable[[], float] = time.time
     doom: Doom = field(default_factory=Doom)
+
+    def __post_init__(self) -> None:
+        self.facts = FakeFacts(self)
 
     def step(self, name: str) -> None:
         """Called at the beginning of every method that changes something."""
@@ -270,16 +303,6 @@ class FakeHypervisor:
         self.step("note")
         if metadata.machine in self.domains:
             self.domains[metadata.machine] = metadata
-
-    def capacity(self) -> Capacity:
-        used = [self.shapes[machine] for machine in self.domains]
-        return Capacity(
-            self.memory_mib,
-            self.cores,
-            sum(each.memory_mib for each in used),
-            sum(each.vcpus for each in used),
-            self.free_disk_mib,
-        )
 
     def stream(
         self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]

@@ -112,7 +112,7 @@ class Rotations:
             linked(settings.images_dir, ORIGIN, GITEA, f"9{number:03}", kernel=f"rotation {number}")
             try:
                 with closing(open_host(settings, lambda _: None)) as host:
-                    stage = Stage(host, settings, host.versions(), not host.kvm, lambda _: None)
+                    stage = Stage(host, settings, lambda _: None)
                     said = stage.settle(store.version(settings.images_dir, GITEA, f"9{number:03}"))
             except VmrunnerError as error:
                 self.trouble = f"rotation {number}: {error.sentence}"

@@ -21,6 +21,7 @@ from tests.ground import STORAGE
 from tests.prepare import GITEA
 from vmrunner import config
 from vmrunner.hypervisor.host import LibvirtHost, open_host
+from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import File
 from vmrunner.hypervisor.snapshot import Snapshots
 from vmrunner.image.versions import store
@@ -85,7 +86,7 @@ _CALLS = (
     (LibvirtHost, "prepare", "prepare"),
     (LibvirtHost, "create_overlay", "overlay"),
     (LibvirtHost, "_create", "create"),
-    (LibvirtHost, "_admit", "admit"),
+    (Network, "admit", "admit"),
     (Snapshots, "load", "load"),
     (LibvirtHost, "bind", "bind"),
     (LibvirtHost, "destroy", "destroy"),

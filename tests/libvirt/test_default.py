@@ -15,6 +15,7 @@ import pytest
 
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
 from vmrunner.hypervisor import connection
+from vmrunner.hypervisor.connection import Link
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.network import ensure_network, network_drift
 from vmrunner.hypervisor.storage import Storage
@@ -103,7 +104,7 @@ def test_a_storage_pool_of_our_name_elsewhere_is_not_used(libvirt_mock: Any) -> 
         "<pool type='dir'><name>vmr-m</name><target><path>/elsewhere</path></target></pool>", 0
     )
     with pytest.raises(HypervisorError, match=r"is not at /nowhere/m"):
-        Storage(libvirt_mock, "m", Path("/nowhere")).ensure()
+        Storage(Link("test:///default"), "m", Path("/nowhere")).ensure()
 
 
 def test_the_network_is_made_once_and_a_changed_subnet_is_said(libvirt_mock: Any) -> None:
@@ -178,7 +179,7 @@ def test_how_a_machine_ended_is_waited_for_when_libvirt_tells_it_late(
         DOMAIN.format(name="vmr-m-0123abcd", more=OURS.format(manager="m"))
     )
     # As after watch(), which the mock has no events for.
-    monkeypatch.setattr(host, "_wake", lambda: None)
+    host._events.wake = lambda: None
     monkeypatch.setattr(host, "alive", lambda _: False)  # it went after it was listed
     stopped = (
         None,
@@ -187,13 +188,13 @@ def test_how_a_machine_ended_is_waited_for_when_libvirt_tells_it_late(
         libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED,
         None,
     )
-    teller = threading.Timer(0.1, host._lifecycle, stopped)
+    teller = threading.Timer(0.1, host._events._lifecycle, stopped)
     teller.start()
     assert [(machine.alive, machine.trouble) for machine in host.machines()] == [
         (False, "its QEMU process died")
     ]
     teller.join()
-    monkeypatch.setattr(host, "_ends", {})
+    host._events.keep([])
     assert [machine.trouble for machine in host.machines()] == [""], (
         "nobody tells: it is not waited for without end"
     )

@@ -247,7 +247,7 @@ class Life(RuleBasedStateMachine):
             assert count <= max(section.max if section else 0, self.before.get(pool, 0)), (
                 f"{pool} has {count} machines"
             )
-        used = self.world.hypervisor.capacity()
+        used = self.world.hypervisor.facts.capacity()
         assert used.used_memory_mib <= used.memory_mib, "memory"
         assert used.used_vcpus <= used.cores * self.world.settings.capacity.cpu_overcommit, "cores"
 

@@ -88,7 +88,7 @@ def check_host(host: LibvirtHost, machine: MachineId) -> None:
     assert re.search(r"(?m)^CapEff:\s+0+$", status)
     total = re.search(r"(?m)^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     assert total
-    capacity = host.capacity()
+    capacity = host.facts.capacity()
     assert (capacity.memory_mib, capacity.used_memory_mib, capacity.used_vcpus) == (
         int(total[1]) >> 10,
         SHAPE.memory_mib,
@@ -105,11 +105,11 @@ def check_bounds(host: LibvirtHost, machine: MachineId, limits: Limits) -> None:
             limits.disk_bandwidth_mib << 20,
             limits.disk_iops,
         )
-        if host.cgroups.memory:
+        if host.facts.cgroups.memory:
             beside = (domain.memoryParameters()["hard_limit"] >> 10) - SHAPE.memory_mib
             assert 512 <= beside <= 2048
-        if host.cgroups.cpu:
-            assert domain.schedulerParameters()["cpu_shares"] == host.cgroups.cpu_shares(
+        if host.facts.cgroups.cpu:
+            assert domain.schedulerParameters()["cpu_shares"] == host.facts.cgroups.cpu_shares(
                 limits.cpu_weight
             )
 

@@ -133,8 +133,7 @@ def _by_hand(golden: Golden) -> str:
 
 
 def _stage(settings: config.HostConfig) -> Stage:
-    host = open_host(settings, warn)
-    return Stage(host, settings, host.versions(), not host.kvm, say)
+    return Stage(open_host(settings, warn), settings, say)
 
 
 def _boot(settings: HostConfig) -> BootStock:

@@ -10,10 +10,10 @@ from vmrunner.config import Config
 from vmrunner.doctor import forge, host, images
 from vmrunner.doctor.findings import Finding, failed, good, warning
 from vmrunner.errors import VmrunnerError
-from vmrunner.hypervisor.host import LibvirtHost
+from vmrunner.hypervisor.seam import Hypervisor
 
 
-def examine(settings: Config, open_host: Callable[[], LibvirtHost]) -> Iterator[Finding]:
+def examine(settings: Config, open_host: Callable[[], Hypervisor]) -> Iterator[Finding]:
     """Every finding, as it is found."""
     yield from host.folders(settings)
     names: set[str] | None = None
@@ -22,7 +22,7 @@ def examine(settings: Config, open_host: Callable[[], LibvirtHost]) -> Iterator[
     except VmrunnerError as why:
         yield failed("libvirt", why)
     else:
-        yield from host.look(settings, libvirt)
+        yield from host.look(settings, libvirt.facts)
         yield from images.look(settings, libvirt)
         machines = libvirt.machines()
         names = {str(machine.id) for machine in machines}

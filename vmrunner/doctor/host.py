@@ -9,7 +9,7 @@ from pathlib import Path
 from vmrunner.config import Config
 from vmrunner.doctor.findings import Finding, dotted, error, failed, good, numbers, warning
 from vmrunner.errors import NotPermitted, VmrunnerError
-from vmrunner.hypervisor.host import LibvirtHost
+from vmrunner.hypervisor.seam import Facts
 
 _LEAST_QEMU, _LEAST_LIBVIRT = (7, 2), (9, 0)
 _NOT_FOR_DISKS = {
@@ -42,13 +42,13 @@ def folders(settings: Config) -> Iterator[Finding]:
             yield good("permissions", f"{key} {path}")
 
 
-def look(settings: Config, host: LibvirtHost) -> Iterator[Finding]:
+def look(settings: Config, facts: Facts) -> Iterator[Finding]:
     """Everything of a libvirt that answers."""
-    yield from _versions(host)
-    yield from _accelerator(host, settings)
-    yield _bounds(host)
-    yield from _storage(host, settings)
-    yield from _network(host)
+    yield from _versions(facts)
+    yield from _accelerator(facts, settings)
+    yield _bounds(facts)
+    yield from _storage(facts, settings)
+    yield from _network(facts)
 
 
 def _file_system(path: Path) -> str:
@@ -65,9 +65,9 @@ def _file_system(path: Path) -> str:
     return max(fitting, key=lambda each: len(each[0]))[1] if fitting else "?"
 
 
-def _versions(host: LibvirtHost) -> Iterator[Finding]:
+def _versions(facts: Facts) -> Iterator[Finding]:
     for (name, version), least in zip(
-        host.versions().items(), (_LEAST_LIBVIRT, _LEAST_QEMU), strict=True
+        facts.versions().items(), (_LEAST_LIBVIRT, _LEAST_QEMU), strict=True
     ):
         if numbers(version) < least:
             yield warning(
@@ -79,8 +79,8 @@ def _versions(host: LibvirtHost) -> Iterator[Finding]:
             yield good("libvirt", f"{name} {version}")
 
 
-def _accelerator(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
-    if host.kvm:
+def _accelerator(facts: Facts, settings: Config) -> Iterator[Finding]:
+    if facts.kvm:
         yield good("accelerator", "KVM")
         nested = [
             path.read_text(encoding="ascii").strip() in "1Y"
@@ -111,8 +111,8 @@ def _accelerator(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
         )
 
 
-def _bounds(host: LibvirtHost) -> Finding:
-    if host.cgroups.memory and host.cgroups.cpu:
+def _bounds(facts: Facts) -> Finding:
+    if facts.cgroups.memory and facts.cgroups.cpu:
         return good("bounds", "the host's kernel sees to the machines' memory and processors")
     return warning(
         "bounds",
@@ -123,9 +123,9 @@ def _bounds(host: LibvirtHost) -> Finding:
     )
 
 
-def _storage(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
+def _storage(facts: Facts, settings: Config) -> Iterator[Finding]:
     try:
-        free, floor = host.capacity().free_disk_mib, settings.capacity.disk_floor
+        free, floor = facts.capacity().free_disk_mib, settings.capacity.disk_floor
     except VmrunnerError as why:
         yield failed("storage", why)
         return
@@ -149,32 +149,32 @@ def _storage(host: LibvirtHost, settings: Config) -> Iterator[Finding]:
             )
 
 
-def _network(host: LibvirtHost) -> Iterator[Finding]:
+def _network(facts: Facts) -> Iterator[Finding]:
     try:
-        drift = host.network_drift()
+        drift = facts.network_drift()
     except VmrunnerError as why:
         yield failed("network", why)
         return
-    yield from _rules(host)
+    yield from _rules(facts)
     if drift is None:
-        yield good("network", f"{host.network} is made with the first machine")
+        yield good("network", f"{facts.network} is made with the first machine")
     elif drift:
         fix = (
-            f"When no machine runs: `virsh net-destroy {host.network}; virsh net-undefine "
-            f"{host.network}`; the next machine makes it anew."
+            f"When no machine runs: `virsh net-destroy {facts.network}; virsh net-undefine "
+            f"{facts.network}`; the next machine makes it anew."
         )
         yield error(
             "network",
-            f"The network {host.network} is not as vmrunner made it: {'; '.join(drift)}.",
+            f"The network {facts.network} is not as vmrunner made it: {'; '.join(drift)}.",
             fix,
         )
     else:
-        yield good("network", f"{host.network} is as it should be")
+        yield good("network", f"{facts.network} is as it should be")
 
 
-def _rules(host: LibvirtHost) -> Iterator[Finding]:
+def _rules(facts: Facts) -> Iterator[Finding]:
     try:
-        drift = host.rules_drift()
+        drift = facts.rules_drift()
     except NotPermitted as why:
         yield warning(
             "rules", "This user may not look at the rules of the machines' network.", why.hint

@@ -9,14 +9,14 @@ from pathlib import Path
 from vmrunner.config import Config, PoolConfig
 from vmrunner.doctor.findings import Finding, failed, good, warning
 from vmrunner.errors import ImageError
-from vmrunner.hypervisor.host import LibvirtHost
+from vmrunner.hypervisor.seam import Hypervisor
 from vmrunner.image.versions import promotion, proof, store
 from vmrunner.machine.clones import Shelf
 from vmrunner.model.image import Golden
 from vmrunner.model.label import without_docker
 
 
-def look(settings: Config, host: LibvirtHost) -> Iterator[Finding]:
+def look(settings: Config, host: Hypervisor) -> Iterator[Finding]:
     """Each pool's image and snapshot; an image that several pools share is read once."""
     seen: set[str] = set()
     for name, pool in settings.pools.items():
@@ -90,7 +90,7 @@ def _promotion(settings: Config, golden: Golden) -> Iterator[Finding]:
 
 
 def _snapshot(
-    settings: Config, host: LibvirtHost, golden: Golden, name: str, pool: PoolConfig
+    settings: Config, host: Hypervisor, golden: Golden, name: str, pool: PoolConfig
 ) -> Finding:
     if found := host.snapshot(golden, pool.shape):
         return good(

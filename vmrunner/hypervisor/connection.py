@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -19,6 +19,8 @@ THREADS_MAY_SHARE = libvirt.getVersion() >= 10_002_000
 then not sent, and waits for ever: its thread wakes the one that has the socket a moment before that
 one begins to listen (virnetclient.c).
 """
+GONE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
+"""What libvirt says of a domain that is on its way out."""
 _PERMISSION = {
     libvirt.VIR_ERR_AUTH_FAILED,
     libvirt.VIR_ERR_AUTH_CANCELLED,
@@ -101,6 +103,32 @@ def connect(uri: str) -> Any:
             f"libvirt does not answer at {uri}: {said}",
             "Is it running? Try `systemctl start libvirtd` or check libvirt.uri.",
         ) from None
+
+
+class Link:
+    """The connection to libvirt that the parts of a host share; replaced where it was lost."""
+
+    def __init__(self, uri: str) -> None:
+        """Raises HypervisorError where nobody answers."""
+        self.uri = uri
+        self.open()
+
+    def open(self) -> None:
+        """Connect, in the place of the connection that there was. Raises HypervisorError."""
+        self.connection = connect(self.uri)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the connection still leads to libvirt."""
+        try:
+            return bool(self.connection.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def close(self) -> None:
+        """Close the connection; one that is lost is fine."""
+        with suppress(libvirt.libvirtError):
+            self.connection.close()
 
 
 def has_kvm(connection: Any, uri: str) -> bool:

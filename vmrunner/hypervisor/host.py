@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Interface, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from vmrunner.errors import (
     SnapshotError,
 )
 from vmrunner.hypervisor.cgroup import Cgroups
-from vmrunner.hypervisor.connection import asking, connect, dotted, has_kvm, translate
+from vmrunner.hypervisor.connection import GONE, Link, asking, connect, has_kvm, translate
 from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, parse_metadata
-from vmrunner.hypervisor.network import ensure_network, network_drift, remove_network
+from vmrunner.hypervisor.events import Events
+from vmrunner.hypervisor.facts import LibvirtFacts
+from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import SEED_SIZE, File, Output, Residue, Snapshot, Volume
 from vmrunner.hypervisor.snapshot import Snapshots
 from vmrunner.hypervisor.storage import Storage, image_volume
@@ -31,7 +33,6 @@ from vmrunner.log import Say
 from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import (
     NO_LIMITS,
-    Capacity,
     Limits,
     Machine,
     MachineId,
@@ -40,24 +41,16 @@ from vmrunner.model.machine import (
     parse_events,
 )
 from vmrunner.network.firewall import Firewall
-from vmrunner.network.names import network_name
 from vmrunner.waiting import Deadline
 
 _GONE_WITHIN = 15.0  # seconds; a destroyed QEMU is reaped within two even by a slow PID 1
 _TOLD_WITHIN = 1.0  # seconds; events come within a few milliseconds
-_GONE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
-"""What libvirt says of a domain that is on its way out."""
 _UNBOUND = {
     libvirt.VIR_ERR_OPERATION_INVALID,
     libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
     libvirt.VIR_ERR_NO_SUPPORT,
 }
 """What libvirt says where the host has no cgroups for it; `doctor` says so, too."""
-_ENDS = {
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: "its QEMU process died",
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: "its QEMU process died",
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: "its domain was destroyed from outside vmrunner",
-}
 _TROUBLES = {
     (
         libvirt.VIR_DOMAIN_PAUSED,
@@ -87,161 +80,70 @@ class LibvirtHost:
         warn: Callable[[str], None],
     ) -> None:
         self.manager = manager
-        self._uri, self._storage_path, self._subnet, self._firewall = (
-            uri,
-            storage_path,
-            subnet,
-            firewall,
+        self._link = Link(uri)
+        kvm = _uses_kvm(self._link, accelerator, warn)
+        self._storage = Storage(self._link, manager, storage_path)
+        self._network = Network(self._link, manager, subnet, ipv6, firewall)
+        self._events = Events(manager)
+        self._snapshots = Snapshots(self._link, self._storage, kvm)
+        self.facts = LibvirtFacts(
+            self._link, self._storage, self._network, Cgroups.of_host(uri), kvm=kvm
         )
-        self._ipv6 = ipv6
-        self._wake: Callable[[], None] | None = None
-        self._progress: Callable[[], object] = lambda: None
-        # How machines ended, as libvirt's events told; empty: by themselves, or unknown.
-        self._ends: dict[MachineId, str] = {}
-        self._open()
-        self.cgroups = Cgroups.of_host(uri)
-        self.kvm = accelerator != "software" and has_kvm(self._connection, uri)
-        if accelerator == "kvm" and not self.kvm:
-            raise HypervisorError(
-                "This host has no KVM.",
-                'Enable virtualization in its firmware, or set libvirt.accelerator to "auto".',
-            )
-        if accelerator == "auto" and not self.kvm:
-            warn(
-                "No KVM on this host: machines run under software emulation, 10 to 50 times slower."
-            )
-
-    def _open(self) -> None:
-        self._connection = connect(self._uri)
-        self._storage = Storage(self._connection, self.manager, self._storage_path)
-        self._storage.progress = self._progress
-        self._kept: Snapshots | None = None
-        if self._wake:
-            # Without keepalive a host that vanished from the network would be waited for by the
-            # hour.
-            self._connection.setKeepAlive(5, 3)
-            self._connection.domainEventRegisterAny(
-                None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
-            )
 
     def watch(
         self, wake: Callable[[], None], progress: Callable[[], object] = lambda: None
     ) -> None:
         """See Hypervisor. Needs `events.start()` before the connection."""
-        self._wake, self._progress = wake, progress
+        self._events.wake, self._storage.progress = wake, progress
         self._open()
+
+    def _open(self) -> None:
+        self._link.open()
+        self._snapshots.forget()
+        self._events.listen(self._link.connection)
 
     def close(self) -> None:
         """See Hypervisor."""
-        self._wake = None
-        with suppress(libvirt.libvirtError):
-            self._connection.close()
+        self._events.wake = None
+        self._link.close()
 
     def reopen(self) -> bool:
         """Connect again if the connection is lost (libvirtd was restarted); whether it was.
 
         Raises HypervisorError while it stays so.
         """
-        lost = not self._is_connected()
+        lost = not self._link.is_alive
         if lost:
             self._open()
         return lost
 
-    def _is_connected(self) -> bool:
-        try:
-            return bool(self._connection.isAlive())
-        except libvirt.libvirtError:
-            return False
-
-    def _lifecycle(
-        self, _connection: Any, domain: Any, event: int, detail: int, _data: object
-    ) -> None:
-        machine = MachineId.of(self.manager, domain.name())
-        if machine is None:
-            return
-        if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-            self._ends[machine] = _ENDS.get(detail, "")
-        if self._wake:
-            self._wake()
-
-    @property
-    def _snapshots(self) -> Snapshots:
-        if self._kept is None:
-            self._kept = Snapshots(self._connection, self._storage, self.kvm)
-        return self._kept
-
-    def versions(self) -> dict[str, str]:
-        """Of libvirt and of QEMU."""
-        with asking("asking for the versions"):
-            return {
-                "libvirt": dotted(self._connection.getLibVersion()),
-                "QEMU": dotted(self._connection.getVersion()),
-            }
-
-    @property
-    def network(self) -> str:
-        """The name of our libvirt network."""
-        return network_name(self.manager)
-
-    def network_drift(self) -> list[str] | None:
-        """How our network differs from the one that we would make, in words; None where there is
-        none yet.
-        """
-        return network_drift(
-            self._connection, self.manager, self._subnet, self._dns_options, self._ipv6
-        )
-
-    def rules_drift(self) -> str | None:
-        """How the nftables rules differ from the ones that we would make, in words; None where we
-        make none.
-        """
-        return self._firewall.drift() if self._firewall else None
-
-    @property
-    def _dns_options(self) -> tuple[str, ...]:
-        return self._firewall.dns_options if self._firewall else ()
-
     def prepare(self, golden: Golden) -> None:
         """See Hypervisor."""
         self._storage.ensure()
-        ensure_network(
-            self._connection,
-            self.manager,
-            self._subnet,
-            self._dns_options,
-            self._ipv6,
-            idle=not self._domains(),
-        )
-        if self._firewall:
-            self._firewall.ensure()
+        self._network.ensure(idle=not self._domains())
+        self._network.ensure_rules()
         self._storage.publish(golden)
 
     def guard(self) -> None:
         """See Hypervisor."""
-        if self._firewall is None:
+        if not self._network.is_filtered:
             return
         domains = self._domains()
         try:
-            admitted = self._firewall.ensure()
+            admitted = self._network.ensure_rules()
         except NotPermitted:
             return  # `down` by hand, say; a machine can't be started like that
         for machine in admitted - domains.keys():
-            self._firewall.forget(machine)
+            self._network.forget(machine)
         for machine in domains.keys() - admitted:
             if (described := self._described(domains[machine], machine)) and (
                 metadata := parse_metadata(described, machine)
             ):
-                self._admit(metadata)
-
-    def _admit(self, metadata: Metadata) -> None:
-        if self._firewall and metadata.network and metadata.address:
-            self._firewall.admit(
-                metadata.machine, IPv4Interface(metadata.address).ip, metadata.network
-            )
+                self._network.admit(metadata)
 
     def _domains(self) -> dict[MachineId, Any]:
         with asking("listing domains"):
-            domains = self._connection.listAllDomains(0)
+            domains = self._link.connection.listAllDomains(0)
             return {
                 machine: domain
                 for domain in domains
@@ -252,13 +154,8 @@ class LibvirtHost:
         """See Hypervisor."""
         domains = self._domains()
         files = self._storage.machine_files()
-        for gone in [
-            machine
-            for machine in list(self._ends)
-            if machine not in domains and machine not in files
-        ]:
-            self._ends.pop(gone, None)
-        dropped = self._firewall.dropped() if self._firewall and domains else {}
+        self._events.keep(domains.keys() | files.keys())
+        dropped = self._network.dropped() if domains else {}
         told_by: Deadline | None = None
         found = []
         for machine in sorted(domains.keys() | files.keys(), key=str):
@@ -282,7 +179,7 @@ class LibvirtHost:
             alive = machine in domains and self.alive(machine)
             if not alive:
                 told_by = told_by or Deadline(_TOLD_WITHIN)
-                trouble = trouble or self._end_of(machine, told_by)
+                trouble = trouble or self._events.end_of(machine, told_by)
             names = tuple(files.get(machine, ()))
             found.append(
                 Machine(
@@ -297,15 +194,6 @@ class LibvirtHost:
                 )
             )
         return found
-
-    def _end_of(self, machine: MachineId, told_by: Deadline) -> str:
-        """How a machine that is gone has ended.
-
-        libvirt forgets it a moment before it tells: that is waited for, once.
-        """
-        while self._wake and machine not in self._ends and not told_by.is_over:
-            told_by.pause(0.005)
-        return self._ends.setdefault(machine, "")
 
     def _state(self, domain: Any) -> tuple[str, bool]:
         """What is wrong with a domain that exists, if anything, and whether it was paused on
@@ -377,7 +265,7 @@ class LibvirtHost:
         except (NameClash, DiskFull):
             raise
         except HypervisorError as error:
-            if not self._is_connected():
+            if not self._link.is_alive:
                 raise  # that says nothing about the snapshot
             raise SnapshotError(
                 f"The snapshot {snapshot.key} can't be used: {error.sentence}",
@@ -420,10 +308,10 @@ class LibvirtHost:
             )
             boot = (*parts, golden.manifest.kernel_arguments)
         described = domain_xml(
-            kvm=self.kvm,
+            kvm=self.facts.kvm,
             shape=shape,
             metadata=metadata,
-            network=self.network,
+            network=self._network.name,
             files=files,
             boot=boot,
             backing=tuple(self._storage.path(name) for name in backing),
@@ -431,13 +319,13 @@ class LibvirtHost:
             limits=limits,
         )
         with asking(f"starting {machine}"):
-            domain = self._connection.createXML(
+            domain = self._link.connection.createXML(
                 described, libvirt.VIR_DOMAIN_START_VALIDATE | flags
             )
         # Until now its network was closed. Not before: what lets a machine through is swept where
         # there is no domain.
         try:
-            self._admit(metadata)
+            self._network.admit(metadata)
             self._limit(domain, shape, limits)
         except BaseException:
             with suppress(libvirt.libvirtError):
@@ -452,23 +340,23 @@ class LibvirtHost:
         and needs to be permitted that itself.
         """
         try:
-            if most := self.cgroups.hard_limit_mib(shape.memory_mib, kvm=self.kvm):
+            if most := self.facts.cgroups.hard_limit_mib(shape.memory_mib, kvm=self.facts.kvm):
                 domain.setMemoryParameters(
                     {"hard_limit": most << 10}, libvirt.VIR_DOMAIN_AFFECT_LIVE
                 )
-            if shares := self.cgroups.cpu_shares(limits.cpu_weight):
+            if shares := self.facts.cgroups.cpu_shares(limits.cpu_weight):
                 domain.setSchedulerParametersFlags(
                     {"cpu_shares": shares}, libvirt.VIR_DOMAIN_AFFECT_LIVE
                 )
         except libvirt.libvirtError as error:
-            if error.get_error_code() not in _UNBOUND | _GONE:
+            if error.get_error_code() not in _UNBOUND | GONE:
                 raise translate(error, f"bounding {domain.name()}") from error
 
     def bind(self, metadata: Metadata, seed: bytes) -> None:
         """See Hypervisor."""
         machine = metadata.machine
         with asking(f"binding {machine}"):
-            domain = self._connection.lookupByName(str(machine))
+            domain = self._link.connection.lookupByName(str(machine))
             if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
                 # So that its guest never sees half a seed, and a pass sees where we were killed.
                 domain.suspend()
@@ -553,42 +441,18 @@ class LibvirtHost:
             try:
                 act(domain)
             except libvirt.libvirtError as error:
-                if error.get_error_code() not in _GONE:
+                if error.get_error_code() not in GONE:
                     raise
 
     def _write(self, domain: Any, metadata: Metadata) -> None:
         kind, flags = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
         domain.setMetadata(kind, metadata_xml(metadata), "vmrunner", NAMESPACE, flags)
 
-    def capacity(self) -> Capacity:
-        """See Hypervisor."""
-        with asking("asking what the host has"):
-            _, memory_mib, cores, *_ = self._connection.getInfo()
-            # What it says of memory is the first NUMA cell's as it was at boot: too little where
-            # memory was plugged in later.
-            with suppress(libvirt.libvirtError):  # libvirt's mock has none of it
-                memory_mib = (
-                    self._connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)[
-                        "total"
-                    ]
-                    >> 10
-                )
-            used_kib = used_vcpus = 0
-            for domain in self._connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-                try:
-                    _, most_kib, _, vcpus, _ = domain.info()
-                except libvirt.libvirtError as error:
-                    if error.get_error_code() not in _GONE:
-                        raise
-                    continue
-                used_kib, used_vcpus = used_kib + most_kib, used_vcpus + vcpus
-        return Capacity(memory_mib, cores, used_kib // 1024, used_vcpus, self._storage.free_mib())
-
     def stream(
         self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]
     ) -> None:
         """See Hypervisor."""
-        connection = connect(self._uri)  # of its own: see THREADS_MAY_SHARE
+        connection = connect(self._link.uri)  # of its own: see THREADS_MAY_SHARE
         try:
             with asking(f"reading the output of {machine}"):
                 stream = connection.newStream(0)
@@ -610,7 +474,7 @@ class LibvirtHost:
     def alive(self, machine: MachineId) -> bool:
         """See Hypervisor."""
         try:
-            self._connection.lookupByName(str(machine))
+            self._link.connection.lookupByName(str(machine))
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return False
@@ -620,7 +484,7 @@ class LibvirtHost:
     def _own(self, machine: MachineId) -> Any | None:
         """The machine's domain, or None where there is none of this name that we made."""
         try:
-            domain = self._connection.lookupByName(str(machine))
+            domain = self._link.connection.lookupByName(str(machine))
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
@@ -644,13 +508,12 @@ class LibvirtHost:
             try:
                 domain.destroy()
             except libvirt.libvirtError as error:
-                if error.get_error_code() not in _GONE:
+                if error.get_error_code() not in GONE:
                     raise translate(error, f"destroying {machine}") from error
                 deadline.pause(0.05)  # it is on its way out
-        self._ends.pop(machine, None)
-        if self._firewall:
-            with suppress(NotPermitted):  # the next pass that may sweeps it
-                self._firewall.forget(machine)
+        self._events.forget(machine)
+        with suppress(NotPermitted):  # the next pass that may sweeps it
+            self._network.forget(machine)
         for file in File:
             self.delete(machine, file)
         for stray in self._storage.machine_files().get(machine, []):
@@ -673,8 +536,7 @@ class LibvirtHost:
             self.destroy(machine.id)
             removed.append(f"machine {machine.id}")
         removed += self._storage.remove()
-        removed += remove_network(self._connection, self.manager)
-        return removed + (self._firewall.remove() if self._firewall else [])
+        return removed + self._network.remove()
 
 
 def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
@@ -706,6 +568,21 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
         firewall=firewall,
         warn=warn,
     )
+
+
+def _uses_kvm(link: Link, accelerator: str, warn: Callable[[str], None]) -> bool:
+    """Whether machines run on the processor itself. Raises HypervisorError where they shall and
+    can't.
+    """
+    kvm = accelerator != "software" and has_kvm(link.connection, link.uri)
+    if accelerator == "kvm" and not kvm:
+        raise HypervisorError(
+            "This host has no KVM.",
+            'Enable virtualization in its firmware, or set libvirt.accelerator to "auto".',
+        )
+    if accelerator == "auto" and not kvm:
+        warn("No KVM on this host: machines run under software emulation, 10 to 50 times slower.")
+    return kvm
 
 
 def _is_denied(error: HypervisorError) -> bool:

@@ -1,22 +1,106 @@
-"""Our own libvirt network: NAT towards the outside, isolated ports between the machines."""
+"""Our own libvirt network: NAT towards the outside, isolated ports between the machines, and the
+rules that filter it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 from typing import Any
 from xml.etree import ElementTree
 
 import libvirt
 
 from vmrunner.errors import HypervisorError
-from vmrunner.hypervisor.connection import asking
+from vmrunner.hypervisor.connection import Link, asking
+from vmrunner.model.machine import MachineId, Metadata
 from vmrunner.network.addresses import gateway
+from vmrunner.network.firewall import Firewall
 from vmrunner.network.names import bridge_name, network_name
 from vmrunner.network.policy import UNIQUE_LOCAL
 from vmrunner.render import xml
 
 _DNSMASQ = "http://libvirt.org/schemas/network/dnsmasq/1.0"
+
+
+class Network:
+    """One manager's network; without a firewall nothing filters it."""
+
+    def __init__(
+        self,
+        link: Link,
+        manager: str,
+        subnet: IPv4Network,
+        ipv6: IPv6Network | None,
+        firewall: Firewall | None,
+    ) -> None:
+        self._link, self._manager, self._firewall = link, manager, firewall
+        self._subnet, self._ipv6 = subnet, ipv6
+
+    @property
+    def name(self) -> str:
+        """What libvirt calls it."""
+        return network_name(self._manager)
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether rules of ours say what machines may reach."""
+        return self._firewall is not None
+
+    @property
+    def _dns_options(self) -> tuple[str, ...]:
+        return self._firewall.dns_options if self._firewall else ()
+
+    def ensure(self, *, idle: bool) -> None:
+        """See ensure_network."""
+        ensure_network(
+            self._link.connection,
+            self._manager,
+            self._subnet,
+            self._dns_options,
+            self._ipv6,
+            idle=idle,
+        )
+
+    def ensure_rules(self) -> set[MachineId]:
+        """Bring the rules to what they should be; returns the machines that they let through.
+
+        Raises NotPermitted where this user may not change them.
+        """
+        return self._firewall.ensure() if self._firewall else set()
+
+    def admit(self, metadata: Metadata) -> None:
+        """Let a machine through, as far as its policy says."""
+        if self._firewall and metadata.network and metadata.address:
+            self._firewall.admit(
+                metadata.machine, IPv4Interface(metadata.address).ip, metadata.network
+            )
+
+    def forget(self, machine: MachineId) -> None:
+        """Let a machine through no more. Raises NotPermitted."""
+        if self._firewall:
+            self._firewall.forget(machine)
+
+    def dropped(self) -> dict[MachineId, int]:
+        """How many packets of each machine were dropped, as far as they are counted."""
+        return self._firewall.dropped() if self._firewall else {}
+
+    def drift(self) -> list[str] | None:
+        """See network_drift."""
+        return network_drift(
+            self._link.connection, self._manager, self._subnet, self._dns_options, self._ipv6
+        )
+
+    def rules_drift(self) -> str | None:
+        """How the rules differ from the ones that we would make, in words; None where we make
+        none.
+        """
+        return self._firewall.drift() if self._firewall else None
+
+    def remove(self) -> list[str]:
+        """Remove the network and its rules; returns what was removed, in words."""
+        removed = remove_network(self._link.connection, self._manager)
+        return removed + (self._firewall.remove() if self._firewall else [])
 
 
 def network_xml(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.log import Say
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape
@@ -84,10 +85,50 @@ class Residue:
         return bool(self.domains or self.files)
 
 
+class Facts(Protocol):
+    """What the host is and has, and how it differs from what it should be. Nothing is changed."""
+
+    @property
+    def kvm(self) -> bool:
+        """Whether machines run on the processor itself; else it is emulated, 10 to 50 times
+        slower.
+        """
+
+    @property
+    def cgroups(self) -> Cgroups:
+        """What the host's kernel can bound machines with."""
+
+    @property
+    def network(self) -> str:
+        """The name of our libvirt network."""
+
+    def versions(self) -> dict[str, str]:
+        """Of libvirt and of QEMU, under these names."""
+
+    def capacity(self) -> Capacity:
+        """What the host has, and what all active domains on it (not only ours) may take."""
+
+    def network_drift(self) -> list[str] | None:
+        """How our network differs from the one that we would make, in words; None where there is
+        none yet.
+        """
+
+    def rules_drift(self) -> str | None:
+        """How the nftables rules differ from the ones that we would make, in words, empty where
+        they don't; None where we make none. Raises NotPermitted.
+        """
+
+
 class Hypervisor(Protocol):
     """Every call raises a HypervisorError (DiskFull, NameClash) where libvirt refuses."""
 
-    manager: str
+    @property
+    def manager(self) -> str:
+        """The id of the manager whose machines these are."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the host is and has."""
 
     def prepare(self, golden: Golden) -> None:
         """Make our storage pool and network where they are missing, and publish this image on the
@@ -182,9 +223,6 @@ class Hypervisor(Protocol):
 
     def note(self, metadata: Metadata) -> None:
         """Write the metadata of a live machine into its domain; one that is gone is fine."""
-
-    def capacity(self) -> Capacity:
-        """What the host has, and what all active domains on it (not only ours) may take."""
 
     def stream(
         self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]

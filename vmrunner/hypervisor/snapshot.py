@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -27,7 +27,7 @@ import libvirt
 import libvirt_qemu
 
 from vmrunner.errors import SnapshotError
-from vmrunner.hypervisor.connection import asking, dotted, is_denied
+from vmrunner.hypervisor.connection import Link, asking, dotted, is_denied
 from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot
 from vmrunner.hypervisor.storage import Storage, image_volume
 from vmrunner.log import Say
@@ -47,15 +47,20 @@ _MANIFEST = "manifest.json"
 _PARTS = ("ram", "state", "qcow2")
 
 
-class Snapshots:
-    """One manager's snapshots in its storage pool: volumes named `snapshot-<key>.<part>`, the
-    manifest last.
-    """
+@dataclass(frozen=True)
+class _Host:
+    """What a host is for snapshots; versions are libvirt's numbers."""
 
-    def __init__(self, connection: Any, storage: Storage, kvm: bool) -> None:
-        self._connection, self._storage = connection, storage
+    qemu: int
+    libvirt: int
+    user: str  # the id of QEMU's user; empty where libvirt tells none
+    fits: list[object]  # what a snapshot must fit of it
+
+    @classmethod
+    def behind(cls, connection: Any, kvm: bool) -> _Host:
+        """The host that a connection leads to. Raises HypervisorError."""
         with asking("asking for the versions"):
-            self._qemu, self._libvirt = connection.getVersion(), connection.getLibVersion()
+            qemu, own = connection.getVersion(), connection.getLibVersion()
             capabilities = ElementTree.fromstring(connection.getCapabilities())  # noqa: S314 — libvirt's own words
         processor = capabilities.find("host/cpu")
         features = (
@@ -68,22 +73,41 @@ class Snapshots:
             if processor is not None
             else []
         )
-        self._host = [kvm, model, features, self._qemu, self._libvirt]
-        self._user = next(
+        user = next(
             (
                 label.text or ""
                 for label in capabilities.iterfind("host/secmodel[model='dac']/baselabel")
             ),
             "",
         ).partition(":")[0]
+        return cls(qemu, own, user, [kvm, model, features, qemu, own])
+
+
+class Snapshots:
+    """One manager's snapshots in its storage pool: volumes named `snapshot-<key>.<part>`, the
+    manifest last.
+    """
+
+    def __init__(self, link: Link, storage: Storage, kvm: bool) -> None:
+        self._link, self._storage, self._kvm = link, storage, kvm
+        self._known: _Host | None = None
         self._found: dict[str, Snapshot] = {}
+
+    def forget(self) -> None:
+        """Ask the host anew: the connection is another one, and libvirt may be, too."""
+        self._known, self._found = None, {}
+
+    @property
+    def _host(self) -> _Host:
+        self._known = known = self._known or _Host.behind(self._link.connection, self._kvm)
+        return known
 
     @property
     def shares_memory(self) -> bool:
         """Whether clones map the snapshot's memory itself, which they can't write; else each has a
         copy of its own.
         """
-        return bool(self._qemu >= _SHARING)
+        return self._host.qemu >= _SHARING
 
     def key(self, golden: Golden, shape: Shape) -> str:
         """What a snapshot must fit, as a digest."""
@@ -91,7 +115,7 @@ class Snapshots:
         image = [golden.name, golden.version, golden.manifest.files]
         what = [
             _LAYOUT,
-            *self._host,
+            *self._host.fits,
             image,
             shape.vcpus,
             shape.memory_mib,
@@ -156,7 +180,7 @@ class Snapshots:
             ram = f"mem-path={path},share=off,readonly=on,rom=off"
         else:
             self._storage.copy(
-                _volume(snapshot.key, "ram"), f"{machine}.{File.RAM}", "0600", self._user
+                _volume(snapshot.key, "ram"), f"{machine}.{File.RAM}", "0600", self._host.user
             )
             ram = f"mem-path={self._storage.path(f'{machine}.{File.RAM}')},share=off"
         return (*_memory(snapshot.shape, ram), "-incoming", "defer")
@@ -179,8 +203,8 @@ class Snapshots:
         for half in [each for each in self._keys() if not self.find(each)]:
             self.drop(half)  # whoever made it was killed
         ram, state = f"{machine}.{File.RAM}", f"{machine}.{File.STATE}"
-        self._storage.create_blank(ram, shape.memory_mib << 20, self._user)
-        self._storage.create_blank(state, 0, self._user)
+        self._storage.create_blank(ram, shape.memory_mib << 20, self._host.user)
+        self._storage.create_blank(state, 0, self._host.user)
         self._storage.create_overlay(
             self.disk(key), image_volume(golden, "disk.qcow2"), shape.disk_gib, "0644"
         )
@@ -202,8 +226,8 @@ class Snapshots:
             image,
             shape,
             time.time(),
-            dotted(self._qemu),
-            dotted(self._libvirt),
+            dotted(self._host.qemu),
+            dotted(self._host.libvirt),
             digests,
             -(-taken >> 20),
         )

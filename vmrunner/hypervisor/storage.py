@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import libvirt
 
 from vmrunner.errors import DiskFull, HypervisorError
-from vmrunner.hypervisor.connection import asking
+from vmrunner.hypervisor.connection import Link, asking
 from vmrunner.hypervisor.seam import Volume, image_stem
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import PREFIX, MachineId
@@ -39,8 +39,8 @@ _RESERVE = 1 << 20  # bytes that stay free beside an upload
 class Storage:
     """The directory pool `vmr-<manager>`."""
 
-    def __init__(self, connection: Any, manager: str, root: Path) -> None:
-        self._connection = connection
+    def __init__(self, link: Link, manager: str, root: Path) -> None:
+        self._link = link
         self._manager = manager
         self.name = f"{PREFIX}-{manager}"
         self._path = root / manager
@@ -54,7 +54,7 @@ class Storage:
         with asking(f"preparing the storage pool {self.name}"):
             pool = self._pool()
             if pool is None:
-                pool = self._connection.storagePoolDefineXML(
+                pool = self._link.connection.storagePoolDefineXML(
                     xml("pool.xml.j2", name=self.name, path=self._path), 0
                 )
             if not pool.isActive():
@@ -71,7 +71,7 @@ class Storage:
 
     def _pool(self) -> Any | None:
         try:
-            return self._connection.storagePoolLookupByName(self.name)
+            return self._link.connection.storagePoolLookupByName(self.name)
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
                 return None
@@ -88,6 +88,11 @@ class Storage:
                 return None
             raise
 
+    def _present(self, name: str) -> Any:
+        """A volume that has to exist."""
+        pool = self._link.connection.storagePoolLookupByName(self.name)
+        return pool.storageVolLookupByName(name)
+
     def exists(self, name: str) -> bool:
         """Whether there is such a volume."""
         with asking(f"looking for {name}"):
@@ -96,11 +101,7 @@ class Storage:
     def allocated(self, name: str) -> int:
         """Bytes of the host's disk that a volume takes."""
         with asking(f"looking at {name}"):
-            return int(
-                self._connection.storagePoolLookupByName(self.name)
-                .storageVolLookupByName(name)
-                .info()[2]
-            )
+            return int(self._present(name).info()[2])
 
     def names(self) -> list[str]:
         """Every volume, as the folder holds it now."""
@@ -115,7 +116,7 @@ class Storage:
         """See Hypervisor."""
         found = []
         with asking("listing the storage pools"):
-            for pool in self._connection.listAllStoragePools(0):
+            for pool in self._link.connection.listAllStoragePools(0):
                 name = pool.name()
                 if not name.startswith(f"{PREFIX}-"):
                     continue
@@ -230,7 +231,7 @@ class Storage:
             mode=mode,
             owner=owner,
         )
-        return self._connection.storagePoolLookupByName(self.name).createXML(described, 0)
+        return self._link.connection.storagePoolLookupByName(self.name).createXML(described, 0)
 
     def create_blank(self, name: str, size: int, owner: str = "") -> None:
         """A sparse raw volume of zeros; `owner` is a user id on the host, default root."""
@@ -242,7 +243,7 @@ class Storage:
         system can do that.
         """
         with asking(f"copying {source}"):
-            pool = self._connection.storagePoolLookupByName(self.name)
+            pool = self._link.connection.storagePoolLookupByName(self.name)
             original = pool.storageVolLookupByName(source)
             described = xml(
                 "volume.xml.j2",
@@ -258,10 +259,10 @@ class Storage:
     def overwrite(self, name: str, content: bytes) -> None:
         """Write into a volume that exists, be it open or not."""
         with asking(f"writing {name}"):
-            volume = self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(
-                name
-            )
-            stream = self._connection.newStream(0)
+            volume = self._link.connection.storagePoolLookupByName(
+                self.name
+            ).storageVolLookupByName(name)
+            stream = self._link.connection.newStream(0)
             volume.upload(stream, 0, len(content), 0)
             self._send(stream, content)
             stream.finish()
@@ -269,13 +270,13 @@ class Storage:
     def digest(self, name: str) -> str:
         """The sha256 of a volume, as hex; holes are read as the zeros that they are."""
         with asking(f"reading {name}"):
-            volume = self._connection.storagePoolLookupByName(self.name).storageVolLookupByName(
-                name
-            )
+            volume = self._link.connection.storagePoolLookupByName(
+                self.name
+            ).storageVolLookupByName(name)
             found = hashlib.sha256()
             if not (size := volume.info()[1]):
                 return found.hexdigest()
-            stream = self._connection.newStream(0)
+            stream = self._link.connection.newStream(0)
             volume.download(stream, 0, size, libvirt.VIR_STORAGE_VOL_DOWNLOAD_SPARSE_STREAM)
 
             def data(_stream: object, chunk: bytes, _opaque: object) -> int:
@@ -305,7 +306,7 @@ class Storage:
 
     def _upload(self, name: str, size: int, content: bytes | _Digested, mode: str = "0600") -> None:
         with asking(f"writing {name}"):
-            pool = self._connection.storagePoolLookupByName(self.name)
+            pool = self._link.connection.storagePoolLookupByName(self.name)
             if size:  # a refresh looks into every file of the pool, and an empty one needs no room
                 _refresh(pool)
             if size and pool.info()[3] < size + _RESERVE:
@@ -320,7 +321,7 @@ class Storage:
             if not size:
                 return
             try:
-                stream = self._connection.newStream(0)
+                stream = self._link.connection.newStream(0)
                 volume.upload(stream, 0, size, 0)
                 if isinstance(content, bytes):
                     self._send(stream, content)
@@ -351,7 +352,7 @@ class Storage:
         size = volume.info()[1]  # a raw file's size now, also when QEMU has made it longer since
         if not size:
             return b""
-        stream = self._connection.newStream(0)
+        stream = self._link.connection.newStream(0)
         offset = max(0, size - tail)
         volume.download(stream, offset, size - offset, 0)
         out = bytearray()

@@ -195,7 +195,7 @@ class Manager:
         queues = {
             scope: self._queue(scope, may_be_gone=scope not in configured) for scope in polled
         }
-        capacity = self.hypervisor.capacity()
+        capacity = self.hypervisor.facts.capacity()
         return Observed(
             machines,
             queues,

@@ -60,19 +60,7 @@ def run(
     """
     config_path, on_terminate = tmp_path / "vmrunner.toml", signal.getsignal(signal.SIGTERM)
     config_path.write_text(CONFIG.format(folder=tmp_path))
-    host = SimpleNamespace(kvm=True, versions=lambda: {"QEMU": "10.0.0", "libvirt": "11.3.0"})
-    fake = FakeHypervisor()
-    for name in (
-        "manager",
-        "prepare",
-        "snapshots",
-        "snapshot",
-        "volumes",
-        "machines",
-        "drop_volumes",
-        "drop_snapshot",
-    ):
-        setattr(host, name, getattr(fake, name))
+    host = FakeHypervisor()
 
     def command(
         *arguments: str, libvirt: bool = True, good: bool = True, fails: str = "", **changed: Any

@@ -76,6 +76,5 @@ def test_what_verifying_asks_is_what_its_probe_reads(
         return 0
 
     monkeypatch.setattr(verify.oneshot, "run", run)
-    versions = dict.fromkeys(("QEMU", "libvirt"), "")
-    verify.verify(FakeHypervisor(), settings, golden, versions, slow=False, say=print)
+    verify.verify(FakeHypervisor(), settings, golden, say=print)
     assert set(json.loads(asked[0])) == load("probe_image.py").Asked.__required_keys__

@@ -422,17 +422,19 @@ def test_a_slow_forge_is_polled_less_often(world: World) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["machines", "capacity", "reopen"])
+@pytest.mark.parametrize("call", ["machines", "facts.capacity", "reopen"])
 def test_a_hypervisor_that_does_not_answer_ends_nothing(world: World, call: str) -> None:
     running(world)
     serving = Serving(world)
-    real = getattr(world.hypervisor, call)
+    part, _, name = call.rpartition(".")
+    owner = getattr(world.hypervisor, part) if part else world.hypervisor
+    real = getattr(owner, name)
 
     def away() -> Any:
         raise HypervisorError("libvirt does not answer.", "Is it running?")
 
-    serving.at(2.0, lambda: setattr(world.hypervisor, call, away))
-    serving.at(140.0, lambda: setattr(world.hypervisor, call, real))
+    serving.at(2.0, lambda: setattr(owner, name, away))
+    serving.at(140.0, lambda: setattr(owner, name, real))
     serving.at(141.0, lambda: world.forge.queue(2))
     serving.run(150)
     assert said(world, "libvirt does not answer.") == 3, "once a minute"
@@ -621,7 +623,7 @@ def test_it_is_ready_when_it_listens(tmp_path: Path) -> None:
 def test_events_that_come_during_a_pass_are_not_lost(world: World) -> None:
     running(world)
     serving = Serving(world)
-    real, (machine,) = world.hypervisor.capacity, world.machines()
+    real, (machine,) = world.hypervisor.facts.capacity, world.machines()
 
     def late() -> Any:
         if serving.now >= 2.0 and machine in world.hypervisor.domains:
@@ -629,7 +631,7 @@ def test_events_that_come_during_a_pass_are_not_lost(world: World) -> None:
             world.hypervisor.die(machine)  # after this pass has looked at the machines
         return real()
 
-    world.hypervisor.capacity = late  # type: ignore[method-assign]
+    world.hypervisor.facts.capacity = late  # type: ignore[method-assign]
     serving.at(2.0, lambda: world.hypervisor.wake and world.hypervisor.wake())
     serving.run(3)
     assert len(serving.passes_within(2.0, 2.2)) == 2

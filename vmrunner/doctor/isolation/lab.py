@@ -13,8 +13,7 @@ from typing import Any
 
 from vmrunner.config import Config
 from vmrunner.errors import MachineError
-from vmrunner.hypervisor.host import LibvirtHost
-from vmrunner.hypervisor.seam import Output
+from vmrunner.hypervisor.seam import Hypervisor, Output
 from vmrunner.machine import clones, oneshot
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import MachineId, Shape
@@ -50,7 +49,7 @@ class Lab:
     """
 
     settings: Config
-    open_host: Callable[[], LibvirtHost]
+    open_host: Callable[[], Hypervisor]
     golden: Golden
     shape: Shape
     snapshot: bool
@@ -92,7 +91,7 @@ class Lab:
         write: Callable[[bytes], None],
         policy: str = Reach.NONE,
         machine: MachineId | None = None,
-        host: LibvirtHost | None = None,
+        host: Hypervisor | None = None,
         started: Callable[[MachineId], None] = lambda _: None,
         timeout: timedelta = _BOOT,
     ) -> int:
@@ -104,7 +103,7 @@ class Lab:
         """
         own = host or self.open_host()
         try:
-            patience = "1" if own.kvm else "4"
+            patience = "1" if own.facts.kvm else "4"
             probe = ["env", f"PROBE_PATIENCE={patience}", "python3", "-c", guest(program)]
             return oneshot.run(
                 own,

@@ -5,7 +5,7 @@ images renew themselves.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,19 +30,15 @@ _SNAPSHOT = 600.0  # seconds
 
 @dataclass(frozen=True)
 class Stage:
-    """The host that versions are tried on. `slow`: it emulates the machines' processors."""
+    """The host that versions are tried on."""
 
     hypervisor: Hypervisor
     settings: HostConfig
-    versions: Mapping[str, str]  # of libvirt and QEMU
-    slow: bool
     say: Say
 
     def verify(self, golden: Golden) -> Proof:
         """See verify.verify."""
-        return verifying.verify(
-            self.hypervisor, self.settings, golden, self.versions, slow=self.slow, say=self.say
-        )
+        return verifying.verify(self.hypervisor, self.settings, golden, say=self.say)
 
     def go_live(self, golden: Golden) -> None:
         """Verify a version, make the snapshots that machines will be cloned from, switch to it: the

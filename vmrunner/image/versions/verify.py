@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from vmrunner import __version__
@@ -60,26 +59,18 @@ def shape_for(settings: HostConfig, name: str) -> Shape:
     return next((pool.shape for pool in pools if pool.image == name), DEFAULT_SHAPE)
 
 
-def verify(
-    hypervisor: Hypervisor,
-    settings: HostConfig,
-    golden: Golden,
-    versions: Mapping[str, str],
-    *,
-    slow: bool,
-    say: Say,
-) -> Proof:
+def verify(hypervisor: Hypervisor, settings: HostConfig, golden: Golden, *, say: Say) -> Proof:
     """Read all files, boot a machine as a job would have it but for the credentials, look at it
     from inside, and write down what was found.
 
-    `versions` are those of libvirt and QEMU, `slow` is whether they emulate the processor. Raises
-    ImageError for damaged files, and what the host is to blame for.
+    Raises ImageError for damaged files, and what the host is to blame for.
     """
+    versions = hypervisor.facts.versions()
     store.verify(golden)
     shape, machine = shape_for(settings, golden.name), MachineId.new(hypervisor.manager)
     listener = _Listener()
     say(f"{golden.name} {golden.version}: booting a machine to verify it")
-    trouble = _boot(hypervisor, settings, golden, shape, machine, listener, slow=slow)
+    trouble = _boot(hypervisor, settings, golden, shape, machine, listener)
     try:
         manifest = store.identity(golden.directory)
     except (OSError, ValueError):  # removed meanwhile
@@ -107,8 +98,6 @@ def _boot(
     shape: Shape,
     machine: MachineId,
     listener: _Listener,
-    *,
-    slow: bool,
 ) -> str:
     """Run the probe; returns why it could not be run, or ended badly.
 
@@ -117,7 +106,7 @@ def _boot(
     asked = json.dumps(_asked(settings, golden, shape, machine))
     probe = [
         "env",
-        f"PROBE_PATIENCE={4 if slow else 1}",
+        f"PROBE_PATIENCE={1 if hypervisor.facts.kvm else 4}",
         "python3",
         "-c",
         guest("probe_image.py"),

@@ -29,7 +29,6 @@ from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import MachineId, Shape
 from vmrunner.resources import folder
 
-VERSIONS = {"QEMU": "10.0.0", "libvirt": "11.3.0"}
 GOOD = dict.fromkeys(verify.OURS, (True, "fine"))
 
 
@@ -72,7 +71,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def verified(settings: HostConfig, golden: Golden) -> Proof:
-    return verify.verify(FakeHypervisor(), settings, golden, VERSIONS, slow=False, say=print)
+    return verify.verify(FakeHypervisor(), settings, golden, say=print)
 
 
 def test_a_good_one_is_written_down_and_promoted(
@@ -214,7 +213,7 @@ def stage(settings: HostConfig) -> Stage:
     hypervisor = FakeHypervisor()
     golden = publish(settings.images_dir, "1")
     hypervisor.make_snapshot(golden, Shape(1, 512, 3), MachineId.new("m"), b"", 1, print)
-    return Stage(hypervisor, settings, VERSIONS, slow=False, say=print)
+    return Stage(hypervisor, settings, say=print)
 
 
 def candidate(stage: Stage, version: str, *, differs: bool = True) -> Golden:
@@ -481,7 +480,7 @@ def test_an_image_without_node_is_good_and_noted(
     golden = publish(settings.images_dir, "1", promote=False, verified=None)
     found = verified(settings, golden)
     assert (found.is_good, found.said, found.notes) == (True, "", (f"tools: {measured}",))
-    Stage(FakeHypervisor(), settings, VERSIONS, slow=False, say=print).go_live(golden)
+    Stage(FakeHypervisor(), settings, say=print).go_live(golden)
     assert f"web 1: tools: {measured}" in capsys.readouterr().out
 
 
