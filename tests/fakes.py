@@ -102,6 +102,187 @@ class FakeLog:
 
 
 @dataclass
+class FakeMachines:
+    """The machines of the fake host."""
+
+    host: FakeHypervisor
+
+    def all(self) -> list[Machine]:
+        named: dict[MachineId, list[str]] = {machine: [] for machine in self.host.domains}
+        for machine, file in self.host.files:
+            named.setdefault(machine, []).append(f"{machine}.{file}")
+        return [
+            Machine(
+                machine,
+                machine in self.host.domains,
+                self.host.domains.get(machine),
+                self.host.events.get(machine, ()),
+                tuple(names),
+                self.host.troubles.get(machine, ""),
+                0,
+                machine in self.host.paused and machine in self.host.domains,
+            )
+            for machine, names in sorted(named.items(), key=lambda item: str(item[0]))
+        ]
+
+    def create_overlay(
+        self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None
+    ) -> None:
+        self.host.step("create_overlay")
+        self.host.files[machine, File.OVERLAY] = b""
+        self.host.lies_on[machine] = (
+            f"{SNAPSHOT_PREFIX}{snapshot.key}.qcow2"
+            if snapshot
+            else f"{image_stem(golden.name, golden.version)}{DISK}"
+        )
+
+    def put(self, machine: MachineId, file: File, content: bytes) -> None:
+        self.host.step(f"put {file}")
+        self.host.files[machine, file] = content
+
+    def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
+        if file is File.EVENTS:
+            return repr(self.host.events.get(machine, ())).encode()
+        return self.host.files.get((machine, file), b"")[-tail:]
+
+    def delete(self, machine: MachineId, file: File) -> None:
+        self.host.step("delete")
+        self.host.files.pop((machine, file), None)
+
+    def start(
+        self,
+        golden: Golden,
+        shape: Shape,
+        metadata: Metadata,
+        snapshot: Snapshot | None = None,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        self.host.step("start")
+        if snapshot:
+            self.host.files[metadata.machine, File.SEED] = b""
+            if self.host.clones_fail:
+                raise SnapshotError("The fake's snapshot can't be used.", "It was told so.")
+            self.host.paused.add(metadata.machine)
+        if metadata.machine in self.host.domains:
+            raise NameClash("It exists.", "")
+        assert (metadata.machine, File.OVERLAY) in self.host.files
+        assert (metadata.machine, File.SEED) in self.host.files
+        self.host.domains[metadata.machine], self.host.shapes[metadata.machine] = metadata, shape
+        self.host.limits[metadata.machine] = limits
+        if self.host.wake:
+            self.host.wake()
+
+    def bind(self, metadata: Metadata, seed: bytes) -> None:
+        self.host.step("bind")
+        assert not self.host.domains[metadata.machine].is_bound, "a machine is bound once"
+        self.host.paused.add(metadata.machine)
+        self.host.domains[metadata.machine] = metadata
+        self.host.step("bind seed")
+        self.host.files[metadata.machine, File.SEED] = seed
+        self.host.paused.discard(metadata.machine)
+
+    def pause(self, machine: MachineId) -> None:
+        self.host.step("pause")
+        if machine in self.host.domains:
+            self.host.paused.add(machine)
+
+    def note(self, metadata: Metadata) -> None:
+        self.host.step("note")
+        if metadata.machine in self.host.domains:
+            self.host.domains[metadata.machine] = metadata
+
+    def stream(
+        self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]
+    ) -> None:
+        raise NotImplementedError("the fake's machines have no output")
+
+    def alive(self, machine: MachineId) -> bool:
+        return machine in self.host.domains
+
+    def destroy(self, machine: MachineId) -> None:
+        self.host.step("destroy")
+        self.host.domains.pop(machine, None)
+        self.host.events.pop(machine, None)
+        self.host.troubles.pop(machine, None)
+        self.host.paused.discard(machine)
+        self.host.shapes.pop(machine, None)
+        self.host.limits.pop(machine, None)
+        self.host.lies_on.pop(machine, None)
+        for file in File:
+            self.host.files.pop((machine, file), None)
+
+    def residue(self) -> Residue:
+        return Residue(
+            tuple(map(str, self.host.domains)),
+            tuple(f"{machine}.{file}" for machine, file in self.host.files),
+        )
+
+
+@dataclass
+class FakeSnapshots:
+    """The snapshots of the fake host."""
+
+    host: FakeHypervisor
+
+    def all(self) -> list[Snapshot]:
+        return list(self.host.kept.values())
+
+    def key(self, golden: Golden, shape: Shape) -> str:
+        return hashlib.sha256(f"{golden.name}{golden.version}{shape}".encode()).hexdigest()[:16]
+
+    def find(self, golden: Golden, shape: Shape) -> Snapshot | None:
+        return self.host.kept.get(self.key(golden, shape))
+
+    def make(
+        self,
+        golden: Golden,
+        shape: Shape,
+        machine: MachineId,
+        seed: bytes,
+        timeout: float,
+        say: Say,
+    ) -> Snapshot:
+        self.host.step("make_snapshot")
+        key = self.key(golden, shape)
+        self.host.kept[key] = Snapshot(
+            key, golden.id, shape, self.host.now(), "10.0.0", "11.3.0", {}
+        )
+        return self.host.kept[key]
+
+    def verify(self, snapshot: Snapshot) -> None: ...
+
+    def drop(self, key: str) -> None:
+        self.host.step("drop_snapshot")
+        self.host.kept.pop(key, None)
+
+
+@dataclass
+class FakeImages:
+    """What the fake host has of published images."""
+
+    host: FakeHypervisor
+
+    def volumes(self) -> list[Volume]:
+        bases = dict.fromkeys(self.host.published, "")
+        for key, kept in self.host.kept.items():
+            bases[f"{SNAPSHOT_PREFIX}{key}.qcow2"] = f"{image_stem(*kept.image.split('/'))}{DISK}"
+        for machine, file in self.host.files:
+            bases[f"{machine}.{file}"] = (
+                self.host.lies_on.get(machine, "") if file is File.OVERLAY else ""
+            )
+        return [
+            Volume(name, f"/pool/{name}", f"/pool/{base}" if base else "", True)
+            for name, base in bases.items()
+        ]
+
+    def drop(self, names: Sequence[str]) -> None:
+        self.host.step("drop_volumes")
+        for volume in self.volumes():
+            assert volume.backing.removeprefix("/pool/") not in names, f"{volume.name} lies on it"
+        self.host.published = [name for name in self.host.published if name not in names]
+
+
+@dataclass
 class FakeFacts:
     """What the fake host is and has."""
 
@@ -132,9 +313,9 @@ class FakeFacts:
 
 @dataclass
 class FakeHypervisor:
-    """A host in memory.
+    """A host in memory; its parts keep all that they know here.
 
-    `fail_at` names a method (or `put seed.iso`) that fails once, before it did anything.
+    `fail_at` names a step (a method, or `put seed.iso`) that fails once, before it did anything.
     """
 
     manager: str = "m"
@@ -158,7 +339,8 @@ class FakeHypervisor:
     doom: Doom = field(default_factory=Doom)
 
     def __post_init__(self) -> None:
-        self.facts = FakeFacts(self)
+        self.machines, self.snapshots = FakeMachines(self), FakeSnapshots(self)
+        self.images, self.facts = FakeImages(self), FakeFacts(self)
 
     def step(self, name: str) -> None:
         """Called at the beginning of every method that changes something."""
@@ -175,164 +357,6 @@ class FakeHypervisor:
         ]
 
     def guard(self) -> None: ...
-
-    def machines(self) -> list[Machine]:
-        named: dict[MachineId, list[str]] = {machine: [] for machine in self.domains}
-        for machine, file in self.files:
-            named.setdefault(machine, []).append(f"{machine}.{file}")
-        return [
-            Machine(
-                machine,
-                machine in self.domains,
-                self.domains.get(machine),
-                self.events.get(machine, ()),
-                tuple(names),
-                self.troubles.get(machine, ""),
-                0,
-                machine in self.paused and machine in self.domains,
-            )
-            for machine, names in sorted(named.items(), key=lambda item: str(item[0]))
-        ]
-
-    def create_overlay(
-        self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None
-    ) -> None:
-        self.step("create_overlay")
-        self.files[machine, File.OVERLAY] = b""
-        self.lies_on[machine] = (
-            f"{SNAPSHOT_PREFIX}{snapshot.key}.qcow2"
-            if snapshot
-            else f"{image_stem(golden.name, golden.version)}{DISK}"
-        )
-
-    def put(self, machine: MachineId, file: File, content: bytes) -> None:
-        self.step(f"put {file}")
-        self.files[machine, file] = content
-
-    def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
-        if file is File.EVENTS:
-            return repr(self.events.get(machine, ())).encode()
-        return self.files.get((machine, file), b"")[-tail:]
-
-    def start(
-        self,
-        golden: Golden,
-        shape: Shape,
-        metadata: Metadata,
-        snapshot: Snapshot | None = None,
-        limits: Limits = NO_LIMITS,
-    ) -> None:
-        self.step("start")
-        if snapshot:
-            self.files[metadata.machine, File.SEED] = b""
-            if self.clones_fail:
-                raise SnapshotError("The fake's snapshot can't be used.", "It was told so.")
-            self.paused.add(metadata.machine)
-        if metadata.machine in self.domains:
-            raise NameClash("It exists.", "")
-        assert (metadata.machine, File.OVERLAY) in self.files
-        assert (metadata.machine, File.SEED) in self.files
-        self.domains[metadata.machine], self.shapes[metadata.machine] = metadata, shape
-        self.limits[metadata.machine] = limits
-        if self.wake:
-            self.wake()
-
-    def bind(self, metadata: Metadata, seed: bytes) -> None:
-        self.step("bind")
-        assert not self.domains[metadata.machine].is_bound, "a machine is bound once"
-        self.paused.add(metadata.machine)
-        self.domains[metadata.machine] = metadata
-        self.step("bind seed")
-        self.files[metadata.machine, File.SEED] = seed
-        self.paused.discard(metadata.machine)
-
-    def pause(self, machine: MachineId) -> None:
-        self.step("pause")
-        if machine in self.domains:
-            self.paused.add(machine)
-
-    def snapshot_key(self, golden: Golden, shape: Shape) -> str:
-        return hashlib.sha256(f"{golden.name}{golden.version}{shape}".encode()).hexdigest()[:16]
-
-    def snapshot(self, golden: Golden, shape: Shape) -> Snapshot | None:
-        return self.kept.get(self.snapshot_key(golden, shape))
-
-    def snapshots(self) -> list[Snapshot]:
-        return list(self.kept.values())
-
-    def make_snapshot(
-        self,
-        golden: Golden,
-        shape: Shape,
-        machine: MachineId,
-        seed: bytes,
-        timeout: float,
-        say: Say,
-    ) -> Snapshot:
-        self.step("make_snapshot")
-        key = self.snapshot_key(golden, shape)
-        self.kept[key] = Snapshot(key, golden.id, shape, self.now(), "10.0.0", "11.3.0", {})
-        return self.kept[key]
-
-    def verify_snapshot(self, snapshot: Snapshot) -> None: ...
-
-    def drop_snapshot(self, key: str) -> None:
-        self.step("drop_snapshot")
-        self.kept.pop(key, None)
-
-    def volumes(self) -> list[Volume]:
-        bases = dict.fromkeys(self.published, "")
-        for key, kept in self.kept.items():
-            bases[f"{SNAPSHOT_PREFIX}{key}.qcow2"] = f"{image_stem(*kept.image.split('/'))}{DISK}"
-        for machine, file in self.files:
-            bases[f"{machine}.{file}"] = (
-                self.lies_on.get(machine, "") if file is File.OVERLAY else ""
-            )
-        return [
-            Volume(name, f"/pool/{name}", f"/pool/{base}" if base else "", True)
-            for name, base in bases.items()
-        ]
-
-    def drop_volumes(self, names: Sequence[str]) -> None:
-        self.step("drop_volumes")
-        for volume in self.volumes():
-            assert volume.backing.removeprefix("/pool/") not in names, f"{volume.name} lies on it"
-        self.published = [name for name in self.published if name not in names]
-
-    def note(self, metadata: Metadata) -> None:
-        self.step("note")
-        if metadata.machine in self.domains:
-            self.domains[metadata.machine] = metadata
-
-    def stream(
-        self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]
-    ) -> None:
-        raise NotImplementedError("the fake's machines have no output")
-
-    def alive(self, machine: MachineId) -> bool:
-        return machine in self.domains
-
-    def delete(self, machine: MachineId, file: File) -> None:
-        self.step("delete")
-        self.files.pop((machine, file), None)
-
-    def destroy(self, machine: MachineId) -> None:
-        self.step("destroy")
-        self.domains.pop(machine, None)
-        self.events.pop(machine, None)
-        self.troubles.pop(machine, None)
-        self.paused.discard(machine)
-        self.shapes.pop(machine, None)
-        self.limits.pop(machine, None)
-        self.lies_on.pop(machine, None)
-        for file in File:
-            self.files.pop((machine, file), None)
-
-    def residue(self) -> Residue:
-        return Residue(
-            tuple(map(str, self.domains)),
-            tuple(f"{machine}.{file}" for machine, file in self.files),
-        )
 
     def watch(
         self, wake: Callable[[], None], progress: Callable[[], object] = lambda: None

@@ -441,7 +441,7 @@ class Traffic:
         elif (
             not forge.known
             and not forge.runners_
-            and all(machine.is_ready for machine in self._world.hypervisor.machines())
+            and all(machine.is_ready for machine in self._world.hypervisor.machines.all())
         ):
             self._world.clock.now += SHIFT
             self._shift_ends += BATCH
@@ -505,8 +505,8 @@ def costs(machines: int) -> dict[str, Cost]:
             found[f"fakes, {world.forge.kind}: pass"] = Cost.of(lambda: one_pass(world.manager))
             if not binds_jobs:
                 with mock_host(world) as host:
-                    assert len(host.machines()) == machines
-                    found["test:///: machines()"] = Cost.of(host.machines)
+                    assert len(host.machines.all()) == machines
+                    found["test:///: machines.all()"] = Cost.of(host.machines.all)
                     found["test:///: pass"] = Cost.of(lambda: one_pass(over(world, host)))
     return found | {f"plan, {kind}": Cost.of(decision(kind, machines)) for kind in RUSHES}
 

@@ -30,6 +30,7 @@ from vmrunner import config
 from vmrunner.errors import VmrunnerError
 from vmrunner.forge.connect import connect
 from vmrunner.hypervisor.host import open_host
+from vmrunner.hypervisor.seam import File
 from vmrunner.machine.bindings import Bindings
 from vmrunner.manager import manager as passes
 from vmrunner.manager.history import History
@@ -43,17 +44,7 @@ _NOBODY = "http://127.0.0.1:9"  # refuses connections
 _PATIENCE = 1.0  # seconds; the product's own is too long for a matrix
 _MOMENT = 0.3  # seconds; libvirt takes 0.5 and more to start a domain
 SLOW = ("start", "bind", "destroy")  # steps that libvirtd takes longer for
-_HYPERVISOR = (
-    "prepare",
-    "create_overlay",
-    "put",
-    "start",
-    "bind",
-    "note",
-    "delete",
-    "destroy",
-    "drop_snapshot",
-)
+_MACHINES = ("create_overlay", "put", "start", "bind", "note", "delete", "destroy")
 _LIBVIRT = {  # what changes something, of what vmrunner calls
     "virConnect": ("createXML", "storagePoolDefineXML", "networkDefineXML"),
     "virStoragePool": ("build", "setAutostart", "create", "createXML"),
@@ -225,6 +216,12 @@ def _described_file(name: str) -> Callable[..., str]:
     return lambda _machine, file, *_: f"{name} {file}"
 
 
+def _described_log(volume: str, *_: object) -> str:
+    """Of the storage pool's volumes only a machine's logs, which are made within `start`."""
+    kind = volume.partition(".")[2]
+    return f"put {kind}" if kind in {File.EVENTS, File.CONSOLE} else ""
+
+
 def _described_binding(binding: Binding) -> str:
     return f"save {'ending' if binding.ending else 'minted' if binding.is_minted else 'unminted'}"
 
@@ -294,12 +291,15 @@ def run(ground: Ground, fault: Fault | None, drained: bool) -> None:
         host = open_host(settings, lambda _: None)
         forge = connect(settings.forge, config.forge_token(settings.forge, notes.warning))
         bindings = Bindings(settings.runtime_dir, settings.manager)
-        for name in _HYPERVISOR:
+        steps.wrap(host, "prepare", lambda *_: "prepare")
+        for name in _MACHINES:
             steps.wrap(
-                host,
+                host.machines,
                 name,
                 _described_file(name) if name in {"put", "delete"} else lambda *_, name=name: name,
             )
+        steps.wrap(host._storage, "write", _described_log)
+        steps.wrap(host.snapshots, "drop", lambda *_: "drop_snapshot")
         steps.wrap(bindings, "save", _described_binding)
         steps.wrap(bindings, "drop", lambda *_: "drop")
         _wrap_forge(forge, steps)

@@ -159,7 +159,7 @@ class World:
     def phase(self, machine: MachineId) -> Phase:
         """What the manager would see."""
         return next(
-            (seen.phase for seen in self.hypervisor.machines() if seen.id == machine),
+            (seen.phase for seen in self.hypervisor.machines.all() if seen.id == machine),
             Phase.DESTROYED,
         )
 
@@ -235,7 +235,7 @@ class World:
 
     def left(self) -> list[str]:
         """Whatever of this manager exists, anywhere."""
-        residue = self.hypervisor.residue()
+        residue = self.hypervisor.machines.residue()
         records = [
             runner.record.name
             for runner in self.forge.runners_.values()

@@ -20,10 +20,12 @@ from tests.forge.gitea import Site
 from tests.ground import STORAGE
 from tests.prepare import GITEA
 from vmrunner import config
+from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.host import LibvirtHost, open_host
+from vmrunner.hypervisor.machines import LibvirtMachines
 from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import File
-from vmrunner.hypervisor.snapshot import Snapshots
+from vmrunner.hypervisor.snapshot import LibvirtSnapshots
 from vmrunner.image.versions import store
 from vmrunner.machine import oneshot
 from vmrunner.model.machine import MachineId, Shape
@@ -84,12 +86,12 @@ class _Watch:
 
 _CALLS = (
     (LibvirtHost, "prepare", "prepare"),
-    (LibvirtHost, "create_overlay", "overlay"),
-    (LibvirtHost, "_create", "create"),
+    (LibvirtMachines, "create_overlay", "overlay"),
+    (Domains, "create", "create"),
     (Network, "admit", "admit"),
-    (Snapshots, "load", "load"),
-    (LibvirtHost, "bind", "bind"),
-    (LibvirtHost, "destroy", "destroy"),
+    (LibvirtSnapshots, "load", "load"),
+    (LibvirtMachines, "bind", "bind"),
+    (LibvirtMachines, "destroy", "destroy"),
 )
 
 
@@ -129,22 +131,22 @@ def _ours(path: Any) -> dict[str, float]:
     listener = threading.Thread(target=_listen, args=(heard, over))
     listener.start()
     bound: list[float] = []
-    bind = host.bind
+    bind = host.machines.bind
 
     def binding(*arguments: Any) -> None:
         bind(*arguments)
         bound.append(time.monotonic())
 
-    host.bind = binding  # type: ignore[method-assign]
+    host.machines.bind = binding  # type: ignore[method-assign]
     ended: list[float] = []
-    destroy = host.destroy
+    destroy = host.machines.destroy
 
     def destroying(machine: MachineId) -> None:
         if bound:
             ended.append(time.monotonic())
         destroy(machine)
 
-    host.destroy = destroying  # type: ignore[method-assign]
+    host.machines.destroy = destroying  # type: ignore[method-assign]
     try:
         code = oneshot.run(
             host,

@@ -75,16 +75,16 @@ def test_domains_of_others_are_neither_seen_nor_touched(
     }
     for name, more in lookalikes.items():
         libvirt_mock.createXML(DOMAIN.format(name=name, more=more))
-    assert host.machines() == []
-    host.destroy(MachineId("m", "0123abcd"))
-    host.destroy(MachineId("m", "1123abcd"))
+    assert host.machines.all() == []
+    host.machines.destroy(MachineId("m", "0123abcd"))
+    host.machines.destroy(MachineId("m", "1123abcd"))
     assert {domain.name() for domain in libvirt_mock.listAllDomains()} == {"test", *lookalikes}
-    assert not host.residue()
+    assert not host.machines.residue()
 
 
 def test_a_domain_of_ours_is_known_by_its_metadata(host: LibvirtHost, libvirt_mock: Any) -> None:
     libvirt_mock.createXML(DOMAIN.format(name="vmr-m-0123abcd", more=OURS.format(manager="m")))
-    (machine,) = host.machines()
+    (machine,) = host.machines.all()
     assert (
         machine.alive,
         machine.metadata and machine.metadata.runner_id,
@@ -94,9 +94,9 @@ def test_a_domain_of_ours_is_known_by_its_metadata(host: LibvirtHost, libvirt_mo
         3,
         1.5,
     )
-    assert host.residue().domains == ("vmr-m-0123abcd",)
-    host.destroy(machine.id)
-    assert host.machines() == []
+    assert host.machines.residue().domains == ("vmr-m-0123abcd",)
+    host.machines.destroy(machine.id)
+    assert host.machines.all() == []
 
 
 def test_a_storage_pool_of_our_name_elsewhere_is_not_used(libvirt_mock: Any) -> None:
@@ -180,7 +180,7 @@ def test_how_a_machine_ended_is_waited_for_when_libvirt_tells_it_late(
     )
     # As after watch(), which the mock has no events for.
     host._events.wake = lambda: None
-    monkeypatch.setattr(host, "alive", lambda _: False)  # it went after it was listed
+    monkeypatch.setattr(host.machines, "alive", lambda _: False)  # it went after it was listed
     stopped = (
         None,
         domain,
@@ -190,12 +190,12 @@ def test_how_a_machine_ended_is_waited_for_when_libvirt_tells_it_late(
     )
     teller = threading.Timer(0.1, host._events._lifecycle, stopped)
     teller.start()
-    assert [(machine.alive, machine.trouble) for machine in host.machines()] == [
+    assert [(machine.alive, machine.trouble) for machine in host.machines.all()] == [
         (False, "its QEMU process died")
     ]
     teller.join()
     host._events.keep([])
-    assert [machine.trouble for machine in host.machines()] == [""], (
+    assert [machine.trouble for machine in host.machines.all()] == [""], (
         "nobody tells: it is not waited for without end"
     )
 
@@ -220,17 +220,17 @@ def test_no_volume_that_another_lies_on_is_deleted_whosever_pool_that_is_in(
     overlay = pools["other"].createXML(
         VOLUME.format(name="o.qcow2", backing=f"/nowhere/m/{base}"), 0
     )
-    assert {(volume.name, volume.is_ours) for volume in host.volumes()} == {
+    assert {(volume.name, volume.is_ours) for volume in host.images.volumes()} == {
         (base, True),
         ("image-web-2.disk.qcow2", True),
         ("o.qcow2", False),
     }
     with pytest.raises(HypervisorError, match=r"o\.qcow2 lies on it"):
-        host.drop_volumes(["image-web-2.disk.qcow2", base])
-    assert len(host.volumes()) == 3
+        host.images.drop(["image-web-2.disk.qcow2", base])
+    assert len(host.images.volumes()) == 3
     overlay.delete(0)
-    host.drop_volumes(["image-web-2.disk.qcow2", base])
-    assert host.volumes() == []
+    host.images.drop(["image-web-2.disk.qcow2", base])
+    assert host.images.volumes() == []
 
 
 def test_a_pool_of_ours_that_cant_be_looked_into_stops_the_deleting(
@@ -242,6 +242,6 @@ def test_a_pool_of_ours_that_cant_be_looked_into_stops_the_deleting(
     pool = libvirt_mock.storagePoolDefineXML(described, 0)
     try:
         with pytest.raises(HypervisorError, match="vmr-other is not active"):
-            host.drop_volumes(["image-web-1.disk.qcow2"])
+            host.images.drop(["image-web-1.disk.qcow2"])
     finally:
         pool.undefine()

@@ -57,7 +57,7 @@ def test_promote_rollback_and_prune(ground: Ground, host: LibvirtHost, disk: byt
     images = ground.folder / "state" / "images"
     goldens = {version: publish(images, version, disk=disk) for version in ("v1", "v2", "v3", "v4")}
     for golden in goldens.values():
-        host._storage.publish(golden)
+        host.images.publish(golden)
     host._storage.create_overlay("vmr-prune-0123abcd.qcow2", image_volume(goldens["v2"], DISK), 1)
 
     assert "web v1: new machines use it" in ground.run("image", "promote", "web", "v1").stdout
@@ -102,11 +102,11 @@ def test_promote_rollback_and_prune(ground: Ground, host: LibvirtHost, disk: byt
 
 def test_the_last_door_looks_itself(ground: Ground, host: LibvirtHost, disk: bytes) -> None:
     golden = publish(ground.folder / "state" / "images", "v1", disk=disk)
-    host._storage.publish(golden)
+    host.images.publish(golden)
     host._storage.create_overlay("vmr-prune-0123abcd.qcow2", image_volume(golden, DISK), 1)
     before = host._storage.names()
     with pytest.raises(
         HypervisorError, match=r"is not deleted: vmr-prune-0123abcd\.qcow2 lies on it"
     ):
-        host.drop_volumes([image_volume(golden, "manifest.json"), image_volume(golden, DISK)])
+        host.images.drop([image_volume(golden, "manifest.json"), image_volume(golden, DISK)])
     assert host._storage.names() == before, "not even the first"

@@ -67,8 +67,8 @@ def test_looking_at_a_host_is_linear() -> None:
     costs = {}
     for machines in (FEW, MANY):
         with scale.crowd(machines, binds_jobs=False) as world, scale.mock_host(world) as host:
-            assert len(host.machines()) == machines
-            costs[machines] = steps(host.machines) / machines
+            assert len(host.machines.all()) == machines
+            costs[machines] = steps(host.machines.all) / machines
     assert costs[MANY] <= WORSE * costs[FEW], costs
 
 

@@ -55,8 +55,8 @@ def sweep(ground: Ground, site: Site) -> None:
         subnet=IPv4Network("10.0.0.0/24"),
         warn=lambda _: None,
     )
-    for machine in host.machines():
-        host.destroy(machine.id)
+    for machine in host.machines.all():
+        host.machines.destroy(machine.id)
     for record in site.runners():
         if record["name"].startswith(f"vmr-{ground.manager}-"):
             site.call("DELETE", f"/admin/actions/runners/{record['id']}", fine=(404,))

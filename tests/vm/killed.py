@@ -24,13 +24,19 @@ STEPS = ("overlay", "runner", "seed", "logs", "domain")
 
 
 class Killed:
-    """A seam's object that dies after the step; a real object does the work."""
+    """A seam's object that dies after the step; a real object does the work. Its parts are such
+    objects, too.
+    """
+
+    _PARTS = ("machines",)
 
     def __init__(self, real: Any, step: str) -> None:
         self._real, self._step = real, step
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._real, name)
+        if name in self._PARTS:
+            return Killed(method, self._step)
         if not callable(method):
             return method
 
@@ -39,8 +45,10 @@ class Killed:
             step = {"create_overlay": "overlay", "create_runner": "runner", "start": "domain"}.get(
                 name, ""
             )
-            if name == "put":
-                step = "seed" if arguments[1] is File.SEED else "logs"
+            if name == "put" and arguments[1] is File.SEED:
+                step = "seed"
+            if name == "write":  # of the storage pool
+                step = "logs" if arguments[0].endswith(f".{File.EVENTS}") else ""
             if step == self._step:
                 os.kill(os.getpid(), signal.SIGKILL)
             return answer
@@ -53,7 +61,8 @@ def main() -> None:
     settings, step = config.load(Path(sys.argv[1])), sys.argv[2]
     host = open_host(settings, print)
     if step == "logs":
-        host.put = Killed(host, step).put  # type: ignore[method-assign] # called by start() itself
+        # They are made within start().
+        host._storage.write = Killed(host._storage, step).write  # type: ignore[method-assign]
     hypervisor = host if step == "logs" else Killed(host, step)
     forge = Killed(connect(settings.forge, config.forge_token(settings.forge, print)), step)
     history = History(settings.state_dir / "history.sqlite", print)

@@ -61,13 +61,13 @@ def host(golden: Golden) -> Iterator[LibvirtHost]:
         warn=warnings.append,
     )
     host.prepare(golden)
-    for machine in host.machines():  # of a run that was killed
-        host.destroy(machine.id)
+    for machine in host.machines.all():  # of a run that was killed
+        host.machines.destroy(machine.id)
     yield host
-    for machine in host.machines():
+    for machine in host.machines.all():
         # Pytest shows it when the test failed.
-        print(host.read(machine.id, File.CONSOLE, tail=4000).decode("utf-8", "replace"))
-        host.destroy(machine.id)
+        print(host.machines.read(machine.id, File.CONSOLE, tail=4000).decode("utf-8", "replace"))
+        host.machines.destroy(machine.id)
 
 
 def check_host(host: LibvirtHost, machine: MachineId) -> None:
@@ -117,14 +117,14 @@ def check_bounds(host: LibvirtHost, machine: MachineId, limits: Limits) -> None:
 def live(host: LibvirtHost, golden: Golden, *command: str, limits: Limits = NO_LIMITS) -> Ended:
     """Run one command in a machine of its own and destroy it."""
     machine = MachineId.new(MANAGER)
-    host.create_overlay(machine, golden, SHAPE.disk_gib)
+    host.machines.create_overlay(machine, golden, SHAPE.disk_gib)
     address = IPv4Interface(f"10.91.0.{next(HOST_PARTS)}/24")
-    host.put(
+    host.machines.put(
         machine,
         File.SEED,
         seed.iso(machine, seed.exec_script(command, timedelta(seconds=DEADLINE)), address),
     )
-    host.start(
+    host.machines.start(
         golden,
         SHAPE,
         Metadata(machine, "pool", golden.name, time.time(), address=str(address)),
@@ -133,7 +133,7 @@ def live(host: LibvirtHost, golden: Golden, *command: str, limits: Limits = NO_L
     check_bounds(host, machine, limits)
     output = {port: bytearray() for port in Output}
     readers = [
-        threading.Thread(target=host.stream, args=(machine, port, output[port].extend))
+        threading.Thread(target=host.machines.stream, args=(machine, port, output[port].extend))
         for port in Output
     ]
     for reader in readers:
@@ -141,16 +141,18 @@ def live(host: LibvirtHost, golden: Golden, *command: str, limits: Limits = NO_L
     for reader in readers:
         reader.join(DEADLINE)
     deadline = time.monotonic() + 30
-    while host.alive(machine):
-        assert time.monotonic() < deadline, host.read(machine, File.CONSOLE, tail=4000).decode(
-            "utf-8", "replace"
-        )
+    while host.machines.alive(machine):
+        assert time.monotonic() < deadline, host.machines.read(
+            machine, File.CONSOLE, tail=4000
+        ).decode("utf-8", "replace")
         time.sleep(0.1)
-    (seen,) = [found for found in host.machines() if found.id == machine]
+    (seen,) = [found for found in host.machines.all() if found.id == machine]
     assert seen.phase is Phase.FINISHED
     ended = seen.event(EventKind.EXIT)
-    assert ended is not None, host.read(machine, File.CONSOLE, tail=4000).decode("utf-8", "replace")
-    host.destroy(machine)
+    assert ended is not None, host.machines.read(machine, File.CONSOLE, tail=4000).decode(
+        "utf-8", "replace"
+    )
+    host.machines.destroy(machine)
     texts = {port: bytes(raw).decode() for port, raw in output.items()}
     return Ended(texts, ended.text, [event.kind for event in seen.events])
 
@@ -173,11 +175,11 @@ def test_a_command_runs_in_a_machine_that_leaves_nothing(host: LibvirtHost, gold
     assert first.output[Output.STDERR] == "lost\n"
     assert first.exit == "3"
     assert first.kinds == [EventKind.UP, EventKind.SEED, EventKind.RUNNER, EventKind.EXIT]
-    assert not host.residue()
+    assert not host.machines.residue()
 
     second = live(host, golden, "sh", "-c", "test -e /marker && echo found; cat /etc/machine-id")
     assert "found" not in second.output[Output.STDOUT]
-    assert not host.residue()
+    assert not host.machines.residue()
     assert digest(golden.directory / DISK) == before
 
 
@@ -203,8 +205,8 @@ def test_a_machine_gets_no_more_of_the_host_than_it_may(host: LibvirtHost, golde
 
 def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> None:
     machine = MachineId.new(MANAGER)
-    host.create_overlay(machine, golden, SHAPE.disk_gib)
-    host.put(
+    host.machines.create_overlay(machine, golden, SHAPE.disk_gib)
+    host.machines.put(
         machine,
         File.SEED,
         seed.iso(machine, seed.exec_script(["true"], timedelta(seconds=60)), None),
@@ -219,15 +221,15 @@ def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> 
         job_key='a"<&>',
         queued_at=3.5,
     )
-    host.start(golden, SHAPE, metadata)
+    host.machines.start(golden, SHAPE, metadata)
 
-    (seen,) = host.machines()
+    (seen,) = host.machines.all()
     assert (seen.alive, seen.phase, seen.metadata) == (True, Phase.STARTED, metadata)
     check_host(host, machine)
     with pytest.raises(NameClash):
-        host.start(golden, SHAPE, metadata)
-    host.delete(machine, File.SEED)  # also while the machine has it open
-    host.destroy(machine)
-    host.destroy(machine)  # again is fine
-    assert not host.residue()
-    assert host.machines() == []
+        host.machines.start(golden, SHAPE, metadata)
+    host.machines.delete(machine, File.SEED)  # also while the machine has it open
+    host.machines.destroy(machine)
+    host.machines.destroy(machine)  # again is fine
+    assert not host.machines.residue()
+    assert host.machines.all() == []

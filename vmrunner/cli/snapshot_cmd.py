@@ -104,7 +104,7 @@ def list_snapshots(
 ) -> None:
     """List the snapshots on this host."""
     settings = config.load_host(config_path)
-    found, shelf = open_host(settings, warn).snapshots(), Shelf(settings.state_dir)
+    found, shelf = open_host(settings, warn).snapshots.all(), Shelf(settings.state_dir)
     if as_json:
         print(
             json.dumps(
@@ -140,8 +140,8 @@ def list_snapshots(
 def verify(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
     """Read every file of the snapshots and compare it with its digest."""
     host = open_host(config.load_host(config_path), warn)
-    for each in _chosen(host.snapshots(), key):
-        host.verify_snapshot(each)
+    for each in _chosen(host.snapshots.all(), key):
+        host.snapshots.verify(each)
         out.print(
             f"snapshot {each.key}: {len(each.files)} files are as they were made", markup=False
         )
@@ -154,8 +154,8 @@ def drop(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PAT
     Machines that were cloned from them run on; new ones are booted until there is a snapshot again.
     """
     host = open_host(config.load_host(config_path), warn)
-    for each in _chosen(host.snapshots(), key):
-        host.drop_snapshot(each.key)
+    for each in _chosen(host.snapshots.all(), key):
+        host.snapshots.drop(each.key)
         out.print(f"snapshot {each.key}: deleted", markup=False)
 
 

@@ -23,8 +23,8 @@ def examine(settings: Config, open_host: Callable[[], Hypervisor]) -> Iterator[F
         yield failed("libvirt", why)
     else:
         yield from host.look(settings, libvirt.facts)
-        yield from images.look(settings, libvirt)
-        machines = libvirt.machines()
+        yield from images.look(settings, libvirt.snapshots)
+        machines = libvirt.machines.all()
         names = {str(machine.id) for machine in machines}
         strays = [str(machine.id) for machine in machines if machine.metadata is None]
         if strays:

@@ -9,14 +9,14 @@ from pathlib import Path
 from vmrunner.config import Config, PoolConfig
 from vmrunner.doctor.findings import Finding, failed, good, warning
 from vmrunner.errors import ImageError
-from vmrunner.hypervisor.seam import Hypervisor
+from vmrunner.hypervisor.seam import Snapshots
 from vmrunner.image.versions import promotion, proof, store
 from vmrunner.machine.clones import Shelf
 from vmrunner.model.image import Golden
 from vmrunner.model.label import without_docker
 
 
-def look(settings: Config, host: Hypervisor) -> Iterator[Finding]:
+def look(settings: Config, snapshots: Snapshots) -> Iterator[Finding]:
     """Each pool's image and snapshot; an image that several pools share is read once."""
     seen: set[str] = set()
     for name, pool in settings.pools.items():
@@ -49,7 +49,7 @@ def look(settings: Config, host: Hypervisor) -> Iterator[Finding]:
         seen.add(pool.image)
         yield from _docker(name, pool, golden)
         if pool.start != "boot":
-            yield _snapshot(settings, host, golden, name, pool)
+            yield _snapshot(settings, snapshots, golden, name, pool)
 
 
 def _docker(name: str, pool: PoolConfig, golden: Golden) -> Iterator[Finding]:
@@ -90,13 +90,13 @@ def _promotion(settings: Config, golden: Golden) -> Iterator[Finding]:
 
 
 def _snapshot(
-    settings: Config, host: Hypervisor, golden: Golden, name: str, pool: PoolConfig
+    settings: Config, snapshots: Snapshots, golden: Golden, name: str, pool: PoolConfig
 ) -> Finding:
-    if found := host.snapshot(golden, pool.shape):
+    if found := snapshots.find(golden, pool.shape):
         return good(
             "snapshot", f"pool {name} starts machines from {found.key}, {found.disk_mib} MiB"
         )
-    failure = Shelf(settings.state_dir).failure(host.snapshot_key(golden, pool.shape))
+    failure = Shelf(settings.state_dir).failure(snapshots.key(golden, pool.shape))
     if failure is None:
         return good("snapshot", f"pool {name} has none yet; it is made with its first machine")
     fix = f"Mend that, then `vmrunner snapshot create --pool {name}`."

@@ -1,4 +1,4 @@
-"""The seam to the hypervisor: what the manager asks of a libvirt host."""
+"""The seam to the hypervisor: what vmrunner asks of a libvirt host."""
 
 from __future__ import annotations
 
@@ -85,6 +85,124 @@ class Residue:
         return bool(self.domains or self.files)
 
 
+class Machines(Protocol):
+    """The machines of this manager: their files, their domains, and how they end."""
+
+    def all(self) -> list[Machine]:
+        """Every machine of this manager: its domain, or only files where the domain is gone."""
+
+    def create_overlay(
+        self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None
+    ) -> None:
+        """Clone the golden image, or the snapshot's disk, copy-on-write; it is `disk_gib` big, or
+        as big as the image if that is bigger.
+        """
+
+    def put(self, machine: MachineId, file: File, content: bytes) -> None:
+        """Write one file of a machine."""
+
+    def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
+        """The last `tail` bytes of one file of a machine; empty if there is none."""
+
+    def delete(self, machine: MachineId, file: File) -> None:
+        """Delete one file of a machine, also one that the machine holds open; one that is gone is
+        fine.
+        """
+
+    def start(
+        self,
+        golden: Golden,
+        shape: Shape,
+        metadata: Metadata,
+        snapshot: Snapshot | None = None,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        """Start the transient domain. Its overlay must exist, and its seed.
+
+        With a snapshot it is a clone, left paused and with an empty seed: `bind` lets it go. Raises
+        SnapshotError where that fails; the domain is gone then.
+        """
+
+    def bind(self, metadata: Metadata, seed: bytes) -> None:
+        """Write the metadata of a waiting machine into its domain, then its seed, and let it
+        run.
+        """
+
+    def pause(self, machine: MachineId) -> None:
+        """Let a waiting machine use no processor until it is bound; one that is gone is fine."""
+
+    def note(self, metadata: Metadata) -> None:
+        """Write the metadata of a live machine into its domain; one that is gone is fine."""
+
+    def stream(
+        self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]
+    ) -> None:
+        """Copy a live output port until the machine is gone, or `write` returns true.
+
+        Blocks; call it in a thread of its own.
+        """
+
+    def alive(self, machine: MachineId) -> bool:
+        """Whether the machine's domain exists."""
+
+    def destroy(self, machine: MachineId) -> None:
+        """Destroy the domain and delete every file of the machine, and check that both are gone."""
+
+    def residue(self) -> Residue:
+        """All domains and machine files that carry this manager's id."""
+
+
+class Snapshots(Protocol):
+    """The snapshots of this manager, from which machines are cloned."""
+
+    def all(self) -> list[Snapshot]:
+        """Every whole snapshot, usable or not."""
+
+    def key(self, golden: Golden, shape: Shape) -> str:
+        """What the snapshot for such machines is called, whether it exists or not."""
+
+    def find(self, golden: Golden, shape: Shape) -> Snapshot | None:
+        """The snapshot for such machines, if there is one for this very image, processor, QEMU and
+        libvirt.
+        """
+
+    def make(
+        self,
+        golden: Golden,
+        shape: Shape,
+        machine: MachineId,
+        seed: bytes,
+        timeout: float,
+        say: Say,
+    ) -> Snapshot:
+        """Boot a machine of this id with this seed, wait until it is ready, for `timeout` seconds
+        at most, save it, and destroy it. Raises SnapshotError.
+
+        `say` hears of its progress.
+        The caller destroys what is left of the machine where this fails.
+        """
+
+    def verify(self, snapshot: Snapshot) -> None:
+        """Read every file of a snapshot; raises SnapshotError where one differs from its digest."""
+
+    def drop(self, key: str) -> None:
+        """Delete a snapshot. Machines that were cloned from it keep what they have open."""
+
+
+class Images(Protocol):
+    """What the host has of published images, and what lies on it."""
+
+    def volumes(self) -> list[Volume]:
+        """Every volume of every manager's storage pool on this host, as its folder is now; raises
+        where one can't be looked into.
+        """
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Delete volumes of published images, in this order; none of them where any volume of the
+        host lies on one.
+        """
+
+
 class Facts(Protocol):
     """What the host is and has, and how it differs from what it should be. Nothing is changed."""
 
@@ -120,11 +238,27 @@ class Facts(Protocol):
 
 
 class Hypervisor(Protocol):
-    """Every call raises a HypervisorError (DiskFull, NameClash) where libvirt refuses."""
+    """One manager's part of a host. Its four parts are the same ones as long as it lives.
+
+    Every call, of its parts, too, raises a HypervisorError (DiskFull, NameClash) where libvirt
+    refuses.
+    """
 
     @property
     def manager(self) -> str:
         """The id of the manager whose machines these are."""
+
+    @property
+    def machines(self) -> Machines:
+        """Its machines."""
+
+    @property
+    def snapshots(self) -> Snapshots:
+        """What they are cloned from."""
+
+    @property
+    def images(self) -> Images:
+        """What they are booted from."""
 
     @property
     def facts(self) -> Facts:
@@ -140,122 +274,19 @@ class Hypervisor(Protocol):
         are let through.
         """
 
-    def machines(self) -> list[Machine]:
-        """Every machine of this manager: its domain, or only files where the domain is gone."""
-
-    def create_overlay(
-        self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None
-    ) -> None:
-        """Clone the golden image, or the snapshot's disk, copy-on-write; it is `disk_gib` big, or
-        as big as the image if that is bigger.
-        """
-
-    def put(self, machine: MachineId, file: File, content: bytes) -> None:
-        """Write one file of a machine."""
-
-    def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
-        """The last `tail` bytes of one file of a machine; empty if there is none."""
-
-    def start(
-        self,
-        golden: Golden,
-        shape: Shape,
-        metadata: Metadata,
-        snapshot: Snapshot | None = None,
-        limits: Limits = NO_LIMITS,
-    ) -> None:
-        """Start the transient domain. Its overlay must exist, and its seed.
-
-        With a snapshot it is a clone, left paused and with an empty seed: `bind` lets it go. Raises
-        SnapshotError where that fails; the domain is gone then.
-        """
-
-    def bind(self, metadata: Metadata, seed: bytes) -> None:
-        """Write the metadata of a waiting machine into its domain, then its seed, and let it
-        run.
-        """
-
-    def pause(self, machine: MachineId) -> None:
-        """Let a waiting machine use no processor until it is bound; one that is gone is fine."""
-
-    def snapshot(self, golden: Golden, shape: Shape) -> Snapshot | None:
-        """The snapshot for such machines, if there is one for this very image, processor, QEMU and
-        libvirt.
-        """
-
-    def snapshot_key(self, golden: Golden, shape: Shape) -> str:
-        """What such a snapshot is called, whether it exists or not."""
-
-    def snapshots(self) -> list[Snapshot]:
-        """Every snapshot of this manager, usable or not."""
-
-    def make_snapshot(
-        self,
-        golden: Golden,
-        shape: Shape,
-        machine: MachineId,
-        seed: bytes,
-        timeout: float,
-        say: Say,
-    ) -> Snapshot:
-        """Boot a machine of this id with this seed, wait until it is ready, save it, and destroy
-        it. Raises SnapshotError.
-
-        `say` hears of its progress.
-        The caller destroys what is left of the machine where this fails.
-        """
-
-    def verify_snapshot(self, snapshot: Snapshot) -> None:
-        """Read every file of a snapshot; raises SnapshotError where one differs from its digest."""
-
-    def drop_snapshot(self, key: str) -> None:
-        """Delete a snapshot. Machines that were cloned from it keep what they have open."""
-
-    def volumes(self) -> list[Volume]:
-        """Every volume of every manager's storage pool on this host, as its folder is now; raises
-        where one can't be looked into.
-        """
-
-    def drop_volumes(self, names: Sequence[str]) -> None:
-        """Delete volumes of published images, in this order; none of them where any volume of the
-        host lies on one.
-        """
-
-    def note(self, metadata: Metadata) -> None:
-        """Write the metadata of a live machine into its domain; one that is gone is fine."""
-
-    def stream(
-        self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]
-    ) -> None:
-        """Copy a live output port until the machine is gone, or `write` returns true.
-
-        Blocks; call it in a thread of its own.
-        """
-
-    def alive(self, machine: MachineId) -> bool:
-        """Whether the machine's domain exists."""
-
-    def delete(self, machine: MachineId, file: File) -> None:
-        """Delete one file of a machine, also one that the machine holds open; one that is gone is
-        fine.
-        """
-
-    def destroy(self, machine: MachineId) -> None:
-        """Destroy the domain and delete every file of the machine, and check that both are gone."""
-
-    def residue(self) -> Residue:
-        """All domains and machine files that carry this manager's id."""
-
     def watch(self, wake: Callable[[], None], progress: Callable[[], object] = ...) -> None:
         """Call `wake`, from another thread, whenever a machine of this manager starts or ends;
         `progress` between parts of long work.
         """
 
+    def reopen(self) -> bool:
+        """Connect again if the connection is lost (libvirtd was restarted); whether it was.
+
+        Raises HypervisorError while it stays so.
+        """
+
     def close(self) -> None:
         """Close the connection."""
-
-    def reopen(self) -> bool:
-        """Connect again if the connection is lost; whether it was."""
 
     def purge(self) -> list[str]:
         """Remove every object of this manager from the host, machines included; returns what was

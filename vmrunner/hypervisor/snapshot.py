@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,13 +26,14 @@ from xml.etree import ElementTree
 import libvirt
 import libvirt_qemu
 
-from vmrunner.errors import SnapshotError
+from vmrunner.errors import Denied, DiskFull, HypervisorError, SnapshotError
 from vmrunner.hypervisor.connection import Link, asking, dotted, is_denied
+from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot
 from vmrunner.hypervisor.storage import Storage, image_volume
 from vmrunner.log import Say
-from vmrunner.model.image import Golden
-from vmrunner.model.machine import EventKind, MachineId, Shape, parse_events
+from vmrunner.model.image import DISK, Golden
+from vmrunner.model.machine import EventKind, MachineId, Metadata, Shape, parse_events
 from vmrunner.render import guest, source
 from vmrunner.waiting import Deadline
 
@@ -83,13 +84,13 @@ class _Host:
         return cls(qemu, own, user, [kvm, model, features, qemu, own])
 
 
-class Snapshots:
-    """One manager's snapshots in its storage pool: volumes named `snapshot-<key>.<part>`, the
+class LibvirtSnapshots:
+    """The Snapshots of the seam, in the storage pool: volumes named `snapshot-<key>.<part>`, the
     manifest last.
     """
 
-    def __init__(self, link: Link, storage: Storage, kvm: bool) -> None:
-        self._link, self._storage, self._kvm = link, storage, kvm
+    def __init__(self, link: Link, storage: Storage, domains: Domains, *, kvm: bool) -> None:
+        self._link, self._storage, self._domains, self._kvm = link, storage, domains, kvm
         self._known: _Host | None = None
         self._found: dict[str, Snapshot] = {}
 
@@ -124,7 +125,11 @@ class Snapshots:
         ]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
-    def find(self, key: str) -> Snapshot | None:
+    def find(self, golden: Golden, shape: Shape) -> Snapshot | None:
+        """The whole snapshot for such machines, if there is one."""
+        return self._find(self.key(golden, shape))
+
+    def _find(self, key: str) -> Snapshot | None:
         """A whole snapshot of this key."""
         if key in self._found and not self._storage.exists(_volume(key, _MANIFEST)):
             del self._found[key]  # another process has dropped it
@@ -135,7 +140,7 @@ class Snapshots:
 
     def all(self) -> list[Snapshot]:
         """Every whole snapshot."""
-        return [snapshot for key in self._keys() if (snapshot := self.find(key))]
+        return [snapshot for key in self._keys() if (snapshot := self._find(key))]
 
     def _keys(self) -> list[str]:
         """Of whole ones and halves."""
@@ -192,23 +197,39 @@ class Snapshots:
         golden: Golden,
         shape: Shape,
         machine: MachineId,
-        start: Callable[[tuple[str, ...], str], Any],
+        seed: bytes,
         timeout: float,
         say: Say,
     ) -> Snapshot:
-        """Save a machine that `start` starts with these QEMU arguments and this volume as its
-        disk.
-        """
-        key = self.key(golden, shape)
-        for half in [each for each in self._keys() if not self.find(each)]:
+        """Boot a machine with this seed, and save it when it is ready, within `timeout` seconds."""
+        self._storage.write(f"{machine}.{File.SEED}", seed)
+        metadata = Metadata(machine, "", golden.id, time.time())
+        try:
+            return self._make(golden, shape, metadata, timeout, say)
+        except DiskFull:
+            raise
+        except HypervisorError as error:
+            raise failed("No snapshot could be made", error) from error
+
+    def _make(
+        self, golden: Golden, shape: Shape, metadata: Metadata, timeout: float, say: Say
+    ) -> Snapshot:
+        key, machine = self.key(golden, shape), metadata.machine
+        for half in [each for each in self._keys() if not self._find(each)]:
             self.drop(half)  # whoever made it was killed
         ram, state = f"{machine}.{File.RAM}", f"{machine}.{File.STATE}"
         self._storage.create_blank(ram, shape.memory_mib << 20, self._host.user)
         self._storage.create_blank(state, 0, self._host.user)
-        self._storage.create_overlay(
-            self.disk(key), image_volume(golden, "disk.qcow2"), shape.disk_gib, "0644"
+        image = image_volume(golden, DISK)
+        self._storage.create_overlay(self.disk(key), image, shape.disk_gib, "0644")
+        domain = self._domains.create(
+            golden,
+            shape,
+            metadata,
+            (image,),
+            self.saved_arguments(machine, shape),
+            overlay=self.disk(key),
         )
-        domain = start(self.saved_arguments(machine, shape), self.disk(key))
         self._await_ready(domain, machine, timeout)
         say(f"snapshot {key}: saving {machine}")
         with asking(f"saving {machine}"):
@@ -220,10 +241,10 @@ class Snapshots:
         digests = {
             name: self._storage.digest(name) for name in (_volume(key, part) for part in _PARTS)
         }
-        image, taken = golden.id, sum(map(self._storage.allocated, digests))
+        taken = sum(map(self._storage.allocated, digests))
         made = Snapshot(
             key,
-            image,
+            golden.id,
             shape,
             time.time(),
             dotted(self._host.qemu),
@@ -353,6 +374,12 @@ def _await_migration(domain: Any) -> None:
                 "The machine is booted instead.",
             )
         deadline.pause(0.002)
+
+
+def failed(what: str, error: HypervisorError) -> SnapshotError:
+    """An error of the host as one of a snapshot, for who can go on without one."""
+    denied = isinstance(error, Denied) or (isinstance(error, SnapshotError) and error.denied)
+    return SnapshotError(f"{what}: {error.sentence}", error.hint, denied=denied)
 
 
 def _volume(key: str, part: str) -> str:

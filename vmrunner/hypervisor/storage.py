@@ -1,23 +1,21 @@
-"""Our own libvirt storage pool: golden images, overlays, seeds and logs, all through libvirt's
-storage API.
+"""Our own libvirt storage pool: volumes that are made, written, read and deleted, all through
+libvirt's storage API.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
-from xml.etree import ElementTree
 
 import libvirt
 
 from vmrunner.errors import DiskFull, HypervisorError
 from vmrunner.hypervisor.connection import Link, asking
-from vmrunner.hypervisor.seam import Volume, image_stem
+from vmrunner.hypervisor.seam import image_stem
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import PREFIX, MachineId
 from vmrunner.render import xml
@@ -109,49 +107,8 @@ class Storage:
             pool = self._pool()
             if pool is None or not pool.isActive():
                 return []
-            _refresh(pool)
+            refresh(pool)
             return sorted(pool.listVolumes())
-
-    def volumes(self) -> list[Volume]:
-        """See Hypervisor."""
-        found = []
-        with asking("listing the storage pools"):
-            for pool in self._link.connection.listAllStoragePools(0):
-                name = pool.name()
-                if not name.startswith(f"{PREFIX}-"):
-                    continue
-                if not pool.isActive():
-                    raise HypervisorError(
-                        f"The storage pool {name} is not active, so that nobody knows what its "
-                        "volumes lie on.",
-                        f"`virsh pool-start {name}`, or `virsh pool-undefine {name}` if its "
-                        "manager is gone for good.",
-                    )
-                _refresh(pool)
-                found += [
-                    each
-                    for volume in pool.listAllVolumes(0)
-                    if (each := _described(volume, name == self.name))
-                ]
-        return found
-
-    def drop_unused(self, names: Sequence[str]) -> None:
-        """See Hypervisor's `drop_volumes`."""
-        if not names:
-            return
-        wanted = {self.path(name): name for name in names}
-        for volume in self.volumes():  # looked at now, whatever the caller has seen before
-            # Volumes of ours lie in one folder, which may have a second path, by a symlink.
-            of_us = (
-                self.path(Path(volume.backing).name) if volume.is_ours and volume.backing else ""
-            )
-            if base := wanted.get(of_us) or wanted.get(os.path.normpath(volume.backing)):
-                raise HypervisorError(
-                    f"{base} is not deleted: {volume.name} lies on it.",
-                    "Run the command again: it looks anew.",
-                )
-        for name in names:
-            self.delete(name)
 
     def free_mib(self) -> int:
         """Free space where the volumes lie, in MiB; a pool that does not exist yet limits
@@ -299,16 +256,15 @@ class Storage:
             at += stream.send(bytes(view[at : at + _CHUNK]))
 
     def write(self, name: str, content: bytes) -> None:
-        """A raw volume with this content, readable by its owner only; an unfinished one is deleted
-        again.
-        """
-        self._upload(name, len(content), content)
+        """A raw volume with this content, readable by its owner only."""
+        self.upload(name, len(content), content)
 
-    def _upload(self, name: str, size: int, content: bytes | _Digested, mode: str = "0600") -> None:
+    def upload(self, name: str, size: int, content: bytes | Digested, mode: str = "0600") -> None:
+        """A raw volume of `size` bytes; an unfinished one is deleted again. Raises DiskFull."""
         with asking(f"writing {name}"):
             pool = self._link.connection.storagePoolLookupByName(self.name)
             if size:  # a refresh looks into every file of the pool, and an empty one needs no room
-                _refresh(pool)
+                refresh(pool)
             if size and pool.info()[3] < size + _RESERVE:
                 # Asked beforehand, since libvirtd 11.3 dies of an upload that meets a full disk (a
                 # general protection fault, seen in its stream's writer thread), and with it the
@@ -368,37 +324,8 @@ class Storage:
             if volume is not None:
                 volume.delete(0)
 
-    def publish(self, golden: Golden) -> None:
-        """Upload an image's files; its manifest comes last, so that a half-published image is never
-        used. Raises ImageError.
-        """
-        marker = image_volume(golden, "manifest.json")
-        wanted = json.dumps(golden.manifest.files, sort_keys=True).encode()
-        if self.read(marker, len(wanted) + 1) == wanted:
-            return
-        present = set(self.names())
-        for part in golden.manifest.files:
-            name = image_volume(golden, part)
-            if name in present:
-                self.delete(name)
-            try:
-                content = _Digested((golden.directory / part).open("rb"))
-            except OSError as error:
-                raise golden.unreadable(part, error) from None
-            with closing(content):
-                # World-readable: the QEMU user reads it as it is, and libvirt need not change its
-                # owner.
-                self._upload(name, content.size, content, "0644")
-            if content.sha256 != golden.manifest.files[part]:  # what is uploaded is what was built
-                self.delete(name)
-                raise golden.damaged(part)
-        self.names()  # refresh: only then libvirt sees a qcow2 where raw bytes were uploaded
-        if marker in present:
-            self.delete(marker)
-        self.write(marker, wanted)
 
-
-class _Digested:
+class Digested:
     """A file that is read from its start to its end, and its digest then."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -421,7 +348,7 @@ class _Digested:
         self._file.close()
 
 
-def _refresh(pool: Any) -> None:
+def refresh(pool: Any) -> None:
     """Make libvirt look at the folder again.
 
     It refuses while a volume is being made, be it by us or by another vmrunner.
@@ -436,20 +363,6 @@ def _refresh(pool: Any) -> None:
             deadline.pause(0.05)
         else:
             return
-
-
-def _described(volume: Any, is_ours: bool) -> Volume | None:
-    """What libvirt has read in the volume's own header; None for one that is gone meanwhile."""
-    try:
-        described = ElementTree.fromstring(volume.XMLDesc(0))  # noqa: S314 — libvirt's own words
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
-            return None
-        raise
-    backing = described.findtext("backingStore/path", "")
-    return Volume(
-        described.findtext("name", ""), described.findtext("target/path", ""), backing, is_ours
-    )
 
 
 def image_volume(golden: Golden, part: str) -> str:

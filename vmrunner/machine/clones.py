@@ -13,7 +13,7 @@ from pathlib import Path
 from vmrunner import files, lock
 from vmrunner.config import HostConfig
 from vmrunner.errors import SnapshotError
-from vmrunner.hypervisor.seam import Hypervisor, Snapshot
+from vmrunner.hypervisor.seam import Hypervisor, Snapshot, Snapshots
 from vmrunner.log import Say
 from vmrunner.machine import seed
 from vmrunner.machine.ownership import claiming
@@ -103,7 +103,7 @@ class Shelf:
         return max(snapshot.made_at, self._read().used.get(snapshot.key, 0.0))
 
 
-def prune(hypervisor: Hypervisor, shelf: Shelf, made: Snapshot) -> list[str]:
+def prune(snapshots: Snapshots, shelf: Shelf, made: Snapshot) -> list[str]:
     """Drop those that no machine has been cloned from for a week, and those that do not fit this
     host's QEMU and libvirt any more.
 
@@ -111,7 +111,7 @@ def prune(hypervisor: Hypervisor, shelf: Shelf, made: Snapshot) -> list[str]:
     """
     old = [
         each.key
-        for each in hypervisor.snapshots()
+        for each in snapshots.all()
         if each.key != made.key
         and (
             (each.qemu, each.libvirt) != (made.qemu, made.libvirt)
@@ -119,7 +119,7 @@ def prune(hypervisor: Hypervisor, shelf: Shelf, made: Snapshot) -> list[str]:
         )
     ]
     for key in old:
-        hypervisor.drop_snapshot(key)
+        snapshots.drop(key)
     return old
 
 
@@ -139,24 +139,24 @@ def make(
     Raises SnapshotError and the like; nothing is left of the machine then.
     """
     machine, shelf = MachineId.new(hypervisor.manager), Shelf(settings.state_dir, clock)
-    key = hypervisor.snapshot_key(golden, shape)
+    key = hypervisor.snapshots.key(golden, shape)
     with lock.exclusive(
         settings.runtime_dir, f"{settings.manager}-snapshot", wait=timeout, say=say
     ):
-        if found := hypervisor.snapshot(golden, shape):  # by another process meanwhile
+        if found := hypervisor.snapshots.find(golden, shape):  # by another process meanwhile
             return found
         with ExitStack() as stack:
             with claiming(hypervisor, settings, golden, machine, until=stack, say=say):
                 say(f"snapshot {key}: booting {machine}")
             try:
-                made = hypervisor.make_snapshot(
+                made = hypervisor.snapshots.make(
                     golden, shape, machine, seed.waiting(machine), timeout, say
                 )
             except SnapshotError as error:
                 shelf.failed(key, error)
                 raise
             finally:
-                hypervisor.destroy(machine)
-        for old in prune(hypervisor, shelf, made):
+                hypervisor.machines.destroy(machine)
+        for old in prune(hypervisor.snapshots, shelf, made):
             say(f"snapshot {old}: dropped, nobody uses it any more")
         return made

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv6Interface
 
 from vmrunner.errors import SnapshotError
-from vmrunner.hypervisor.seam import File, Hypervisor
+from vmrunner.hypervisor.seam import File, Hypervisor, Machines
 from vmrunner.machine import seed
 from vmrunner.machine.clones import Shelf
 from vmrunner.model.image import Golden
@@ -52,9 +52,9 @@ def start(
     """
     clone = _clone(hypervisor, launch)
     if clone is not None:
-        return let_go(hypervisor, bound(clone), script, launch.ipv6)
+        return let_go(hypervisor.machines, bound(clone), script, launch.ipv6)
     metadata = bound(launch.metadata)
-    return _boot(hypervisor, launch, metadata, _task(metadata, script, launch.ipv6))
+    return _boot(hypervisor.machines, launch, metadata, _task(metadata, script, launch.ipv6))
 
 
 def park(hypervisor: Hypervisor, launch: Launch, rehearsal: str) -> Metadata:
@@ -63,19 +63,19 @@ def park(hypervisor: Hypervisor, launch: Launch, rehearsal: str) -> Metadata:
     """
     clone = _clone(hypervisor, launch)
     if clone is None:
-        return _boot(hypervisor, launch, launch.metadata, seed.waiting(launch.machine))
+        return _boot(hypervisor.machines, launch, launch.metadata, seed.waiting(launch.machine))
     metadata = replace(clone, parked_at=launch.clock())
-    hypervisor.bind(metadata, seed.iso(launch.machine, rehearsal, None, rehearsal=True))
+    hypervisor.machines.bind(metadata, seed.iso(launch.machine, rehearsal, None, rehearsal=True))
     return metadata
 
 
 def let_go(
-    hypervisor: Hypervisor, metadata: Metadata, script: str, ipv6: IPv6Interface | None
+    machines: Machines, metadata: Metadata, script: str, ipv6: IPv6Interface | None
 ) -> Metadata:
     """Have a machine that waits do what `script` says, with its network; what is then written on
     it.
     """
-    hypervisor.bind(metadata, _task(metadata, script, ipv6))
+    machines.bind(metadata, _task(metadata, script, ipv6))
     return metadata
 
 
@@ -83,12 +83,12 @@ def _task(metadata: Metadata, script: str, ipv6: IPv6Interface | None) -> bytes:
     return seed.iso(metadata.machine, script, IPv4Interface(metadata.address), ipv6)
 
 
-def _boot(hypervisor: Hypervisor, launch: Launch, metadata: Metadata, content: bytes) -> Metadata:
+def _boot(machines: Machines, launch: Launch, metadata: Metadata, content: bytes) -> Metadata:
     """Start it on an overlay of its image, with this seed."""
-    hypervisor.create_overlay(launch.machine, launch.golden, launch.shape.disk_gib)
+    machines.create_overlay(launch.machine, launch.golden, launch.shape.disk_gib)
     metadata = replace(metadata, overlay_at=launch.clock())
-    hypervisor.put(launch.machine, File.SEED, content)
-    hypervisor.start(launch.golden, launch.shape, metadata, limits=launch.limits)
+    machines.put(launch.machine, File.SEED, content)
+    machines.start(launch.golden, launch.shape, metadata, limits=launch.limits)
     return metadata
 
 
@@ -100,17 +100,18 @@ def _clone(hypervisor: Hypervisor, launch: Launch) -> Metadata | None:
     """
     if launch.shelf is None:
         return None
-    snapshot = hypervisor.snapshot(launch.golden, launch.shape)
+    machines, snapshots = hypervisor.machines, hypervisor.snapshots
+    snapshot = snapshots.find(launch.golden, launch.shape)
     if snapshot is None:
         return None
     try:
-        hypervisor.create_overlay(launch.machine, launch.golden, launch.shape.disk_gib, snapshot)
+        machines.create_overlay(launch.machine, launch.golden, launch.shape.disk_gib, snapshot)
         metadata = replace(launch.metadata, overlay_at=launch.clock(), snapshot=snapshot.key)
-        hypervisor.start(launch.golden, launch.shape, metadata, snapshot, launch.limits)
+        machines.start(launch.golden, launch.shape, metadata, snapshot, launch.limits)
     except SnapshotError as error:
-        hypervisor.destroy(launch.machine)
+        machines.destroy(launch.machine)
         launch.shelf.failed(snapshot.key, error)
-        hypervisor.drop_snapshot(snapshot.key)
+        snapshots.drop(snapshot.key)
         return None
     launch.shelf.works(snapshot.key)
     return metadata

@@ -71,7 +71,7 @@ class Maker:
             self.clock,
         )
         with ExitStack() as revert:
-            revert.callback(self.hypervisor.destroy, machine)
+            revert.callback(self.hypervisor.machines.destroy, machine)
             if scopes:
                 binding = self._mint(machine, job, scopes, revert)
                 script = self._job_script(machine, binding.credentials, job)
@@ -91,12 +91,12 @@ class Maker:
         If that fails the machine is destroyed: it may have seen credentials.
         """
         with ExitStack() as revert:
-            revert.callback(self.hypervisor.destroy, metadata.machine)
+            revert.callback(self.hypervisor.machines.destroy, metadata.machine)
             binding = self._mint(metadata.machine, job, scopes, revert)
             script = self._job_script(metadata.machine, binding.credentials, job)
             ipv6 = self.addresses.beside(IPv4Interface(metadata.address))
             metadata = launch.let_go(
-                self.hypervisor, _bound(metadata, binding, job, self.clock()), script, ipv6
+                self.hypervisor.machines, _bound(metadata, binding, job, self.clock()), script, ipv6
             )
             revert.pop_all()
         return metadata

@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from vmrunner.config import HostConfig
 from vmrunner.errors import MachineError
-from vmrunner.hypervisor.seam import File, Hypervisor, Output
+from vmrunner.hypervisor.seam import File, Hypervisor, Machines, Output
 from vmrunner.log import Say
 from vmrunner.machine import launch, seed
 from vmrunner.machine.clones import Shelf
@@ -74,7 +74,7 @@ def run(
     with ExitStack() as stack:
         with claiming(hypervisor, settings, golden, machine, until=stack, say=say):
             address = addresses.take(machine)
-        stack.callback(_destroy, hypervisor, machine, say)
+        stack.callback(_destroy, hypervisor.machines, machine, say)
         metadata = Metadata(
             machine, "", golden.id, time.time(), address=str(address), network=command.network
         )
@@ -94,14 +94,14 @@ def run(
         started(machine)
         readers = [
             threading.Thread(
-                target=_copy, args=(hypervisor, machine, port, end, write), daemon=True
+                target=_copy, args=(hypervisor.machines, machine, port, end, write), daemon=True
             )
             for port in Output
         ]
         for reader in readers:
             reader.start()
         ended = _wait(
-            hypervisor,
+            hypervisor.machines,
             machine,
             readers[0],
             command.boot_timeout.total_seconds(),
@@ -112,13 +112,13 @@ def run(
         if ended is None or not ended.text.isdigit():
             raise MachineError(
                 "The machine ended before the command did.",
-                console=_console(hypervisor, machine),
+                console=_console(hypervisor.machines, machine),
             )
         return int(ended.text)
 
 
-def _destroy(hypervisor: Hypervisor, machine: MachineId, say: Say) -> None:
-    hypervisor.destroy(machine)
+def _destroy(machines: Machines, machine: MachineId, say: Say) -> None:
+    machines.destroy(machine)
     say(f"machine {machine}: destroyed")
 
 
@@ -152,19 +152,19 @@ class _Until:
 
 
 def _copy(
-    hypervisor: Hypervisor,
+    machines: Machines,
     machine: MachineId,
     port: Output,
     end: str,
     write: Callable[[Output, bytes], None],
 ) -> None:
     until = _Until(end.encode(), lambda chunk: write(port, chunk))
-    hypervisor.stream(machine, port, until)
+    machines.stream(machine, port, until)
     until.finish()
 
 
 def _wait(
-    hypervisor: Hypervisor,
+    machines: Machines,
     machine: MachineId,
     reader: threading.Thread,
     boot: float,
@@ -176,8 +176,8 @@ def _wait(
     """
     deadline, up = Deadline(boot), False
     while True:
-        alive = hypervisor.alive(machine)
-        seen = Machine(machine, alive, events=parse_events(hypervisor.read(machine, File.EVENTS)))
+        alive = machines.alive(machine)
+        seen = Machine(machine, alive, events=parse_events(machines.read(machine, File.EVENTS)))
         if (ended := seen.event(EventKind.EXIT)) or not alive:
             return ended
         if deadline.is_over:
@@ -186,12 +186,12 @@ def _wait(
                 if up
                 else f"The guest did not come up within {boot:.0f} s."
             )
-            raise MachineError(what, console=_console(hypervisor, machine))
+            raise MachineError(what, console=_console(machines, machine))
         if not up and seen.event(EventKind.RUNNER):
             deadline, up = Deadline(timeout + _POWER_OFF), True
         # The output's end comes right before the word that the command has ended.
         reader.join(_POLL) if reader.is_alive() else deadline.pause(_SOON)
 
 
-def _console(hypervisor: Hypervisor, machine: MachineId) -> str:
-    return hypervisor.read(machine, File.CONSOLE).decode("utf-8", "replace")
+def _console(machines: Machines, machine: MachineId) -> str:
+    return machines.read(machine, File.CONSOLE).decode("utf-8", "replace")

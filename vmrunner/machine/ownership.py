@@ -79,7 +79,7 @@ def sweep(hypervisor: Hypervisor, runtime_dir: Path) -> None:
     for path in _locks(runtime_dir):
         machine = MachineId.of(hypervisor.manager, path.name)
         if machine and _is_free(path):
-            hypervisor.destroy(machine)
+            hypervisor.machines.destroy(machine)
             path.unlink(missing_ok=True)
 
 

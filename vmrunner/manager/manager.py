@@ -182,7 +182,7 @@ class Manager:
         """Machines first, then runners, then jobs: what the forge shows is never older than the
         machines.
         """
-        seen = self.hypervisor.machines()
+        seen = self.hypervisor.machines.all()
         owned = ownership.owned(self.hypervisor.manager, self.settings.runtime_dir)
         machines = tuple(machine for machine in seen if machine.id not in owned)
         bindings = self._bindings.all()
@@ -284,10 +284,10 @@ class Manager:
         if (
             section.start == "boot"
             or golden is None
-            or self.hypervisor.snapshot(golden, section.shape)
+            or self.hypervisor.snapshots.find(golden, section.shape)
         ):
             return "", ""
-        key = self.hypervisor.snapshot_key(golden, section.shape)
+        key = self.hypervisor.snapshots.key(golden, section.shape)
         failure = self.shelf.failure(key)
         if failure is None:
             return key, "it is being made"
@@ -436,7 +436,7 @@ class Manager:
     def _carry_out(self, action: Action, outcome: Outcome) -> None:
         match action:
             case Note():
-                self.hypervisor.note(action.metadata)
+                self.hypervisor.machines.note(action.metadata)
                 if action.metadata.running_at and action.job:
                     self.history.running(action.metadata, action.job)
                     self._log.info(
@@ -446,9 +446,9 @@ class Manager:
                         job=action.job.title,
                     )
             case DropSeed(machine):
-                self.hypervisor.delete(machine, File.SEED)
+                self.hypervisor.machines.delete(machine, File.SEED)
             case Pause(machine):
-                self.hypervisor.pause(machine)
+                self.hypervisor.machines.pause(machine)
             case Finish():
                 self._finish(action, outcome)
             case DeleteRunner(scope, runner):
@@ -529,7 +529,7 @@ class Manager:
             if (binding.job_key or not self.forge.binds_jobs) and self._jobs_on(binding):
                 return  # it got a job while we looked
         console = (
-            self.hypervisor.read(machine, File.CONSOLE).decode("utf-8", "replace")
+            self.hypervisor.machines.read(machine, File.CONSOLE).decode("utf-8", "replace")
             if action.seen and action.ending.is_failure
             else ""
         )
@@ -537,7 +537,7 @@ class Manager:
         if binding and not binding.ending:
             binding = replace(binding, ending=action.ending.value, reason=reason)
             self._bindings.save(binding)
-        self.hypervisor.destroy(machine)
+        self.hypervisor.machines.destroy(machine)
         outcome.gone.add(machine)
         if action.seen and action.seen.dropped:
             self.history.count(Counted.DROPPED_PACKETS, _pool(action.seen), by=action.seen.dropped)

@@ -319,7 +319,7 @@ class Server:
         before = self._reports
         try:
             self._reports = {
-                machine.id: self._manager.hypervisor.read(machine.id, File.EVENTS)
+                machine.id: self._manager.hypervisor.machines.read(machine.id, File.EVENTS)
                 for machine in machines
             }
         except HypervisorError:

@@ -45,7 +45,7 @@ def test_one_that_nobody_uses_goes_when_another_one_is_made(world: World) -> Non
     world.clock.now += 3 * DAY
     world.publish("2", {"kind": "gitea-runner", "path": "/r", "sha256": "0"})
     made = world.make_snapshot("p")
-    assert {each.key for each in world.hypervisor.snapshots()} == {used.key, made.key}
+    assert {each.key for each in world.hypervisor.snapshots.all()} == {used.key, made.key}
     assert f"snapshot {unused.key}: dropped, nobody uses it any more" in [
         event for event, _ in world.log.lines
     ]
@@ -55,7 +55,7 @@ def test_one_of_another_qemu_goes_at_once(world: World) -> None:
     old = world.make_snapshot("big")
     world.hypervisor.kept[old.key] = replace(old, qemu="9.9.9")
     made = world.make_snapshot("p")
-    assert world.hypervisor.snapshots() == [made]
+    assert world.hypervisor.snapshots.all() == [made]
 
 
 def test_one_that_fails_rests_longer_each_time_and_is_forgiven_when_it_works(world: World) -> None:
@@ -63,7 +63,7 @@ def test_one_that_fails_rests_longer_each_time_and_is_forgiven_when_it_works(wor
     for wait in (600, 1200, 2400):
         key = world.make_snapshot("p").key
         assert not is_cloned(world, "p")
-        assert world.hypervisor.snapshots() == [], "it is retired"
+        assert world.hypervisor.snapshots.all() == [], "it is retired"
         world.clock.now += wait - 1
         assert world.manager.shelf.failure(key)
         assert "p" not in world.manager.survey().missing_snapshots()

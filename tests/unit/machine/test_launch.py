@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import IPv6Interface
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import pycdlib
 import pytest
 
-from tests.fakes import FakeHypervisor
+from tests.fakes import FakeHypervisor, FakeMachines
 from tests.world import POOL, World
 from vmrunner.errors import HypervisorError, MachineError
 from vmrunner.hypervisor.seam import File, Output
@@ -86,7 +86,7 @@ def test_one_that_waits_has_no_network_until_it_is_let_go(world: World, cloned: 
     assert (seed_of(world, "user-data") == "a rehearsal") is cloned
     assert "10.87.0.9" not in seed_of(world, "network-config")
     assert "::9" not in seed_of(world, "network-config")
-    done = launch.let_go(world.hypervisor, bound(made), "#!/bin/sh\n", None)
+    done = launch.let_go(world.hypervisor.machines, bound(made), "#!/bin/sh\n", None)
     assert (world.hypervisor.domains[MACHINE], done.runner_id) == (done, 5)
     assert seed_of(world, "user-data") == "#!/bin/sh\n"
     assert "10.87.0.9/24" in seed_of(world, "network-config")
@@ -107,7 +107,7 @@ def test_one_is_booted_where_it_shall_not_be_cloned_or_the_snapshot_is_no_good(
     key = world.make_snapshot("p").key
     made = launch.start(world.hypervisor, replace(wanted(world), shelf=None), "#!/bin/sh\n")
     assert (made.snapshot, list(world.hypervisor.kept)) == ("", [key])
-    world.hypervisor.destroy(MACHINE)
+    world.hypervisor.machines.destroy(MACHINE)
     world.hypervisor.clones_fail = True
     made = launch.start(world.hypervisor, wanted(world), "#!/bin/sh\n")
     assert (made.snapshot, list(world.hypervisor.kept)) == ("", [])
@@ -115,19 +115,27 @@ def test_one_is_booted_where_it_shall_not_be_cloned_or_the_snapshot_is_no_good(
     assert MACHINE in world.hypervisor.domains
 
 
-class Host(FakeHypervisor):
-    """Its machines print a word, and say that they ended."""
+@dataclass
+class Talkative(FakeMachines):
+    """They print a word, and report what they are told to."""
 
-    said = b"up 1\nrunner 2\nexit 3 7\n"
+    said: bytes = b""
 
     def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
-        """See Hypervisor."""
+        """See Machines."""
         return self.said if file is File.EVENTS else super().read(machine, file, tail=tail)
 
     def stream(self, machine: MachineId, output: Output, write: object) -> None:
-        """See Hypervisor."""
+        """See Machines."""
         assert callable(write)
         write(f"the {output}".encode())
+
+
+def talkative(world: World, said: bytes = b"up 1\nrunner 2\nexit 3 7\n") -> FakeHypervisor:
+    """A host with such machines, and this world's snapshots."""
+    host = FakeHypervisor(kept=world.hypervisor.kept)
+    host.machines = Talkative(host, said)
+    return host
 
 
 @pytest.mark.parametrize("cloned", [True, False])
@@ -137,7 +145,7 @@ def test_a_command_has_a_machine_of_its_own_and_nothing_of_it_stays(
 ) -> None:
     if cloned:
         world.make_snapshot("p")
-    host, printed, said, seen = Host(kept=world.hypervisor.kept), {}, [], []
+    host, printed, said, seen = talkative(world), {}, [], []
     command = Command(
         golden(world),
         ["true"],
@@ -174,12 +182,12 @@ def test_a_command_has_a_machine_of_its_own_and_nothing_of_it_stays(
         f"machine {MACHINE}: {'cloned' if cloned and may_be else 'booting' + hint}",
         f"machine {MACHINE}: destroyed",
     ]
-    assert not host.residue()
+    assert not host.machines.residue()
     assert list((world.settings.runtime_dir / "exec").iterdir()) == []
 
 
 def test_a_machine_that_does_not_come_up_in_time_goes(world: World) -> None:
-    host = Host()
+    host = talkative(world, b"up 1\n")
     command = Command(
         golden(world),
         ["true"],
@@ -187,7 +195,6 @@ def test_a_machine_that_does_not_come_up_in_time_goes(world: World) -> None:
         timedelta(0),
         boot_timeout=timedelta(0),
     )
-    host.said = b"up 1\n"
     with pytest.raises(MachineError, match=r"The guest did not come up within 0 s\."):
         oneshot.run(host, world.settings, command, write=lambda *_: None, say=lambda _: None)
-    assert not host.residue()
+    assert not host.machines.residue()

@@ -263,7 +263,7 @@ def test_the_job_of_a_dead_machine_is_failed_also_when_the_forge_was_away(world:
     assert world.forge.verdicts == {}
     world.forge.down, world.forge.fail_at = False, "fail_job"
     world.up()
-    assert (world.hypervisor.residue().files, world.forge.verdicts) == ((), {}), (
+    assert (world.hypervisor.machines.residue().files, world.forge.verdicts) == ((), {}), (
         "the machine is gone, its binding is not"
     )
     world.up()

@@ -422,7 +422,7 @@ def test_a_slow_forge_is_polled_less_often(world: World) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["machines", "facts.capacity", "reopen"])
+@pytest.mark.parametrize("call", ["machines.all", "facts.capacity", "reopen"])
 def test_a_hypervisor_that_does_not_answer_ends_nothing(world: World, call: str) -> None:
     running(world)
     serving = Serving(world)
@@ -464,7 +464,7 @@ def test_the_same_failure_is_logged_once_a_minute_and_another_one_at_once(world:
     def fail(name: str) -> Any:
         raise HypervisorError(f"The host fails at {name}.", "First line\nsecond line")
 
-    serving.at(90.0, lambda: setattr(world.hypervisor, "machines", lambda: fail("listing")))
+    serving.at(90.0, lambda: setattr(world.hypervisor.machines, "all", lambda: fail("listing")))
     serving.run(125)
     assert said(world, "The fake forge does not answer.") == 2
     assert said(world, "The host fails at listing.") == 1

@@ -71,9 +71,9 @@ class Companion:
         if self._machine is not None:
             # Whoever waits for its end destroys it, too, and one finds files that are gone.
             with suppress(VmrunnerError):
-                self._host.destroy(self._machine)
+                self._host.machines.destroy(self._machine)
         self._thread.join()
         if self._machine is not None:
-            self._host.destroy(self._machine)
+            self._host.machines.destroy(self._machine)
         self._host.close()
         self._own.close()

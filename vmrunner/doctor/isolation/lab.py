@@ -68,7 +68,7 @@ class Lab:
         """
         lab, made = replace(self, shape=replace(self.shape, vcpus=1)), None
         with closing(self.open_host()) as host:
-            if self.snapshot and host.snapshot(lab.golden, lab.shape) is None:
+            if self.snapshot and host.snapshots.find(lab.golden, lab.shape) is None:
                 made = clones.make(
                     host,
                     self.settings,
@@ -82,7 +82,7 @@ class Lab:
         finally:
             if made:
                 with closing(self.open_host()) as host:
-                    host.drop_snapshot(made.key)
+                    host.snapshots.drop(made.key)
 
     def run(
         self,
@@ -147,4 +147,4 @@ class Lab:
     def residue(self) -> tuple[str, ...]:
         """The files of machines that are left on the host."""
         with closing(self.open_host()) as host:
-            return host.residue().files
+            return host.machines.residue().files

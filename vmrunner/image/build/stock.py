@@ -133,11 +133,11 @@ def boot(
         with suppress(HypervisorError):  # `image prune` removes what stays
             names = [
                 volume.name
-                for volume in hypervisor.volumes()
+                for volume in hypervisor.images.volumes()
                 if volume.is_ours and volume.name.startswith(stem)
             ]
             # With it, it would count as whole.
-            hypervisor.drop_volumes(sorted(names, key=lambda name: not name.endswith(MANIFEST)))
+            hypervisor.images.drop(sorted(names, key=lambda name: not name.endswith(MANIFEST)))
 
 
 def unpack(build: Build, source: StockSource) -> None:

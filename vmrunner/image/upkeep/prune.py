@@ -73,11 +73,15 @@ def prune(
         if images.is_dir():
             stack.enter_context(promotion.changing(images, say))
         waste = _find(
-            images, _settled(hypervisor, settings.runtime_dir), hypervisor.machines(), name, keep
+            images,
+            _settled(hypervisor, settings.runtime_dir),
+            hypervisor.machines.all(),
+            name,
+            keep,
         )
         for key in waste.snapshots:
-            hypervisor.drop_snapshot(key)
-        hypervisor.drop_volumes(waste.volumes)
+            hypervisor.snapshots.drop(key)
+        hypervisor.images.drop(waste.volumes)
         for half in images.glob(f"[!.]*/{GONE}*"):
             shutil.rmtree(half)
         for image, version in waste.versions:
@@ -98,7 +102,9 @@ def find(hypervisor: Hypervisor, settings: HostConfig, name: str | None, keep: i
     machines that were cloned from one keep it and the image under it.
     """
     _check(settings.images_dir, name)
-    return _find(settings.images_dir, hypervisor.volumes(), hypervisor.machines(), name, keep)
+    return _find(
+        settings.images_dir, hypervisor.images.volumes(), hypervisor.machines.all(), name, keep
+    )
 
 
 def _check(images: Path, name: str | None) -> None:
@@ -116,7 +122,7 @@ def _settled(hypervisor: Hypervisor, runtime_dir: Path) -> list[Volume]:
     while True:
         # Before the volumes: one that ends meanwhile is waited for once more.
         owned = ownership.owned(hypervisor.manager, runtime_dir)
-        volumes = hypervisor.volumes()
+        volumes = hypervisor.images.volumes()
         names = {volume.name for volume in volumes if volume.is_ours}
         missing = sorted(
             str(machine) for machine in owned if f"{machine}.{File.OVERLAY}" not in names

@@ -66,7 +66,7 @@ class Stage:
         Without one machines are booted, so a failure is only said.
         """
         for shape in self.shapes(golden.name):
-            if self.hypervisor.snapshot(golden, shape):
+            if self.hypervisor.snapshots.find(golden, shape):
                 continue
             try:
                 clones.make(
@@ -85,7 +85,7 @@ class Stage:
         known = store.current(self.settings.images_dir, name)
         there = [
             each.shape
-            for each in self.hypervisor.snapshots()
+            for each in self.hypervisor.snapshots.all()
             if known and each.image == f"{name}/{known.version}"
         ]
         return list(dict.fromkeys([*wanted, *there]))

@@ -52,9 +52,9 @@ def overlay(world: World, version: str, *, cloned: bool = False) -> MachineId:
     golden = store.version(world.settings.images_dir, NAME, version)
     machine, shape = MachineId.new("m"), world.settings.pools["p"].shape
     snapshot = (
-        world.hypervisor.make_snapshot(golden, shape, machine, b"", 1, print) if cloned else None
+        world.hypervisor.snapshots.make(golden, shape, machine, b"", 1, print) if cloned else None
     )
-    world.hypervisor.create_overlay(machine, golden, 1, snapshot)
+    world.hypervisor.machines.create_overlay(machine, golden, 1, snapshot)
     return machine
 
 
@@ -84,7 +84,7 @@ def test_what_an_overlay_lies_on_stays_until_the_overlay_goes(world: World) -> N
     assert versions(world) == "26"
     assert "image-debian-12-2.disk.qcow2" in world.hypervisor.published
     assert "image-debian-12-2.manifest.json" in world.hypervisor.published, "all of it stays"
-    world.hypervisor.destroy(machine)
+    world.hypervisor.machines.destroy(machine)
     run(world)
     assert versions(world) == "6"
 
@@ -99,18 +99,18 @@ def test_what_a_live_machine_names_stays(world: World) -> None:
 
 def test_a_snapshot_goes_with_its_version_unless_a_machine_was_cloned_from_it(world: World) -> None:
     used, unused = overlay(world, "2", cloned=True), overlay(world, "3", cloned=True)
-    world.hypervisor.destroy(unused)
+    world.hypervisor.machines.destroy(unused)
     done = run(world)
     assert len(done.snapshots) == 1
-    assert [each.image for each in world.hypervisor.snapshots()] == [f"{NAME}/2"]
+    assert [each.image for each in world.hypervisor.snapshots.all()] == [f"{NAME}/2"]
     assert versions(world) == "26"
-    world.hypervisor.destroy(used)
+    world.hypervisor.machines.destroy(used)
     run(world)
-    assert (versions(world), world.hypervisor.snapshots()) == ("6", [])
+    assert (versions(world), world.hypervisor.snapshots.all()) == ("6", [])
 
 
 def test_a_snapshot_of_a_version_that_stays_stays(world: World) -> None:
-    world.hypervisor.destroy(overlay(world, "6", cloned=True))
+    world.hypervisor.machines.destroy(overlay(world, "6", cloned=True))
     assert run(world).snapshots == ()
 
 
@@ -122,14 +122,14 @@ def test_volumes_of_versions_that_the_store_has_not_any_more_go(world: World) ->
         "image-lost-8.vmlinuz",
     ]
     machine = MachineId.new("m")
-    world.hypervisor.create_overlay(
+    world.hypervisor.machines.create_overlay(
         machine, publish(world.settings.images_dir.parent / "other", "8", name="lost"), 1
     )
     done = run(world, keep=9)
     assert done.volumes == ("image-lost-7.disk.qcow2", "image-lost-7.vmlinuz"), (
         "the kernel of an image in use is in use"
     )
-    world.hypervisor.destroy(machine)
+    world.hypervisor.machines.destroy(machine)
     assert len(run(world, keep=9).volumes) == 2
 
 
@@ -153,7 +153,7 @@ def test_machines_that_are_being_made_are_waited_for(
         with pytest.raises(Busy, match=f"{machine} is being made"):
             run(world)
         assert versions(world) == "123456"
-        world.hypervisor.create_overlay(
+        world.hypervisor.machines.create_overlay(
             machine, store.version(world.settings.images_dir, NAME, "1"), 1
         )
         run(world)
@@ -172,7 +172,7 @@ def test_machines_that_are_being_made_are_waited_for(
 def test_a_file_of_any_name_in_any_managers_pool_counts(
     world: World, monkeypatch: pytest.MonkeyPatch, path: str, ours: bool
 ) -> None:
-    found = world.hypervisor.volumes()
+    found = world.hypervisor.images.volumes()
     found.append(
         Volume(
             "someone.qcow2",
@@ -181,7 +181,7 @@ def test_a_file_of_any_name_in_any_managers_pool_counts(
             ours,
         )
     )
-    monkeypatch.setattr(world.hypervisor, "volumes", lambda: found)
+    monkeypatch.setattr(world.hypervisor.images, "volumes", lambda: found)
     assert (NAME, "2") not in prune.find(world.hypervisor, world.settings, None, 1).versions
     found[-1] = Volume(
         "someone.qcow2",
@@ -197,14 +197,16 @@ def test_a_file_of_any_name_in_any_managers_pool_counts(
 def test_killed_at_any_step_the_next_one_finishes(world: World) -> None:
     for step in range(20):
         overlay(world, "2", cloned=True)
-        world.hypervisor.destroy(overlay(world, "3", cloned=True))
+        world.hypervisor.machines.destroy(overlay(world, "3", cloned=True))
         world.doom.after, world.doom.dead = step, False
         try:
             prune.prune(world.hypervisor, world.settings, None, 1, world.log.info)
         except Killed:
             world.restart()
-            bases = {volume.backing for volume in world.hypervisor.volumes() if volume.backing}
-            assert bases <= {volume.path for volume in world.hypervisor.volumes()}
+            bases = {
+                volume.backing for volume in world.hypervisor.images.volumes() if volume.backing
+            }
+            assert bases <= {volume.path for volume in world.hypervisor.images.volumes()}
             continue
         break
     world.restart()

@@ -212,7 +212,7 @@ def stage(settings: HostConfig) -> Stage:
     """A host on which the version 1 is current and has a snapshot for `exec`."""
     hypervisor = FakeHypervisor()
     golden = publish(settings.images_dir, "1")
-    hypervisor.make_snapshot(golden, Shape(1, 512, 3), MachineId.new("m"), b"", 1, print)
+    hypervisor.snapshots.make(golden, Shape(1, 512, 3), MachineId.new("m"), b"", 1, print)
     return Stage(hypervisor, settings, say=print)
 
 
@@ -235,9 +235,9 @@ def test_what_differs_and_is_good_goes_live_with_its_snapshots(
         golden = candidate(stage, version)
         said = stage.settle(golden)
         assert said.startswith(f"{version} is current")
-        assert stage.hypervisor.snapshot(golden, Shape(1, 512, 3)), "made before the switch"
+        assert stage.hypervisor.snapshots.find(golden, Shape(1, 512, 3)), "made before the switch"
     assert store.versions(stage.settings.images_dir, "web") == ["4", "5", "6"]
-    assert {each.image for each in stage.hypervisor.snapshots()} >= {"web/4", "web/5", "web/6"}
+    assert {each.image for each in stage.hypervisor.snapshots.all()} >= {"web/4", "web/5", "web/6"}
 
 
 def test_nothing_new_is_dropped(stage: Stage) -> None:

@@ -1,0 +1,114 @@
+"""Published images on a libvirt host: brought there, listed with what lies on them, deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import libvirt
+
+from vmrunner.errors import HypervisorError
+from vmrunner.hypervisor.connection import Link, asking
+from vmrunner.hypervisor.seam import Volume
+from vmrunner.hypervisor.storage import Digested, Storage, image_volume, refresh
+from vmrunner.model.image import Golden
+from vmrunner.model.machine import PREFIX
+
+
+class LibvirtImages:
+    """The Images of the seam: volumes named `image-<name>-<version>.<part>`, the manifest last."""
+
+    def __init__(self, link: Link, storage: Storage) -> None:
+        self._link, self._storage = link, storage
+
+    def publish(self, golden: Golden) -> None:
+        """Upload an image's files; its manifest comes last, so that a half-published image is never
+        used. Raises ImageError.
+        """
+        marker = image_volume(golden, "manifest.json")
+        wanted = json.dumps(golden.manifest.files, sort_keys=True).encode()
+        if self._storage.read(marker, len(wanted) + 1) == wanted:
+            return
+        present = set(self._storage.names())
+        for part in golden.manifest.files:
+            name = image_volume(golden, part)
+            if name in present:
+                self._storage.delete(name)
+            try:
+                content = Digested((golden.directory / part).open("rb"))
+            except OSError as error:
+                raise golden.unreadable(part, error) from None
+            with closing(content):
+                # World-readable: the QEMU user reads it as it is, and libvirt need not change its
+                # owner.
+                self._storage.upload(name, content.size, content, "0644")
+            if content.sha256 != golden.manifest.files[part]:  # what is uploaded is what was built
+                self._storage.delete(name)
+                raise golden.damaged(part)
+        # A refresh: only then libvirt sees a qcow2 where raw bytes were uploaded.
+        self._storage.names()
+        if marker in present:
+            self._storage.delete(marker)
+        self._storage.write(marker, wanted)
+
+    def volumes(self) -> list[Volume]:
+        """Every volume of every manager's storage pool, as libvirt reads it now."""
+        found = []
+        with asking("listing the storage pools"):
+            for pool in self._link.connection.listAllStoragePools(0):
+                name = pool.name()
+                if not name.startswith(f"{PREFIX}-"):
+                    continue
+                if not pool.isActive():
+                    raise HypervisorError(
+                        f"The storage pool {name} is not active, so that nobody knows what its "
+                        "volumes lie on.",
+                        f"`virsh pool-start {name}`, or `virsh pool-undefine {name}` if its "
+                        "manager is gone for good.",
+                    )
+                refresh(pool)
+                found += [
+                    each
+                    for volume in pool.listAllVolumes(0)
+                    if (each := _described(volume, name == self._storage.name))
+                ]
+        return found
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Delete volumes of published images, none where anything lies on one."""
+        if not names:
+            return
+        wanted = {self._storage.path(name): name for name in names}
+        for volume in self.volumes():  # looked at now, whatever the caller has seen before
+            # Volumes of ours lie in one folder, which may have a second path, by a symlink.
+            of_us = (
+                self._storage.path(Path(volume.backing).name)
+                if volume.is_ours and volume.backing
+                else ""
+            )
+            if base := wanted.get(of_us) or wanted.get(os.path.normpath(volume.backing)):
+                raise HypervisorError(
+                    f"{base} is not deleted: {volume.name} lies on it.",
+                    "Run the command again: it looks anew.",
+                )
+        for name in names:
+            self._storage.delete(name)
+
+
+def _described(volume: Any, is_ours: bool) -> Volume | None:
+    """What libvirt has read in the volume's own header; None for one that is gone meanwhile."""
+    try:
+        described = ElementTree.fromstring(volume.XMLDesc(0))  # noqa: S314 — libvirt's own words
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
+            return None
+        raise
+    backing = described.findtext("backingStore/path", "")
+    return Volume(
+        described.findtext("name", ""), described.findtext("target/path", ""), backing, is_ours
+    )

@@ -1,0 +1,273 @@
+"""The machines of one manager on a libvirt host: their domains and their files together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import libvirt
+
+from vmrunner.errors import DiskFull, HypervisorError, NameClash, NotPermitted
+from vmrunner.hypervisor.connection import GONE, Link, asking, connect, translate
+from vmrunner.hypervisor.domain import parse_metadata
+from vmrunner.hypervisor.domains import Domains
+from vmrunner.hypervisor.events import Events
+from vmrunner.hypervisor.network import Network
+from vmrunner.hypervisor.seam import SEED_SIZE, File, Output, Residue, Snapshot
+from vmrunner.hypervisor.snapshot import LibvirtSnapshots, failed
+from vmrunner.hypervisor.storage import Storage, image_volume
+from vmrunner.model.image import DISK, Golden
+from vmrunner.model.machine import (
+    NO_LIMITS,
+    Limits,
+    Machine,
+    MachineId,
+    Metadata,
+    Shape,
+    parse_events,
+)
+from vmrunner.waiting import Deadline
+
+_GONE_WITHIN = 15.0  # seconds; a destroyed QEMU is reaped within two even by a slow PID 1
+_TOLD_WITHIN = 1.0  # seconds; events come within a few milliseconds
+_TROUBLES = {
+    (
+        libvirt.VIR_DOMAIN_PAUSED,
+        libvirt.VIR_DOMAIN_PAUSED_IOERROR,
+    ): "its disk could not be written: the host's storage is full or failing",
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_CRASHED): "its guest crashed",
+    (
+        libvirt.VIR_DOMAIN_CRASHED,
+        libvirt.VIR_DOMAIN_CRASHED_PANICKED,
+    ): "its guest's kernel panicked",
+}
+
+
+class LibvirtMachines:
+    """The Machines of the seam."""
+
+    def __init__(
+        self,
+        link: Link,
+        storage: Storage,
+        network: Network,
+        domains: Domains,
+        snapshots: LibvirtSnapshots,
+        events: Events,
+    ) -> None:
+        self._link, self._storage, self._network = link, storage, network
+        self._domains, self._snapshots, self._events = domains, snapshots, events
+
+    def all(self) -> list[Machine]:
+        """Every machine, as libvirt and the storage pool show it now."""
+        domains = self._domains.all()
+        files = self._storage.machine_files()
+        self._events.keep(domains.keys() | files.keys())
+        dropped = self._network.dropped() if domains else {}
+        told_by: Deadline | None = None
+        found = []
+        for machine in sorted(domains.keys() | files.keys(), key=str):
+            metadata, trouble, is_paused = None, "", False
+            if machine in domains:
+                described = self._domains.described(domains[machine], machine)
+                # One that powered off since it was listed can't be described any more.
+                metadata = (
+                    parse_metadata(described, machine)
+                    if described
+                    else Metadata(machine, "", "", 0.0)
+                )
+                if metadata is None:
+                    continue  # Its name looks like ours, but we did not make it: never touched.
+                trouble, is_paused = self._state(domains[machine])
+            events = (
+                parse_events(self._storage.read(f"{machine}.{File.EVENTS}", 65536))
+                if machine in files
+                else ()
+            )
+            alive = machine in domains and self.alive(machine)
+            if not alive:
+                told_by = told_by or Deadline(_TOLD_WITHIN)
+                trouble = trouble or self._events.end_of(machine, told_by)
+            names = tuple(files.get(machine, ()))
+            found.append(
+                Machine(
+                    machine,
+                    alive,
+                    metadata,
+                    events,
+                    names,
+                    trouble,
+                    dropped.get(machine, 0),
+                    alive and is_paused,
+                )
+            )
+        return found
+
+    def _state(self, domain: Any) -> tuple[str, bool]:
+        """What is wrong with a domain that exists, if anything, and whether it was paused on
+        purpose.
+        """
+        try:
+            state = tuple(domain.state())
+        except libvirt.libvirtError:
+            return "", False  # it powered off since it was listed
+        trouble = _TROUBLES.get(state, "")
+        return trouble, state[0] == libvirt.VIR_DOMAIN_PAUSED and not trouble
+
+    def create_overlay(
+        self, machine: MachineId, golden: Golden, disk_gib: int, snapshot: Snapshot | None = None
+    ) -> None:
+        """A disk of its own for a machine, on its image or its snapshot's disk."""
+        backing = self._snapshots.disk(snapshot.key) if snapshot else image_volume(golden, DISK)
+        self._storage.create_overlay(f"{machine}.{File.OVERLAY}", backing, disk_gib)
+
+    def put(self, machine: MachineId, file: File, content: bytes) -> None:
+        """Write one file of a machine."""
+        self._storage.write(f"{machine}.{file}", content)
+
+    def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
+        """The end of one file of a machine."""
+        return self._storage.read(f"{machine}.{file}", tail)
+
+    def delete(self, machine: MachineId, file: File) -> None:
+        """Delete one file of a machine."""
+        self._storage.delete(f"{machine}.{file}")
+
+    def start(
+        self,
+        golden: Golden,
+        shape: Shape,
+        metadata: Metadata,
+        snapshot: Snapshot | None = None,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        """Start the domain, or a paused clone."""
+        machine = metadata.machine
+        if snapshot is None:
+            self._domains.create(
+                golden, shape, metadata, (image_volume(golden, DISK),), limits=limits
+            )
+            return
+        self._storage.create_blank(f"{machine}.{File.SEED}", SEED_SIZE)
+        backing = (self._snapshots.disk(snapshot.key), image_volume(golden, DISK))
+        try:
+            arguments = self._snapshots.clone_arguments(machine, snapshot)
+            domain = self._domains.create(
+                golden,
+                shape,
+                metadata,
+                backing,
+                arguments,
+                libvirt.VIR_DOMAIN_START_PAUSED,
+                limits=limits,
+            )
+            try:
+                self._snapshots.load(domain, snapshot)
+            except BaseException:
+                with suppress(libvirt.libvirtError):
+                    domain.destroy()
+                raise
+        except (NameClash, DiskFull):
+            raise
+        except HypervisorError as error:
+            if not self._link.is_alive:
+                raise  # that says nothing about the snapshot
+            raise failed(f"The snapshot {snapshot.key} can't be used", error) from error
+
+    def bind(self, metadata: Metadata, seed: bytes) -> None:
+        """Write the metadata, then the seed, and let the machine run."""
+        machine = metadata.machine
+        with asking(f"binding {machine}"):
+            domain = self._link.connection.lookupByName(str(machine))
+            if domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+                # So that its guest never sees half a seed, and a pass sees where we were killed.
+                domain.suspend()
+            self._domains.write(domain, metadata)
+        self._storage.overwrite(f"{machine}.{File.SEED}", seed)
+        with asking(f"binding {machine}"):
+            domain.resume()
+
+    def pause(self, machine: MachineId) -> None:
+        """Stop its processors."""
+        self._unless_gone(machine, "pausing", lambda domain: domain.suspend())
+
+    def note(self, metadata: Metadata) -> None:
+        """Write its metadata into the domain."""
+        self._unless_gone(
+            metadata.machine, "describing", lambda domain: self._domains.write(domain, metadata)
+        )
+
+    def _unless_gone(self, machine: MachineId, doing: str, act: Callable[[Any], object]) -> None:
+        """Act on its domain, if there is one; that it goes meanwhile is fine."""
+        with asking(f"{doing} {machine}"):
+            domain = self._domains.own(machine)
+            if domain is None:
+                return
+            try:
+                act(domain)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in GONE:
+                    raise
+
+    def stream(
+        self, machine: MachineId, output: Output, write: Callable[[bytes], bool | None]
+    ) -> None:
+        """Copy a live output port; blocks."""
+        connection = connect(self._link.uri)  # of its own: see THREADS_MAY_SHARE
+        try:
+            with asking(f"reading the output of {machine}"):
+                stream = connection.newStream(0)
+                domain = connection.lookupByName(str(machine))
+                domain.openChannel(
+                    f"org.vmrunner.{output}", stream, libvirt.VIR_DOMAIN_CHANNEL_FORCE
+                )
+                try:
+                    while (chunk := stream.recv(65536)) and not write(chunk):
+                        pass
+                    stream.finish()
+                except libvirt.libvirtError:
+                    # QEMU is gone, and with it the port: that is how every stream of ours ends.
+                    stream.abort()
+        finally:
+            with suppress(libvirt.libvirtError):
+                connection.close()
+
+    def alive(self, machine: MachineId) -> bool:
+        """Whether its domain exists."""
+        return self._domains.exists(machine)
+
+    def destroy(self, machine: MachineId) -> None:
+        """Destroy the domain, close its network, delete its files."""
+        deadline = Deadline(_GONE_WITHIN)
+        while (domain := self._domains.own(machine)) is not None:
+            if deadline.is_over:
+                raise HypervisorError(
+                    f"{machine} does not go away.",
+                    f"`virsh destroy {machine}` may say why; the next pass tries again.",
+                )
+            try:
+                domain.destroy()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in GONE:
+                    raise translate(error, f"destroying {machine}") from error
+                deadline.pause(0.05)  # it is on its way out
+        self._events.forget(machine)
+        with suppress(NotPermitted):  # the next pass that may sweeps it
+            self._network.forget(machine)
+        for file in File:
+            self.delete(machine, file)
+        for stray in self._storage.machine_files().get(machine, []):
+            self._storage.delete(stray)
+
+    def residue(self) -> Residue:
+        """Our domains and machine files."""
+        files = self._storage.machine_files()
+        domains = sorted(
+            str(machine)
+            for machine in self._domains.all()
+            if self._domains.own(machine) is not None
+        )
+        return Residue(
+            tuple(domains), tuple(sorted(name for names in files.values() for name in names))
+        )
