@@ -172,6 +172,30 @@ def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(
     assert len(warnings) == 1
 
 
+def test_a_connection_that_was_lost_is_replaced_for_every_part_that_somebody_holds() -> None:
+    keep = libvirt.open("test:///default")  # as long as it is open, the mock keeps its state
+    try:
+        host = LibvirtHost(
+            uri="test:///default",
+            manager="m",
+            storage_path=Path("/nowhere"),
+            subnet=SUBNET,
+            accelerator="software",
+            warn=lambda _: None,
+        )
+        machines, images, facts = host.machines, host.images, host.facts
+        assert not host.reopen()
+        host._link.connection.close()
+        with pytest.raises(HypervisorError):
+            machines.all()
+        assert host.reopen()
+        assert (machines.all(), images.volumes(), facts.network_drift()) == ([], [], None)
+        assert facts.capacity().cores > 0
+        host.close()
+    finally:
+        keep.close()
+
+
 def test_how_a_machine_ended_is_waited_for_when_libvirt_tells_it_late(
     host: LibvirtHost, libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,12 +131,13 @@ class LibvirtSnapshots:
 
     def _find(self, key: str) -> Snapshot | None:
         """A whole snapshot of this key."""
-        if key in self._found and not self._storage.exists(_volume(key, _MANIFEST)):
-            del self._found[key]  # another process has dropped it
-        if key not in self._found and (raw := self._storage.read(_volume(key, _MANIFEST), 65536)):
+        found = self._found  # `forget` puts another one in its place
+        if key in found and not self._storage.exists(_volume(key, _MANIFEST)):
+            del found[key]  # another process has dropped it
+        if key not in found and (raw := self._storage.read(_volume(key, _MANIFEST), 65536)):
             with suppress(ValueError, TypeError, KeyError):
-                self._found[key] = _parse(raw)
-        return self._found.get(key)
+                found[key] = _parse(raw)
+        return found.get(key)
 
     def all(self) -> list[Snapshot]:
         """Every whole snapshot."""
