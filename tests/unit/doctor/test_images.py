@@ -77,7 +77,7 @@ def test_a_snapshot_that_was_denied(
     made_of(world)
     shelf = Shelf(world.settings.state_dir)
     shelf.failed("the-key", SnapshotError("libvirt does not permit it.", denied=denied))
-    host: Any = SimpleNamespace(snapshot=lambda *_: None, snapshot_key=lambda *_: "the-key")
+    host: Any = SimpleNamespace(find=lambda *_: None, key=lambda *_: "the-key")
     monkeypatch.setattr(images, "_has_apparmor", lambda: has_apparmor)
     (fix,) = [each.fix for each in images.look(world.settings, host) if each.check == "snapshot"]
     world.history.close()
