@@ -49,7 +49,7 @@ def main() -> None:
         measures: dict[str, Callable[[], Any]] = {
             "queue": lambda: {
                 mode: queue.first_steps(site, gate, mode, options.runs)
-                for mode in options.mode or queue.MODES
+                for mode in options.mode or queue.USUAL
             },
             "life": lambda: life.whole_lives(site, options.runs),
             "path": lambda: path.steps(site, options.runs),

@@ -63,7 +63,9 @@ class Gate:
         )
 
 
-def ground(site: Site, start: str, *, most: int = 1, warm: int = 0, vcpus: int = 2) -> Ground:
+def ground(
+    site: Site, start: str, *, most: int = 1, warm: int = 0, vcpus: int = 2, user: str = "root"
+) -> Ground:
     """A pool that starts machines in this way; nothing is left of an earlier run, and its snapshot
     is there if it needs one.
     """
@@ -74,7 +76,7 @@ def ground(site: Site, start: str, *, most: int = 1, warm: int = 0, vcpus: int =
         token=site.token,
         most=most,
         start=start,
-        more=f'warm = {warm}\nvcpus = {vcpus}\nallow = ["{GATE}:{PORT}"]\n',
+        more=f'warm = {warm}\nvcpus = {vcpus}\njob_user = "{user}"\nallow = ["{GATE}:{PORT}"]\n',
     )
     made.run("down", "--now")
     (FOLDER / "state" / "history.sqlite").unlink(missing_ok=True)

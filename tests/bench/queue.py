@@ -22,8 +22,15 @@ JOB = """\
       - run: |
           {visit}
 """
-MODES = {"snapshot": ("snapshot", 0), "parked": ("snapshot", 1), "boot": ("boot", 0)}
-"""How machines start, and how many are kept warm."""
+MODES = {
+    "snapshot": ("snapshot", 0, "root"),
+    "parked": ("snapshot", 1, "root"),
+    "boot": ("boot", 0, "root"),
+    "snapshot-as-runner": ("snapshot", 0, "runner"),
+    "parked-as-runner": ("snapshot", 1, "runner"),
+}
+"""How machines start, how many are kept warm, and the user that runs their jobs."""
+USUAL = ("snapshot", "parked", "boot")
 PHASES = ("created", "overlay", "started", "seed", "runner", "first step")
 
 
@@ -37,8 +44,8 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
     """Median and p95 of `runs` jobs, one after the other, and when each phase was reached (medians,
     seconds since the job was queued).
     """
-    start, warm = MODES[mode]
-    place = ground(site, start, most=1, warm=warm)
+    start, warm, user = MODES[mode]
+    place = ground(site, start, most=1, warm=warm, user=user)
     repository = site.repository("rig", "bench", _workflow(["first"], gate))
     taken: list[float] = []
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
