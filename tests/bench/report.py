@@ -11,7 +11,13 @@ from rich.table import Table
 
 from tests.bench.path import STEPS
 
-WAYS = {"snapshot": "clone of a snapshot", "parked": "parked clone (warm = 1)", "boot": "booted"}
+WAYS = {
+    "snapshot": "clone of a snapshot",
+    "parked": "parked clone (warm = 1)",
+    "boot": "booted",
+    "snapshot-as-runner": "clone, job as runner",
+    "parked-as-runner": "parked clone, job as runner",
+}
 
 
 def tables(figures: dict[str, Any]) -> list[Table]:
