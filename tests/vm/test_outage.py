@@ -144,6 +144,9 @@ def test_a_forge_that_is_away(
         until(lambda: not ground.leftovers(), LIFE, "nothing left", every=1)
 
 
+# Rarely the forge is stopped between giving the job away and saying so: that job is failed after
+# five minutes, which is right, and not what this test waits for.
+@pytest.mark.long
 def test_a_forge_that_is_away_while_runners_start(
     site: Site, lay_ground: Callable[..., Ground], server: Server
 ) -> None:
