@@ -51,24 +51,24 @@ class Domains:
                 if (machine := MachineId.of(self._manager, domain.name()))
             }
 
-    def exists(self, machine: MachineId) -> bool:
-        """Whether there is a domain of this name."""
+    def _named(self, machine: MachineId) -> Any | None:
+        """The domain of this name, whoever made it."""
         try:
-            self._link.connection.lookupByName(str(machine))
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                return False
-            raise translate(error, f"looking for {machine}") from error
-        return True
-
-    def own(self, machine: MachineId) -> Any | None:
-        """The machine's domain, or None where there is none of this name that we made."""
-        try:
-            domain = self._link.connection.lookupByName(str(machine))
+            return self._link.connection.lookupByName(str(machine))
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise translate(error, f"looking for {machine}") from error
+
+    def exists(self, machine: MachineId) -> bool:
+        """Whether there is a domain of this name."""
+        return self._named(machine) is not None
+
+    def own(self, machine: MachineId) -> Any | None:
+        """The machine's domain, or None where there is none of this name that we made."""
+        domain = self._named(machine)
+        if domain is None:
+            return None
         described = self.described(domain, machine)
         return domain if not described or parse_metadata(described, machine) is not None else None
 
