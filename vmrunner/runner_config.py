@@ -145,11 +145,6 @@ def too_old(kind: str, version: str) -> bool:
     return bool(numbers) and tuple(map(int, numbers)) < KNOWN_FROM[kind]
 
 
-def dotted(version: Sequence[int]) -> str:
-    """As people write it."""
-    return ".".join(map(str, version))
-
-
 def runner_config(
     kind: str,
     *,

@@ -1,6 +1,8 @@
-"""Words for people: others' text made safe to show, long lists made short."""
+"""Words for people: others' text made safe to show, long lists made short, versions."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 
 def presentable(text: str, longest: int = 200) -> str:
@@ -14,3 +16,8 @@ def some(names: list[str], most: int = 4) -> str:
     """The first few of many, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def dotted(version: Iterable[int]) -> str:
+    """A version's numbers as people write it."""
+    return ".".join(map(str, version))

@@ -51,8 +51,3 @@ def numbers(version: str) -> tuple[int, ...]:
     """Major and minor of a version; (0, 0) where it has none."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
-def dotted(version: tuple[int, ...]) -> str:
-    """A version as people write it."""
-    return ".".join(map(str, version))

@@ -11,13 +11,14 @@ from email.utils import parsedate_to_datetime
 from pydantic import TypeAdapter
 
 from vmrunner.config import Config, forge_token, webhook_secret
-from vmrunner.doctor.findings import Finding, dotted, error, failed, good, numbers, warning
+from vmrunner.doctor.findings import Finding, error, failed, good, numbers, warning
 from vmrunner.errors import ForgeError, VmrunnerError
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
 from vmrunner.forge.seam import Forge
 from vmrunner.model.job import RunnerRecord, Scope, ScopeKind
 from vmrunner.model.machine import MachineId
+from vmrunner.text import dotted
 
 _SKEW = 5.0  # seconds; the forge tells its time in whole ones
 _LEAST = {"gitea": (1, 26), "forgejo": (15, 0)}

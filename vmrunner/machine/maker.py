@@ -22,7 +22,8 @@ from vmrunner.model.job import Credentials, Job, Scope
 from vmrunner.model.machine import MachineId, Metadata
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.policy import pool_policy
-from vmrunner.runner_config import KNOWN_FROM, dotted, too_old
+from vmrunner.runner_config import KNOWN_FROM, too_old
+from vmrunner.text import dotted
 
 
 @dataclass(frozen=True)
