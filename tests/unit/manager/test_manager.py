@@ -4,7 +4,6 @@ does not stop the other machines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +27,6 @@ from vmrunner.manager.observed import Drain
 from vmrunner.model.image import Golden
 from vmrunner.model.job import JobState, RunnerRecord, Scope, ScopeKind
 from vmrunner.model.machine import EventKind, Limits
-
-
-@pytest.fixture(params=[False, True], ids=["gitea", "forgejo"])
-def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
-    return World(tmp_path, binds_jobs=request.param)
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while World.opened:
-        World.opened.pop().history.close()
 
 
 def one_running(world: World) -> str:

@@ -33,13 +33,6 @@ RULES = Path(__file__).parents[3] / "docs" / "prometheus-rules.yaml"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while World.opened:
-        World.opened.pop().history.close()
-
-
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(
@@ -282,8 +275,7 @@ def test_a_port_that_is_taken(world: World, ports: list[int]) -> None:
         metrics.serve(Figures(world.history), MetricsConfig(listen=f"127.0.0.1:{ports[0]}"))
 
 
-# ---- docs/prometheus-rules.yaml
-# --------------------------------------------------------------------------------------------------
+# ---- docs/prometheus-rules.yaml ----
 
 
 def known(world: World) -> dict[str, set[str]]:

@@ -5,7 +5,6 @@ after its end.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,18 +20,6 @@ from vmrunner.errors import ForgeDenied
 from vmrunner.manager.history import Record
 from vmrunner.model.job import JobState
 from vmrunner.model.machine import MachineId
-
-
-@pytest.fixture(params=[False, True], ids=["gitea", "forgejo"])
-def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
-    return World(tmp_path, binds_jobs=request.param)
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while World.opened:
-        World.opened.pop().history.close()
 
 
 def started(world: World, jobs: int) -> list[MachineId]:

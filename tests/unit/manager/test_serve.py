@@ -130,18 +130,6 @@ class Serving:
         return [at for at in self.passes if begin <= at <= end]
 
 
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while World.opened:
-        World.opened.pop().history.close()
-
-
-@pytest.fixture(params=[False, True], ids=["gitea", "forgejo"])
-def world(tmp_path: Path, request: pytest.FixtureRequest) -> World:
-    return World(tmp_path, binds_jobs=request.param)
-
-
 @pytest.fixture
 def _signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in HANDLED}
@@ -167,8 +155,7 @@ def said(world: World, event: str) -> int:
     return sum(line.startswith(event) for line, _ in world.log.lines)
 
 
-# ---- what wakes it
-# --------------------------------------------------------------------------------------------------
+# ---- what wakes it ----
 
 
 def test_left_alone_it_passes_every_five_seconds_and_polls_every_half_second(world: World) -> None:
@@ -371,8 +358,7 @@ def test_snapshots_are_made_one_after_the_other_beside_the_passes(tmp_path: Path
     assert [said(world, event) for event in ("snapshot made", "snapshot not made")] == [2, 1]
 
 
-# ---- a forge that is away
-# --------------------------------------------------------------------------------------------------
+# ---- a forge that is away ----
 
 
 def test_a_forge_that_is_down_is_asked_less_often_logged_once_and_served_again(
@@ -418,8 +404,7 @@ def test_a_slow_forge_is_polled_less_often(world: World) -> None:
     assert len(serving.polls) <= 5, "what takes 2 s is not asked more often than every 20 s"
 
 
-# ---- a host that is away
-# --------------------------------------------------------------------------------------------------
+# ---- a host that is away ----
 
 
 @pytest.mark.parametrize("call", ["machines.all", "facts.capacity", "reopen"])
@@ -472,8 +457,7 @@ def test_the_same_failure_is_logged_once_a_minute_and_another_one_at_once(world:
     assert fields == {"hint": "First line", "kind": "HypervisorError"}
 
 
-# ---- how it ends
-# --------------------------------------------------------------------------------------------------
+# ---- how it ends ----
 
 
 @pytest.mark.usefixtures("_signals")
@@ -540,8 +524,7 @@ def test_a_reload_while_it_drains_does_not_make_it_spin(tmp_path: Path) -> None:
     assert len(serving.passes) <= 16
 
 
-# ---- how it reads its configuration again
-# ----------------------------------------------------------------------------------------------
+# ---- how it reads its configuration again ----
 
 
 @pytest.mark.usefixtures("_signals")
@@ -592,8 +575,7 @@ def test_a_new_configuration_is_in_force_at_once(world: World) -> None:
     assert world.hypervisor.wake, "its events are listened to"
 
 
-# ---- systemd
-# --------------------------------------------------------------------------------------------------
+# ---- systemd ----
 
 
 def test_the_watchdog_hears_of_it_all_the_time(world: World) -> None:

@@ -155,34 +155,30 @@ def nothing(images: Path) -> bool:
     }
 
 
-def files_of(golden: Golden, work: Path, *paths: str) -> list[str]:
-    """What these files of the image's disk hold."""
+def asked(golden: Golden, work: Path, questions: list[str]) -> list[str]:
+    """What debugfs answers about the image's disk."""
     raw = work / "raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / DISK, raw], check=True)
     read = [
         subprocess.run(
-            ["debugfs", "-R", f"cat {path}", raw], capture_output=True, text=True, check=True
+            ["debugfs", "-R", question, raw], capture_output=True, text=True, check=True
         ).stdout
-        for path in paths
+        for question in questions
     ]
     raw.unlink()
     return read
 
 
+def files_of(golden: Golden, work: Path, *paths: str) -> list[str]:
+    """What these files of the image's disk hold."""
+    return asked(golden, work, [f"cat {path}" for path in paths])
+
+
 def listed(golden: Golden, work: Path, *folders: str) -> list[set[str]]:
     """The names in these folders of the image's disk."""
-    raw = work / "raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", golden.directory / DISK, raw], check=True)
-    read = [
-        subprocess.run(
-            ["debugfs", "-R", f"ls -p {each}", raw], capture_output=True, text=True, check=True
-        ).stdout
-        for each in folders
-    ]
-    raw.unlink()
     return [
         {line.split("/")[5] for line in text.splitlines() if line.startswith("/")} - {".", ".."}
-        for text in read
+        for text in asked(golden, work, [f"ls -p {each}" for each in folders])
     ]
 
 
