@@ -38,9 +38,9 @@ short = -m 'not long'
 # Tests that need neither machines nor a forge: two files at a time (some tests look at what others of their file did).
 units = rig/rig run -- pytest -q -n 2 --dist loadfile $(short) tests/unit tests/model $(PYTEST_ARGS)
 # They run beside those that share the rig's forge and host, which mostly wait; what they print is shown at the end.
-without_machines = said=$$(mktemp); $(units) >"$$said" 2>&1 & units=$$!; \
-	rig/rig run -- pytest -q tests/forge tests/libvirt tests/net $(PYTEST_ARGS); \
-	wait "$$units" || { cat "$$said"; exit 1; }; cat "$$said"
+without_machines = said=$$(mktemp); $(units) >"$$said" 2>&1 & units=$$!; failed=0; \
+	rig/rig run -- pytest -q tests/forge tests/libvirt tests/net $(PYTEST_ARGS) || failed=1; \
+	wait "$$units" || failed=1; cat "$$said"; rm "$$said"; [ "$$failed" = 0 ]
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
 shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest rig/rig tests/conformance/plain.sh
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
