@@ -64,8 +64,7 @@ jobs:
 """
 
 
-# ---- between the manager and the forge, and between a job and us
-# -------------------------------------------------------------------------
+# ---- between the manager and the forge, and between a job and us ----
 
 
 @dataclass
@@ -170,8 +169,7 @@ def _is_the_end(update: bytes) -> bool:
     return isinstance(state, bytes) and any(number == 2 for number, _ in fields(state))
 
 
-# ---- what a cell is
-# --------------------------------------------------------------------------------------------------
+# ---- what a cell is ----
 
 
 @dataclass(frozen=True)
@@ -448,8 +446,7 @@ def _libvirt_answers() -> bool:
     return True
 
 
-# ---- lives
-# --------------------------------------------------------------------------------------------------
+# ---- lives ----
 
 # A life gives, for each of its passes, the phase; what has to happen before the pass happens before
 # it is given.
@@ -666,8 +663,7 @@ def try_cell(world: World, cell: Cell) -> None:
     settle(world, may_fail=may_fail)
 
 
-# ---- the matrix
-# --------------------------------------------------------------------------------------------------
+# ---- the matrix ----
 
 
 @contextmanager

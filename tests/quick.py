@@ -78,7 +78,7 @@ fi
 read -r interpreter </run/vmrunner-guest/user-data
 "${interpreter#??}" /run/vmrunner-guest/user-data
 sleep 5
-"""  # noqa: E501
+"""  # noqa: E501 — a script keeps its lines
 
 
 @dataclass(frozen=True)

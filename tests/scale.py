@@ -81,8 +81,7 @@ GROWTH = 0.10  # of memory, from early to late
 _LOOKS = 100  # at the memory
 
 
-# ---- many machines
-# --------------------------------------------------------------------------------------------------
+# ---- many machines ----
 
 
 @contextmanager
@@ -236,8 +235,7 @@ class Cost:
         return cls(statistics.median(took), min(worked))
 
 
-# ---- the busiest decisions
-# --------------------------------------------------------------------------------------------------
+# ---- the busiest decisions ----
 
 HUGE = Capacity(1 << 30, 1 << 20, 0, 0, 1 << 30)
 RUSHES = ("bind", "start", "make room", "another's job")
@@ -307,8 +305,7 @@ def decision(kind: str, machines: int) -> Callable[[], Plan]:
     return decide
 
 
-# ---- libvirt's mock
-# --------------------------------------------------------------------------------------------------
+# ---- libvirt's mock ----
 
 MOCK = "test:///default"
 DOMAIN = (
@@ -364,8 +361,7 @@ def over(world: World, host: LibvirtHost) -> Manager:
     )
 
 
-# ---- many jobs
-# --------------------------------------------------------------------------------------------------
+# ---- many jobs ----
 
 BATCH = 1000  # jobs a shift; then everything is idle for some hours, and history forgets
 SHIFT = 6 * 3600.0  # seconds
@@ -493,8 +489,7 @@ def serve_jobs(
     }
 
 
-# ---- the report
-# --------------------------------------------------------------------------------------------------
+# ---- the report ----
 
 
 def costs(machines: int) -> dict[str, Cost]:

@@ -50,11 +50,12 @@ _SIZE = 3 << 30
 # Where GRUB's own partition and the root begin; the root ends a MiB before the disk, for the GPT's
 # copy.
 _BOOT, _ROOT = 1 * _MIB, 2 * _MIB
+# The root comes last, so that it can grow; its number is 1, as everybody expects.
 _LAYOUT = f"""\
 label: gpt
 disk14: start={_BOOT // _SECTOR}, size={(_ROOT - _BOOT) // _SECTOR}, type=21686148-6449-6E6F-744E-656564454649
 disk1: start={_ROOT // _SECTOR}, size={(_SIZE - _MIB - _ROOT) // _SECTOR}, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709
-"""  # the root comes last, so that it can grow; its number is 1, as everybody expects  # noqa: E501
+"""  # noqa: E501 — sfdisk wants each on a line
 _GRUB = "/usr/lib/grub/i386-pc"
 _MODULES = ("biosdisk", "part_gpt", "ext2", "normal", "linux", "serial", "terminal", "minicmd")
 _MENU = """\

@@ -233,8 +233,7 @@ class Double:
             if job.runner and job.runner.ephemeral:
                 self.runners.pop(job.runner.id, None)
 
-    # ---- REST
-    # ----------------------------------------------------------------------------------------------
+    # ---- REST ----
 
     def rest(
         self, method: str, path: str, query: dict[str, str], token: str, body: dict[str, Any]
@@ -349,8 +348,7 @@ class Double:
             {"X-Total-Count": str(len(mine))},
         )
 
-    # ---- the runner RPC
-    # ----------------------------------------------------------------------------------------------
+    # ---- the runner RPC ----
 
     def rpc(self, method: str, uuid: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
         """One call; zero values are left out of the answer, and int64 are strings."""

@@ -50,7 +50,7 @@ mount --bind /bin/true "$(command -v tc)"
 libvirtd -d
 echo "$pid"
 exec tini -- sleep infinity
-"""  # noqa: E501
+"""  # noqa: E501 — a program keeps its lines
 
 
 def until(there: Callable[[], bool], what: str) -> None:

@@ -43,7 +43,7 @@ COMMIT
 -A DOCKER -d {FORGE}/32 ! -i docker0 -p tcp -m tcp --dport {FORGE_PORT} -j DNAT --to-destination {BOX}:{FORGE_PORT}
 -A DOCKER ! -i docker0 -p tcp -m tcp --dport {PUBLISHED} -j DNAT --to-destination {BOX}:443
 COMMIT
-"""  # noqa: E501
+"""  # noqa: E501 — a script keeps its lines
 _DOCKER_JUMPS = (  # put in at the top of their chains, so that the last of them is the first
     "-t nat {} PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",
     "-t nat {} OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER",

@@ -52,7 +52,7 @@ while time.monotonic() < ends:
         continue
     if direction != 4:
         print("router" if content[20] == 58 and content[54] == 134 else "dhcp" if content[20] == 17 else "other")
-"""  # noqa: E501
+"""  # noqa: E501 — a program keeps its lines
 
 
 # The status of an answer about a name's IPv6 addresses, and how many there are (RFC 1035).
@@ -65,7 +65,7 @@ client.settimeout(2)
 client.sendto(struct.pack("!HHHHHH", 4711, 0x100, 1, 0, 0, 0) + asked, (server, 53))
 _, flags, _, answers, *_ = struct.unpack("!HHHHHH", client.recv(2048)[:12])
 print(flags & 15, answers)
-"""  # noqa: E501
+"""  # noqa: E501 — a program keeps its lines
 
 
 @contextmanager

@@ -57,7 +57,7 @@ attack = [subprocess.Popen([sys.executable, "-c", load, "attack", "disk"], stdou
 print(pace() / usual)
 for each in attack:
     each.kill()
-"""  # noqa: E501
+"""  # noqa: E501 — a program keeps its lines
 
 
 @pytest.mark.long
@@ -85,7 +85,7 @@ for method, body in (("FetchTask", {}), ("FetchSingleTask", {"handle": ""})):
             print(method, "stole it" if "task" in json.load(answer) else "got nothing")
     except urllib.error.HTTPError as error:
         print(method, "is refused with", error.code)
-"""  # noqa: E501
+"""  # noqa: E501 — a program keeps its lines
 COMMAND = f"python3 -c \"exec(bytes.fromhex('{THIEF.encode().hex()}'))\""
 
 

@@ -47,7 +47,7 @@ jobs:
     steps:
       - run: test "$(cat "$NODE_EXTRA_CA_CERTS" | tail -n 1)" = "-----END CERTIFICATE-----"
       - run: test "$SSL_CERT_FILE" = "$GIT_SSL_CAINFO"
-"""  # noqa: E501
+"""  # noqa: E501 — a workflow keeps its lines
 BOXED = (
     '[pools.boxed]\nlabels = ["boxed:docker://tests/base:1"]\nimage = "{image}"\nmemory = '
     '"1GiB"\ndisk = "6GiB"\nstart = "{start}"\n'

@@ -31,7 +31,7 @@ cat /etc/machine-id /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid
 head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
 ip -4 -o address show eth0 | awk '{print $4}'
 date +%s
-"""  # noqa: E501
+"""  # noqa: E501 — a program keeps its lines
 ALIKE = """
 test ! -e /etc/ssh/ssh_host_ed25519_key || echo has SSH host keys
 ls /run/systemd/netif/leases 2>/dev/null | sed 's/^/lease /'

@@ -41,7 +41,7 @@ source = "{guest}/vmrunner-guest.service"
 [runner]
 kind = "gitea-runner"
 path = "{runner}"
-"""  # noqa: E501
+"""  # noqa: E501 — a text of another format keeps its lines
 WORKFLOW = """\
 on: [push]
 jobs:
@@ -52,7 +52,7 @@ jobs:
           echo "root is $(stat -f -c %T /) on $(findmnt -no SOURCE /)"
           echo "extra $(dpkg-query -W -f '${Version}' extra), cloud-init $(systemctl is-active cloud-init.service)"
           ls /home /etc/ssh | grep -E 'debian|host_' || echo nobody and no keys
-"""  # noqa: E501
+"""  # noqa: E501 — a text of another format keeps its lines
 
 
 @pytest.fixture

@@ -175,8 +175,7 @@ class Manager:
             self.settings.runtime_dir, self.settings.manager, wait=_LOCK_WAIT, say=self._log.info
         )
 
-    # ---- observe
-    # ----------------------------------------------------------------------------------------------
+    # ---- observe ----
 
     def observe(self) -> Observed:
         """Machines first, then runners, then jobs: what the forge shows is never older than the
@@ -323,8 +322,7 @@ class Manager:
             elif not self._forge_down.exists():
                 self._forge_down.touch()
 
-    # ---- act
-    # ----------------------------------------------------------------------------------------------
+    # ---- act ----
 
     def reconcile(self, drain: Mapping[str, Drain] | None = None) -> tuple[Outcome, Survey]:
         """Start what is needed, finish what is done, sweep what nothing explains; what was done,
@@ -700,8 +698,7 @@ class Manager:
         with self.lock():
             return self.hypervisor.purge()
 
-    # ---- down
-    # ----------------------------------------------------------------------------------------------
+    # ---- down ----
 
     def resume(self, pools: list[str]) -> None:
         """End the drain of these pools."""

@@ -114,8 +114,7 @@ def ear(tmp_path: Path) -> Iterator[Ear]:
         yield ear
 
 
-# ---- who is believed
-# --------------------------------------------------------------------------------------------------
+# ---- who is believed ----
 
 
 @pytest.mark.parametrize(
@@ -206,8 +205,7 @@ def test_a_burst_is_few_wakes(ear: Ear) -> None:
     assert 1 <= len(ear.wakes) <= took / webhook._REST + 2
 
 
-# ---- who is not the forge
-# --------------------------------------------------------------------------------------------------
+# ---- who is not the forge ----
 
 
 @pytest.mark.parametrize(
@@ -326,8 +324,7 @@ def test_the_log_has_one_line_a_minute(ear: Ear) -> None:
     ]
 
 
-# ---- where it listens
-# --------------------------------------------------------------------------------------------------
+# ---- where it listens ----
 
 
 def test_an_address_that_is_taken_is_tried_again(

@@ -58,7 +58,7 @@ sha256sum </run/vmrunner-sum >&2 &
 } | tee /run/vmrunner-sum
 wait
 [ "$(cat /run/vmrunner-code)" -le 1 ]
-"""  # noqa: E501
+"""  # noqa: E501 — a script keeps its lines
 # What its first boot left of itself, and its loader, which no machine of ours needs: with its files
 # there GRUB's scripts would look for a disk to write to when it is upgraded, or a kernel. By the
 # tree's own tools: a symlink of the image must not lead out of it.
@@ -78,7 +78,7 @@ rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
 for file in /etc/dpkg/dpkg.cfg.d/*; do
   if [ -f "$file" ] && ! dpkg-query -S "$file" >/dev/null 2>&1; then rm -f "$file"; fi
 done
-"""  # noqa: E501
+"""  # noqa: E501 — a script keeps its lines
 _SUITE = '. /etc/os-release; echo "${VERSION_CODENAME:-unknown}"'
 # As a bootstrap does it: nothing starts, a configuration file that the image has changed stays.
 _DPKG = ("--force-unsafe-io", "--force-confdef", "--force-confold")

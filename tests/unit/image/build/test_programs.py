@@ -28,7 +28,7 @@ inner = 'mount -t tmpfs tmpfs "$0" && touch "$0/mounted" && echo mounted && (sle
 programs.run(
     "It", "sh", "-c", inner, sys.argv[2], in_namespaces=True, on_line=lambda line: print(line, flush=True)
 )
-"""  # noqa: E501
+"""  # noqa: E501 — a script keeps its lines
 
 
 def new(folder: Path) -> Programs:
@@ -260,7 +260,7 @@ def test_in_a_tree_there_are_devices_and_no_disks(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     archive.base("cat", "head", "readlink", "wc").lay(tree)
     look = """cd /dev && echo * pts/* && echo lost >null && head -c 5 urandom | wc -c && echo a | cat /dev/stdin && : >shm/a
-    exec 3<>ptmx && echo pts/*"""  # noqa: E501
+    exec 3<>ptmx && echo pts/*"""  # noqa: E501 — a script keeps its lines
     said = new(tmp_path).run_in_tree("It", tree, "sh", "-ec", look).splitlines()
     assert (
         said[0] == "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero pts/ptmx"
