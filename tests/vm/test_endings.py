@@ -334,6 +334,7 @@ def restart_libvirtd() -> None:
     start_libvirtd(pid)
 
 
+@pytest.mark.long
 def test_a_warm_machine_is_bound_to_the_job_that_comes(
     site: Site, lay_ground: Callable[..., Ground]
 ) -> None:

@@ -109,6 +109,7 @@ def test_a_job_of_gitea_gets_no_other_with_its_own_credentials(
     assert thief["runner_name"] != victim["runner_name"]
 
 
+@pytest.mark.long
 def test_a_job_of_forgejo_gets_no_other_by_an_empty_handle(
     lay_ground: Callable[..., Ground],
 ) -> None:

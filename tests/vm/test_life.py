@@ -183,6 +183,7 @@ def test_a_command_runs_in_a_machine_that_leaves_nothing(host: LibvirtHost, gold
     assert digest(golden.directory / DISK) == before
 
 
+@pytest.mark.long
 def test_a_machine_gets_no_more_of_the_host_than_it_may(host: LibvirtHost, golden: Golden) -> None:
     script = (
         "began=$(date +%s%N); dd if=/dev/zero of=/big bs=256k count=96 oflag=direct "

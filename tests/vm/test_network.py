@@ -120,7 +120,7 @@ def outside() -> Iterator[None]:
             resolver.wait()
 
 
-@pytest.mark.parametrize("start", ["boot", "snapshot"])
+@pytest.mark.parametrize("start", [pytest.param("boot", marks=pytest.mark.long), "snapshot"])
 @pytest.mark.parametrize("policy", ["internet", "none"])
 def test_what_a_machine_reaches(lay_ground: Callable[..., Ground], start: str, policy: str) -> None:
     ground = lay_ground()
