@@ -82,7 +82,7 @@ soak:
 faults:
 	$(call in_rig,$(test_image); rig/rig run -- python -m tests.faults $(FAULTS))
 
-# Queue to first step, whole lives, memory, throughput, 200 clones in a row; BENCH="--only queue --runs 5" for a part, "--save docs" for the docs.
+# Queue to first step, the same step by step, whole lives, memory, throughput, 200 clones in a row; BENCH="--only queue --runs 5" for a part, "--save docs" for the docs.
 bench:
 	$(call in_rig,$(test_image); $(bench_tools); rig/rig run -- python -m tests.bench $(BENCH))
 

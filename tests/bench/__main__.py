@@ -13,11 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.bench import clones, life, memory, path, queue, report
+from tests.bench import clones, life, memory, path, queue, report, steps
 from tests.bench.common import Gate
 from tests.forge.gitea import Site
 
-PARTS = ("queue", "life", "path", "memory", "throughput", "clones")
+PARTS = ("queue", "steps", "life", "path", "memory", "throughput", "clones")
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         action="append",
         default=[],
         choices=list(queue.MODES),
-        help="of the queue: this way of starting only",
+        help="of queue and steps: this way of starting only",
     )
     parser.add_argument("--runs", type=int, default=20, help="how often each thing is measured")
     parser.add_argument("--clones", type=int, default=200, help="how many in a row")
@@ -50,6 +50,10 @@ def main() -> None:
             "queue": lambda: {
                 mode: queue.first_steps(site, gate, mode, options.runs)
                 for mode in options.mode or queue.USUAL
+            },
+            "steps": lambda: {
+                mode: steps.side_by_side(site, gate, mode, options.runs)
+                for mode in options.mode or steps.USUAL
             },
             "life": lambda: life.whole_lives(site, options.runs),
             "path": lambda: path.steps(site, options.runs),

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import urlsplit
 
 from tests.forge.gitea import Site, until
@@ -61,6 +61,50 @@ class Gate:
             f"exec 3<>/dev/tcp/{self.host}/{PORT}; printf 'GET /{page} HTTP/1.0\\r\\n\\r\\n' "
             ">&3; cat <&3 >/dev/null"
         )
+
+
+class Ear:
+    """When each word of a guest was on the host (unix seconds), until it is closed; what was said
+    before is not heard.
+
+    The guest's events and its seed are in the files of a folder that these patterns fit.
+    """
+
+    def __init__(self, folder: Path, events: str, seed: str) -> None:
+        self._folder, self._events, self._seed = folder, events, seed
+        self._known = {path: len(self._lines(path)) for path in folder.glob(events)}
+        self._over = Event()
+        self.heard: dict[str, float] = {}
+        self.said: dict[str, float] = {}  # by the guest's clock
+        self.written = 0.0  # the seed, before the guest has read it
+        self._thread = Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._over.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        while not self._over.wait(0.001):
+            if "seed" not in self.heard:
+                for path in self._folder.glob(self._seed):
+                    with suppress(OSError):
+                        self.written = max(self.written, path.stat().st_mtime)
+            for path in self._folder.glob(self._events):
+                lines = self._lines(path)
+                for line in lines[self._known.get(path, 0) :]:
+                    word, at = line.split()[:2]
+                    self.heard.setdefault(word, time.time())
+                    self.said.setdefault(word, float(at))
+
+    @staticmethod
+    def _lines(path: Path) -> list[str]:
+        """The whole ones."""
+        try:
+            return path.read_text().split("\n")[:-1]
+        except OSError:
+            return []
 
 
 def ground(

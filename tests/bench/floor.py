@@ -11,17 +11,21 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from ipaddress import IPv4Interface
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from vmrunner.hypervisor.seam import SEED_SIZE
 from vmrunner.machine import seed
 from vmrunner.model.machine import MachineId
 
 LOGS = Path("/var/log/libvirt/qemu")
-_TAP = "vmrbench0"
+TAP = "vmrbench0"
+"""The network interface of its guest."""
 _DEADLINE = 240.0
 
 
@@ -40,7 +44,9 @@ class Floor:
 
     def __init__(self, machine: str, address: IPv4Interface) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="vmrunner-floor-"))
-        self._machine, self._address = MachineId.of(machine.split("-")[1], machine), address
+        name = MachineId.of(machine.split("-")[1], machine)
+        assert name
+        self.machine, self.address = name, address
         self._argv = [
             self._without_libvirt(word, machine) for word in _without_options(command_line(machine))
         ]
@@ -49,6 +55,10 @@ class Floor:
             for word in self._argv
             if word.startswith('{"driver":"file","filename"')
         ]
+        self.seed = self._folder / "machine.seed.iso"
+        self.events = self._folder / "charchannel0"
+        """What the guest says."""
+        self.marks: dict[str, float] = {}  # of the last run, unix seconds
         self.steps: dict[str, float] = {}  # of the last run, in seconds
         # Each disk is named after the one that it lies on.
         self._backing = files[files.index(f"{self._folder}/machine.qcow2") - 1]
@@ -66,7 +76,7 @@ class Floor:
                 else f"file,id={name},path={folder}/{name}"
             )
         if word.startswith('{"type":"tap"'):
-            return f"tap,id=hostnet0,ifname={_TAP},script=no,downscript=no"
+            return f"tap,id=hostnet0,ifname={TAP},script=no,downscript=no"
         return re.sub(rf'"[^"]*/{machine}\.', f'"{folder}/machine.', word)
 
     def run(self, state: str | None) -> float:
@@ -75,55 +85,77 @@ class Floor:
 
         As with `exec`, nobody waits for the guest to power off.
         """
-        disk, iso = self._folder / "machine.qcow2", self._folder / "machine.seed.iso"
+        content = seed.iso(
+            self.machine, seed.exec_script(["true"], timedelta(seconds=_DEADLINE)), self.address
+        )
+        self.marks = {"begin": time.time()}
+        with self.alive(state, content):
+            if state:
+                self.give(content)
+            self.resume()
+            self.mark("bind")
+            self._await_exit()
+            self.mark("command")
+        self.mark("destroy")
+        self.steps = {name: at - before for (_, before), (name, at) in pairwise(self.marks.items())}
+        return self.marks["destroy"] - self.marks["begin"]
+
+    @contextmanager
+    def alive(self, state: str | None, content: bytes = b"") -> Iterator[None]:
+        """A QEMU that waits to go on from this state, or to boot with this seed; it is killed at
+        the end. Marks `overlay`, `create` and `load`.
+        """
         for file in self._folder.iterdir():
             file.unlink()
-        assert self._machine
-        content = seed.iso(
-            self._machine, seed.exec_script(["true"], timedelta(seconds=_DEADLINE)), self._address
-        )
-        iso.write_bytes(bytes(len(content)) if state else content)
-        subprocess.run(["ip", "tuntap", "add", _TAP, "mode", "tap", "vnet_hdr"], check=True)
+        self.seed.write_bytes(bytes(SEED_SIZE) if state else content)
+        subprocess.run(["ip", "tuntap", "add", TAP, "mode", "tap", "vnet_hdr"], check=True)
         try:
-            marks = [("", time.monotonic())]
-
-            def mark(name: str) -> None:
-                marks.append((name, time.monotonic()))
-
-            overlay(disk, self._backing)
-            mark("overlay")
+            overlay(self._folder / "machine.qcow2", self._backing)
+            self.mark("overlay")
             qemu = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL)
             try:
-                with _Monitor(self._folder / "monitor") as monitor:
-                    mark("create")
+                with _Monitor(self._folder / "monitor") as self._monitor:
+                    self.mark("create")
                     if state:
-                        monitor.say(
-                            "migrate-set-capabilities",
-                            capabilities=[{"capability": "x-ignore-shared", "state": True}],
-                        )
-                        monitor.say("migrate-incoming", uri=f"file:{state}")
-                        while monitor.say("query-migrate").get("status") != "completed":
-                            time.sleep(0.002)
-                        mark("load")
-                        with iso.open("r+b") as device:
-                            device.write(content)
-                    monitor.say("cont")
-                    mark("bind")
-                    self._await_exit()
-                    mark("command")
+                        self._load(state)
+                        self.mark("load")
+                    yield
             finally:
                 qemu.kill()
                 qemu.wait()
-            mark("destroy")
-            self.steps = {name: at - before for (_, before), (name, at) in pairwise(marks)}
-            return marks[-1][1] - marks[0][1]
         finally:
-            subprocess.run(["ip", "link", "del", _TAP], check=False)
+            subprocess.run(["ip", "link", "del", TAP], check=False)
+
+    def mark(self, name: str) -> None:
+        """Note that it is now."""
+        self.marks[name] = time.time()
+
+    def give(self, content: bytes) -> None:
+        """A seed for the guest that waits for one."""
+        with self.seed.open("r+b") as device:
+            device.write(content)
+
+    def pause(self) -> None:
+        """Stop the guest."""
+        self._monitor.say("stop")
+
+    def resume(self) -> None:
+        """Let it begin, or go on."""
+        self._monitor.say("cont")
+
+    def _load(self, state: str) -> None:
+        self._monitor.say(
+            "migrate-set-capabilities",
+            capabilities=[{"capability": "x-ignore-shared", "state": True}],
+        )
+        self._monitor.say("migrate-incoming", uri=f"file:{state}")
+        while self._monitor.say("query-migrate").get("status") != "completed":
+            time.sleep(0.002)
 
     def _await_exit(self) -> None:
         """Until the guest has said that its command has ended."""
         deadline = time.monotonic() + _DEADLINE
-        while b"exit " not in (self._folder / "charchannel0").read_bytes():
+        while b"exit " not in self.events.read_bytes():
             assert time.monotonic() < deadline, "the command does not end"
             time.sleep(0.005)
 

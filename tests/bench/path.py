@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import wraps
 from typing import Any
 
-from tests.bench.common import MANAGER, ground, median, say
+from tests.bench.common import MANAGER, Ear, ground, median, say
 from tests.bench.life import MEMORY, floor_of
 from tests.forge.gitea import Site
 from tests.ground import STORAGE
@@ -126,16 +125,13 @@ def _ours(path: Any) -> dict[str, float]:
         golden = store.find(settings.images_dir, GITEA)
         host = open_host(settings, lambda _: None)
     undo = [watch.wrap(*call) for call in _CALLS]
-    heard: dict[str, float] = {}
-    over = threading.Event()
-    listener = threading.Thread(target=_listen, args=(heard, over))
-    listener.start()
+    ear = Ear(STORAGE / MANAGER, f"*.{File.EVENTS}", f"*.{File.SEED}")
     bound: list[float] = []
     bind = host.machines.bind
 
     def binding(*arguments: Any) -> None:
         bind(*arguments)
-        bound.append(time.monotonic())
+        bound.append(time.time())
 
     host.machines.bind = binding  # type: ignore[method-assign]
     ended: list[float] = []
@@ -143,7 +139,7 @@ def _ours(path: Any) -> dict[str, float]:
 
     def destroying(machine: MachineId) -> None:
         if bound:
-            ended.append(time.monotonic())
+            ended.append(time.time())
         destroy(machine)
 
     host.machines.destroy = destroying  # type: ignore[method-assign]
@@ -158,27 +154,17 @@ def _ours(path: Any) -> dict[str, float]:
             say=lambda _: None,
         )
     finally:
-        over.set()
-        listener.join()
+        ear.close()
         for each in undo:
             each()
         host.close()
     assert code == 0
     watch.taken |= {
-        "seed": heard["seed"] - bound[0],
-        "script": heard["runner"] - heard["seed"],
-        "command": ended[0] - heard["runner"],
+        "seed": ear.heard["seed"] - bound[0],
+        "script": ear.heard["runner"] - ear.heard["seed"],
+        "command": ended[0] - ear.heard["runner"],
     }
     return watch.taken
-
-
-def _listen(heard: dict[str, float], over: threading.Event) -> None:
-    """When each word of the guest was on the host."""
-    while not over.wait(0.001):
-        for path in (STORAGE / MANAGER).glob(f"*.{File.EVENTS}"):
-            with suppress(OSError):
-                for line in path.read_text().splitlines():
-                    heard.setdefault(line.partition(" ")[0], time.monotonic())
 
 
 def _seconds(program: str) -> float:

@@ -34,7 +34,8 @@ USUAL = ("snapshot", "parked", "boot")
 PHASES = ("created", "overlay", "started", "seed", "runner", "first step")
 
 
-def _workflow(names: list[str], gate: Gate) -> str:
+def workflow(names: list[str], gate: Gate) -> str:
+    """A job for each, whose step visits the gate at once."""
     return "on: [workflow_dispatch]\njobs:\n" + "".join(
         JOB.format(name=name, visit=gate.visit(name)) for name in names
     )
@@ -46,13 +47,13 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
     """
     start, warm, user = MODES[mode]
     place = ground(site, start, most=1, warm=warm, user=user)
-    repository = site.repository("rig", "bench", _workflow(["first"], gate))
+    repository = site.repository("rig", "bench", workflow(["first"], gate))
     taken: list[float] = []
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
     with serving(place):
         for number in range(runs):
             until(
-                lambda: _is_idle(place, warm),
+                lambda: is_idle(place, warm),
                 LIFE,
                 "the machines before are gone, the warm ones parked",
                 every=1.0,
@@ -81,7 +82,8 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
     }
 
 
-def _is_idle(place: Ground, warm: int) -> bool:
+def is_idle(place: Ground, warm: int) -> bool:
+    """Whether all that there is waits for a job."""
     machines = place.status()["pools"][0]["machines"]
     return (
         len(machines) == warm
@@ -106,7 +108,7 @@ def throughput(site: Site, gate: Gate, start: str, jobs: int) -> dict[str, Any]:
     """
     place = ground(site, start, most=2)
     names = [f"job{number}" for number in range(jobs)]
-    repository = site.repository("rig", "bench", _workflow(names, gate))
+    repository = site.repository("rig", "bench", workflow(names, gate))
     with serving(place) as server:
         gate.arrivals.clear()
         before, began = _processor_seconds(server.pid), time.monotonic()

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench import steps
 from tests.bench.path import STEPS
 
 WAYS = {
@@ -43,6 +44,17 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         )
         for phase in next(iter(queue.values()))["phases"]:
             table.add_row(phase, *(f"{each['phases'][phase]:.2f}" for each in queue.values()))
+        found.append(table)
+    for mode, sides in figures.get("steps", {}).items():
+        table = _table(
+            f"… and in steps: {WAYS[mode]} (medians, ms)", "", "vmrunner", "raw QEMU", "what ends"
+        )
+        table.columns[3].justify = "left"
+        for step, what in steps.STEPS.items():
+            shown = [f"{1000 * side[step]:.0f}" if step in side else "" for side in sides.values()]
+            if any(shown):
+                table.add_row(step, *shown, what)
+        table.add_row("sum", *(f"{1000 * sum(side.values()):.0f}" for side in sides.values()), "")
         found.append(table)
     if life := figures.get("life"):
         table = _table(
