@@ -421,6 +421,7 @@ class FakeForge:
     url: str = "https://forge.example"
     asked: Sequence[Sought] = ()  # whose ended jobs were asked for the last time
     questions: int = 0  # how often that was
+    by_id: int = 0  # how often a record or a job was asked by its id
     forgets: bool = False  # which jobs its runners had
     last_id: int = 0
     doom: Doom = field(default_factory=Doom)
@@ -587,6 +588,24 @@ class FakeForge:
             if scope.kind is ScopeKind.INSTANCE or scope == runner.scope
         ]
 
+    def runner(self, scope: Scope, runner_id: int) -> RunnerRecord | None:
+        self.step("runner")
+        self.by_id += 1
+        found = self.runners_.get(runner_id)
+        covers = found and (scope.kind is ScopeKind.INSTANCE or scope == found.scope)
+        return found.record if found and covers else None
+
+    def job(self, scope: Scope, repository: str, key: str) -> Job | None:
+        self.step("job")
+        self.by_id += 1
+        if self.binds_jobs:
+            found = next((job for job in self.known.values() if job.key == key), None)
+            return (
+                replace(found, runner_name="", runner_id=0) if found and _is_open(found) else None
+            )
+        known = self.known.get(int(key.partition(".")[0]))
+        return known if known and known.repository == repository else None
+
     def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
         self.step("create_runner")
         if self.forbids_repositories and scope.kind is ScopeKind.REPOSITORY:
@@ -619,3 +638,7 @@ class FakeForge:
         self.logs.setdefault(job.id, []).extend(lines)
         self.finish(job.id, "failure")
         return True
+
+
+def _is_open(job: Job) -> bool:
+    return job.state in {JobState.WAITING, JobState.RUNNING}

@@ -179,6 +179,47 @@ def test_a_runner_is_made_listed_and_deleted_in_its_scope(
     assert not Runner(side.forge, credentials).call("FetchTask", tasksVersion="0").is_success
 
 
+@pytest.mark.parametrize("scope", SCOPES, ids=str)
+def test_a_record_is_told_by_its_id_in_its_scope(side: Side, scope: Scope) -> None:
+    side.queue(["vm-idle"])  # so that the repository exists
+    credentials = side.forge.create_runner(scope, NAME, ["vm-a"])
+    listed = [record for record in side.forge.runners(scope) if record.id == credentials.id]
+    assert [side.forge.runner(scope, credentials.id)] == listed
+    assert side.forge.runner(INSTANCE, credentials.id) is not None
+    assert side.forge.runner(scope, credentials.id + 1000) is None
+    side.forge.delete_runner(scope, credentials.id)
+    assert side.forge.runner(scope, credentials.id) is None
+
+
+def test_a_job_and_its_record_are_told_by_their_ids_until_they_are_over(side: Side) -> None:
+    side.queue(["vm-asked"])
+    until(lambda: labels_of(side.forge, "vm-asked"), 20, "the job")
+    (before,) = waiting(side.forge, INSTANCE, ["vm-asked"])
+    assert side.forge.job(INSTANCE, REPOSITORY, before.key) == before
+    credentials = side.forge.create_runner(INSTANCE, NAME, ["vm-asked"])
+    runner = Runner(side.forge, credentials)
+    task = runner.take(["vm-asked"])
+    # By the key of before it was taken, too: on Gitea that is another one than afterwards.
+    now = side.forge.job(INSTANCE, REPOSITORY, before.key)
+    assert now
+    assert now.state is JobState.RUNNING
+    assert now.runner_id == (0 if side.forge.binds_jobs else credentials.id)
+    runner.log(task, "hello")
+    record = side.forge.runner(INSTANCE, credentials.id)
+    assert record
+    assert (record.busy, record.is_silent) == (True, False), "it has just told of its job"
+    runner.finish(task)
+    until(lambda: side.forge.runner(INSTANCE, credentials.id) is None, 20, "the record goes")
+    after = side.forge.job(INSTANCE, REPOSITORY, before.key)
+    if side.forge.binds_jobs:
+        assert after is None, "Forgejo tells only of open jobs"
+    else:
+        assert after
+        assert (after.state, after.runner_id) == (JobState.DONE, credentials.id)
+    assert side.forge.job(INSTANCE, REPOSITORY, "999999.0") is None
+    assert side.forge.job(INSTANCE, "", before.key) is None or side.forge.binds_jobs
+
+
 def test_one_job_makes_the_credentials_worthless(side: Side) -> None:
     side.queue(["vm-once"])
     until(lambda: labels_of(side.forge, "vm-once"), 20, "the job")

@@ -65,6 +65,18 @@ class _Runner(BaseModel):
     labels: list[str] | None = None
     ephemeral: bool = False
 
+    def runner(self) -> RunnerRecord:
+        return RunnerRecord(
+            id=self.id,
+            name=self.name,
+            online=self.status != "offline",
+            # Has reported about a job within 10 s; a runner that just took one may not have yet.
+            busy=self.status == "active",
+            labels=tuple(self.labels or ()),
+            ephemeral=self.ephemeral,
+            is_silent=self.status != "active",
+        )
+
 
 class _Registered(BaseModel):
     id: int
@@ -74,7 +86,8 @@ class _Registered(BaseModel):
 
 _JOBS, _REPOSITORY = TypeAdapter(list[_Job] | None), TypeAdapter(_Repository)
 _TASKS = TypeAdapter(list[_Task])
-_RUNNERS, _REGISTERED = TypeAdapter(list[_Runner]), TypeAdapter(_Registered)
+_RUNNERS, _RUNNER = TypeAdapter(list[_Runner]), TypeAdapter(_Runner)
+_REGISTERED = TypeAdapter(_Registered)
 
 
 class _Repositories:
@@ -177,6 +190,15 @@ class Forgejo:
             self._seen.popitem(last=False)
         return jobs
 
+    def job(self, scope: Scope, repository: str, key: str) -> Job | None:
+        """See Forge. There is no other way to a job than the list, which is not paged: it is asked
+        once more.
+        """
+        try:
+            return next((job for job in self.jobs(scope) if job.key == key), None)
+        except ForgeNotFound:
+            return None
+
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
         """See Forge. A runner's job is the one whose handle it was made for.
 
@@ -248,20 +270,16 @@ class Forgejo:
         found = self._http.pages(
             f"{actions_path(scope)}/runners", "listing runners", _RUNNERS, scope=scope
         )
-        return [
-            RunnerRecord(
-                id=record.id,
-                name=record.name,
-                online=record.status != "offline",
-                # Has reported about a job within 10 s; a runner that just took one may not have
-                # yet.
-                busy=record.status == "active",
-                labels=tuple(record.labels or ()),
-                ephemeral=record.ephemeral,
-                is_silent=record.status != "active",
-            )
-            for record in found
-        ]
+        return [record.runner() for record in found]
+
+    def runner(self, scope: Scope, runner_id: int) -> RunnerRecord | None:
+        """See Forge."""
+        path, doing = f"{actions_path(scope)}/runners/{runner_id}", "reading a runner"
+        try:
+            answer, _ = self._http.call("GET", path, doing, scope=scope)
+        except ForgeNotFound:
+            return None
+        return parse(_RUNNER, answer, doing).runner()
 
     def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
         """See Forge. The labels are not part of it: the runner declares them itself."""

@@ -45,7 +45,22 @@ class Forge(Protocol):
         """
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
-        """All runner records that the scope shows (every page)."""
+        """All runner records that the scope shows (every page).
+
+        The list may change between its pages: one that is missing may be there all the same, see
+        `runner`.
+        """
+
+    def runner(self, scope: Scope, runner_id: int) -> RunnerRecord | None:
+        """One record, by its id; None where the scope has it not (any more)."""
+
+    def job(self, scope: Scope, repository: str, key: str) -> Job | None:
+        """One job as it is now, of whichever attempt, by the key of one of them; None where the
+        forge does not know it (any more), or not where it is.
+
+        `repository` is its owner/name, `scope` one that it belongs to. Forgejo tells only of jobs
+        that wait or run.
+        """
 
     def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
         """Mint an ephemeral runner.

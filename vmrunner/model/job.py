@@ -103,7 +103,8 @@ class RunnerRecord:
     id: int
     name: str
     online: bool
-    busy: bool = False  # has a job; Gitea doesn't tell here, see Job.runner_name
+    # Has told of a job within the last ten seconds; without it, it may have one all the same.
+    busy: bool = False
     labels: tuple[str, ...] = ()
     ephemeral: bool = True
     disabled: bool = False  # gets no job; Gitea only
