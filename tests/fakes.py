@@ -421,6 +421,9 @@ class FakeForge:
     url: str = "https://forge.example"
     asked: Sequence[Sought] = ()  # whose ended jobs were asked for the last time
     questions: int = 0  # how often that was
+    # What the lists leave out although it is there: jobs by number, records by id.
+    unlisted_jobs: set[int] = field(default_factory=set)
+    unlisted_runners: set[int] = field(default_factory=set)
     by_id: int = 0  # how often a record or a job was asked by its id
     forgets: bool = False  # which jobs its runners had
     last_id: int = 0
@@ -547,6 +550,7 @@ class FakeForge:
             replace(job, runner_name="") if self.binds_jobs else job  # Forgejo doesn't tell
             for job in self.known.values()
             if job.state is not JobState.DONE
+            and job.id not in self.unlisted_jobs
             and (
                 scope.kind is ScopeKind.INSTANCE
                 or scope.name in (job.repository, job.repository.partition("/")[0])
@@ -585,7 +589,8 @@ class FakeForge:
         return [
             runner.record
             for runner in self.runners_.values()
-            if scope.kind is ScopeKind.INSTANCE or scope == runner.scope
+            if (scope.kind is ScopeKind.INSTANCE or scope == runner.scope)
+            and runner.record.id not in self.unlisted_runners
         ]
 
     def runner(self, scope: Scope, runner_id: int) -> RunnerRecord | None:

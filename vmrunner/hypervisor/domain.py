@@ -86,6 +86,8 @@ def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
             runner_id=int(found.get("runner", "0")),
             scope=found.get("scope", ""),
             job_key=found.get("job", ""),
+            seen_key=found.get("seen", ""),
+            repository=found.get("repository", ""),
         )
     except (ElementTree.ParseError, ValueError, ConfigError):
         return None

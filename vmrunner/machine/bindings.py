@@ -48,6 +48,8 @@ class Bindings:
             "token": binding.credentials.token,
             "ending": binding.ending,
             "reason": binding.reason,
+            "repository": binding.repository,
+            "bound_at": binding.bound_at,
         }
         path = self._path(binding.machine)
         try:
@@ -72,6 +74,8 @@ class Bindings:
                 credentials,
                 plain["ending"],
                 plain["reason"],
+                str(plain.get("repository", "")),  # an older vmrunner's has neither
+                float(plain.get("bound_at", 0.0)),
             )
         except OSError:
             return None

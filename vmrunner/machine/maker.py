@@ -131,7 +131,14 @@ class Maker:
         The binding is written first, so that the record is found wherever we die.
         """
         for scope in scopes:
-            binding = Binding(machine, self.pool_name, scope, job.key if job else "")
+            binding = Binding(
+                machine,
+                self.pool_name,
+                scope,
+                job.key if job else "",
+                repository=job.repository if job else "",
+                bound_at=self.clock(),
+            )
             self.bindings.save(binding)
             revert.callback(self.bindings.drop, machine)
             try:
@@ -176,5 +183,6 @@ def _bound(metadata: Metadata, binding: Binding, job: Job | None, at: float) -> 
         runner_id=binding.credentials.id,
         scope=str(binding.scope),
         job_key=binding.job_key,
+        repository=binding.repository,
         queued_at=job.queued_at.timestamp() if job and job.queued_at else 0.0,
     )

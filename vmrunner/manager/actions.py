@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from vmrunner.manager.observed import Ask
 from vmrunner.model.job import Job, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, Machine, MachineId, Metadata
 
@@ -43,7 +44,8 @@ class Finish:
     `job` is what the forge shows on it: it will be failed. With `if_idle` the machine must be
     without a job: that is checked once more after its runner was told to take none. With `had_none`
     its runner never had one: it has its record, which would have gone with it. `unexplained`: it
-    went, and neither libvirt nor its guest said why.
+    went, and neither libvirt nor its guest said why. `ask`: it rests on what a list did not show,
+    and is done only once that was asked for by its id.
     """
 
     machine: MachineId
@@ -55,14 +57,16 @@ class Finish:
     if_idle: bool = False
     had_none: bool = False
     unexplained: bool = False
+    ask: Ask | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class DeleteRunner:
-    """Delete a runner record that no machine explains."""
+    """Delete a runner record that no machine explains; `ask` as for a Finish."""
 
     scope: Scope
     runner: RunnerRecord
+    ask: Ask | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,12 @@ class Wait:
 
 @dataclass(frozen=True)
 class Plan:
-    """The next actions in their order, and why each waiting job waits once they are done."""
+    """The next actions in their order, and why each waiting job waits once they are done.
+
+    `asks`: what has to be asked for by its id before anything more is ended; with the answers
+    (`Observed.asked`) it is planned anew.
+    """
 
     actions: tuple[Action, ...]
     waits: tuple[Wait, ...]
+    asks: tuple[Ask, ...] = ()

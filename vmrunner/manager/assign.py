@@ -159,7 +159,8 @@ def _sort_machines(
         job = view.job_on(machine.id, metadata.job_key) or view.jobs.get(metadata.job_key)
         if job:
             pool.load[job.repository] += 1
-        if view.is_busy(machine) or metadata.over_at:
+        # An ephemeral runner has one job: one that was seen to run is its last, listed or not.
+        if view.is_busy(machine) or metadata.running_at or metadata.over_at:
             continue
         free.append((machine, metadata))
     return _serve(pools, view, free, waits, now)

@@ -49,7 +49,17 @@ from vmrunner.manager.actions import (
 from vmrunner.manager.drain import Drained
 from vmrunner.manager.figures import Counted
 from vmrunner.manager.history import History, Ran, Record
-from vmrunner.manager.observed import INSTANCE, Backoff, Desired, Drain, HostLimits, Observed, Queue
+from vmrunner.manager.observed import (
+    INSTANCE,
+    Ask,
+    Backoff,
+    Desired,
+    Drain,
+    HostLimits,
+    Observed,
+    Queue,
+    Told,
+)
 from vmrunner.manager.plan import plan
 from vmrunner.manager.rollback import Rollback
 from vmrunner.model.binding import Binding
@@ -63,6 +73,8 @@ from vmrunner.waiting import Deadline, retry_at
 _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` bites after 300
 _WORKERS = 4  # machines that are made or destroyed at the same time
 _ASKED_AT_ONCE = 100  # machines that are gone whose jobs a pass asks for
+_ASKED_BY_ID = 100  # records that a pass asks for, of machines that it would end
+_ROUNDS = 3  # of planning and asking: an answer may raise another question
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 10.0, 900.0  # seconds
 # Seconds that a job waits which the forge held back from its runner.
 _HELD_FOR, _HELD_LONGEST = 60.0, 900.0
@@ -113,6 +125,7 @@ class Survey:
     pools: tuple[Desired, ...]
     observed: Observed
     plan: Plan
+    failures: tuple[ForgeError, ...] = ()  # of what was asked for by its id
 
     def missing_snapshots(self) -> list[str]:
         """One pool for each snapshot that should be made now."""
@@ -302,9 +315,39 @@ class Manager:
         bounds = HostLimits(
             limits.cpu_overcommit, limits.memory_reserve, limits.disk_floor, limits.guard
         )
-        return Survey(
-            pools, observed, plan(self.settings.manager, pools, bounds, observed, self._clock())
-        )
+        failures: list[ForgeError] = []
+        for _ in range(_ROUNDS):
+            decided = plan(self.settings.manager, pools, bounds, observed, self._clock())
+            told = self._ask(decided.asks, failures)
+            if not told:
+                break
+            observed = replace(observed, asked={**observed.asked, **told})
+        return Survey(pools, observed, decided, tuple(failures))
+
+    def _ask(self, asks: Sequence[Ask], failures: list[ForgeError]) -> dict[Ask, Told]:
+        """Records and jobs by their ids. Without an answer nothing is ended; a later pass asks
+        again.
+        """
+        told: dict[Ask, Told] = {}
+        for ask in asks[:_ASKED_BY_ID]:
+            try:
+                record = self.forge.runner(ask.scope, ask.runner_id)
+                told[ask] = Told(record, self._asked_job(ask))
+            except ForgeError as error:
+                self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
+                failures.append(error)
+                break  # one that does not answer is not asked a hundred times
+        return told
+
+    def _asked_job(self, ask: Ask) -> Job | None:
+        if not ask.job_key:
+            return None
+        try:
+            return self.forge.job(ask.scope, ask.repository, ask.job_key)
+        except ForgeTokenUnknown:
+            raise  # a new token mends it
+        except ForgeDenied:
+            return None  # without `read:repository` the record has to do
 
     def forge_down_since(self) -> float:
         """Since when passes have found a scope of the forge without an answer, in unix seconds; 0
@@ -351,6 +394,7 @@ class Manager:
         }
         self._remember_forge(problems)
         outcome.failures += [ForgeError(problem, hint) for problem, hint in problems.items()]
+        outcome.failures += survey.failures
         self._act(survey.plan.actions, outcome)
         self._ask_for_jobs(survey.observed, outcome)
         self.history.prune(self._clock())
@@ -524,8 +568,8 @@ class Manager:
         binding = self._bindings.find(machine)
         if binding and action.if_idle:
             self.forge.disable_runner(binding.scope, binding.credentials.id)
-            if (binding.job_key or not self.forge.binds_jobs) and self._jobs_on(binding):
-                return  # it got a job while we looked
+            if self._got_a_job(binding, action):
+                return  # while we looked, or no list shows it
         console = (
             self.hypervisor.machines.read(machine, File.CONSOLE).decode("utf-8", "replace")
             if action.seen and action.ending.is_failure
@@ -566,6 +610,25 @@ class Manager:
         )
         if action.ending.is_failure and action.ending is not Ending.ABANDONED:
             raise MachineError(f"The machine {machine} was destroyed: {reason}.", console=console)
+
+    def _got_a_job(self, binding: Binding, action: Finish) -> bool:
+        """Whether a machine that seemed to be idle has a job, or had one; then that is noted, so
+        that the next pass plans with it.
+        """
+        scope, runner_id = binding.scope, binding.credentials.id
+        record = self.forge.runner(scope, runner_id)
+        if record is None:
+            return action.has_record  # it went with its job: the next pass sees an end
+        asked = self._asked_job(Ask(scope, runner_id, binding.repository, binding.job_key))
+        on_it = asked and asked.state is JobState.RUNNING
+        if on_it and asked and not self.forge.binds_jobs:
+            on_it = asked.runner_id == runner_id
+        listed = (binding.job_key or not self.forge.binds_jobs) and self._jobs_on(binding)
+        if not (record.busy or on_it or listed):
+            return False
+        if action.seen and action.seen.metadata and not action.seen.metadata.running_at:
+            self.hypervisor.machines.note(replace(action.seen.metadata, running_at=self._clock()))
+        return True
 
     def _may_have_run(self, action: Finish, binding: Binding | None) -> Ran:
         """Whether the forge is to be asked for a job of this machine."""

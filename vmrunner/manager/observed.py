@@ -86,6 +86,24 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """A runner's record, and the job that it may have, as they are asked for by their ids."""
+
+    scope: Scope
+    runner_id: int
+    repository: str = ""
+    job_key: str = ""  # empty where none is known
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the forge answered; None where it has no such record, or shows no such job."""
+
+    record: RunnerRecord | None = None
+    job: Job | None = None
+
+
+@dataclass(frozen=True)
 class Observed:
     """All machines and bindings of this manager, and every scope that they or the pools name.
 
@@ -102,6 +120,8 @@ class Observed:
     started: frozenset[str] = frozenset()
     # Job key -> until when the forge is believed to hold it back.
     held: Mapping[str, float] = field(default_factory=dict)
+    # What was asked for by its id, after the lists: the newest that is known.
+    asked: Mapping[Ask, Told] = field(default_factory=dict)
 
 
 class View:
@@ -128,11 +148,36 @@ class View:
                 if known is None or known.state is not JobState.RUNNING:
                     self.jobs[job.key] = job
                 self.visible.setdefault(job.key, set()).add(scope)
+        self.asked = observed.asked
+        for ask, told in self.asked.items():
+            self._believe(ask, told)
+        # Records whose runners are shown to have a job, where the forge tells.
+        self.at_work = {
+            job.runner_id for job in self.jobs.values() if job.state is JobState.RUNNING
+        } - {0}
         self._by_runner = {
             job.runner_name: job
             for job in self.jobs.values()
             if job.state is JobState.RUNNING and job.runner_name
         }
+
+    def _believe(self, ask: Ask, told: Told) -> None:
+        """What was asked by its id is newer than the lists, and never partial."""
+        if told.record is None:
+            self.records.pop(ask.runner_id, None)
+        else:
+            self.records[ask.runner_id] = told.record
+            self.record_scope.setdefault(ask.runner_id, ask.scope)
+        job = told.job
+        if job is None or job.state is not JobState.RUNNING:
+            return
+        if not self.binds_jobs:
+            # Gitea counts the attempt when it begins: it may be listed as waiting under another
+            # key.
+            for key in [key for key, known in self.jobs.items() if known.id == job.id]:
+                del self.jobs[key]
+        self.jobs[job.key] = job
+        self.visible.setdefault(job.key, set()).add(ask.scope)
 
     def answers(self, scope: Scope) -> bool:
         """Whether the forge told about this scope."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from vmrunner.manager.actions import Action, DeleteRunner, DropSeed, Finish, Note, Pause, Plan
 from vmrunner.manager.assign import assign
-from vmrunner.manager.observed import Backoff, Desired, Drain, HostLimits, Observed, View
+from vmrunner.manager.observed import Ask, Backoff, Desired, Drain, HostLimits, Observed, View
+from vmrunner.model.binding import Binding
 from vmrunner.model.job import Job, JobState, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
 
@@ -28,15 +30,30 @@ _REHEARSAL = 60.0
 _CLOCK_SLIP = 60.0
 
 
+class _Finisher(Protocol):
+    """Makes the Finish of the machine that is looked at."""
+
+    def __call__(
+        self, ending: Ending, reason: str, *, if_idle: bool = False, ask: Ask | None = None
+    ) -> Finish:
+        """`ask`: what it rests on."""
+
+
 def plan(
     manager: str, pools: Sequence[Desired], limits: HostLimits, observed: Observed, now: float
 ) -> Plan:
-    """First what is over, then what is new, then why the rest waits. `now` is in unix seconds."""
-    view = View(observed)
+    """First what is over, then what is new, then why the rest waits. `now` is in unix seconds.
+
+    Nothing is ended because of what a list did not show alone: that is asked for first, see
+    `Plan.asks`.
+    """
+    view, sure = View(observed), _Sure(observed)
     desired = {pool.pool: pool for pool in pools}
     actions: list[Action] = []
     kept: list[Machine] = []
-    judged = [(machine, _judge(machine, desired, view, now)) for machine in observed.machines]
+    judged = [
+        (machine, sure.of(_judge(machine, desired, view, now))) for machine in observed.machines
+    ]
     victim = _victim(judged, limits, observed)
     for machine, action in judged:
         if machine is victim:
@@ -50,15 +67,46 @@ def plan(
             )
             actions += _seeds(machine)
     known = {machine.id for machine in observed.machines}
-    for binding in observed.bindings:
-        if binding.machine not in known and view.answers(binding.scope):
-            actions.append(_finish_dead(Machine(binding.machine, alive=False), view))
-    actions += _strays(manager, observed, view)
+    over: list[Action] = [
+        _finish_dead(Machine(binding.machine, alive=False), view)
+        for binding in observed.bindings
+        if binding.machine not in known and view.answers(binding.scope)
+    ]
+    over += _strays(manager, observed, view)
+    actions += [action for each in over if (action := sure.of(each))]
     assigned = assign(
         _without_failed(pools, actions, observed, view, now), limits, observed, view, kept, now
     )
     # The destroyed ones' records come first, so that a pool at its max has room again.
-    return Plan((*actions, *assigned.actions), assigned.waits)
+    return Plan((*actions, *assigned.actions), assigned.waits, tuple(sure.asks))
+
+
+class _Sure:
+    """Lets through what does not rest on what a list failed to show, or was asked for since."""
+
+    def __init__(self, observed: Observed) -> None:
+        self._asked = observed.asked
+        self.asks: list[Ask] = []
+
+    def of(self, action: Action | None) -> Action | None:
+        """The action, or None where something has to be asked first."""
+        if not isinstance(action, Finish | DeleteRunner) or action.ask is None:
+            return action
+        if action.ask in self._asked:
+            return action
+        self.asks.append(action.ask)
+        return None
+
+
+def _ask(metadata: Metadata) -> Ask:
+    """About a machine that lives."""
+    key = metadata.seen_key or metadata.job_key
+    return Ask(Scope.parse(metadata.scope), metadata.runner_id, metadata.repository, key)
+
+
+def _ask_of(binding: Binding) -> Ask:
+    """About one that does not."""
+    return Ask(binding.scope, binding.credentials.id, binding.repository, binding.job_key)
 
 
 def _victim(
@@ -151,7 +199,9 @@ def _seeds(machine: Machine) -> list[Action]:
 
 
 def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
-    """Runner records with our name that neither a live machine nor a binding explains."""
+    """Runner records with our name that neither a live machine nor a binding explains, and that are
+    not at work: somebody's machine would lose its job.
+    """
     explained = {
         machine.metadata.runner_id
         for machine in observed.machines
@@ -159,9 +209,12 @@ def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
     }
     explained |= {binding.credentials.id for binding in observed.bindings}
     return [
-        DeleteRunner(view.record_scope[record.id], record)
+        DeleteRunner(scope := view.record_scope[record.id], record, Ask(scope, record.id))
         for record in view.records.values()
-        if record.id not in explained and MachineId.of(manager, record.name)
+        if record.id not in explained
+        and MachineId.of(manager, record.name)
+        and not record.busy
+        and record.id not in view.at_work
     ]
 
 
@@ -228,6 +281,9 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
         ending, reason = Ending.EARLY, machine.trouble or said
     else:
         ending, reason = Ending.DONE, ""
+    # Its guest's word and the missing record say the same where all went well: that is the usual
+    # end, and costs no request.
+    ended_well = record is None and last is not None and last.text == "0"
     return Finish(
         machine.id,
         ending,
@@ -238,6 +294,7 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
         had_none=_had_none(record, job),
         unexplained=ending in {Ending.DIED, Ending.EARLY}
         and not (binding.ending or machine.trouble or last),
+        ask=_ask_of(binding) if binding.is_minted and job is None and not ended_well else None,
     )
 
 
@@ -293,7 +350,9 @@ def _judge_bound(
     record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
     is_known = view.answers(Scope.parse(metadata.scope))
 
-    def finish(ending: Ending, reason: str, *, if_idle: bool = False) -> Finish:
+    def finish(
+        ending: Ending, reason: str, *, if_idle: bool = False, ask: Ask | None = None
+    ) -> Finish:
         # Where the forge was not asked it may well have a record, and a job.
         has_record = record is not None or not is_known
         return Finish(
@@ -305,6 +364,7 @@ def _judge_bound(
             has_record=has_record,
             if_idle=if_idle,
             had_none=_had_none(record, job),
+            ask=ask,
         )
 
     if machine.trouble:
@@ -319,28 +379,64 @@ def _judge_bound(
         return None
     said_exit = machine.event(EventKind.EXIT) is not None
     if (job or (record and record.busy)) and not said_exit:
-        if not metadata.running_at:
-            return Note(machine, replace(metadata, running_at=now, over_at=0.0), job)
+        is_news = job is not None and not metadata.seen_key
+        if not metadata.running_at or metadata.over_at or is_news:
+            return Note(machine, _running(metadata, job, now), job if is_news else None)
         return _judge_silence(machine, metadata, record, finish, now)
+    if _still_runs(metadata, record, view) and not said_exit:
+        back = replace(metadata, over_at=0.0)
+        found = _judge_silence(machine, back, record, finish, now)
+        return found or (Note(machine, back) if metadata.over_at else None)
     # On Forgejo the list of jobs is newer than the record, so a bound job that is not in it is
-    # over, or was cancelled.
+    # over, or was cancelled. A runner that had its job and is listed without it: likewise, or the
+    # list left it out.
     gone = view.binds_jobs and metadata.job_key and metadata.job_key not in view.jobs
-    if record is None or gone or said_exit:
+    if record is None or gone or said_exit or metadata.running_at:
         return _judge_over(machine, metadata, pool, finish, now)
+    if metadata.over_at:  # its record was not listed for a moment
+        return Note(machine, replace(metadata, over_at=0.0))
     if pool is None or pool.drain is not Drain.NO:
         return finish(
             Ending.UNNEEDED,
             "its pool was drained" if pool else "its pool is not in the configuration any more",
             if_idle=True,
+            ask=_ask(metadata),
         )
     return _judge_idle(machine, metadata, pool, record, view, now)
+
+
+def _running(metadata: Metadata, job: Job | None, now: float) -> Metadata:
+    """A job was seen on it; this one, if the forge tells which."""
+    return replace(
+        metadata,
+        running_at=metadata.running_at or now,
+        over_at=0.0,
+        seen_key=job.key if job else metadata.seen_key,
+        repository=(job.repository if job else "") or metadata.repository,
+    )
+
+
+def _still_runs(metadata: Metadata, record: RunnerRecord | None, view: View) -> bool:
+    """Whether a job goes on that no list shows, by what the forge said when it was asked: the
+    record of an ephemeral runner that has its job goes with that job.
+
+    On Forgejo the runner that took the job may be another one; there the record tells of it.
+    """
+    told = view.asked.get(_ask(metadata))
+    return bool(
+        told
+        and record
+        and not view.binds_jobs
+        and metadata.running_at
+        and not (told.job and told.job.state is JobState.DONE)
+    )
 
 
 def _judge_silence(
     machine: Machine,
     metadata: Metadata,
     record: RunnerRecord | None,
-    finish: Callable[[Ending, str], Finish],
+    finish: _Finisher,
     now: float,
 ) -> Action | None:
     """A job runs on it, says the forge.
@@ -363,7 +459,7 @@ def _judge_over(
     machine: Machine,
     metadata: Metadata,
     pool: Desired | None,
-    finish: Callable[[Ending, str], Finish],
+    finish: _Finisher,
     now: float,
 ) -> Action | None:
     """Nothing more can come to it: its job is done or cancelled, or its runner gave up.
@@ -374,18 +470,22 @@ def _judge_over(
     if not metadata.over_at:
         if last is None and machine.event(EventKind.RUNNER) is None:
             # Its runner does not run yet, so there is nothing to wait for.
-            return finish(Ending.CANCELLED, "its job was cancelled before its runner ran")
+            return finish(
+                Ending.CANCELLED, "its job was cancelled before its runner ran", ask=_ask(metadata)
+            )
         return Note(machine, replace(metadata, over_at=now))
     waited, limit = now - metadata.over_at, pool.teardown_timeout if pool else CANCEL_GRACE
     if last is None and waited > CANCEL_GRACE:
         return finish(
             Ending.CANCELLED,
             f"the forge ended its job, and its runner worked on for {CANCEL_GRACE:.0f} s",
+            ask=_ask(metadata),
         )
     if waited > limit:
         return finish(
             Ending.TEARDOWN_TIMEOUT,
             f"it did not power off within {limit:.0f} s after its runner had ended",
+            ask=None if last else _ask(metadata),
         )
     return None
 
@@ -401,7 +501,15 @@ def _judge_idle(
     """Its runner has no job yet."""
 
     def finish(ending: Ending, reason: str) -> Finish:
-        return Finish(machine.id, ending, reason, machine, has_record=True, if_idle=True)
+        return Finish(
+            machine.id,
+            ending,
+            reason,
+            machine,
+            has_record=True,
+            if_idle=True,
+            ask=_ask(metadata),
+        )
 
     if record.disabled:  # by us, in a pass that ended there, or by an admin
         return finish(Ending.UNNEEDED, "its runner was disabled at the forge")
@@ -436,7 +544,8 @@ def _judge_idle(
             "its runner was connected, but the forge did not hand out the job: a concurrency "
             "group?",
         )
-    made_for = view.jobs.get(metadata.job_key)
+    told = view.asked.get(_ask(metadata))
+    made_for = view.jobs.get(metadata.job_key) or (told.job if told else None)
     if made_for and made_for.state is JobState.WAITING:
         return finish(
             Ending.PICKUP_TIMEOUT,

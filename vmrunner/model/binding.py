@@ -24,6 +24,8 @@ class Binding:
     # Set before the machine is destroyed, for the pass that has to finish the work.
     ending: str = ""
     reason: str = ""
+    repository: str = ""  # of the job that it was made for
+    bound_at: float = 0.0  # unix seconds; 0 where it is not known
 
     @property
     def is_minted(self) -> bool:

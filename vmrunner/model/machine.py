@@ -246,6 +246,9 @@ class Metadata:
     scope: str = ""  # where that runner is registered
     # The job it was made for; on Gitea a hint only; empty for one that is registered idle.
     job_key: str = ""
+    # The job that was seen on it; empty where none was, or where the forge didn't tell which.
+    seen_key: str = ""
+    repository: str = ""  # owner/name of that job, or else of the one that it was made for
     queued_at: float = 0.0  # when that job was queued, 0 where the forge doesn't tell
     address: str = ""  # with its subnet's prefix length
     network: str = ""  # the name of its policy; empty: its network stays closed

@@ -21,7 +21,16 @@ from vmrunner.manager.actions import (
     Start,
     WaitKind,
 )
-from vmrunner.manager.observed import Backoff, Desired, Drain, HostLimits, Observed, Queue
+from vmrunner.manager.observed import (
+    Ask,
+    Backoff,
+    Desired,
+    Drain,
+    HostLimits,
+    Observed,
+    Queue,
+    Told,
+)
 from vmrunner.manager.plan import CANCEL_GRACE, NO_LIFE, plan
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope
@@ -92,6 +101,7 @@ def machine(
             runner_id=runner,
             scope=scope if runner else "",
             job_key=job if runner else "",
+            seen_key="seen" if running else "",
         )
     names = tuple(f"{identity}.{suffix}" for suffix in files.split())
     return Machine(
@@ -150,7 +160,9 @@ def decide(
     held: dict[str, float] | None = None,
     started: tuple[str, ...] = (),
     problem: str = "",
+    truth: dict[int, Told] | None = None,
 ) -> Plan:
+    """What is asked for by its id, a runner's, is as `truth` has it, and else as it is listed."""
     queue = Queue(tuple(jobs or ()), tuple(records or ()), problem)
     observed = Observed(
         tuple(machines),
@@ -161,7 +173,22 @@ def decide(
         frozenset(started),
         held or {},
     )
-    return plan("m", [POOL] if pools is None else pools, LIMITS, observed, NOW)
+    wanted = [POOL] if pools is None else pools
+    decided = plan("m", wanted, LIMITS, observed, NOW)
+    if not decided.asks:
+        return decided
+    told = {ask: (truth or {}).get(ask.runner_id) or as_listed(ask, queue) for ask in decided.asks}
+    decided = plan("m", wanted, LIMITS, replace(observed, asked=told), NOW)
+    assert not decided.asks, "nothing is asked twice"
+    return decided
+
+
+def as_listed(ask: Ask, queue: Queue) -> Told:
+    """The lists were whole."""
+    return Told(
+        next((record for record in queue.runners if record.id == ask.runner_id), None),
+        next((job for job in queue.jobs if job.key == ask.job_key), None),
+    )
 
 
 def actions(*arguments: object, **options: object) -> list[Action]:
