@@ -43,9 +43,19 @@ from vmrunner.model.machine import (
 
 @dataclass
 class Clock:
-    """Unix seconds."""
+    """Unix seconds, as the host shows them. Time that passes adds to `now`; `jump` is a clock that
+    was set, or a host that slept: the steady clock knows nothing of it.
+    """
 
     now: float = 1_000_000.0
+    set_by: float = 0.0
+
+    def jump(self, seconds: float) -> None:
+        self.now += seconds
+        self.set_by += seconds
+
+    def steady(self) -> float:
+        return self.now - self.set_by
 
     def __call__(self) -> float:
         return self.now
@@ -424,6 +434,7 @@ class FakeForge:
     # What the lists leave out although it is there: jobs by number, records by id.
     unlisted_jobs: set[int] = field(default_factory=set)
     unlisted_runners: set[int] = field(default_factory=set)
+    silent_scopes: set[str] = field(default_factory=set)  # whose lists get no answer
     by_id: int = 0  # how often a record or a job was asked by its id
     forgets: bool = False  # which jobs its runners had
     last_id: int = 0
@@ -586,6 +597,8 @@ class FakeForge:
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         self.step("runners")
+        if str(scope) in self.silent_scopes:
+            raise ForgeUnreachable("The fake forge does not answer for this scope.", "")
         return [
             runner.record
             for runner in self.runners_.values()
@@ -598,7 +611,12 @@ class FakeForge:
         self.by_id += 1
         found = self.runners_.get(runner_id)
         covers = found and (scope.kind is ScopeKind.INSTANCE or scope == found.scope)
-        return found.record if found and covers else None
+        if not found or not covers:
+            return None
+        # One at work tells of its job every five seconds.
+        job = self.known.get(found.job)
+        at_work = job is not None and job.state is JobState.RUNNING
+        return replace(found.record, busy=True) if at_work else found.record
 
     def job(self, scope: Scope, repository: str, key: str) -> Job | None:
         self.step("job")

@@ -31,6 +31,7 @@ from tests.fakes import FakeRunner
 from tests.world import POOL, World
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.seam import File
+from vmrunner.manager import outages
 from vmrunner.manager.actions import Plan
 from vmrunner.manager.history import History, Record
 from vmrunner.manager.manager import Manager
@@ -125,7 +126,9 @@ def _settle_in(world: World, pool: str, number: int, place: int) -> None:
     """
     machine, forge, now = MachineId("m", f"{number:08x}"), world.forge, world.clock.now
     section = world.settings.pools[pool]
-    metadata = Metadata(machine, pool, "debian-12/1", now - 60, overlay_at=now - 59)
+    metadata = Metadata(
+        machine, pool, "debian-12/1", now - 60, overlay_at=now - 59, boot=outages.boot()
+    )
     boots = place % 10 == 0
     if pool == "spare":
         boots = place % 2 == 0
@@ -146,8 +149,8 @@ def _settle_in(world: World, pool: str, number: int, place: int) -> None:
             labels=section.labels,
         )
         forge.runners_[number] = FakeRunner(record, scope, credentials, 0 if boots else job.id)
+        key = job.key if forge.binds_jobs else f"{job.id}.1"
         if not boots:
-            key = job.key if forge.binds_jobs else f"{job.id}.1"
             forge.known[job.id] = replace(
                 job, state=JobState.RUNNING, runner_name=str(machine), key=key
             )
@@ -160,6 +163,7 @@ def _settle_in(world: World, pool: str, number: int, place: int) -> None:
             runner_id=number,
             scope=str(scope),
             job_key=job.key,
+            seen_key="" if boots else key,
         )
         said = () if boots else (EventKind.UP, EventKind.SEED, EventKind.RUNNER)
     forge.last_id = number
@@ -357,6 +361,7 @@ def over(world: World, host: LibvirtHost) -> Manager:
         world.log,
         bindings=world.manager._bindings,
         clock=world.clock,
+        steady=world.clock.steady,
         workers=1,
     )
 
@@ -419,7 +424,7 @@ class Traffic:
                 (verdict,) = forge.verdicts.pop(number)
                 self.done[verdict] += 1
                 # The fakes' own, which would be taken for a leak.
-                for memory in (forge.known, forge.logs, self._world.starts):
+                for memory in (forge.known, forge.logs, self._world.starts, self._world.taken):
                     memory.pop(number, None)  # type: ignore[attr-defined]
                 self._look(self.done.total())
         shapes = self._world.hypervisor.shapes
@@ -460,6 +465,7 @@ def serve_jobs(
         world.history,
         log,
         clock=world.clock,
+        steady=world.clock.steady,
         workers=1,
     )
     traffic = Traffic(world, jobs, look)

@@ -59,6 +59,7 @@ class World:
         self.forge = FakeForge(binds_jobs, clock=self.clock, doom=self.doom)
         self.configure(pools or {"p": POOL}, **settings)
         self.starts: dict[int, int] = {}  # how often each job was begun
+        self.taken: dict[int, float] = {}  # and when last, by the steady clock
 
     def publish(self, version: str, runner: dict[str, str] | None) -> None:
         """A new version of the image."""
@@ -102,6 +103,7 @@ class World:
             self.log,
             bindings=bindings,
             clock=self.clock,
+            steady=self.clock.steady,
             workers=1,
         )
 
@@ -123,6 +125,13 @@ class World:
         """One pass: started or bound, destroyed, swept, failures."""
         done = self.manager.reconcile()[0]
         return done.started + done.bound, done.destroyed, done.swept, len(done.failures)
+
+    def pass_time(self, seconds: float, every: float = 50.0) -> None:
+        """Time goes by, with passes; at least one."""
+        while seconds > 0:
+            self.clock.now += min(seconds, every)
+            seconds -= every
+            self.up()
 
     def reasons(self) -> dict[int, Reason]:
         """Why each waiting job waits."""
@@ -191,11 +200,20 @@ class World:
             number = self.forge.fetch(str(machine), metadata.job_key)
             if number:
                 self.starts[number] = self.starts.get(number, 0) + 1
+                self.taken[number] = self.clock.steady()
             return "took a job" if number else "polls"
         verdict = choose(["success", "failure"])
         self.forge.finish(runner.job, verdict)
         self.hypervisor.report(machine, EventKind.EXIT, text="0")
         return "finished"
+
+    def lose_patience(self, machine: MachineId) -> None:
+        """A runner that waits for its job finds no forge, and gives up."""
+        said = {event.kind for event in self.hypervisor.events.get(machine, ())}
+        runner = self.forge.by_name(str(machine))
+        if EventKind.RUNNER in said and EventKind.EXIT not in said and runner and not runner.job:
+            self.hypervisor.report(machine, EventKind.EXIT, text="1")
+            self.hypervisor.die(machine)
 
     def settle(self, passes: int = 200) -> None:
         """Let guests and passes go on until no job waits or runs and nothing is left."""

@@ -1,5 +1,5 @@
-"""The model test: random jobs, cancels, crashes, kills, clock jumps and reloads over the real
-manager on fakes, and what must always hold.
+"""The model test: random jobs, cancels, crashes, kills, outages, partial lists, clocks that are set
+and reloads over the real manager on fakes, and what must always hold.
 
 150 examples in `make test`, 1,000 in `make long`; `make model` runs 10,000
 (VMRUNNER_TEST_MODEL_EXAMPLES).
@@ -70,7 +70,21 @@ FORGE_CALLS = [
     "runners",
     "disable_runner",
     "fail_job",
+    "runner",
+    "job",
 ]
+# How a machine ends of which the manager believes that no job runs on it.
+IDLE_ENDS = {
+    "cancelled",
+    "unneeded",
+    "held-back",
+    "pickup-timeout",
+    "boot-timeout",
+    "forge-away",
+    "early",
+    "done",
+}
+JOB_TIMEOUT = 10800  # seconds, the default
 # Why a job may wait for ever.
 FINAL = {
     WaitKind.NO_LABEL,
@@ -115,9 +129,11 @@ class Life(RuleBasedStateMachine):
             "q": POOL | {"labels": ["big", "debian-12"]} | q,
         }
         self.world = World(self.folder, binds_jobs=binds, pools=self.pools)
+        self.world.clock.now = 1.8e9  # so that no clock is set to before 1970
         self.world.hypervisor.memory_mib, self.world.hypervisor.cores = host
         self.world.forge.forbids_repositories = forbids
         self.before: dict[str, int] = {}
+        self.judged: set[str] = set()  # machines whose end was looked at
 
     def teardown(self) -> None:
         try:
@@ -200,9 +216,45 @@ class Life(RuleBasedStateMachine):
         """
         self.world.hypervisor.free_disk_mib = mib
 
-    @rule(seconds=st.sampled_from([1, 5, 20, 130, 400, 11000, -7200]))
+    @rule(seconds=st.sampled_from([1, 5, 20, 130, 400, 11000]))
     def time(self, seconds: int) -> None:
         self.world.clock.now += seconds
+
+    @rule(seconds=st.sampled_from([-7200, 18000, -86400 * 365, 86400 * 365]))
+    def clock_is_set(self, seconds: int) -> None:
+        """Or the host slept."""
+        self.world.clock.jump(seconds)
+
+    @rule(
+        seconds=st.sampled_from([3, 30, 240, 12000]),
+        passes=st.integers(0, 4),
+        working=st.booleans(),
+    )
+    def outage(self, seconds: int, passes: int, working: bool) -> None:
+        """Longer than any deadline, with or without passes in it; runners may give up meanwhile."""
+        self.world.forge.down = True
+        for _ in range(passes):
+            self.world.clock.now += seconds / passes
+            self.up(0)
+        if not passes:
+            self.world.clock.now += seconds
+        if not working:
+            for machine in self.world.machines():
+                self.world.lose_patience(machine)
+        self.world.forge.down = False
+
+    @rule(data=st.data())
+    def partial_lists(self, data: st.DataObject) -> None:
+        """Until further notice the lists leave out some jobs and records."""
+        forge = self.world.forge
+        jobs, records = sorted(forge.known), sorted(forge.runners_)
+        forge.unlisted_jobs = data.draw(st.sets(st.sampled_from(jobs))) if jobs else set()
+        forge.unlisted_runners = data.draw(st.sets(st.sampled_from(records))) if records else set()
+
+    @rule()
+    def whole_lists(self) -> None:
+        """They show all again."""
+        self.world.forge.unlisted_jobs, self.world.forge.unlisted_runners = set(), set()
 
     @rule(fault=st.sampled_from(FAULTS))
     def something_fails(self, fault: str) -> None:
@@ -220,21 +272,44 @@ class Life(RuleBasedStateMachine):
     def up(self, more: int) -> None:
         """Passes, with guests going on between them."""
         for _ in range(more + 1):
-            self.before = self.counts()
+            self.before, busy = self.counts(), self.busy()
             self.world.up()
             self.check_max()
+            self.check_ends(busy)
             for machine in self.world.machines()[:more]:
                 if machine in self.world.hypervisor.domains:
                     self.world.step(machine)
 
     @rule(steps=st.integers(0, 12))
     def killed(self, steps: int) -> None:
-        self.before = self.counts()
+        self.before, busy = self.counts(), self.busy()
         self.world.doom.after = steps
         with suppress(Killed):
             self.world.up()
         self.world.restart()
         self.check_max()
+        self.check_ends(busy)
+
+    def busy(self) -> dict[str, int]:
+        """The machines on which a job runs, by the truth: their names, and the job."""
+        forge = self.world.forge
+        return {
+            runner.record.name: runner.job
+            for runner in forge.runners_.values()
+            if runner.job and forge.known[runner.job].state is JobState.RUNNING
+        }
+
+    def check_ends(self, busy: dict[str, int]) -> None:
+        """No machine ended as idle whose job ran, and none for a deadline that has not passed."""
+        for row in self.world.history.all():
+            if not row.ending or row.machine in self.judged:
+                continue
+            self.judged.add(row.machine)
+            if row.machine in busy:
+                assert row.ending not in IDLE_ENDS, (row, "its job ran")
+            if row.ending == "job-timeout" and row.machine in busy:
+                took = self.world.clock.steady() - self.world.taken[busy[row.machine]]
+                assert took >= JOB_TIMEOUT, (row, took)
 
     def counts(self) -> dict[str, int]:
         pools = [metadata.pool for metadata in self.world.hypervisor.domains.values()]
@@ -265,6 +340,7 @@ class Life(RuleBasedStateMachine):
         """
         world = self.world
         world.forge.down, world.forge.fail_at, world.hypervisor.fail_at = False, "", ""
+        self.whole_lists()
         world.hypervisor.clones_fail, world.hypervisor.free_disk_mib = False, 1 << 20
         for _ in range(400):
             world.up()

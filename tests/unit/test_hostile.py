@@ -295,6 +295,7 @@ def live(data: st.DataObject, kind: str) -> None:
         world.log,
         bindings=bindings,
         clock=world.clock,
+        steady=world.clock.steady,
         workers=1,
     )
     try:

@@ -88,7 +88,8 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
             "", "name", "phase", "age", "job", box=None, pad_edge=False, padding=(0, 2, 0, 2)
         )
         for machine in _machines(pool, survey):
-            since = machine.metadata.created_at if machine.metadata else 0
+            metadata = machine.metadata
+            since = now - view.awake(metadata, metadata.created_at) if metadata else 0
             job = _job_of(machine, view)
             shown = f"{job.title}  {job.url}".rstrip() if job else ""
             shown += f"  ({machine.dropped} packets dropped)" if machine.dropped else ""
@@ -182,7 +183,7 @@ def _plain_pool(pool: Desired, survey: Survey, view: View, now: float) -> dict[s
                 "name": str(machine.id),
                 "phase": machine.phase.value,
                 "paused": machine.is_paused,
-                "age_seconds": round(now - machine.metadata.created_at, 1)
+                "age_seconds": round(view.awake(machine.metadata, machine.metadata.created_at), 1)
                 if machine.metadata
                 else None,
                 "image": machine.metadata.image if machine.metadata else "",

@@ -82,6 +82,8 @@ def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
             address=found.get("address", ""),
             network=found.get("network", ""),
             snapshot=found.get("snapshot", ""),
+            offset=float(found.get("offset", "0")),
+            boot=found.get("boot", ""),
             queued_at=float(found.get("queued", "0")),
             runner_id=int(found.get("runner", "0")),
             scope=found.get("scope", ""),

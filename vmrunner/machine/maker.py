@@ -20,6 +20,7 @@ from vmrunner.model.binding import Binding
 from vmrunner.model.image import Golden
 from vmrunner.model.job import Credentials, Job, Scope
 from vmrunner.model.machine import MachineId, Metadata
+from vmrunner.model.moment import Moment
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.policy import pool_policy
 from vmrunner.runner_config import KNOWN_FROM, too_old
@@ -29,7 +30,7 @@ from vmrunner.text import dotted
 @dataclass(frozen=True)
 class Maker:
     """Makes machines of one pool. `ca` is PEM text for the guest, `forge_address` what its
-    /etc/hosts says of the forge; both may be empty. `clock` gives unix seconds.
+    /etc/hosts says of the forge; both may be empty. `clock` gives the moment.
     """
 
     hypervisor: Hypervisor
@@ -41,7 +42,7 @@ class Maker:
     pool: PoolConfig
     ca: str
     forge_address: str
-    clock: Callable[[], float]
+    clock: Callable[[], Moment]
 
     def create(
         self, machine: MachineId, golden: Golden, job: Job | None, scopes: tuple[Scope, ...]
@@ -53,12 +54,14 @@ class Maker:
         the machine's name, which the next pass sweeps.
         """
         self._check(golden)
-        created_at, address = self.clock(), self.addresses.take(machine)
+        now, address = self.clock(), self.addresses.take(machine)
         metadata = Metadata(
             machine,
             self.pool_name,
             golden.id,
-            created_at,
+            now.now,
+            offset=now.offset,
+            boot=now.boot,
             address=str(address),
             network=pool_policy(self.pool_name),
         )
@@ -69,14 +72,14 @@ class Maker:
             self.addresses.beside(address),
             self.pool.limits,
             None if self.pool.start == "boot" else self.shelf,
-            self.clock,
+            lambda: self.clock().steady + now.offset,
         )
         with ExitStack() as revert:
             revert.callback(self.hypervisor.machines.destroy, machine)
             if scopes:
                 binding = self._mint(machine, job, scopes, revert)
                 script = self._job_script(machine, binding.credentials, job)
-                bound = partial(_bound, binding=binding, job=job, at=created_at)
+                bound = partial(_bound, binding=binding, job=job, at=now.now)
                 metadata = launch.start(self.hypervisor, wanted, script, bound)
             else:
                 rehearsal = seed.rehearsal_script(
@@ -95,9 +98,10 @@ class Maker:
             revert.callback(self.hypervisor.machines.destroy, metadata.machine)
             binding = self._mint(metadata.machine, job, scopes, revert)
             script = self._job_script(metadata.machine, binding.credentials, job)
+            at = self.clock().steady + metadata.offset
             ipv6 = self.addresses.beside(IPv4Interface(metadata.address))
             metadata = launch.let_go(
-                self.hypervisor.machines, _bound(metadata, binding, job, self.clock()), script, ipv6
+                self.hypervisor.machines, _bound(metadata, binding, job, at), script, ipv6
             )
             revert.pop_all()
         return metadata
@@ -137,7 +141,7 @@ class Maker:
                 scope,
                 job.key if job else "",
                 repository=job.repository if job else "",
-                bound_at=self.clock(),
+                bound_at=self.clock().steady,
             )
             self.bindings.save(binding)
             revert.callback(self.bindings.drop, machine)

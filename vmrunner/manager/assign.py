@@ -250,7 +250,7 @@ def _soon(machine: Machine, metadata: Metadata, pool: Desired, view: View, now: 
     """Why a job waits that has a machine."""
     if not machine.is_up or not metadata.is_bound:
         usual = f" of ~{pool.typical_boot:.0f} s" if pool.typical_boot else ""
-        age = max(0.0, now - metadata.created_at)
+        age = view.awake(metadata, metadata.created_at)
         return Reason(WaitKind.BOOTING, f"machine {machine.id} is booting ({age:.0f} s{usual})")
     record = view.records.get(metadata.runner_id)
     if record and record.online and view.binds_jobs and machine.event(EventKind.RUNNER):

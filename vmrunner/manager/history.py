@@ -167,7 +167,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Failures:
-    """A pool's failures since its last machine that worked."""
+    """A pool's failures since its last machine that worked. Machines that fail together are one
+    failure.
+    """
 
     count: int
     last_at: float
@@ -442,15 +444,23 @@ class History:
         return None if record.ask_at else record
 
     def start_failed(
-        self, machine: MachineId, pool: str, reason: str, at: float, image: str = ""
+        self,
+        machine: MachineId,
+        pool: str,
+        reason: str,
+        at: float,
+        image: str = "",
+        began: float = 0.0,
     ) -> None:
-        """A machine could not even be started; `image` is what is to blame, if it may be that."""
+        """A machine could not even be started; `image` is what is to blame, if it may be that.
+        Those of one pass began together.
+        """
         self._write(
             Record(
                 str(machine),
                 pool,
                 image,
-                created=at,
+                created=min(began or at, at),
                 destroyed=at,
                 ending=Ending.START_FAILED.value,
                 reason=reason,
@@ -553,7 +563,7 @@ class History:
                 Ending.JOB_TIMEOUT,
             }:
                 break
-        return Failures(len(found), found[0].destroyed, found[0].reason) if found else None
+        return Failures(_rounds(found), found[0].destroyed, found[0].reason) if found else None
 
     def trial(self, image: str, since: float) -> Trial:
         """How the machines of a version did that were made since then (unix seconds)."""
@@ -570,7 +580,8 @@ class History:
             _LOOK_BACK,
         )
         failed = [record for record in ended if Ending(record.ending).blames_pool]
-        return Trial(image, len(failed), failed[0].reason if failed else "")
+        together = len(failed) - _rounds(failed)
+        return Trial(image, len(failed), failed[0].reason if failed else "", together=together)
 
     def usual_boot(self, pool: str) -> float:
         """Seconds until the guest is up, as the median of the pool's last machines; 0 where there
@@ -610,6 +621,19 @@ class History:
             self._warn(f"The history {self._path} was not read: {error}.")
             return []
         return [Record(*row) for row in rows]  # type: ignore[arg-type]  # the table has the record's types
+
+
+def _rounds(failed: Sequence[Record]) -> int:
+    """How often it was tried anew and failed again, of failures with the newest first: a machine
+    that was already there when another one's failure was seen says nothing new. Eight that a forge
+    or a host refuses at the same moment are one failure.
+    """
+    rounds, seen_at = 0, 0.0
+    for record in reversed(failed):
+        is_along = rounds > 0 and record.created <= seen_at <= record.destroyed
+        if not is_along:
+            rounds, seen_at = rounds + 1, record.destroyed
+    return rounds
 
 
 def _asked(record: Record, binding: Binding, at: float) -> Record:

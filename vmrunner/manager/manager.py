@@ -19,6 +19,7 @@ from vmrunner.errors import (
     ForgeError,
     ForgeNotFound,
     ForgeTokenUnknown,
+    ForgeUnreachable,
     HypervisorError,
     ImageError,
     MachineError,
@@ -35,6 +36,7 @@ from vmrunner.machine import ownership
 from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
 from vmrunner.machine.maker import Maker
+from vmrunner.manager import outages
 from vmrunner.manager.actions import (
     Action,
     Bind,
@@ -67,6 +69,7 @@ from vmrunner.model.image import Golden
 from vmrunner.model.job import Job, JobState, Scope, Sought
 from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
+from vmrunner.model.moment import Moment
 from vmrunner.network.policy import Reach
 from vmrunner.waiting import Deadline, retry_at
 
@@ -149,6 +152,7 @@ class Manager:
         *,
         bindings: Bindings | None = None,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = time.monotonic,
         workers: int = _WORKERS,
     ) -> None:
         self.settings, self.hypervisor, self.forge, self.history = (
@@ -157,7 +161,10 @@ class Manager:
             forge,
             history,
         )
-        self._log, self._clock, self._workers = log, clock, workers
+        self._log, self._clock, self._steady, self._workers = log, clock, steady, workers
+        self._boot = outages.boot()
+        self._pass_began = 0.0
+        self._outages = settings.runtime_dir / "outages.json"
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
         self._addresses = settings.addresses()
@@ -208,6 +215,8 @@ class Manager:
             scope: self._queue(scope, may_be_gone=scope not in configured) for scope in polled
         }
         capacity = self.hypervisor.facts.capacity()
+        moment = self._moment()
+        silences = outages.load(self._outages).looked_at(moment, _silent(queues))
         return Observed(
             machines,
             queues,
@@ -216,7 +225,12 @@ class Manager:
             bindings,
             frozenset(self.history.unended()),
             self._held(),
+            moment=moment,
+            silences=silences,
         )
+
+    def _moment(self) -> Moment:
+        return Moment(self._clock(), self._steady(), self._boot)
 
     def _queue(self, scope: Scope, *, may_be_gone: bool) -> Queue:
         """`may_be_gone`: a repository that a job came from, and that nobody has configured."""
@@ -227,7 +241,8 @@ class Manager:
             if may_be_gone and isinstance(error, ForgeNotFound):
                 return Queue()  # it was deleted, and its jobs and runners with it
             self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
-            return Queue(problem=error.sentence, hint=error.hint)
+            is_silent = isinstance(error, ForgeUnreachable)
+            return Queue(problem=error.sentence, hint=error.hint, is_silent=is_silent)
 
     def _held(self) -> dict[str, float]:
         now = self._clock()
@@ -373,6 +388,7 @@ class Manager:
 
         Call it with the lock held.
         """
+        self._pass_began = self._clock()
         self.hypervisor.guard()
         ownership.sweep(self.hypervisor, self.settings.runtime_dir)
         self._bindings.sweep()
@@ -393,6 +409,7 @@ class Manager:
             queue.problem: queue.hint for queue in survey.observed.queues.values() if queue.problem
         }
         self._remember_forge(problems)
+        outages.save(self._outages, survey.observed.silences)
         outcome.failures += [ForgeError(problem, hint) for problem, hint in problems.items()]
         outcome.failures += survey.failures
         self._act(survey.plan.actions, outcome)
@@ -535,7 +552,7 @@ class Manager:
             section,
             self.settings.forge.ca(),
             pinned,
-            self._clock,
+            self._moment,
         )
 
     def _start(
@@ -557,7 +574,9 @@ class Manager:
 
     def _start_failed(self, machine: MachineId, pool: str, error: VmrunnerError) -> None:
         blamed = self._rollback.blamed(self.settings.pools[pool].image, error)
-        self.history.start_failed(machine, pool, error.sentence, self._clock(), blamed)
+        self.history.start_failed(
+            machine, pool, error.sentence, self._clock(), blamed, self._pass_began
+        )
 
     def _finish(self, action: Finish, outcome: Outcome) -> None:
         """Destroy, settle at the forge, write history.
@@ -627,7 +646,9 @@ class Manager:
         if not (record.busy or on_it or listed):
             return False
         if action.seen and action.seen.metadata and not action.seen.metadata.running_at:
-            self.hypervisor.machines.note(replace(action.seen.metadata, running_at=self._clock()))
+            metadata = action.seen.metadata
+            at = self._steady() + metadata.offset
+            self.hypervisor.machines.note(replace(metadata, running_at=at))
         return True
 
     def _may_have_run(self, action: Finish, binding: Binding | None) -> Ran:
@@ -830,6 +851,14 @@ def _with_cause(action: Finish, console: str) -> str:
     if not cause or action.ending not in {Ending.DIED, Ending.EARLY, Ending.BOOT_TIMEOUT}:
         return action.reason
     return cause if action.unexplained else f"{cause}; {action.reason}"
+
+
+def _silent(queues: Mapping[Scope, Queue]) -> list[str]:
+    """The scopes for which the forge gave no answer; none where the whole instance's lists came."""
+    instance = queues.get(INSTANCE)
+    if instance and not instance.problem:
+        return []
+    return [str(scope) for scope, queue in queues.items() if queue.is_silent]
 
 
 def _pool(machine: Machine | None) -> str:

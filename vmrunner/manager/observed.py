@@ -10,7 +10,8 @@ from enum import Enum
 
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Job, JobState, RunnerRecord, Scope, ScopeKind
-from vmrunner.model.machine import Capacity, Machine, MachineId, Shape
+from vmrunner.model.machine import Capacity, Machine, MachineId, Metadata, Shape
+from vmrunner.model.moment import Moment, Silences
 
 INSTANCE = Scope(ScopeKind.INSTANCE)
 
@@ -83,6 +84,7 @@ class Queue:
     runners: tuple[RunnerRecord, ...] = ()
     problem: str = ""
     hint: str = ""  # what to do about the problem
+    is_silent: bool = False  # the problem is that the forge gave no (usable) answer at all
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,17 @@ class Observed:
     held: Mapping[str, float] = field(default_factory=dict)
     # What was asked for by its id, after the lists: the newest that is known.
     asked: Mapping[Ask, Told] = field(default_factory=dict)
+    moment: Moment | None = None  # when it was seen; None: by a clock that was never set
+    silences: Silences = field(default_factory=Silences)
 
 
 class View:
     """Look-ups over one observation."""
 
-    def __init__(self, observed: Observed) -> None:
+    def __init__(self, observed: Observed, now: float = 0.0) -> None:
         self.binds_jobs = observed.binds_jobs
+        self.moment = observed.moment or Moment(now, now)
+        self._silences = observed.silences
         self.bindings = {binding.machine: binding for binding in observed.bindings}
         self.answered = {
             scope: queue for scope, queue in observed.queues.items() if not queue.problem
@@ -178,6 +184,32 @@ class View:
                 del self.jobs[key]
         self.jobs[job.key] = job
         self.visible.setdefault(job.key, set()).add(ask.scope)
+
+    def by(self, metadata: Metadata) -> float:
+        """Now, by this machine's times."""
+        return self.moment.steady + metadata.offset
+
+    def since(self, metadata: Metadata, at: float, *, unseen: bool = False) -> float:
+        """Seconds since this time of a machine in which its host was awake and the forge was not
+        silent: what a deadline counts. Without `unseen` time in which nobody asked the forge does
+        not count either: nobody knows whether it was there.
+        """
+        silent = self._silences.between(
+            at - metadata.offset,
+            self.moment.steady,
+            {metadata.scope, str(INSTANCE)},
+            unseen=not unseen,
+        )
+        return max(0.0, self.awake(metadata, at) - silent)
+
+    def awake(self, metadata: Metadata, at: float) -> float:
+        """Seconds since this time of a machine in which its host was awake."""
+        return max(0.0, self.by(metadata) - at)
+
+    def was_silent(self, scope: Scope, since: float) -> bool:
+        """Whether the forge was silent meanwhile, by the steady clock."""
+        scopes = {str(scope), str(INSTANCE)}
+        return self._silences.between(since, self.moment.steady, scopes, unseen=False) > 0
 
     def answers(self, scope: Scope) -> bool:
         """Whether the forge told about this scope."""

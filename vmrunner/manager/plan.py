@@ -12,6 +12,7 @@ from vmrunner.manager.observed import Ask, Backoff, Desired, Drain, HostLimits, 
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Job, JobState, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
+from vmrunner.model.moment import Moment
 
 CANCEL_GRACE = 15.0
 """Seconds that a guest whose job is over at the forge has to say that its runner has ended; then it
@@ -25,9 +26,9 @@ gives it up after ten minutes.
 _FIRST_WORDS = 30.0
 # Seconds that a parked clone may take for it; it takes 5, and 20 with Docker on a busy host.
 _REHEARSAL = 60.0
-# Seconds that a machine may seem to come from the future before the host's clock must have been set
-# back.
+# Seconds that a machine may seem to come from the future before its times can't be right.
 _CLOCK_SLIP = 60.0
+_WAS_SILENT = "; the forge did not answer for a time meanwhile"
 
 
 class _Finisher(Protocol):
@@ -47,13 +48,11 @@ def plan(
     Nothing is ended because of what a list did not show alone: that is asked for first, see
     `Plan.asks`.
     """
-    view, sure = View(observed), _Sure(observed)
+    view, sure = View(observed, now), _Sure(observed)
     desired = {pool.pool: pool for pool in pools}
     actions: list[Action] = []
     kept: list[Machine] = []
-    judged = [
-        (machine, sure.of(_judge(machine, desired, view, now))) for machine in observed.machines
-    ]
+    judged = [(machine, sure.of(_judge(machine, desired, view))) for machine in observed.machines]
     victim = _victim(judged, limits, observed)
     for machine, action in judged:
         if machine is victim:
@@ -218,7 +217,7 @@ def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
     ]
 
 
-def _judge(machine: Machine, pools: dict[str, Desired], view: View, now: float) -> Action | None:
+def _judge(machine: Machine, pools: dict[str, Desired], view: View) -> Action | None:
     """What has to happen to this machine, if anything."""
     metadata = machine.metadata
     if not machine.alive:
@@ -229,25 +228,33 @@ def _judge(machine: Machine, pools: dict[str, Desired], view: View, now: float) 
         )
     if metadata is None:  # it is on its way out
         return None
-    if metadata.created_at > now + _CLOCK_SLIP:
-        return Note(machine, _reset(metadata, now))
+    is_other = metadata.boot != view.moment.boot  # its times are by another clock
+    is_future = metadata.created_at > view.by(metadata) + _CLOCK_SLIP
+    if metadata.created_at and (is_other or is_future):
+        return Note(machine, _reset(metadata, view.moment))
     pool = pools.get(metadata.pool)
     return (
-        _judge_bound(machine, metadata, pool, view, now)
+        _judge_bound(machine, metadata, pool, view)
         if metadata.is_bound
-        else _judge_unbound(machine, metadata, pool, view, now)
+        else _judge_unbound(machine, metadata, pool, view)
     )
 
 
-def _reset(metadata: Metadata, now: float) -> Metadata:
-    """The host's clock was set back: every deadline starts anew."""
+def _reset(metadata: Metadata, moment: Moment) -> Metadata:
+    """How old it is can't be told, as the manager's host was started anew (with its machines on
+    another host), or an older vmrunner made it: every deadline starts anew.
+    """
+    now = moment.now
     return replace(
         metadata,
+        offset=moment.offset,
+        boot=moment.boot,
         created_at=now,
         bound_at=now if metadata.bound_at else 0.0,
         running_at=now if metadata.running_at else 0.0,
         over_at=now if metadata.over_at else 0.0,
         silent_at=now if metadata.silent_at else 0.0,
+        parked_at=now if metadata.parked_at else 0.0,
     )
 
 
@@ -279,6 +286,8 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
             else "it went before its runner took a job"
         )
         ending, reason = Ending.EARLY, machine.trouble or said
+        if last and binding.bound_at and view.was_silent(binding.scope, binding.bound_at):
+            ending, reason = Ending.FORGE_AWAY, said + _WAS_SILENT
     else:
         ending, reason = Ending.DONE, ""
     # Its guest's word and the missing record say the same where all went well: that is the usual
@@ -305,7 +314,7 @@ def _last_words(exit_text: str | None) -> str:
 
 
 def _judge_unbound(
-    machine: Machine, metadata: Metadata, pool: Desired | None, view: View, now: float
+    machine: Machine, metadata: Metadata, pool: Desired | None, view: View
 ) -> Action | None:
     """A warm machine, booting or ready."""
 
@@ -326,7 +335,7 @@ def _judge_unbound(
             "its pool was drained" if pool else "its pool is not in the configuration any more",
         )
     if not machine.is_ready:
-        late = now - metadata.created_at > pool.boot_timeout
+        late = view.awake(metadata, metadata.created_at) > pool.boot_timeout
         return (
             finish(
                 Ending.BOOT_TIMEOUT, f"its guest did not come up within {pool.boot_timeout:.0f} s"
@@ -337,14 +346,14 @@ def _judge_unbound(
     if pool.image and metadata.image != pool.image:
         return finish(Ending.UNNEEDED, "its image is not the current one any more")
     if machine.rehearses and (
-        machine.event(EventKind.REHEARSED) or now - metadata.parked_at > _REHEARSAL
+        machine.event(EventKind.REHEARSED) or view.awake(metadata, metadata.parked_at) > _REHEARSAL
     ):
         return Pause(machine.id)
     return None
 
 
 def _judge_bound(
-    machine: Machine, metadata: Metadata, pool: Desired | None, view: View, now: float
+    machine: Machine, metadata: Metadata, pool: Desired | None, view: View
 ) -> Action | None:
     """A machine with a runner's credentials."""
     record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
@@ -373,7 +382,9 @@ def _judge_bound(
         return finish(Ending.ABANDONED, "the manager ended while it bound it")
     if pool and pool.drain is Drain.ALL:
         return finish(Ending.STOPPED, "vmrunner down --now")
-    if metadata.running_at and pool and now - metadata.running_at > pool.job_timeout:
+    # A job and a boot go on while nobody looks.
+    worked = view.since(metadata, metadata.running_at, unseen=True)
+    if metadata.running_at and pool and worked > pool.job_timeout:
         return finish(Ending.JOB_TIMEOUT, f"its job did not end within {pool.job_timeout:.0f} s")
     if not is_known:
         return None
@@ -381,18 +392,18 @@ def _judge_bound(
     if (job or (record and record.busy)) and not said_exit:
         is_news = job is not None and not metadata.seen_key
         if not metadata.running_at or metadata.over_at or is_news:
-            return Note(machine, _running(metadata, job, now), job if is_news else None)
-        return _judge_silence(machine, metadata, record, finish, now)
+            return Note(machine, _running(metadata, job, view), job if is_news else None)
+        return _judge_silence(machine, metadata, record, finish, view)
     if _still_runs(metadata, record, view) and not said_exit:
         back = replace(metadata, over_at=0.0)
-        found = _judge_silence(machine, back, record, finish, now)
+        found = _judge_silence(machine, back, record, finish, view)
         return found or (Note(machine, back) if metadata.over_at else None)
     # On Forgejo the list of jobs is newer than the record, so a bound job that is not in it is
     # over, or was cancelled. A runner that had its job and is listed without it: likewise, or the
     # list left it out.
     gone = view.binds_jobs and metadata.job_key and metadata.job_key not in view.jobs
     if record is None or gone or said_exit or metadata.running_at:
-        return _judge_over(machine, metadata, pool, finish, now)
+        return _judge_over(machine, metadata, pool, finish, view)
     if metadata.over_at:  # its record was not listed for a moment
         return Note(machine, replace(metadata, over_at=0.0))
     if pool is None or pool.drain is not Drain.NO:
@@ -402,14 +413,14 @@ def _judge_bound(
             if_idle=True,
             ask=_ask(metadata),
         )
-    return _judge_idle(machine, metadata, pool, record, view, now)
+    return _judge_idle(machine, metadata, pool, record, view)
 
 
-def _running(metadata: Metadata, job: Job | None, now: float) -> Metadata:
+def _running(metadata: Metadata, job: Job | None, view: View) -> Metadata:
     """A job was seen on it; this one, if the forge tells which."""
     return replace(
         metadata,
-        running_at=metadata.running_at or now,
+        running_at=metadata.running_at or view.by(metadata),
         over_at=0.0,
         seen_key=job.key if job else metadata.seen_key,
         repository=(job.repository if job else "") or metadata.repository,
@@ -437,18 +448,22 @@ def _judge_silence(
     metadata: Metadata,
     record: RunnerRecord | None,
     finish: _Finisher,
-    now: float,
+    view: View,
 ) -> Action | None:
     """A job runs on it, says the forge.
 
     Its runner may know nothing of that: the forge's answer did not reach it.
     """
-    is_silent = record is not None and record.is_silent and now - metadata.running_at > _FIRST_WORDS
+    is_silent = (
+        record is not None
+        and record.is_silent
+        and view.since(metadata, metadata.running_at) > _FIRST_WORDS
+    )
     if not is_silent:
         return Note(machine, replace(metadata, silent_at=0.0)) if metadata.silent_at else None
     if not metadata.silent_at:
-        return Note(machine, replace(metadata, silent_at=now))
-    if now - metadata.silent_at > NO_LIFE:
+        return Note(machine, replace(metadata, silent_at=view.by(metadata)))
+    if view.since(metadata, metadata.silent_at) > NO_LIFE:
         return finish(
             Ending.DIED, f"its runner told the forge nothing of its job for {NO_LIFE:.0f} s"
         )
@@ -460,7 +475,7 @@ def _judge_over(
     metadata: Metadata,
     pool: Desired | None,
     finish: _Finisher,
-    now: float,
+    view: View,
 ) -> Action | None:
     """Nothing more can come to it: its job is done or cancelled, or its runner gave up.
 
@@ -473,8 +488,9 @@ def _judge_over(
             return finish(
                 Ending.CANCELLED, "its job was cancelled before its runner ran", ask=_ask(metadata)
             )
-        return Note(machine, replace(metadata, over_at=now))
-    waited, limit = now - metadata.over_at, pool.teardown_timeout if pool else CANCEL_GRACE
+        return Note(machine, replace(metadata, over_at=view.by(metadata)))
+    waited = view.since(metadata, metadata.over_at)
+    limit = pool.teardown_timeout if pool else CANCEL_GRACE
     if last is None and waited > CANCEL_GRACE:
         return finish(
             Ending.CANCELLED,
@@ -496,7 +512,6 @@ def _judge_idle(
     pool: Desired,
     record: RunnerRecord,
     view: View,
-    now: float,
 ) -> Action | None:
     """Its runner has no job yet."""
 
@@ -514,7 +529,7 @@ def _judge_idle(
     if record.disabled:  # by us, in a pass that ended there, or by an admin
         return finish(Ending.UNNEEDED, "its runner was disabled at the forge")
     if not machine.is_up:
-        late = now - metadata.bound_at > pool.boot_timeout
+        late = view.since(metadata, metadata.bound_at, unseen=True) > pool.boot_timeout
         return (
             finish(
                 Ending.BOOT_TIMEOUT, f"its guest did not come up within {pool.boot_timeout:.0f} s"
@@ -524,12 +539,14 @@ def _judge_idle(
         )
     was_warm = bool(metadata.snapshot) or machine.event(EventKind.READY) is not None
     limit = pool.pickup_timeout + (0.0 if was_warm else pool.boot_timeout)
-    if now - metadata.bound_at <= limit:
+    if view.since(metadata, metadata.bound_at) <= limit:
         return None
+    was_silent = view.was_silent(Scope.parse(metadata.scope), metadata.bound_at - metadata.offset)
     if not record.online:
         return finish(
-            Ending.PICKUP_TIMEOUT,
-            f"its runner did not connect to the forge within {pool.pickup_timeout:.0f} s",
+            Ending.FORGE_AWAY if was_silent else Ending.PICKUP_TIMEOUT,
+            f"its runner did not connect to the forge within {pool.pickup_timeout:.0f} s"
+            + (_WAS_SILENT if was_silent else ""),
         )
     if not metadata.job_key:  # registered and idle, as it is meant to be
         outdated = pool.image and metadata.image != pool.image
@@ -548,7 +565,8 @@ def _judge_idle(
     made_for = view.jobs.get(metadata.job_key) or (told.job if told else None)
     if made_for and made_for.state is JobState.WAITING:
         return finish(
-            Ending.PICKUP_TIMEOUT,
-            f"its runner got no job within {pool.pickup_timeout:.0f} s, although one waited",
+            Ending.FORGE_AWAY if was_silent else Ending.PICKUP_TIMEOUT,
+            f"its runner got no job within {pool.pickup_timeout:.0f} s, although one waited"
+            + (_WAS_SILENT if was_silent else ""),
         )
     return finish(Ending.UNNEEDED, "another runner took its job")

@@ -16,12 +16,13 @@ class Trial:
     failed: int = 0  # machines of it that failed in a way that blames it
     last: str = ""  # why the last one did
     worked: bool = False  # whether a job ever ran on one
+    together: int = 0  # of those that failed: who went with another one, for the same cause
 
     def is_lost(self, after: int) -> bool:
-        """Whether its first `after` machines failed, and none has worked; 0: it may fail for
-        ever.
+        """Whether its machines failed `after` times one after the other, and none has worked; 0: it
+        may fail for ever.
         """
-        return 0 < after <= self.failed and not self.worked
+        return 0 < after <= self.failed - self.together and not self.worked
 
     @property
     def cause(self) -> str:

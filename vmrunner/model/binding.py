@@ -25,7 +25,7 @@ class Binding:
     ending: str = ""
     reason: str = ""
     repository: str = ""  # of the job that it was made for
-    bound_at: float = 0.0  # unix seconds; 0 where it is not known
+    bound_at: float = 0.0  # by the steady clock, see Moment; 0 where it is not known
 
     @property
     def is_minted(self) -> bool:

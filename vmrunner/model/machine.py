@@ -53,6 +53,8 @@ class Ending(StrEnum):
     ABANDONED = "abandoned"  # the manager died while it made or bound it
     HELD_BACK = "held-back"  # its runner was there, and the forge did not hand it its job
     DIED = "died"  # it went while its job ran
+    # Its runner found no forge, which was silent meanwhile.
+    FORGE_AWAY = "forge-away"
     NO_ROOM = "no-room"  # destroyed with its job, as the newest, before the host's storage was full
     EARLY = "early"  # it went before a job ran on it
     START_FAILED = "start-failed"
@@ -70,6 +72,7 @@ class Ending(StrEnum):
             Ending.UNNEEDED,
             Ending.STOPPED,
             Ending.HELD_BACK,
+            Ending.FORGE_AWAY,
         }
 
     @property
@@ -225,7 +228,8 @@ class Metadata:
     """What a machine's domain XML says about it in our namespace: enough to recognise it after a
     crash.
 
-    Times are unix seconds by the host's clock; 0 where it has not happened.
+    Times are unix seconds by the host's clock as it was when the machine was made, whether it is
+    set later or not; 0 where it has not happened.
     """
 
     machine: MachineId
@@ -254,6 +258,10 @@ class Metadata:
     network: str = ""  # the name of its policy; empty: its network stays closed
     # The key of the snapshot that it is a clone of; empty for one that was booted.
     snapshot: str = ""
+    # What its times have to be lessened by for the clock that nobody sets, and in which boot of the
+    # manager's host that holds; see Moment.
+    offset: float = 0.0
+    boot: str = ""
 
     @property
     def is_bound(self) -> bool:

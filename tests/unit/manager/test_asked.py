@@ -411,7 +411,7 @@ def test_pages_that_change_lose_no_machine_and_no_record(
 
 def test_a_list_that_stands_still_costs_no_questions_but_for_strays(tmp_path: Path) -> None:
     world = World(tmp_path, pools={"p": SECTION | {"max": 20}})
-    for number in range(20):
+    for number in range(1, 21):
         world.forge.queue(number)
     world.up()
     for each in world.machines():

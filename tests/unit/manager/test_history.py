@@ -41,7 +41,8 @@ def no_warning(sentence: str) -> None:
 
 def ended(history: History, serial: int, ending: Ending, at: float, pool: str = "p") -> None:
     machine = MachineId("m", f"{serial:08x}")
-    history.started(replace(METADATA, machine=machine, pool=pool), at - 1)
+    metadata = replace(METADATA, machine=machine, pool=pool, created_at=at - 0.5)
+    history.started(metadata, at - 0.5)
     history.ended(machine, None, ending, f"reason {serial}", at)
 
 
@@ -130,6 +131,43 @@ def test_failures_since_the_last_machine_that_worked(tmp_path: Path) -> None:
         )
         ended(history, 10, Ending.DIED, 300.0)
         assert history.failures("p") is None, "a job ran: what it did is not the pool's fault"
+
+
+@pytest.mark.parametrize(
+    ("lives", "count"),
+    [
+        ([(0, 20), (0, 21), (1, 22), (2, 90)], 1),  # one pass made them, whenever they end
+        ([(0, 20), (0, 21), (30, 50), (31, 51), (60, 80)], 3),
+        ([(0, 100), (50, 150), (110, 210), (160, 260)], 2),
+        ([(0, 20), (20, 40), (20, 41)], 1),  # made before it was seen that the first had failed
+        ([(1000, 1020), (10, 30)], 2),  # the clock was set back in between
+    ],
+)
+def test_machines_that_fail_together_are_one_failure(
+    tmp_path: Path, lives: list[tuple[float, float]], count: int
+) -> None:
+    with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
+        for serial, (created, gone) in enumerate(lives):
+            machine = MachineId("m", f"{serial:08x}")
+            history.started(replace(METADATA, machine=machine, created_at=created), created)
+            history.ended(machine, None, Ending.EARLY, "no forge", gone)
+        found = history.failures("p")
+        assert found
+        assert (found.count, found.last_at) == (count, lives[-1][1])
+        trial = history.trial("image/1", 0.0)
+        assert (trial.failed, trial.failed - trial.together) == (len(lives), count)
+        assert trial.is_lost(count)
+        assert not trial.is_lost(count + 1)
+
+
+def test_starts_that_fail_in_one_pass_are_one_failure(tmp_path: Path) -> None:
+    with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
+        for serial in range(8):
+            machine = MachineId("m", f"{serial:08x}")
+            history.start_failed(machine, "p", "no", 10.0 + serial, "image/1", began=10.0)
+        assert history.failures("p") == Failures(1, 17.0, "no")
+        history.start_failed(MachineId("m", "9" * 8), "p", "no", 31.0, "image/1", began=30.0)
+        assert history.failures("p") == Failures(2, 31.0, "no")
 
 
 def test_jobs_that_were_held_back(tmp_path: Path) -> None:

@@ -271,8 +271,7 @@ def test_another_runner_took_the_job(tmp_path: Path) -> None:
     (machine,) = started(world, 1)
     world.forge.create_runner(world.settings.pools["p"].scope[0], "somebody", ["debian-12"])
     world.forge.take(1, "somebody")
-    world.clock.now += 1000
-    world.up()
+    world.pass_time(1000)
     said = row(world, machine)
     assert (said.ending, said.job, said.made_for, said.ran) == ("unneeded", "", "job 1", "no")
 
