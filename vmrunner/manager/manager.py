@@ -612,8 +612,11 @@ class Manager:
             self._may_have_run(action, binding),
         )
         if binding:
-            self._fail_job(action, binding, reason)
+            found = self._fail_job(action, binding, reason)
             if action.has_record:
+                left = None if found else self.forge.runner(binding.scope, binding.credentials.id)
+                if left and left.busy:
+                    return  # its job is in no list just now; without its record nobody could end it
                 self.forge.delete_runner(binding.scope, binding.credentials.id)
             self._bindings.drop(machine)
         outcome.acts.append("destroyed")
@@ -666,9 +669,9 @@ class Manager:
         began = seen is not None and seen.event(EventKind.RUNNER) is not None
         return Ran.ASKED if was_seen or (began and not action.has_record) else Ran.UNKNOWN
 
-    def _fail_job(self, action: Finish, binding: Binding, reason: str) -> None:
+    def _fail_job(self, action: Finish, binding: Binding, reason: str) -> bool:
         """End the job that ran on a machine which is gone, if there is one, with a line in its log
-        that says why.
+        that says why. False where none was found that may be it.
         """
         line = (
             f"vmrunner: machine {action.machine} on host {socket.gethostname()} is gone: {reason}"
@@ -698,7 +701,8 @@ class Manager:
                 self._log.warning(
                     "job failed at the forge", machine=action.machine, job=job.title, reason=reason
                 )
-                return
+                break
+        return bool(jobs)
 
     def _ask_for_jobs(self, observed: Observed, outcome: Outcome) -> None:
         """Which jobs ran on the machines that are gone, and how they ended: asked of the forge last

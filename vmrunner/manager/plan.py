@@ -377,7 +377,8 @@ def _judge_bound(
         )
 
     if machine.trouble:
-        return finish(Ending.DIED if metadata.running_at else Ending.EARLY, machine.trouble)
+        at_work = metadata.running_at or job or (record and record.busy)
+        return finish(Ending.DIED if at_work else Ending.EARLY, machine.trouble)
     if machine.is_paused:
         return finish(Ending.ABANDONED, "the manager ended while it bound it")
     if pool and pool.drain is Drain.ALL:
