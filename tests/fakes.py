@@ -420,6 +420,7 @@ class FakeForge:
     """
 
     binds_jobs: bool = False
+    may_throttle: bool = False
     down: bool = False
     fail_at: str = ""
     forbids_repositories: bool = False  # the token lacks the scope for runners of one repository

@@ -238,6 +238,7 @@ class PoolConfig(Section):
     runner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")] | None = None
     runner_config: dict[str, Any] = {}
     job_user: Literal["root", "runner"] = "root"
+    takes_unlabelled: bool = False
     scope: Annotated[tuple[Scope, ...], BeforeValidator(_scopes)] = (Scope.parse("instance"),)
     max: Annotated[int, Field(ge=1, le=10_000)] = 1
     warm: Annotated[int, Field(ge=0, le=10_000)] = 0

@@ -35,7 +35,7 @@ from vmrunner.model.machine import MachineId
 
 EXAMPLES = int(os.environ.get("VMRUNNER_TEST_MODEL_EXAMPLES", "150"))
 PHASES = [Phase.generate]  # shrinking takes minutes; a failing example is short enough to read
-LABELS = [["debian-12"], ["big"], ["debian-12", "big"], ["arm64"]]
+LABELS = [["debian-12"], ["big"], ["debian-12", "big"], ["arm64"], []]
 REPOSITORIES = ["o/a", "o/b", "x/c"]
 SIZES = st.fixed_dictionaries(
     {
@@ -44,6 +44,7 @@ SIZES = st.fixed_dictionaries(
         "register_idle": st.integers(0, 1),
         "priority": st.integers(0, 1),
         "start": st.sampled_from(["boot", "auto", "snapshot"]),
+        "takes_unlabelled": st.booleans(),
     }
 )
 HOSTS = st.sampled_from([(1 << 20, 1 << 10), (5 * 1024, 4)])  # memory in MiB, cores
@@ -90,6 +91,7 @@ FINAL = {
     WaitKind.NO_LABEL,
     WaitKind.NO_POOL_WITH_ALL_LABELS,
     WaitKind.NO_SCOPE,
+    WaitKind.UNLABELLED,
     WaitKind.DRAINED,
 }
 FAULTS = ["forge up", "forge up", "forge down", *HYPERVISOR_CALLS, *FORGE_CALLS]

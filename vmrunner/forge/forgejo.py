@@ -151,6 +151,7 @@ class Forgejo:
 
     kind = "forgejo"
     binds_jobs = True
+    may_throttle = False
 
     def __init__(self, http: Http, clock: Callable[[], float] = time.monotonic) -> None:
         self._http = http

@@ -184,6 +184,7 @@ class Gitea:
 
     kind = "gitea"
     binds_jobs = False
+    may_throttle = False
 
     def __init__(self, http: Http, clock: Callable[[], float] = time.monotonic) -> None:
         self._http, self._clock = http, clock

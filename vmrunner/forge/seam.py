@@ -18,6 +18,10 @@ class Forge(Protocol):
     # Whether a runner takes exactly the job that it was made for (by its handle), or any that fits.
     binds_jobs: bool
 
+    @property
+    def may_throttle(self) -> bool:
+        """Whether a fitting runner may be left without a job for a while, with nothing wrong."""
+
     def close(self) -> None:
         """Close the connections."""
 

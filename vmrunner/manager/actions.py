@@ -111,6 +111,8 @@ class WaitKind(StrEnum):
     BLOCKED = "blocked"
     HELD = "held"
     # No pool is for it.
+    CALLER = "caller"
+    UNLABELLED = "unlabelled"
     NO_LABEL = "no label"
     NO_POOL_WITH_ALL_LABELS = "no pool with all labels"
     NO_SCOPE = "no scope"

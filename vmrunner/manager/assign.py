@@ -187,7 +187,7 @@ def _serve(
         [
             job
             for job in view.jobs.values()
-            if job.state is JobState.WAITING and job.key not in served
+            if job.state is JobState.WAITING and job.key not in served and not job.is_caller
         ]
         if spare
         else [],
@@ -280,6 +280,13 @@ def _sort_jobs(
             waits[job.key] = Wait(job, Reason(WaitKind.BLOCKED, said))
         if job.state is not JobState.WAITING or job.key in served:
             continue
+        if job.is_caller:
+            said = (
+                "without runs-on it looks like the call of a reusable workflow, which needs no "
+                "machine; the jobs in there get theirs"
+            )
+            waits[job.key] = Wait(job, Reason(WaitKind.CALLER, said))
+            continue
         until = observed.held.get(job.key, 0.0)
         if until > now:
             said = (
@@ -289,7 +296,7 @@ def _sort_jobs(
             waits[job.key] = Wait(job, Reason(WaitKind.HELD, said))
             continue
         if job.labels not in fits:
-            fits[job.labels] = [pool for pool in pools.values() if job.fits(pool.desired.labels)]
+            fits[job.labels] = [pool for pool in pools.values() if pool.desired.serves(job)]
             nobody[job.labels] = _nobody(job, labels, bool(fits[job.labels]))
         seeing = [
             pool
@@ -308,7 +315,15 @@ def _sort_jobs(
 def _nobody(job: Job, labels: Sequence[str], fits: bool) -> Reason:
     """Why no pool serves a job."""
     if fits:
-        return Reason(WaitKind.NO_SCOPE, "no pool with its labels has its scope")
+        said = (
+            "no pool with its labels has its scope"
+            if job.labels
+            else "no pool with takes_unlabelled has its scope"
+        )
+        return Reason(WaitKind.NO_SCOPE, said)
+    if not job.labels:
+        said = "it has no runs-on, and no pool has takes_unlabelled"
+        return Reason(WaitKind.UNLABELLED, said)
     missing = [label for label in job.labels if label not in labels]
     if not missing:
         said = f"no single pool has all of its labels {', '.join(job.labels)}"

@@ -225,6 +225,7 @@ class Manager:
             bindings,
             frozenset(self.history.unended()),
             self._held(),
+            self.forge.may_throttle,
             moment=moment,
             silences=silences,
         )
@@ -274,6 +275,7 @@ class Manager:
             pool=name,
             scopes=section.scope,
             labels=frozenset(section.label_names),
+            takes_unlabelled=section.takes_unlabelled,
             shape=section.shape,
             max=section.max,
             boot_timeout=section.boot_timeout.total_seconds(),

@@ -48,6 +48,7 @@ class Desired:
     pickup_timeout: float
     job_timeout: float
     teardown_timeout: float
+    takes_unlabelled: bool = False  # also jobs without `runs-on`
     warm: int = 0
     register_idle: int = 0
     priority: int = 0
@@ -61,6 +62,13 @@ class Desired:
     drain: Drain = Drain.NO
     backoff: Backoff | None = None
     typical_boot: float = 0.0  # 0 where none has booted yet
+
+    def serves(self, job: Job) -> bool:
+        """Whether its machines are made for such a job, whatever its repository is.
+
+        A job without labels fits every runner; nobody has said what kind of machine it wants.
+        """
+        return job.fits(self.labels) if job.labels else self.takes_unlabelled
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,7 @@ class Observed:
     started: frozenset[str] = frozenset()
     # Job key -> until when the forge is believed to hold it back.
     held: Mapping[str, float] = field(default_factory=dict)
+    may_throttle: bool = False  # see Forge
     # What was asked for by its id, after the lists: the newest that is known.
     asked: Mapping[Ask, Told] = field(default_factory=dict)
     moment: Moment | None = None  # when it was seen; None: by a clock that was never set
@@ -132,7 +141,7 @@ class View:
     """Look-ups over one observation."""
 
     def __init__(self, observed: Observed, now: float = 0.0) -> None:
-        self.binds_jobs = observed.binds_jobs
+        self.binds_jobs, self.may_throttle = observed.binds_jobs, observed.may_throttle
         self.moment = observed.moment or Moment(now, now)
         self._silences = observed.silences
         self.bindings = {binding.machine: binding for binding in observed.bindings}

@@ -565,6 +565,13 @@ def _judge_idle(
     told = view.asked.get(_ask(metadata))
     made_for = view.jobs.get(metadata.job_key) or (told.job if told else None)
     if made_for and made_for.state is JobState.WAITING:
+        may_be_passed_over = view.may_throttle or made_for.is_caller or not made_for.labels
+        if may_be_passed_over and not was_silent:
+            return finish(
+                Ending.HELD_BACK,
+                "its runner was connected, but the forge did not hand out the job: it is busy, or "
+                "the job only calls a workflow",
+            )
         return finish(
             Ending.FORGE_AWAY if was_silent else Ending.PICKUP_TIMEOUT,
             f"its runner got no job within {pool.pickup_timeout:.0f} s, although one waited"

@@ -85,6 +85,8 @@ class Job:
     queued_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    # It only calls a reusable workflow, or may; the forge hands it to no runner.
+    is_caller: bool = False
 
     @property
     def title(self) -> str:

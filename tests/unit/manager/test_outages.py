@@ -104,6 +104,21 @@ def test_a_deadline_goes_on_after_the_outage(tmp_path: Path) -> None:
     assert endings(world) == ["forge-away"]
 
 
+def test_an_outage_holds_no_job_back_of_a_forge_that_is_often_busy(tmp_path: Path) -> None:
+    """It has another machine at once."""
+    world = World(tmp_path, pools=EIGHT)
+    world.forge.may_throttle = True
+    (found,) = waiting(world, 1)
+    world.pass_time(30)
+    away(world, 600)
+    while not endings(world):
+        world.pass_time(50)
+    assert endings(world) == ["forge-away"]
+    assert found not in world.machines()
+    world.settle()
+    assert world.forge.verdicts == {1: ["success"]}
+
+
 def test_a_job_has_its_time_and_the_outage(world: World) -> None:
     found = at_work(world)
     world.pass_time(500)

@@ -160,6 +160,7 @@ def decide(
     held: dict[str, float] | None = None,
     started: tuple[str, ...] = (),
     problem: str = "",
+    may_throttle: bool = False,
     truth: dict[int, Told] | None = None,
 ) -> Plan:
     """What is asked for by its id, a runner's, is as `truth` has it, and else as it is listed."""
@@ -172,6 +173,7 @@ def decide(
         tuple(bindings or ()),
         frozenset(started),
         held or {},
+        may_throttle,
     )
     wanted = [POOL] if pools is None else pools
     decided = plan("m", wanted, LIMITS, observed, NOW)
@@ -397,6 +399,28 @@ def test_registered_idle_machines_are_kept_up() -> None:
             WaitKind.NO_SCOPE,
             "no pool with its labels has its scope",
         ),
+        (
+            POOL,
+            HOST,
+            waiting(1, labels=()),
+            WaitKind.UNLABELLED,
+            "it has no runs-on, and no pool has takes_unlabelled",
+        ),
+        (
+            replace(POOL, takes_unlabelled=True, scopes=(Scope.parse("user"),)),
+            HOST,
+            waiting(1, labels=()),
+            WaitKind.NO_SCOPE,
+            "no pool with takes_unlabelled has its scope",
+        ),
+        (
+            replace(POOL, takes_unlabelled=True),
+            HOST,
+            replace(waiting(1, labels=()), is_caller=True),
+            WaitKind.CALLER,
+            "without runs-on it looks like the call of a reusable workflow, which needs no "
+            "machine; the jobs in there get theirs",
+        ),
     ],
 )
 def test_every_waiting_job_has_its_reason(
@@ -404,6 +428,73 @@ def test_every_waiting_job_has_its_reason(
 ) -> None:
     found = decide([], [job], pools=[pool], host=host)
     assert (found.actions, [wait.reason for wait in found.waits]) == ((), [Reason(kind, said)])
+
+
+STRICT = replace(POOL, pool="a-strict", labels=frozenset({"strict"}), max=9)
+DOCKER = replace(POOL, pool="docker", labels=frozenset({"docker"}), max=9, takes_unlabelled=True)
+
+
+@pytest.mark.parametrize("binds_jobs", [False, True])
+def test_only_a_pool_that_says_so_takes_jobs_without_labels(binds_jobs: bool) -> None:
+    """`a-strict` comes first by its name, and `docker` has the more machines."""
+    one = waiting(1, "h1" if binds_jobs else "", labels=())
+    busy = machine("b", pool="docker", job="9.1", running=5)
+    found = actions(
+        [busy],
+        [one, running(9, busy, "9.1" if binds_jobs else "")],
+        [record(busy)],
+        pools=[STRICT, DOCKER],
+        binds_jobs=binds_jobs,
+    )
+    assert found == [Start("docker", one, SCOPE, SCOPE)]
+
+
+def test_a_warm_machine_of_a_strict_pool_is_not_for_a_job_without_labels() -> None:
+    """However high its priority is; and it is still there for the pool's own jobs."""
+    warm = machine("a", runner=0, pool="a-strict", events=WARM)
+    pools = [replace(STRICT, warm=1, priority=9), replace(DOCKER, takes_unlabelled=False)]
+    found = decide([warm], [waiting(1, labels=())], pools=pools)
+    assert (found.actions, [wait.reason.kind for wait in found.waits]) == (
+        (),
+        [WaitKind.UNLABELLED],
+    )
+    mine = waiting(2, labels=("strict",))
+    bind = actions([warm], [waiting(1, labels=()), mine], pools=[replace(STRICT, warm=1)])[0]
+    assert isinstance(bind, Bind)
+    assert bind.job == mine
+
+
+def test_a_full_pool_is_the_reason_of_its_jobs_without_labels() -> None:
+    found = decide([], [waiting(1, labels=())], pools=[STRICT, replace(DOCKER, max=0)])
+    assert (found.actions, [wait.reason.kind for wait in found.waits]) == ((), [WaitKind.AT_MAX])
+
+
+def test_an_idle_machine_is_not_believed_to_get_a_caller() -> None:
+    """The registered one that is there is the other job's."""
+    idle = machine("a", job="", events="up seed runner", pool="docker")
+    caller = replace(waiting(1, labels=()), is_caller=True)
+    job = waiting(2, labels=("docker",))
+    found = decide([idle], [caller, job], [record(idle)], pools=[replace(DOCKER, register_idle=1)])
+    assert [(wait.job.id, wait.reason.kind) for wait in found.waits] == [
+        (1, WaitKind.CALLER),
+        (2, WaitKind.RUNNER_STARTS),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("job", "may_throttle"),
+    [
+        (waiting(1, labels=()), False),
+        (replace(waiting(1, labels=()), is_caller=True), False),
+        (waiting(1, labels=("docker",)), True),
+    ],
+    ids=["without labels", "a caller", "a forge that throttles"],
+)
+def test_a_job_that_is_not_handed_out_blames_no_pool(job: Job, may_throttle: bool) -> None:
+    idle = machine("a", age=151, pool="docker", events="up seed runner")
+    finish = actions([idle], [job], [record(idle)], pools=[DOCKER], may_throttle=may_throttle)[0]
+    assert isinstance(finish, Finish)
+    assert (finish.ending, finish.ending.blames_pool) == (Ending.HELD_BACK, False)
 
 
 def test_a_job_that_was_held_back_is_tried_again_later() -> None:
