@@ -42,7 +42,7 @@ from vmrunner.network.policy import (
     pool_policy,
 )
 from vmrunner.resources import folder
-from vmrunner.runner_config import fault
+from vmrunner.runner_config import VARIABLE, fault
 
 DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
@@ -443,6 +443,9 @@ class Config(HostConfig):
         for name, pool in self.pools.items():
             if wrong := fault(self.forge.kind, pool.runner_config):
                 raise ValueError(f"pools.{name}.runner_config: {wrong}")
+            if self.forge.kind == "gitea" and "$" in (pool.proxy or ""):
+                # It is in the environment that the runner's configuration gives to jobs.
+                raise ValueError(f"pools.{name}.proxy {VARIABLE}; in an address it is %24")
         return self
 
     @model_validator(mode="after")

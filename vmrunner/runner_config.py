@@ -17,6 +17,7 @@ from enum import Enum
 from typing import Any
 
 from vmrunner.model.label import Label
+from vmrunner.support import least, numbers
 
 PATIENCE = timedelta(minutes=5)
 """What the runner's own limit of a job has beyond the pool's: the host's deadline comes first,
@@ -114,8 +115,14 @@ _OURS = {
     ),
     "cache.external_server": "it takes a secret, and every job could read that",
 }
-KNOWN_FROM = {"gitea": (1, 0, 8), "forgejo": (12, 8)}
+KNOWN_FROM = {"gitea": least("gitea-runner"), "forgejo": least("forgejo-runner")}
 """The oldest runner of which it is known that it has all of these keys."""
+
+
+VARIABLE = (
+    "has a $ in it: Gitea's runner 5.0 and newer puts a variable of its own environment there, or "
+    "does not start if there is none; a value that needs a $ can be in the workflow's env"
+)
 
 
 def fault(kind: str, more: Mapping[str, Any]) -> str:
@@ -124,6 +131,8 @@ def fault(kind: str, more: Mapping[str, Any]) -> str:
     """
     known = KEYS[kind]
     for key, value in _flat(more, known):
+        if kind == "gitea" and _has_variable(value):
+            return f"{key} {VARIABLE}"
         if key in _OURS:
             return f"{key} can't be set here: {_OURS[key]}"
         if key not in known:
@@ -141,8 +150,8 @@ def too_old(kind: str, version: str) -> bool:
 
     Unknown versions are believed.
     """
-    numbers = re.findall(r"\d+", version.partition("-")[0])
-    return bool(numbers) and tuple(map(int, numbers)) < KNOWN_FROM[kind]
+    found = numbers(version)
+    return bool(found) and found < KNOWN_FROM[kind]
 
 
 def runner_config(
@@ -192,7 +201,9 @@ def runner_config(
         "container": container,
         "host": {"workdir_parent": WORK},
     }
-    return json.dumps(_merged(plain, more), indent=1)
+    # A $ that came here in another way (a proxy's address) is written so that only a reader of JSON
+    # and YAML sees it, and none that looks for variables in the text.
+    return json.dumps(_merged(plain, more), indent=1).replace("$", r"\u0024")
 
 
 def _flat(
@@ -221,6 +232,14 @@ def _fits(value: object, kind: Kind) -> bool:
                 isinstance(each, str) for each in value.values()
             )
     return isinstance(value, str)
+
+
+def _has_variable(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_variable(each) for each in (*value.keys(), *value.values()))
+    if isinstance(value, list | tuple):
+        return any(_has_variable(each) for each in value)
+    return isinstance(value, str) and "$" in value
 
 
 def _merged(plain: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,6 +150,7 @@ class Double:
         tls: ssl.SSLContext | None = None,
         host: str = "",
     ) -> None:
+        self.version = "15.0.9+gitea-1.22.0"
         self.tokens = {secrets.token_hex(20): ALL_SCOPES}
         self.runners: dict[int, Runner] = {}
         self.jobs: dict[int, Job] = {}
@@ -240,7 +241,7 @@ class Double:
     ) -> tuple[int, Any, str, dict[str, str]]:
         """Status, body, the path as the API description writes it, and headers."""
         if path == "/version":
-            return 200, {"version": "15.0.3+gitea-1.22.0"}, path, {}
+            return 200, {"version": self.version}, path, {}
         found = re.fullmatch(
             r"/(repositories)/(\d+)|/(admin|user|orgs/([^/]+)|repos/([^/]+/[^/]+))/actions/(?:runners(?:/(jobs|\d+))?|(tasks))",
             path,

@@ -149,7 +149,15 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
             ('image = "debian-12"', 'image = "a"\nrunner_config = { run = 1 }'),
             "pools.p.runner_config: the runner of a gitea forge knows no key",
         ),
+        (
+            ('image = "debian-12"', 'image = "a"\nproxy = "http://p:1/$x"'),
+            "pools.p.proxy has a $ in it",
+        ),
         (('image = "debian-12"', 'image = "a"\njob_user = "www-data"'), "pools.p.job_user"),
+        (
+            ('image = "debian-12"', 'image = "a"\ntakes_unlabelled = 3'),
+            "pools.p.takes_unlabelled",
+        ),
         (('["debian-12"]', '["a b"]'), "pools.p.labels.0: a label is written like"),
         (('["debian-12"]', '["a:lxc://b"]'), "pools.p.labels.0: a label is written like"),
         (('["debian-12"]', '["a:docker://"]'), "pools.p.labels.0: a label is written like"),

@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import yaml
 
 from vmrunner.runner_config import KEYS, Kind, fault, runner_config, too_old
 
@@ -65,12 +66,42 @@ def test_every_key_takes_what_it_is_for(forge: str, key: str) -> None:
             {"runner": {"report_interval": "1s"}},
             "the runner of a gitea forge knows no key runner.report_interval",
         ),
+        (
+            {"runner": {"envs": {"PRICE": "5$"}}},
+            "runner.envs has a $ in it: Gitea's runner 5.0 and newer puts a variable of its own "
+            "environment there, or does not start if there is none",
+        ),
+        ({"runner": {"envs": {"$NAME": "x"}}}, "runner.envs has a $ in it"),
+        ({"container": {"options": "--env A=${HOME}"}}, "container.options has a $ in it"),
+        ({"container": {"valid_volumes": ["/a", "/$b"]}}, "container.valid_volumes has a $ in it"),
         ({"zzz": {}}, "the runner of a gitea forge knows no key zzz"),
         ({"container": "x"}, "the runner of a gitea forge knows no key container"),
     ],
 )
 def test_what_can_not_be_set(more: dict[str, Any], said: str) -> None:
     assert fault("gitea", more).startswith(said)
+
+
+def test_forgejos_runner_may_be_told_of_a_dollar() -> None:
+    assert fault("forgejo", {"runner": {"envs": {"PRICE": "5$"}}}) == ""
+
+
+@pytest.mark.parametrize("forge", KEYS)
+def test_the_text_has_nothing_to_expand(forge: str) -> None:
+    """Whatever came into it, and in which way."""
+    values = {"PRICE": "$5", "ALL": "${HOME} $$ $"}
+    text = runner_config(
+        forge,
+        job_timeout=timedelta(1),
+        environment=values,
+        mounts=["/opt/$x"],
+        more={"log": {"level": "$LEVEL"}},
+    )
+    assert "$" not in text
+    read = json.loads(text)
+    assert (read["runner"]["envs"], read["log"]["level"]) == (values, "$LEVEL")
+    assert read["container"]["valid_volumes"] == ["/opt/$x"]
+    assert yaml.safe_load(text) == read
 
 
 @pytest.mark.parametrize(

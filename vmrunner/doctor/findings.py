@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import IntEnum
 
 from vmrunner.errors import VmrunnerError
+from vmrunner.support import Fit, fit, least, line
+from vmrunner.text import dotted
 
 
 class Level(IntEnum):
@@ -47,7 +48,30 @@ def failed(check: str, why: VmrunnerError) -> Finding:
     return error(check, why.sentence, why.hint)
 
 
-def numbers(version: str) -> tuple[int, ...]:
-    """Major and minor of a version; (0, 0) where it has none."""
-    found = re.match(r"(\d+)\.(\d+)", version)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def supported(check: str, program: str, version: str, more: str) -> Finding:
+    """What is known of this version of a forge or its runner; `more` follows its name where there
+    is nothing to complain of.
+    """
+    shown = f"{program} {version}".strip()
+    match fit(program, version):
+        case Fit.OLD:
+            return error(
+                check,
+                f"{shown} is too old.",
+                f"vmrunner needs {dotted(least(program))} or newer (docs/support.md).",
+            )
+        case Fit.UNTRIED:
+            return warning(
+                check,
+                f"{shown}: nobody has tried it with vmrunner.",
+                "docs/support.md names the versions that are known; try one job of each pool.",
+            )
+        case Fit.UNKNOWN:
+            return warning(
+                check,
+                f"{program} does not tell its version ({version or 'nothing'}).",
+                f"Is it {dotted(least(program))} or newer? See docs/support.md.",
+            )
+    known = line(program, version)
+    how = f" (vmrunner knows it from {known.known})" if known else ""
+    return good(check, f"{shown} {more}{how}")

@@ -11,17 +11,15 @@ from email.utils import parsedate_to_datetime
 from pydantic import TypeAdapter
 
 from vmrunner.config import Config, forge_token, webhook_secret
-from vmrunner.doctor.findings import Finding, error, failed, good, numbers, warning
+from vmrunner.doctor.findings import Finding, failed, good, supported, warning
 from vmrunner.errors import ForgeError, VmrunnerError
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
 from vmrunner.forge.seam import Forge
 from vmrunner.model.job import RunnerRecord, Scope, ScopeKind
 from vmrunner.model.machine import MachineId
-from vmrunner.text import dotted
 
 _SKEW = 5.0  # seconds; the forge tells its time in whole ones
-_LEAST = {"gitea": (1, 26), "forgejo": (15, 0)}
 _VERSION = TypeAdapter(dict[str, str])
 _BEYOND = {
     # What only a token with more scopes than ours may read, on both forges.
@@ -45,16 +43,8 @@ def look(settings: Config, machines: set[str] | None) -> Iterator[Finding]:
         yield failed("forge", why)
         return
     yield from (warning("token", sentence, "") for sentence in readable)
-    kind, least = settings.forge.kind, _LEAST[settings.forge.kind]
-    if numbers(version) < least:
-        yield error(
-            "forge", f"{kind} {version} is too old.", f"vmrunner needs {dotted(least)} or newer."
-        )
-    else:
-        yield good(
-            "forge",
-            f"{kind} {version} at {settings.forge.url} answered in {time.time() - began:.2f} s",
-        )
+    took = f"at {settings.forge.url} answered in {time.time() - began:.2f} s"
+    yield supported("forge", settings.forge.kind, version, took)
     if date := headers.get("Date"):
         skew = began - parsedate_to_datetime(date).timestamp()
         far = warning(

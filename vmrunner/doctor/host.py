@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmrunner.config import Config
-from vmrunner.doctor.findings import Finding, error, failed, good, numbers, warning
+from vmrunner.doctor.findings import Finding, error, failed, good, warning
 from vmrunner.errors import NotPermitted, VmrunnerError
 from vmrunner.hypervisor.seam import Facts
+from vmrunner.support import numbers
 from vmrunner.text import dotted
 
 _LEAST_QEMU, _LEAST_LIBVIRT = (7, 2), (9, 0)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmrunner.config import Config, PoolConfig
-from vmrunner.doctor.findings import Finding, failed, good, warning
+from vmrunner.doctor.findings import Finding, failed, good, supported, warning
 from vmrunner.errors import ImageError
 from vmrunner.hypervisor.seam import Snapshots
 from vmrunner.image.versions import promotion, proof, store
@@ -47,9 +47,18 @@ def look(settings: Config, snapshots: Snapshots) -> Iterator[Finding]:
             )
             yield from _promotion(settings, golden)
         seen.add(pool.image)
+        yield from _runner(name, pool, golden)
         yield from _docker(name, pool, golden)
         if pool.start != "boot":
             yield _snapshot(settings, snapshots, golden, name, pool)
+
+
+def _runner(name: str, pool: PoolConfig, golden: Golden) -> Iterator[Finding]:
+    """The pool's runner, where the recipe says its version; a missing one is said elsewhere."""
+    carried = golden.manifest.runners.get(pool.runner) if pool.runner else golden.manifest.runner
+    if carried and carried.version:
+        where = f"in {golden.name} is what pool {name} runs jobs with"
+        yield supported("runner", carried.kind, carried.version, where)
 
 
 def _docker(name: str, pool: PoolConfig, golden: Golden) -> Iterator[Finding]:
