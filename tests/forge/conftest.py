@@ -1,4 +1,4 @@
-"""The Forgejo double, and clients that are closed at the end."""
+"""The doubles, and clients that are closed at the end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.forge.double import Double
+from tests.forge.double_gitea import Gitea
 from vmrunner.config import ForgeConfig
 from vmrunner.forge.connect import connect
 from vmrunner.forge.seam import Forge
@@ -19,6 +20,13 @@ from vmrunner.model.secret import Secret
 @pytest.fixture
 def double() -> Iterator[Double]:
     with Double() as double:
+        yield double
+
+
+@pytest.fixture
+def gitea() -> Iterator[Gitea]:
+    """Gitea 1.27."""
+    with Gitea() as double:
         yield double
 
 

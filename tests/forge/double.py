@@ -68,10 +68,10 @@ class Runner:
 
     def plain(self) -> dict[str, Any]:
         keys = ("id", "uuid", "name", "description", "ephemeral", "labels", "version")
-        now = time.monotonic()
-        status = "idle" if now - self.seen < 60 and self.seen else "offline"
+        at = time.monotonic()
+        status = "idle" if at - self.seen < 60 and self.seen else "offline"
         # So a runner that has a job and says nothing is not active.
-        status = "active" if now - self.reported < 10 and self.reported else status
+        status = "active" if at - self.reported < 10 and self.reported else status
         return {key: getattr(self, key) for key in keys} | {
             "owner_id": 0,
             "repo_id": 0,
@@ -93,7 +93,7 @@ class Job:
     task_id: int = 0
     runner: Runner | None = None
     result: str = ""
-    created: str = field(default_factory=lambda: _now())
+    created: str = field(default_factory=lambda: now())
     began: str = ""
     log: list[str] = field(default_factory=list)
     log_ended: bool = False
@@ -127,7 +127,7 @@ class Job:
             "workflow_id": "ci.yaml",
             "url": f"{url}/{self.repository}/actions/runs/{self.id}",
             "created_at": self.created,
-            "updated_at": _now(),
+            "updated_at": now(),
             "run_started_at": self.began,
         }
 
@@ -140,8 +140,8 @@ class Job:
         return base64.b64encode(yaml.safe_dump(workflow).encode()).decode()
 
 
-class Double:
-    """The server; a context manager. `url` is where it listens."""
+class Server:
+    """An HTTP server in a forge's place; a context manager. `url` is where it listens."""
 
     def __init__(
         self,
@@ -150,12 +150,7 @@ class Double:
         tls: ssl.SSLContext | None = None,
         host: str = "",
     ) -> None:
-        self.version = "15.0.9+gitea-1.22.0"
         self.tokens = {secrets.token_hex(20): ALL_SCOPES}
-        self.runners: dict[int, Runner] = {}
-        self.jobs: dict[int, Job] = {}
-        self.repositories: dict[int, str] = {}  # owner/name
-        self.without_actions: set[str] = set()  # repositories, owner/name
         # Answers instead of us where it returns true.
         self.fault: Callable[[BaseHTTPRequestHandler], bool] | None = None
         self.faults_of_its_own: list[str] = []
@@ -202,6 +197,42 @@ class Double:
         with self.lock:
             self._last += 1
             return self._last
+
+    def rest(
+        self, method: str, path: str, query: dict[str, str], token: str, body: dict[str, Any]
+    ) -> tuple[int, Any, str, dict[str, str]]:
+        """Status, body, the path as the API description writes it, and headers."""
+        raise NotImplementedError
+
+    def rpc(self, method: str, uuid: str, token: str, body: dict[str, Any]) -> dict[str, Any]:
+        """One call of a runner; zero values are left out of the answer, and int64 are strings."""
+        raise NotImplementedError
+
+    def check(self, method: str, path: str, status: int, body: Any) -> None:
+        """Raise where the forge gives no such answer."""
+        raise NotImplementedError
+
+
+class Double(Server):
+    """Forgejo."""
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        host: str = "",
+    ) -> None:
+        self.version = "15.0.9+gitea-1.22.0"
+        self.runners: dict[int, Runner] = {}
+        self.jobs: dict[int, Job] = {}
+        self.repositories: dict[int, str] = {}  # owner/name
+        self.without_actions: set[str] = set()  # repositories, owner/name
+        super().__init__(address, port, tls, host)
+
+    def check(self, method: str, path: str, status: int, body: Any) -> None:
+        """See Server."""
+        schema.check(method, path, status, body)
 
     def add_job(
         self,
@@ -316,7 +347,7 @@ class Double:
             jobs = [
                 job
                 for job in self.jobs.values()
-                if not job.result and _covers(scope, job.repository)
+                if not job.result and covers(scope, job.repository)
             ]
             fitting = [
                 job.plain()
@@ -393,11 +424,11 @@ class Double:
                 not job.result
                 and not job.task_id
                 and set(job.labels) <= set(runner.labels)
-                and _covers(runner.scope, job.repository)
+                and covers(runner.scope, job.repository)
             )
             # Without a handle any job will do: that is what an empty one means, too.
             if free and handle in ("", job.handle):
-                job.task_id, job.runner, job.began = self.number(), runner, _now()
+                job.task_id, job.runner, job.began = self.number(), runner, now()
                 context = {"repository": job.repository, "sha": SHA}
                 return {
                     "task": {
@@ -440,12 +471,12 @@ class Double:
         return {"state": {"id": str(job.task_id), "result": job.result}}
 
 
-def _now() -> str:
+def now() -> str:
     """A time of the server, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _covers(scope: str, repository: str) -> bool:
+def covers(scope: str, repository: str) -> bool:
     """Whether runners of this scope may take jobs of this repository (owner/name)."""
     owner = repository.partition("/")[0]
     return scope in ("admin", f"orgs/{owner}", f"repos/{repository}") or (
@@ -454,7 +485,7 @@ def _covers(scope: str, repository: str) -> bool:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    forge: Double
+    forge: Server
     protocol_version = "HTTP/1.1"
 
     def _serve(self) -> None:
@@ -474,14 +505,14 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             token = self.headers.get("Authorization", "").removeprefix("token ")
             query = {
-                key: values[-1]
+                key: ",".join(values)
                 for key, values in parse_qs(address.query, keep_blank_values=True).items()
             }
             status, answer, template, headers = self.forge.rest(
                 self.command, address.path.removeprefix("/api/v1"), query, token, body
             )
             try:
-                schema.check(self.command, template, status, answer)
+                self.forge.check(self.command, template, status, answer)
             except Exception as error:
                 self.forge.faults_of_its_own.append(f"{self.command} {template} {status}: {error}")
             self.answer(status, answer, headers, empty=status == 204)

@@ -1,5 +1,5 @@
-"""What both forges do the same behind the seam: one set of tests for real Gitea and for the Forgejo
-double.
+"""What the forges do the same behind the seam: one set of tests for real Gitea 1.26, for the double
+of 1.27, and for the Forgejo double.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.forge.double import Double
+from tests.forge.double_gitea import Gitea
 from tests.forge.gitea import ADMIN, Repository, Site, until
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.http import Http
@@ -85,17 +86,25 @@ class Side:
         return job, credentials, runner, task
 
 
-@pytest.fixture(params=["gitea", "forgejo"])
-def side(
-    request: pytest.FixtureRequest, double: Double, client: Callable[..., Forge], site: Site
-) -> Iterator[Side]:
+@pytest.fixture(params=["gitea", "gitea 1.27", "forgejo"])
+def side(request: pytest.FixtureRequest, client: Callable[..., Forge]) -> Iterator[Side]:
+    if request.param == "gitea 1.27":
+        newer: Gitea = request.getfixturevalue("gitea")
+        yield Side(
+            client(newer.url, newer.token, kind="gitea"),
+            lambda labels: newer.add_job(labels=labels, repository=REPOSITORY) and None,
+            lambda job: newer.jobs[job.id].task.log,
+        )
+        return
     if request.param == "forgejo":
+        double: Double = request.getfixturevalue("double")
         yield Side(
             client(double.url, double.token),
             lambda labels: double.add_job("job", labels=labels, repository=REPOSITORY) and None,
             lambda job: double.jobs[job.id].log,
         )
         return
+    site: Site = request.getfixturevalue("site")
     site.organisation(ORGANISATION)
     repositories: list[Repository] = []
 
@@ -160,9 +169,7 @@ def test_waiting_jobs_are_those_that_all_labels_cover_oldest_first(side: Side) -
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=str)
-def test_a_runner_is_made_listed_and_deleted_in_its_scope(
-    side: Side, site: Site, scope: Scope
-) -> None:
+def test_a_runner_is_made_listed_and_deleted_in_its_scope(side: Side, scope: Scope) -> None:
     side.queue(["vm-idle"])  # so that the repository exists
     credentials = side.forge.create_runner(scope, NAME, ["vm-a"])
     mine = [record for record in side.forge.runners(scope) if record.name == NAME]

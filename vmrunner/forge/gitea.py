@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, TypeAdapter
 
-from vmrunner.errors import ForgeNotFound
-from vmrunner.forge import rpc
+from vmrunner.errors import ForgeError, ForgeNotFound
+from vmrunner.forge import callers, rpc
 from vmrunner.forge.http import PAGE, Http, actions_path, parse
 from vmrunner.forge.trace import Place, Trace, by_run
+from vmrunner.forge.version import ForgeVersion
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
 from vmrunner.text import presentable
 from vmrunner.waiting import Deadline
@@ -68,8 +69,8 @@ class _Job(BaseModel):
             name=presentable(self.name),
             labels=tuple(presentable(label) for label in self.labels or ()),
             state=_STATES.get(self.status, JobState.DONE),
-            # A rerun keeps the id. While queued the attempt is one behind, so the key is only good
-            # to compare waiting jobs.
+            # Up to 1.26 a rerun keeps the id, and while queued the attempt is one behind, so the
+            # key is only good to compare waiting jobs. From 1.27 on a rerun has another id.
             key=f"{self.id}.{self.run_attempt}",
             repository=presentable(self.repository),
             runner_name=presentable(self.runner_name),
@@ -184,12 +185,18 @@ class Gitea:
 
     kind = "gitea"
     binds_jobs = False
-    may_throttle = False
 
     def __init__(self, http: Http, clock: Callable[[], float] = time.monotonic) -> None:
         self._http, self._clock = http, clock
         self._trace = Trace()
+        self._version = ForgeVersion(http, clock)
+        self._callers = callers.Callers(self._is_last, clock)
         self.url = http.url
+
+    @property
+    def may_throttle(self) -> bool:
+        """See Forge. Not before the first list."""
+        return self._version.last >= callers.FROM
 
     def close(self) -> None:
         """See Forge."""
@@ -208,7 +215,25 @@ class Gitea:
         )
         jobs = {record.id: (record.place(), record.job()) for record in found}
         self._trace.listed(scope, ((place, job.state) for place, job in jobs.values()))
-        return sorted((job for _, job in jobs.values()), key=lambda job: job.id)
+        listed = sorted(
+            ((place.run, job) for place, job in jobs.values()), key=lambda each: each[1].id
+        )
+        # A version that is not told may be a new one.
+        if (version := self._version()) and version < callers.FROM:
+            return [job for _, job in listed]
+        return self._callers.mark(listed)
+
+    def _is_last(self, job: Job, run: int) -> bool:
+        """Whether nothing comes behind this job in its run; False where that is not to be had."""
+        where = Scope(ScopeKind.REPOSITORY, job.repository)
+        path = f"{actions_path(where)}/runs/{run}/jobs"
+        try:
+            found = self._http.pages(
+                path, "listing a run's jobs", _JOBS, scope=where, inside="jobs"
+            )
+        except ForgeError:
+            return False  # without read:repository; or the run was deleted
+        return bool(found) and max(record.id for record in found) <= job.id
 
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
         """See Forge. Needs `read:repository` besides what the scope needs.
@@ -329,7 +354,7 @@ class Gitea:
             path, doing, _TASKS, scope=repository, inside="workflow_runs"
         ):
             yield from sorted(
-                (task for task in page if task.status == "running"),
+                (task for task in page if task.status in {"running", "cancelling"}),
                 key=lambda task: task.name != job.name,
             )
             queued, oldest = _time(job.created_at), _time(page[-1].created_at) if page else None
@@ -443,5 +468,10 @@ class _Search:
         job = record.job()
         if job.state is JobState.DONE:
             self._trace.ended(job)
+        # From 1.27 on a job that is not run again, when others of its run are, has a new row, which
+        # shows its runner, too: what that one had is the first.
+        known = self._found.get(record.runner_id)
+        if known and known.state is JobState.DONE and known.id < job.id:
+            return
         if record.runner_id in self._sought and job.state in {JobState.DONE, JobState.RUNNING}:
             self._found[record.runner_id] = job

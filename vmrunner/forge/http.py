@@ -73,6 +73,7 @@ class Http:
 
     def __init__(self, url: str, token: Secret, ca_file: Path | None = None) -> None:
         self.url = url
+        self.connections = 0  # that were made until now
         verify: ssl.SSLContext | bool = True
         if ca_file is not None:
             try:
@@ -134,7 +135,12 @@ class Http:
         """One request as it is; ForgeUnreachable where no HTTP answer comes."""
         try:
             return self._client.request(
-                method, self.url + path, headers=dict(headers), params=params, json=body
+                method,
+                self.url + path,
+                headers=dict(headers),
+                params=params,
+                json=body,
+                extensions={"trace": self._trace},
             )
         except httpx.TimeoutException:
             raise ForgeUnreachable(
@@ -151,6 +157,10 @@ class Http:
                 f"The forge at {self.url} can't be reached: {error}.",
                 "Check forge.url, and that the forge runs.",
             ) from None
+
+    def _trace(self, event: str, _: object) -> None:
+        if event == "connection.connect_tcp.complete":
+            self.connections += 1
 
     def pages(
         self,

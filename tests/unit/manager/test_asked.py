@@ -264,6 +264,8 @@ class Changing(Http):
 
     def call(self, method: str, path: str, doing: str, **asked: Any) -> tuple[Any, httpx.Headers]:
         *_, name, last = path.split("/")
+        if last == "version":
+            return {"version": "1.27.3"}, httpx.Headers()
         if last.isdigit():
             self.singles += 1
             if int(last) not in self.tables[name]:
