@@ -46,6 +46,8 @@ class Side:
         return (
             f'[pools.{self.name}]\nlabels = ["{self.name}:{self.place}"]\nimage = '
             f'"{self.image}"\nmemory = "1GiB"\ndisk = "10GiB"\n'
+            # The workflow `reusable` calls another one without `runs-on`.
+            "takes_unlabelled = true\n"
             f'max = {self.most}\nstart = "{self.start}"\nwarm = {self.warm}\nboot_timeout = '
             '"10m"\npickup_timeout = "5m"\n'
         )
