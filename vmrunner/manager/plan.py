@@ -74,7 +74,12 @@ def plan(
     over += _strays(manager, observed, view)
     actions += [action for each in over if (action := sure.of(each))]
     assigned = assign(
-        _without_failed(pools, actions, observed, view, now), limits, observed, view, kept, now
+        _without_failed(pools, actions, observed, view, now),
+        limits,
+        _with_held(observed, actions, now),
+        view,
+        kept,
+        now,
     )
     # The destroyed ones' records come first, so that a pool at its max has room again.
     return Plan((*actions, *assigned.actions), assigned.waits, tuple(sure.asks))
@@ -147,6 +152,21 @@ def _sacrifice(machine: Machine, view: View, free_mib: int) -> Finish:
 def _had_none(record: RunnerRecord | None, job: Job | None) -> bool:
     """Whether the forge shows the runner, and no job on it: then none ran on its machine."""
     return record is not None and job is None and not record.busy
+
+
+def _with_held(observed: Observed, actions: Sequence[Action], now: float) -> Observed:
+    """A job that is held back in this very pass gets no other machine before the next one, which
+    knows for how long.
+    """
+    held = {
+        each.seen.metadata.job_key: now + 1.0
+        for each in actions
+        if isinstance(each, Finish)
+        and each.ending is Ending.HELD_BACK
+        and each.seen
+        and each.seen.metadata
+    }
+    return replace(observed, held={**observed.held, **held}) if held else observed
 
 
 def _without_failed(

@@ -516,3 +516,45 @@ def test_a_repository_that_is_deleted_while_its_job_runs_takes_the_machine_along
         failures += world.up()[3]
         world.clock.now += 30
     assert (world.machines(), failures) == ([], 0)
+
+
+@pytest.mark.parametrize("binds_jobs", [False, True], ids=["gitea", "forgejo"])
+def test_a_job_without_labels_waits_until_a_pool_says_that_it_is_its_own(
+    tmp_path: Path, binds_jobs: bool
+) -> None:
+    pools = {
+        "a-strict": POOL | {"labels": ["strict"]},
+        "docker": POOL | {"labels": ["docker"]},
+    }
+    world = World(tmp_path, binds_jobs=binds_jobs, pools=pools)
+    world.forge.queue(1, labels=())
+    for _ in range(3):
+        assert world.up() == (0, 0, 0, 0)
+        world.clock.now += 1000
+    assert world.reasons()[1].kind is WaitKind.UNLABELLED
+    world.configure(pools | {"docker": pools["docker"] | {"takes_unlabelled": True}})
+    assert world.up() == (1, 0, 0, 0)
+    assert [metadata.pool for metadata in world.hypervisor.domains.values()] == ["docker"]
+    world.settle()
+    assert [row.ending for row in world.history.all()] == ["done"]
+
+
+def test_what_the_forge_hands_to_nobody_costs_no_pool_its_back_off(tmp_path: Path) -> None:
+    """Connected runners that get nothing of a busy forge, one after the other."""
+    world = World(tmp_path)
+    world.forge.may_throttle = True
+    for number in (1, 2):
+        world.forge.queue(number)
+    world.up()
+    for machine in world.machines():
+        world.boot(machine)
+        world.forge.connect(str(machine))
+    done = (0, 0, 0, 0)
+    while done == (0, 0, 0, 0):
+        world.clock.now += 50
+        done = world.up()
+    assert done == (0, 2, 0, 0)
+    assert {row.ending for row in world.history.all()} == {"held-back"}
+    assert {reason.kind for reason in world.reasons().values()} == {WaitKind.HELD}
+    world.forge.queue(3)
+    assert world.up() == (1, 0, 0, 0), "other jobs have their machines at once"

@@ -492,7 +492,8 @@ def test_an_idle_machine_is_not_believed_to_get_a_caller() -> None:
 )
 def test_a_job_that_is_not_handed_out_blames_no_pool(job: Job, may_throttle: bool) -> None:
     idle = machine("a", age=151, pool="docker", events="up seed runner")
-    finish = actions([idle], [job], [record(idle)], pools=[DOCKER], may_throttle=may_throttle)[0]
+    pools = [DOCKER]
+    (finish,) = actions([idle], [job], [record(idle)], pools=pools, may_throttle=may_throttle)
     assert isinstance(finish, Finish)
     assert (finish.ending, finish.ending.blames_pool) == (Ending.HELD_BACK, False)
 
