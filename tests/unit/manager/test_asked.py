@@ -44,13 +44,6 @@ def started(world: World, *, until: str = "") -> MachineId:
     return found
 
 
-def passes(world: World, seconds: int) -> None:
-    """Passes for so long."""
-    for _ in range(seconds // 5):
-        world.clock.now += 5
-        world.up()
-
-
 def endings(world: World) -> list[str]:
     return [row.ending for row in world.history.all() if row.ending]
 
@@ -64,7 +57,7 @@ def test_a_job_in_clean_up_goes_on_although_no_list_shows_it(gitea: World) -> No
     """
     found = started(gitea, until="took a job")
     gitea.forge.unlisted_jobs.add(1)
-    passes(gitea, 600)
+    gitea.pass_time(600, 5)
     assert gitea.machines() == [found]
     assert gitea.hypervisor.domains[found].running_at, "its own page shows it"
     gitea.forge.cancel(1)
@@ -78,7 +71,7 @@ def test_a_job_that_was_seen_and_is_listed_no_more_goes_on(world: World) -> None
     world.up()
     world.forge.unlisted_jobs.add(1)
     asked = world.forge.by_id
-    passes(world, 270)
+    world.pass_time(270, 5)
     assert world.machines() == [found]
     assert world.forge.by_id - asked < 50, "it is not asked for in each pass"
     world.forge.unlisted_jobs.clear()
@@ -98,7 +91,7 @@ def test_another_job_than_it_was_made_for_in_clean_up(gitea: World) -> None:
     runner = gitea.forge.by_name(str(found))
     assert runner
     runner.record = replace(runner.record, busy=True)
-    passes(gitea, 600)
+    gitea.pass_time(600, 5)
     assert gitea.machines() == [found]
 
 
@@ -110,7 +103,7 @@ def test_a_job_that_is_over_while_its_record_stays_ends_its_machine(gitea: World
     gitea.forge.cancel(1)
     assert runner
     gitea.forge.runners_[runner.record.id] = runner
-    passes(gitea, 30)
+    gitea.pass_time(30, 5)
     assert endings(gitea) == ["cancelled"]
     assert gitea.left() == []
 
@@ -125,10 +118,10 @@ def test_without_the_permission_to_ask_for_a_job_its_record_has_to_do(
     found = started(gitea, until="took a job")
     gitea.up()
     gitea.forge.unlisted_jobs.add(1)
-    passes(gitea, 270)
+    gitea.pass_time(270, 5)
     assert gitea.machines() == [found]
     gitea.forge.finish(1)
-    passes(gitea, 30)
+    gitea.pass_time(30, 5)
     assert endings(gitea) == ["cancelled"]
 
 
@@ -156,7 +149,7 @@ def test_a_record_that_slipped_over_a_pages_end_is_not_missing(world: World) -> 
     world.up()
     assert world.hypervisor.domains[found].over_at == 0.0, "its grace begins anew"
     world.forge.unlisted_runners.add(1)
-    passes(world, 40)
+    world.pass_time(40, 5)
     assert found in world.machines()
     world.forge.unlisted_runners.clear()
     world.settle()
@@ -419,7 +412,7 @@ def test_a_list_that_stands_still_costs_no_questions_but_for_strays(tmp_path: Pa
     for each in world.machines():
         world.step(each)
         world.step(each)
-    passes(world, 60)
+    world.pass_time(60, 5)
     assert world.forge.by_id == 0
     world.forge.create_runner(SCOPE, "vmr-m-0123abcd", ["debian-12"])
     assert world.up()[2] == 1
