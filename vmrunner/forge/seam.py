@@ -59,8 +59,8 @@ class Forge(Protocol):
         """One record, by its id; None where the scope has it not (any more)."""
 
     def job(self, scope: Scope, repository: str, key: str) -> Job | None:
-        """One job as it is now, of whichever attempt, by the key of one of them; None where the
-        forge does not know it (any more), or not where it is.
+        """One job as it is now, by the key that it was listed with; None where the forge does not
+        know it (any more), or not where it is. Up to Gitea 1.26 all attempts are one job.
 
         `repository` is its owner/name, `scope` one that it belongs to. Forgejo tells only of jobs
         that wait or run.

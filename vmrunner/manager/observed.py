@@ -187,8 +187,8 @@ class View:
         if job is None or job.state is not JobState.RUNNING:
             return
         if not self.binds_jobs:
-            # Gitea counts the attempt when it begins: it may be listed as waiting under another
-            # key.
+            # Gitea up to 1.26 counts the attempt when it begins: it may be listed as waiting under
+            # another key.
             for key in [key for key, known in self.jobs.items() if known.id == job.id]:
                 del self.jobs[key]
         self.jobs[job.key] = job
