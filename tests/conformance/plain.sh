@@ -23,5 +23,6 @@ cp "$runner" "$root/usr/local/bin/gitea-runner"
 cp "$@" "$root/var/lib/runner/"
 cd "$root"
 ulimit -Sn 1024 # as a login has it; the hard limit is this host's
-exec chroot . /usr/bin/env -i --chdir=/var/lib/runner HOME=/root USER=root LOGNAME=root SHELL=/bin/bash LANG=C.UTF-8 \
+# SIGHUP: under nohup it is ignored, and no job of a machine sees that.
+exec chroot . /usr/bin/env -i --default-signal=HUP --chdir=/var/lib/runner HOME=/root USER=root LOGNAME=root SHELL=/bin/bash LANG=C.UTF-8 \
   PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin gitea-runner daemon --once --config config.yaml

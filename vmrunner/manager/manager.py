@@ -77,6 +77,7 @@ _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` b
 _WORKERS = 4  # machines that are made or destroyed at the same time
 _ASKED_AT_ONCE = 100  # machines that are gone whose jobs a pass asks for
 _ASKED_BY_ID = 100  # records that a pass asks for, of machines that it would end
+_UNANSWERED = 3  # questions without an answer after which a pass asks no more
 _ROUNDS = 3  # of planning and asking: an answer may raise another question
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 10.0, 900.0  # seconds
 # Seconds that a job waits which the forge held back from its runner.
@@ -346,6 +347,7 @@ class Manager:
         again.
         """
         told: dict[Ask, Told] = {}
+        unanswered = 0
         for ask in asks[:_ASKED_BY_ID]:
             try:
                 record = self.forge.runner(ask.scope, ask.runner_id)
@@ -353,7 +355,9 @@ class Manager:
             except ForgeError as error:
                 self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
                 failures.append(error)
-                break  # one that does not answer is not asked a hundred times
+                unanswered += 1
+                if unanswered == _UNANSWERED:
+                    break  # a forge that does not answer is not asked a hundred times
         return told
 
     def _asked_job(self, ask: Ask) -> Job | None:

@@ -175,6 +175,19 @@ def test_without_an_answer_nothing_is_ended(world: World, call: str) -> None:
     assert endings(world) == ["cancelled"]
 
 
+def test_a_record_that_cannot_be_read_holds_up_no_other_one(world: World) -> None:
+    world.forge.queue(1)
+    world.forge.queue(2)
+    world.up()
+    assert len(world.machines()) == 2
+    world.forge.runners_.clear()
+    world.forge.fail_at = "runner"
+    assert world.up()[-1] == 1, "the first one fails the pass"
+    assert (endings(world), len(world.machines())) == (["cancelled"], 1)
+    world.up()
+    assert endings(world) == ["cancelled"] * 2
+
+
 def test_a_machine_that_died_with_its_job_on_a_bad_page_has_it_failed(gitea: World) -> None:
     found = started(gitea, until="took a job")
     gitea.up()
