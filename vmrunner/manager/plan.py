@@ -137,16 +137,15 @@ def _sacrifice(machine: Machine, view: View, free_mib: int) -> Finish:
     if metadata is None or not metadata.is_bound:
         return Finish(machine.id, Ending.NO_ROOM, reason, machine)
     record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
-    has_record = record is not None or not view.answers(Scope.parse(metadata.scope))
-    return Finish(
-        machine.id,
-        Ending.NO_ROOM,
-        reason,
-        machine,
-        job,
-        has_record=has_record,
-        had_none=_had_none(record, job),
-    )
+    had_none = _had_none(record, job)
+    return _unasked(Finish(machine.id, Ending.NO_ROOM, reason, machine, job, had_none=had_none))
+
+
+def _unasked(finish: Finish) -> Finish:
+    """An end that waits for no answer of the forge. So a record that no list shows counts as there:
+    its runner may have a job.
+    """
+    return replace(finish, has_record=True)
 
 
 def _had_none(record: RunnerRecord | None, job: Job | None) -> bool:
@@ -398,15 +397,16 @@ def _judge_bound(
 
     if machine.trouble:
         at_work = metadata.running_at or job or (record and record.busy)
-        return finish(Ending.DIED if at_work else Ending.EARLY, machine.trouble)
+        return _unasked(finish(Ending.DIED if at_work else Ending.EARLY, machine.trouble))
     if machine.is_paused:
-        return finish(Ending.ABANDONED, "the manager ended while it bound it")
+        return _unasked(finish(Ending.ABANDONED, "the manager ended while it bound it"))
     if pool and pool.drain is Drain.ALL:
-        return finish(Ending.STOPPED, "vmrunner down --now")
+        return _unasked(finish(Ending.STOPPED, "vmrunner down --now"))
     # A job and a boot go on while nobody looks.
     worked = view.since(metadata, metadata.running_at, unseen=True)
     if metadata.running_at and pool and worked > pool.job_timeout:
-        return finish(Ending.JOB_TIMEOUT, f"its job did not end within {pool.job_timeout:.0f} s")
+        said = f"its job did not end within {pool.job_timeout:.0f} s"
+        return _unasked(finish(Ending.JOB_TIMEOUT, said))
     if not is_known:
         return None
     said_exit = machine.event(EventKind.EXIT) is not None

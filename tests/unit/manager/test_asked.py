@@ -22,7 +22,7 @@ from vmrunner.errors import ForgeDenied, ForgeNotFound
 from vmrunner.forge.gitea import Gitea
 from vmrunner.forge.http import Http
 from vmrunner.manager.actions import DeleteRunner, Finish, Note
-from vmrunner.manager.observed import Ask, Observed, Queue, Told
+from vmrunner.manager.observed import Ask, Drain, Observed, Queue, Told
 from vmrunner.manager.plan import CANCEL_GRACE, NO_LIFE, plan
 from vmrunner.model.job import RunnerRecord, Scope
 from vmrunner.model.machine import EventKind, GuestEvent, Machine, MachineId
@@ -135,6 +135,30 @@ def test_a_machine_that_makes_room_is_asked_for_its_job_too(gitea: World) -> Non
     assert gitea.machines() == [found]
 
 
+@pytest.mark.parametrize("cause", ["no room", "down --now", "job_timeout"])
+def test_an_end_that_waits_for_no_answer_ends_a_job_that_no_list_shows(
+    gitea: World, cause: str
+) -> None:
+    """Neither the job nor the record was listed in the pass that ended the machine: the binding
+    stays until the job is found.
+    """
+    found = started(gitea, until="took a job")
+    gitea.up()
+    gitea.forge.unlisted_jobs.add(1)
+    gitea.forge.unlisted_runners.add(1)
+    if cause == "no room":
+        gitea.hypervisor.free_disk_mib = 1
+    elif cause == "job_timeout":
+        gitea.clock.now += 6 * 3600
+    gitea.manager.reconcile({"p": Drain.ALL} if cause == "down --now" else None)
+    assert found not in gitea.machines()
+    gitea.forge.unlisted_jobs.clear()
+    gitea.forge.unlisted_runners.clear()
+    gitea.up()
+    assert gitea.forge.verdicts == {1: ["failure"]}
+    assert gitea.left() == []
+
+
 # ---- a record that no list shows ----
 
 
@@ -182,10 +206,8 @@ def test_a_record_that_cannot_be_read_holds_up_no_other_one(world: World) -> Non
     assert len(world.machines()) == 2
     world.forge.runners_.clear()
     world.forge.fail_at = "runner"
-    assert world.up()[-1] == 1, "the first one fails the pass"
-    assert (endings(world), len(world.machines())) == (["cancelled"], 1)
-    world.up()
-    assert endings(world) == ["cancelled"] * 2
+    assert world.up()[-1] == 1, "the pass has failed"
+    assert endings(world) == ["cancelled"] * 2, "the first one was asked for once more"
 
 
 def test_a_machine_that_died_with_its_job_on_a_bad_page_has_it_failed(gitea: World) -> None:
