@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface
 from itertools import batched
+from statistics import median_high
 from typing import Any
 
 from tests.bench.common import GATE, LIFE, MANAGER, Ear, Gate, ground, say, serving
@@ -87,8 +88,7 @@ class Sides:
     def medians(self) -> dict[str, float]:
         names = [name for name in STEPS if any(name in run for run in self.runs)]
         return {
-            name: round(sorted(run.get(name, 0.0) for run in self.runs)[len(self.runs) // 2], 3)
-            for name in names
+            name: round(median_high(run.get(name, 0.0) for run in self.runs), 3) for name in names
         }
 
 

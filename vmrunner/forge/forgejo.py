@@ -275,12 +275,8 @@ class Forgejo:
 
     def runner(self, scope: Scope, runner_id: int) -> RunnerRecord | None:
         """See Forge."""
-        path, doing = f"{actions_path(scope)}/runners/{runner_id}", "reading a runner"
-        try:
-            answer, _ = self._http.call("GET", path, doing, scope=scope)
-        except ForgeNotFound:
-            return None
-        return parse(_RUNNER, answer, doing).runner()
+        record = self._http.read_runner(scope, runner_id, _RUNNER)
+        return record.runner() if record else None
 
     def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
         """See Forge. The labels are not part of it: the runner declares them itself."""
@@ -298,15 +294,7 @@ class Forgejo:
 
     def delete_runner(self, scope: Scope, runner_id: int) -> None:
         """See Forge."""
-        try:
-            self._http.call(
-                "DELETE",
-                f"{actions_path(scope)}/runners/{runner_id}",
-                "deleting a runner",
-                scope=scope,
-            )
-        except ForgeNotFound:
-            return
+        self._http.delete_runner(scope, runner_id)
 
     def disable_runner(self, scope: Scope, runner_id: int) -> None:
         """See Forge.

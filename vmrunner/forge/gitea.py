@@ -286,12 +286,8 @@ class Gitea:
 
     def runner(self, scope: Scope, runner_id: int) -> RunnerRecord | None:
         """See Forge."""
-        path, doing = f"{actions_path(scope)}/runners/{runner_id}", "reading a runner"
-        try:
-            answer, _ = self._http.call("GET", path, doing, scope=scope)
-        except ForgeNotFound:
-            return None
-        return parse(_RUNNER, answer, doing).runner()
+        record = self._http.read_runner(scope, runner_id, _RUNNER)
+        return record.runner() if record else None
 
     def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
         """See Forge. The registration token is fetched, used and forgotten here, on the host."""
@@ -310,15 +306,7 @@ class Gitea:
 
     def delete_runner(self, scope: Scope, runner_id: int) -> None:
         """See Forge."""
-        try:
-            self._http.call(
-                "DELETE",
-                f"{actions_path(scope)}/runners/{runner_id}",
-                "deleting a runner",
-                scope=scope,
-            )
-        except ForgeNotFound:
-            return
+        self._http.delete_runner(scope, runner_id)
 
     def disable_runner(self, scope: Scope, runner_id: int) -> None:
         """See Forge."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -161,6 +162,21 @@ class Http:
     def _trace(self, event: str, _: object) -> None:
         if event == "connection.connect_tcp.complete":
             self.connections += 1
+
+    def read_runner(self, scope: Scope, runner_id: int, shape: TypeAdapter[T]) -> T | None:
+        """One runner's record, at the same place of both forges; None where there is none."""
+        path, doing = f"{actions_path(scope)}/runners/{runner_id}", "reading a runner"
+        try:
+            answer, _ = self.call("GET", path, doing, scope=scope)
+        except ForgeNotFound:
+            return None
+        return parse(shape, answer, doing)
+
+    def delete_runner(self, scope: Scope, runner_id: int) -> None:
+        """Nothing happens where there is none."""
+        path = f"{actions_path(scope)}/runners/{runner_id}"
+        with suppress(ForgeNotFound):
+            self.call("DELETE", path, "deleting a runner", scope=scope)
 
     def pages(
         self,
