@@ -93,6 +93,7 @@ REFUSED = 1
 LONGEST = 2**31 - 1  # milliseconds that poll(2) waits
 CONFIG, REGISTRATION = "config.yaml", ".runner"
 POWER_OFF = 0x4321FEDC  # of reboot(2)
+MARKS: "list[tuple[str, float]]" = []
 libc = ctypes.CDLL(None, use_errno=True)
 DISK = Path("/dev/disk/by-id/virtio-vmrunner-seed")
 SECTOR, SIZE = 2048, 1 << 20
@@ -133,6 +134,19 @@ ADDRESS6, GATEWAY6 = re.compile(r'- "(\S+/\d+)"'), re.compile(r'via: "(\S+)"')
 def say(kind: str, text: object = "") -> None:
     """A line for the host."""
     EVENTS.write_text(f"{kind} {time.time():.6f} {text}\n")
+
+
+def mark(name: str) -> None:
+    """Something of this machine's start is done; the host hears of it with the next word."""
+    MARKS.append((name, time.monotonic()))
+
+
+def marks() -> str:
+    """How many milliseconds ago each mark was made."""
+    now = time.monotonic()
+    told = " ".join(f"{name}={(now - at) * 1000:.0f}" for name, at in MARKS)
+    MARKS.clear()
+    return told
 
 
 def console() -> "io.FileIO":
@@ -354,11 +368,12 @@ def run_job(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: power_off())
     prepare(job)
+    mark("prepared")
     if runner and runner.tell(REGISTRATION, job["files"][REGISTRATION]):
         process = runner.process
     else:
         process = start(job)
-    say("runner")
+    say("runner", marks())
     for other in others or ():
         other.drop()
     while (code := exit_code(process, job["seconds"] - (time.monotonic() - began))) == REFUSED:
@@ -838,9 +853,13 @@ def wait(code: str, rehearsal_told: str) -> None:
             if teller >= 0:
                 os.close(teller)
                 teller = -1
+            MARKS.clear()  # of a rehearsal
+            mark("seen")
             files = read_seed(seed)
             meta = dict(META.findall(files["meta-data"]))
+            mark("read")
             stir(meta)
+            mark("stirred")
             if "vmrunner-rehearsal" not in meta:
                 break
             rehearsal = apart(json.loads(files["user-data"]))
@@ -853,9 +872,11 @@ def wait(code: str, rehearsal_told: str) -> None:
         os.killpg(rehearsal, signal.SIGTERM)
     job = job_in(files["user-data"], code)
     runner = chosen(job, waiting) if job else None  # it has something to do beside what follows
+    mark("chosen")
     identify(meta)
-    say("seed")
+    say("seed", marks())
     connect(files["network-config"], link)
+    mark("connected")
     if job:
         run_job(job, runner, [each for each in waiting if each is not runner])
     for each in waiting:

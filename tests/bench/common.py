@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import select
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -10,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from urllib.parse import urlsplit
 
 from tests.forge.gitea import Site, until
@@ -20,6 +24,7 @@ from tests.soak import serve
 MANAGER, SUBNET = "bench", "10.84.0.0/24"
 FOLDER = Path("/tmp/vmrunner-bench")
 GATE, PORT = "203.0.113.10", 3002  # the forge's own address in the rig
+_IN_MODIFY = 0x2
 LIFE = 240.0  # seconds that one machine may take on a slow day
 
 
@@ -64,39 +69,56 @@ class Gate:
 
 
 class Ear:
-    """When each word of a guest was on the host (unix seconds), until it is closed; what was said
-    before is not heard.
+    """When each word of a guest, and what it tells with it, was on the host (unix seconds), until
+    it is closed; what was said before is not heard.
 
-    The guest's events and its seed are in the files of a folder that these patterns fit.
+    The guest's events and its seed are in the files of a folder that these patterns fit. The kernel
+    tells of each write (inotify(7)): nothing is looked at in between.
     """
 
     def __init__(self, folder: Path, events: str, seed: str) -> None:
         self._folder, self._events, self._seed = folder, events, seed
-        self._known = {path: len(self._lines(path)) for path in folder.glob(events)}
-        self._over = Event()
+        self._known = {path.name: len(self._lines(path)) for path in folder.glob(events)}
         self.heard: dict[str, float] = {}
         self.said: dict[str, float] = {}  # by the guest's clock
         self.written = 0.0  # the seed, before the guest has read it
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._inotify = libc.inotify_init1(os.O_CLOEXEC)
+        if libc.inotify_add_watch(self._inotify, os.fsencode(folder), _IN_MODIFY) < 0:
+            raise OSError(ctypes.get_errno(), f"watching {folder}")
+        self._over, self._end = os.pipe()
         self._thread = Thread(target=self._listen, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Listen no longer."""
-        self._over.set()
+        os.close(self._end)
         self._thread.join()
+        os.close(self._over)
+        os.close(self._inotify)
 
     def _listen(self) -> None:
-        while not self._over.wait(0.001):
-            if "seed" not in self.heard:
-                for path in self._folder.glob(self._seed):
+        while self._over not in select.select([self._inotify, self._over], [], [])[0]:
+            for name in _written(os.read(self._inotify, 1 << 16)):
+                path = self._folder / name
+                if path.match(self._seed) and "seed" not in self.heard:
                     with suppress(OSError):
-                        self.written = max(self.written, path.stat().st_mtime)
-            for path in self._folder.glob(self._events):
-                lines = self._lines(path)
-                for line in lines[self._known.get(path, 0) :]:
-                    word, at = line.split()[:2]
-                    self.heard.setdefault(word, time.time())
-                    self.said.setdefault(word, float(at))
+                        self.written = path.stat().st_mtime
+                elif path.match(self._events):
+                    self._hear(path)
+
+    def _hear(self, path: Path) -> None:
+        now = time.time()
+        lines = self._lines(path)
+        for line in lines[self._known.get(path.name, 0) :]:
+            word, at, *more = line.split()
+            self.heard.setdefault(word, now)
+            self.said.setdefault(word, float(at))
+            for mark in more:
+                name, _, before = mark.partition("=")
+                if before:
+                    self.heard.setdefault(name, now - float(before) / 1000)
+        self._known[path.name] = len(lines)
 
     @staticmethod
     def _lines(path: Path) -> list[str]:
@@ -105,6 +127,16 @@ class Ear:
             return path.read_text().split("\n")[:-1]
         except OSError:
             return []
+
+
+def _written(told: bytes) -> set[str]:
+    """The names of a folder's files, as inotify(7) tells them."""
+    names, at = set(), 0
+    while at < len(told):
+        (length,) = struct.unpack_from("I", told, at + 12)
+        names.add(os.fsdecode(told[at + 16 : at + 16 + length].rstrip(b"\0")))
+        at += 16 + length
+    return names
 
 
 def ground(

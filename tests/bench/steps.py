@@ -8,13 +8,16 @@ import random
 import sqlite3
 import subprocess
 import time
+from collections import defaultdict
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Interface
 from itertools import batched
 from statistics import median_high
-from typing import Any
+from typing import Any, ClassVar
+
+import libvirt
 
 from tests.bench.common import GATE, LIFE, MANAGER, Ear, Gate, ground, say, serving
 from tests.bench.floor import LOGS, TAP, Floor
@@ -25,6 +28,7 @@ from tests.forge.gitea import Repository, Site, until
 from tests.ground import STORAGE, Ground
 from vmrunner import config
 from vmrunner.forge.connect import connect
+from vmrunner.hypervisor import events
 from vmrunner.hypervisor.seam import File
 from vmrunner.machine import seed
 from vmrunner.model.job import Scope, ScopeKind
@@ -38,9 +42,18 @@ STEPS = {
     "overlay": "its binding is written; a volume on the snapshot's disk",
     "process": "libvirt prepares: files, labels, log; QEMU's process begins",
     "listens": "QEMU's own start, until it listens",
-    "written": "libvirt around it, the rules, the devices' state, metadata, the seed",
-    "seed": "the guest goes on, sees its seed, reads it, and is another machine",
-    "runner": "its address, its hosts; the runner may begin",
+    "created": "libvirt around it: labels, cgroup, status file, until the domain is there",
+    "loaded": "the rules, the devices' state",
+    "written": "its metadata, the seed",
+    "resumed": "libvirt lets it go on",
+    "seen": "the guest's next look finds its seed",
+    "read": "it reads it",
+    "stirred": "its clock, its random numbers",
+    "chosen": "the runner is told its configuration",
+    "seed": "it is another machine: name, hosts, ids",
+    "connected": "its address, its route",
+    "prepared": "the job's own: its user, the forge's name, its folder",
+    "runner": "the runner is told who it is, and may begin",
     "name": "the runner asks for the forge's name",
     "connect": "… and for IPv6's, and connects",
     "declare": "its HTTP",
@@ -48,7 +61,7 @@ STEPS = {
     "fetch": "the runner: what it can do is told; a look for a task",
     "task": "the forge: FetchTask",
     "received": "the task is read",
-    "prepared": "the workflow is parsed, the workspace made",
+    "parsed": "the workflow is parsed, the workspace made",
     "main": "the job's plan; its step is next",
     "script": "the step's script is written",
     "bash": "its shell is chosen",
@@ -56,15 +69,16 @@ STEPS = {
     "first step": "… and is there",
 }
 """In their order: what ends with each of them."""
-_HOST, _GUEST = "10.85.0.1/24", "10.85.0.9/24"
+_HOST_ADDRESS, _GUEST_ADDRESS = "10.85.0.1/24", "10.85.0.9/24"
 """Of the QEMU without libvirt."""
 USUAL = ("snapshot", "parked")
 _TURN = 5
 """Jobs of one side before it is the other one's turn."""
+_GUEST = ("seen", "read", "stirred", "chosen", "seed", "connected", "prepared", "runner")
 _CALLS = {"Declare": ("declare", "declared"), "FetchTask": ("fetch", "task")}
 _LOG = {
     "received": " received task ",
-    "prepared": " workflow prepared",
+    "parsed": " workflow prepared",
     "main": " Run Main ",
     "script": " ::group::",
     "bash": " ::endgroup::",
@@ -94,14 +108,15 @@ class Sides:
 
 def side_by_side(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, dict[str, float]]:
     """Medians in seconds, of vmrunner and of the QEMU underneath, which take turns."""
+    events.start()
     start, warm, user = MODES[mode]
     place = ground(site, "boot")
     floor, state = floor_of(place)
     place = ground(site, start, most=1, warm=warm, user=user)
     repository = site.repository("rig", "bench", workflow(["first"], gate))
     ours, theirs = Sides(), Sides()
-    with closing(Wire()) as wire:
-        jobs = Jobs(place, repository, gate, wire)
+    with closing(Wire()) as wire, closing(Watch()) as watch:
+        jobs = Jobs(place, repository, gate, wire, watch)
         for turn in batched(range(runs), _TURN):
             with serving(place):
                 for _ in turn:
@@ -114,6 +129,34 @@ def side_by_side(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, dict
     return {"vmrunner": ours.medians(), "raw QEMU": theirs.medians()}
 
 
+class Watch:
+    """When libvirt told that a machine was created, and that it goes on, until it is closed."""
+
+    _MARKS: ClassVar = {
+        libvirt.VIR_DOMAIN_EVENT_STARTED: "created",
+        libvirt.VIR_DOMAIN_EVENT_RESUMED: "resumed",
+    }
+
+    def __init__(self) -> None:
+        self._told: dict[str, dict[str, float]] = defaultdict(dict)
+        self._connection = libvirt.open("qemu:///system")
+        self._connection.domainEventRegisterAny(
+            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
+        )
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._connection.close()
+
+    def told(self, machine: str) -> dict[str, float]:
+        """Of this machine (unix seconds); the last time of each, as a parked one goes on twice."""
+        return self._told[machine]
+
+    def _lifecycle(self, _connection: Any, domain: Any, event: int, *_: object) -> None:
+        if mark := self._MARKS.get(event):
+            self._told[domain.name()][mark] = time.time()
+
+
 @dataclass(frozen=True)
 class Jobs:
     """One job after the other, and all that is known of it."""
@@ -122,6 +165,7 @@ class Jobs:
     repository: Repository
     gate: Gate
     wire: Wire
+    watch: Watch
 
     def queue(self) -> float:
         """One more; when it was in the queue (unix seconds)."""
@@ -141,8 +185,8 @@ class Jobs:
         What the job's log says is of the guest's clock, which is set by what the guest told.
         """
         job = until(self._over, LIFE, "the job is over")
-        marks = {word: ear.heard[word] for word in ("seed", "runner")}
-        behind = min(ear.heard[word] - ear.said[word] for word in marks)
+        marks = {word: ear.heard[word] for word in _GUEST}
+        behind = min(ear.heard[word] - ear.said[word] for word in ("seed", "runner"))
         marks["written"] = ear.written
         for line in self.repository.log(job["id"]).splitlines():
             for name, word in _LOG.items():
@@ -183,7 +227,7 @@ def _managed(jobs: Jobs) -> tuple[dict[str, float], float]:
         queued = jobs.queue()
         jobs.await_step()
         machine = jobs.repository.jobs()[-1]["runner_name"]
-        marks = {"process": _process(machine)} | jobs.guest(ear)
+        marks = {"process": _process(machine)} | jobs.watch.told(machine) | jobs.guest(ear)
     marks |= _manager(jobs.wire.seen)
     with closing(sqlite3.connect(jobs.place.folder / "state" / "history.sqlite")) as database:
         (marks["overlay"],) = database.execute(
@@ -201,7 +245,7 @@ def _raw(jobs: Jobs, floor: Floor, state: str) -> tuple[dict[str, float], float]
     with floor.alive(state), closing(_ear(floor)) as ear:
         _begin(jobs, floor, content)
         marks = jobs.guest(ear)
-    return marks | {"overlay": floor.marks["overlay"], "listens": floor.marks["create"]}, queued
+    return marks | _of_floor(floor), queued
 
 
 def _raw_parked(jobs: Jobs, floor: Floor, state: str) -> tuple[dict[str, float], float]:
@@ -217,7 +261,12 @@ def _raw_parked(jobs: Jobs, floor: Floor, state: str) -> tuple[dict[str, float],
         with closing(_ear(floor)) as ear:
             queued = jobs.queue()
             _begin(jobs, floor, content)
-            return jobs.guest(ear), queued
+            return jobs.guest(ear) | {"resumed": floor.marks["resume"]}, queued
+
+
+def _of_floor(floor: Floor) -> dict[str, float]:
+    names = {"overlay": "overlay", "listens": "create", "loaded": "load", "resumed": "resume"}
+    return {mark: floor.marks[name] for mark, name in names.items()}
 
 
 def _ear(floor: Floor) -> Ear:
@@ -226,10 +275,11 @@ def _ear(floor: Floor) -> Ear:
 
 def _begin(jobs: Jobs, floor: Floor, content: bytes) -> None:
     """The job's seed, and the way to the forge; until its first step."""
-    for command in (["addr", "add", _HOST, "dev", TAP], ["link", "set", TAP, "up"]):
+    for command in (["addr", "add", _HOST_ADDRESS, "dev", TAP], ["link", "set", TAP, "up"]):
         subprocess.run(["ip", *command], check=True)
     floor.give(content)
     floor.resume()
+    floor.mark("resume")
     jobs.await_step()
 
 
@@ -253,7 +303,7 @@ def _seed(jobs: Jobs, floor: Floor) -> bytes:
         pool.pickup_timeout,
         forge_address=GATE,
     )
-    return seed.iso(floor.machine, seed.job_script(job), IPv4Interface(_GUEST))
+    return seed.iso(floor.machine, seed.job_script(job), IPv4Interface(_GUEST_ADDRESS))
 
 
 def _manager(seen: list[Seen]) -> dict[str, float]:

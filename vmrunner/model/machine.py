@@ -118,6 +118,7 @@ class GuestEvent:
 
     kind: EventKind
     at: float  # the guest's clock, unix seconds
+    # An exit code or a last sentence; of a start's words, what was done how many ms before.
     text: str = ""
 
 

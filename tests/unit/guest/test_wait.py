@@ -322,6 +322,11 @@ class Host:
     def said(self) -> list[str]:
         return [line.split()[0] for line in self.guest.EVENTS.read_text().splitlines()]
 
+    def marks(self) -> list[str]:
+        """What was done before the last word, as far as it tells when."""
+        last = self.guest.EVENTS.read_text().splitlines()[-1]
+        return [mark.partition("=")[0] for mark in last.split()[2:]]
+
 
 @pytest.fixture
 def host(guest: Guest, tmp_path: Path) -> Host:
@@ -347,6 +352,7 @@ def test_a_job_of_the_same_code_is_done_right_here(host: Host) -> None:
         ("job", told(script), None, []),
     ]
     assert host.said() == ["ready", "seed"]
+    assert host.marks() == ["seen", "read", "stirred", "chosen"]
     assert (quiet, host.is_cloned()) == ([False], True)
 
 
@@ -413,6 +419,7 @@ def test_a_rehearsal_is_no_job_and_does_not_outlast_the_wait(host: Host, ends: b
     assert begun == [json.loads(script)]
     assert host.calls[:4] == ["warm up eth0", "stir", "sleeps", "stir"]
     assert host.said() == ["ready", *(["rehearsed"] if ends else []), "seed"]
+    assert host.marks() == ["seen", "read", "stirred", "chosen"], "of the job's seed alone"
     if not ends:
         assert child[0].wait(10) == -15
     child[0].returncode = 0  # waited for
