@@ -5,6 +5,7 @@ RIG ?= trixie
 export RIG
 JOBS ?= 20
 ROTATIONS ?= 0
+OUTAGES ?=
 PYTEST_ARGS ?=
 EXAMPLES ?= 10000
 FAULTS ?=
@@ -54,7 +55,7 @@ demo:
 	$(call in_rig,$(demo_image); rig/rig run -- python -m tests.demo)
 
 test:
-	$(call in_rig,$(test_image); $(without_machines); rig/rig run -- pytest -q $(short) tests/vm $(PYTEST_ARGS); $(lint))
+	$(call in_rig,$(test_image); $(without_machines); rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS); $(lint))
 
 # All of it, with what `make test` leaves out for its time: once a night.
 long: export VMRUNNER_TEST_MODEL_EXAMPLES ?= 1000
@@ -76,7 +77,7 @@ images:
 
 # ROTATIONS=10: the image is renewed so often meanwhile.
 soak:
-	$(call in_rig,$(test_image); rig/rig run -- python -m tests.soak --jobs $(JOBS) --rotations $(ROTATIONS))
+	$(call in_rig,$(test_image); rig/rig run -- python -m tests.soak --jobs $(JOBS) --rotations $(ROTATIONS) $(if $(OUTAGES),--outages $(OUTAGES)))
 
 # A fault at every step of a job's life; FAULTS="--only PATTERN" or "--sample N" for a part of the matrix.
 faults:

@@ -7,7 +7,9 @@ from when to when, and its verdict.
 
 `vmrunner serve` runs them, and is killed (-9) and started again every minute. `make soak
 ROTATIONS=10` goes on with jobs until their image has been renewed so often: verified, its snapshot
-made, promoted, old versions pruned, and no overlay ever without what it lies on.
+made, promoted, old versions pruned, and no overlay ever without what it lies on. `make soak
+JOBS=200 OUTAGES="3 30 240"` stops the forge meanwhile, at random moments, for so many seconds each
+time; half a minute after it is back no pool may be backed off.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import struct
 import subprocess
@@ -26,7 +29,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.forge.gitea import URL, Repository, Site, until
+from tests.forge.process import GiteaProcess
 from tests.goldens import linked
 from tests.ground import STORAGE, Ground, lay
 from tests.prepare import GITEA, IMAGES
@@ -77,6 +83,7 @@ CELLS = """\
 """
 PER_PAIR = 150.0  # seconds that two jobs may take on a slow day
 PER_ROTATION = 300.0  # seconds that one may take beside jobs
+SOON = 30.0  # seconds after which an outage holds nothing back any more
 AT_LEAST = 4  # jobs that wait or run while the image is renewed
 
 
@@ -129,6 +136,49 @@ class Rotations:
             backing = backing_of(overlay)
             if backing and not backing.exists() and overlay.exists():
                 self.missing.add(f"{overlay.name} lies on {backing.name}")
+
+
+class Outages:
+    """Stops the forge beside the jobs, at random moments, for so many seconds each time."""
+
+    def __init__(self, ground: Ground, lengths: list[float]) -> None:
+        self._ground, self._lengths = ground, lengths
+        self.over, self.held = 0, list[str]()  # pools that were backed off afterwards
+        self._there = threading.Event()
+        self._there.set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def away(self) -> bool:
+        """Whether the forge is stopped, or was while somebody asked."""
+        return not self._there.is_set()
+
+    def wait(self) -> None:
+        """Until the last one is over and judged."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        if not self._lengths:
+            return
+        gitea = GiteaProcess()
+        for length in self._lengths:
+            time.sleep(random.uniform(20, 60))  # noqa: S311 — any moment will do
+            self._there.clear()
+            gitea.stop()
+            time.sleep(length)
+            gitea.start()
+            self._there.set()
+            self.over += 1
+            print(f"the forge was away for {length:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(SOON)
+            pools = json.loads(self._ground.run("status", "--json").stdout)["pools"]
+            self.held += [
+                f"{pool['name']} after {length:.0f} s: {pool['backoff']}"
+                for pool in pools
+                if pool["backoff"]
+            ]
 
 
 def backing_of(disk: Path) -> Path | None:
@@ -255,6 +305,13 @@ def main() -> None:
         help="How often the image is renewed meanwhile; there are jobs until then.",
     )
     parser.add_argument(
+        "--outages",
+        type=float,
+        nargs="*",
+        default=[],
+        help="The forge is stopped meanwhile, for so many seconds each.",
+    )
+    parser.add_argument(
         "--kill-every", type=float, default=60.0, help="Seconds between two kills of the manager."
     )
     parser.add_argument(
@@ -277,8 +334,10 @@ def main() -> None:
         repositories = [repository]
         began, kills, most = time.monotonic(), 0, 0
         deadline = began + PER_PAIR * (len(wanted) / 2 + 1) + PER_ROTATION * options.rotations
+        deadline += sum(options.outages)
         next_kill = began + options.kill_every
         manager, rotations = serve(ground), Rotations(ground, options.rotations)
+        outages, jobs = Outages(ground, options.outages), list[dict[str, Any]]()
         while True:
             for _ in range(12):
                 time.sleep(0.25)
@@ -291,7 +350,12 @@ def main() -> None:
                     time.monotonic() + options.kill_every,
                     serve(ground),
                 )
-            jobs = jobs_of(repositories)
+            try:
+                jobs = jobs_of(repositories)
+            except (httpx.HTTPError, AssertionError):
+                if not outages.away:
+                    raise
+                continue
             left = ground.leftovers()
             machines = sum(name.startswith("domain ") for name in left)
             most = max(most, machines)
@@ -312,6 +376,7 @@ def main() -> None:
                 or manager.poll() is not None
             ):
                 break
+        outages.wait()
         seconds = time.monotonic() - began
         manager.kill()
         manager.wait()
@@ -339,7 +404,8 @@ def main() -> None:
     print(
         f"wrong verdicts: {wrong}; not run exactly once: {twice}; left on the host: {left}; left "
         f"at the forge: {records}; "
-        f"overlays without their base: {sorted(rotations.missing)}; {rotations.trouble}",
+        f"overlays without their base: {sorted(rotations.missing)}; {rotations.trouble}; backed "
+        f"off {SOON:.0f} s after an outage: {outages.held}",
         file=sys.stderr,
     )
     figures: dict[str, object] = {
@@ -356,6 +422,8 @@ def main() -> None:
         "seconds": round(seconds, 1),
         "seconds_per_job": round(seconds / len(wanted), 1),
     }
+    if options.outages:
+        figures |= {"outages": outages.over, "backed_off_after": len(outages.held)}
     if options.rotations:
         versions = {row["image"] for row in history(ground)[-len(wanted) - 50 :]}
         kept = store.versions(ground.folder / "state" / "images", GITEA)
@@ -374,6 +442,7 @@ def main() -> None:
         or shared
         or left
         or records
+        or outages.held
         or rotations.missing
         or rotations.done != options.rotations
     )

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 URL = os.environ.get("VMRUNNER_TEST_GITEA_URL", "http://forge.example:3000")
+VERSION = f"{URL}/api/v1/version"
 ADMIN = "rig"
 
 

@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
-from tests.forge.gitea import URL, Repository, Site, until
+from tests.forge.gitea import URL, VERSION, Repository, Site, until
+from tests.forge.process import GiteaProcess
 from tests.ground import Ground
 from tests.vm.test_endings import machine_of, serving
 from tests.vm.test_jobs import LIFE
 
 pytestmark = pytest.mark.vm
 
-VERSION = f"{URL}/api/v1/version"
 # The first kind ends when the forge goes, the second goes on until it is back.
 ENDS = f"while curl -fsm 2 {VERSION} >/dev/null; do sleep 0.3; done"
 GOES_ON = f"{ENDS}; until curl -fsm 2 {VERSION} >/dev/null; do sleep 1; done; sleep 3"
@@ -52,49 +49,12 @@ AWAY = {"when-it-ends": (ENDS, 90.0 if WHOLE else 40.0)} | (
 """What the job does, and how many seconds the forge is away."""
 
 
-class Server:
-    """The rig's Gitea, as a process that can be stopped and started."""
-
-    def __init__(self) -> None:
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):
-                words = path.read_bytes().decode(errors="replace").split("\0")[:-1]
-                if words[-1:] == ["web"] and words[0].endswith("/gitea"):
-                    self._pid, self._words = int(path.parent.name), words
-                    return
-        raise AssertionError("there is no Gitea")
-
-    def stop(self) -> None:
-        """As a crash does it."""
-        os.kill(self._pid, signal.SIGKILL)
-
-    def start(self) -> None:
-        """Until it answers."""
-        with open("/var/log/gitea-again.log", "ab") as log:
-            process = subprocess.Popen(
-                self._words,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        process.returncode = 0  # it outlives this test, and is nobody's child to wait for
-        self._pid = process.pid
-        until(_answers, 60, "Gitea answers again")
-
-
-def _answers() -> bool:
-    with suppress(httpx.HTTPError):
-        return httpx.get(VERSION, timeout=2).is_success
-    return False
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server() -> Iterator[GiteaProcess]:
     """Whatever a test does, the ones after it have a forge."""
-    found = Server()
+    found = GiteaProcess()
     yield found
-    if not _answers():
+    if not found.answers:
         found.start()
 
 
@@ -126,7 +86,7 @@ def pools(ground: Ground) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(("command", "away"), AWAY.values(), ids=AWAY.keys())
 def test_a_forge_that_is_away(
-    site: Site, lay_ground: Callable[..., Ground], server: Server, command: str, away: float
+    site: Site, lay_ground: Callable[..., Ground], server: GiteaProcess, command: str, away: float
 ) -> None:
     ground = lay_ground()
     pools(ground)
@@ -138,7 +98,7 @@ def test_a_forge_that_is_away(
         for label in labels:
             machine_of(ground, repository, label)
         time.sleep(2)
-        server.stop()
+        server.kill()
         time.sleep(away)
         server.start()
         assert verdicts(repository) == dict.fromkeys(labels, "success")
@@ -166,7 +126,7 @@ def unreachable_for_machines() -> Iterator[None]:
 
 @pytest.mark.long
 def test_a_forge_that_is_away_while_runners_start(
-    site: Site, lay_ground: Callable[..., Ground], server: Server
+    site: Site, lay_ground: Callable[..., Ground], server: GiteaProcess
 ) -> None:
     ground = lay_ground()
     pools(ground)
@@ -175,7 +135,7 @@ def test_a_forge_that_is_away_while_runners_start(
         until(lambda repository=repository: repository.jobs(), 30, "the job")
         with unreachable_for_machines():
             done = ground.run("up")  # the machine has its runner's credentials
-            server.stop()
+            server.kill()
         time.sleep(10)
         server.start()
 
