@@ -38,14 +38,16 @@ audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[au
 short = -m 'not long'
 # Tests that need neither machines nor a forge: two files at a time (some tests look at what others of their file did).
 units = rig/rig run -- pytest -q -n 2 --dist loadfile $(short) tests/unit tests/model $(PYTEST_ARGS)
-# They run beside those that share the rig's forge and host, which mostly wait; what they print is shown at the end.
-without_machines = said=$$(mktemp); $(units) >"$$said" 2>&1 & units=$$!; failed=0; \
-	rig/rig run -- pytest -q tests/forge tests/libvirt tests/net $(PYTEST_ARGS) || failed=1; \
-	wait "$$units" || failed=1; cat "$$said"; rm "$$said"; [ "$$failed" = 0 ]
+# $(call beside,QUIET,LOUD): both at once; what the first one prints is shown when the second one has ended.
+beside = said=$$(mktemp); (set -e; $(1)) >"$$said" 2>&1 & quiet=$$!; failed=0; ($(2)) || failed=1; \
+	wait "$$quiet" || failed=1; cat "$$said"; rm "$$said"; [ "$$failed" = 0 ]
+# Those that share the rig's forge and host mostly wait.
+without_machines = $(call beside,$(units),rig/rig run -- pytest -q tests/forge tests/libvirt tests/net $(PYTEST_ARGS))
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
 shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest rig/rig tests/conformance/plain.sh
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
 	rig/rig run -- shellcheck $(shell_scripts)
+with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
 
 .PHONY: demo quick test long images soak bench faults unfinished outage conformance model scale audit lint rig rig-stop rig-shell
 
@@ -55,14 +57,14 @@ demo:
 	$(call in_rig,$(demo_image); rig/rig run -- python -m tests.demo)
 
 test:
-	$(call in_rig,$(test_image); $(without_machines); rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS); $(lint))
+	$(call in_rig,$(test_image); $(without_machines); $(with_machines))
 
 # All of it, with what `make test` leaves out for its time: once a night.
 long: export VMRUNNER_TEST_MODEL_EXAMPLES ?= 1000
 long: export VMRUNNER_TEST_HOSTILE_EXAMPLES ?= 600
 long: short =
 long:
-	$(call in_rig,$(test_image); $(stock_image); $(without_machines); rig/rig run -- pytest -q tests/vm $(PYTEST_ARGS); $(lint))
+	$(call in_rig,$(test_image); $(stock_image); $(without_machines); $(with_machines))
 
 # What one runs at each change: no machine, no forge.
 quick:

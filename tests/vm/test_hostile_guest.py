@@ -74,6 +74,7 @@ def resident(process: subprocess.Popen[str]) -> int:
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1])  # type: ignore[index]
 
 
+@pytest.mark.long
 def test_a_job_that_floods_while_the_manager_serves(
     site: Site, lay_ground: Callable[..., Ground]
 ) -> None:

@@ -132,6 +132,7 @@ grep -v vmrunner /etc/hosts
 """
 
 
+@pytest.mark.long
 def test_a_job_installs_what_has_man_pages_and_alternatives(
     lay_ground: Callable[..., Ground], tmp_path: Path
 ) -> None:

@@ -248,6 +248,7 @@ def test_what_enters_a_machine_and_what_stays_of_it(
     assert second["runner_name"] == second_name != name
 
 
+@pytest.mark.long
 def test_killed_at_each_step_of_creating_a_machine(
     site: Site, lay_ground: Callable[..., Ground]
 ) -> None:

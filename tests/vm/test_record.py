@@ -19,6 +19,7 @@ pytestmark = pytest.mark.vm
 JOBS = 15
 
 
+@pytest.mark.long
 def test_history_names_the_job_that_ran_as_the_forge_does(
     site: Site, lay_ground: Callable[..., Ground]
 ) -> None:
