@@ -12,9 +12,10 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from tests.conformance import cases, mirror
+from tests.conformance import cases, mirror, rounds
 from tests.conformance.compare import Ended
 from tests.conformance.rounds import differ, run, say
 from tests.conformance.sides import SIDES, Side
@@ -46,6 +47,11 @@ def main() -> int:
         choices=[side.name for side in SIDES],
         help="Sides as they were last kept.",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Leave out the cases of these sides that were kept already, and keep the others.",
+    )
     options = parser.parse_args()
     # The manager and its machines go with us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -59,12 +65,15 @@ def main() -> int:
     with closing(Site()) as site:
         mirror.publish(site)
         for side in wanted:
-            seen[side.name], found = run(site, side, chosen, FOLDER)
+            kept = _kept(side.name, {case.name for case in chosen}) if options.resume else {}
+            left = [case for case in chosen if case.name not in kept]
+            keep = partial(_keep, side) if options.keep or options.resume else lambda *_: None
+            ended, stuck = run(site, side, left, FOLDER, keep)
+            seen[side.name] = kept | ended
+            found = rounds.faults(side, chosen, seen[side.name]) + stuck
             faults += found
             for fault in found:
                 say(f"  {fault}")
-            if options.keep:
-                _keep(side, seen[side.name])
     listed, unexpected = differ(seen)
     for line in unexpected:
         say(f"not known: {line}")
@@ -81,15 +90,14 @@ def main() -> int:
     return int(bool(faults or unexpected))
 
 
-def _keep(side: Side, seen: dict[str, list[Ended]]) -> None:
+def _keep(side: Side, case: str, jobs: list[Ended]) -> None:
     folder = SEEN / side.name
     folder.mkdir(parents=True, exist_ok=True)
-    for case, jobs in seen.items():
-        (folder / f"{case}.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1))
-        (folder / f"{case}.txt").write_text(
-            "\n".join(f"== {job.job}: {job.verdict}\n" + "\n".join(job.log[:400]) for job in jobs)
-            + "\n"
-        )
+    (folder / f"{case}.json").write_text(json.dumps([asdict(job) for job in jobs], indent=1))
+    (folder / f"{case}.txt").write_text(
+        "\n".join(f"== {job.job}: {job.verdict}\n" + "\n".join(job.log[:400]) for job in jobs)
+        + "\n"
+    )
 
 
 def _kept(side: str, chosen: set[str]) -> dict[str, list[Ended]]:

@@ -121,23 +121,23 @@ class Play:
             )
         return found
 
-    def faults(self, ended: list[Ended]) -> list[str]:
-        """What is not as the case wants it."""
-        by_name = {each.job: each for each in ended}
-        wanted = {each.job: each for each in self.case.wanted}
-        found = [f"{job}: there is no such job" for job in wanted if job not in by_name]
-        found += [
-            f"{job}: nobody expected this job, which is {each.verdict}"
-            for job, each in by_name.items()
-            if job not in wanted
-        ]
-        for job, want in wanted.items():
-            if job in by_name:
-                found += [
-                    f"{job}: {fault}"
-                    for fault in want.faults(by_name[job].verdict, by_name[job].log)
-                ]
-        return found
+
+def faults(case: Case, ended: list[Ended]) -> list[str]:
+    """What is not as the case wants it."""
+    by_name = {each.job: each for each in ended}
+    wanted = {each.job: each for each in case.wanted}
+    found = [f"{job}: there is no such job" for job in wanted if job not in by_name]
+    found += [
+        f"{job}: nobody expected this job, which is {each.verdict}"
+        for job, each in by_name.items()
+        if job not in wanted
+    ]
+    for job, want in wanted.items():
+        if job in by_name:
+            found += [
+                f"{job}: {fault}" for fault in want.faults(by_name[job].verdict, by_name[job].log)
+            ]
+    return found
 
 
 def _add_submodules(site: Site, repository: Repository, submodules: dict[str, str]) -> None:

@@ -8,11 +8,11 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.conformance import compare, sides
+from tests.conformance import compare, play, sides
 from tests.conformance.cases import Case, Topic
 from tests.conformance.compare import Ended
 from tests.conformance.play import Play, in_repository
@@ -28,13 +28,20 @@ def say(sentence: str) -> None:
 
 
 def run(
-    site: Site, side: Side, chosen: Iterable[Case], folder: Path
+    site: Site,
+    side: Side,
+    chosen: Sequence[Case],
+    folder: Path,
+    keep: Callable[[str, list[Ended]], None] = lambda _name, _ended: None,
 ) -> tuple[dict[str, list[Ended]], list[str]]:
-    """The jobs of each case on a side as they ended, and what is wrong with them."""
+    """The jobs of each case on a side as they ended, and those that did not get over.
+
+    `keep` gets a case's jobs as soon as it is over.
+    """
     forge = site.url
     site.organisation(side.owner)
     began = time.monotonic()
-    plays = {}
+    plays, ended = {}, dict[str, list[Ended]]()
     # Those that take long first.
     for case in sorted(chosen, key=lambda case: case.topic not in _LONG):
         if not case.sides or side.name in case.sides:
@@ -42,45 +49,55 @@ def run(
                 site, side.owner, case, case.contents(side.name, side.container, forge)
             )
     say(f"{side.name}: {len(plays)} cases pushed in {time.monotonic() - began:.0f} s")
+
+    def over(name: str) -> None:
+        ended[name] = plays[name].ended()
+        keep(name, ended[name])
+
     try:
         with sides.runners(site, side, folder):
-            stuck = _play(site, side, plays)
-        ended = {name: play.ended() for name, play in plays.items()}
+            stuck = _play(site, side, plays, over)
+        ended |= {name: each.ended() for name, each in plays.items() if name not in ended}
     finally:
-        for play in plays.values():
-            play.repository.delete()
-    faults = [
-        f"{name}, {side.name}: {fault}"
-        for name, play in plays.items()
-        for fault in play.faults(ended[name])
+        for each in plays.values():
+            each.repository.delete()
+    say(f"{side.name}: {len(plays)} cases in {time.monotonic() - began:.0f} s")
+    return ended, stuck
+
+
+def faults(side: Side, chosen: Iterable[Case], ended: dict[str, list[Ended]]) -> list[str]:
+    """What is not as the cases want it, on a side."""
+    return [
+        f"{case.name}, {side.name}: {fault}"
+        for case in chosen
+        if case.name in ended
+        for fault in play.faults(case, ended[case.name])
     ]
-    say(
-        f"{side.name}: {len(plays)} cases in {time.monotonic() - began:.0f} s, {len(faults)} faults"
-    )
-    return ended, faults + stuck
 
 
-def _play(site: Site, side: Side, plays: dict[str, Play]) -> list[str]:
-    """Until all are over; those that come to a standstill."""
+def _play(site: Site, side: Side, plays: dict[str, Play], over: Callable[[str], None]) -> list[str]:
+    """Until all are over, each of which is told; those that come to a standstill."""
     last, shown = time.monotonic(), ""
     while open_ := {name: play for name, play in plays.items() if not play.over}:
         jobs = defaultdict(list)
         for job in _jobs(site, side.owner):
             jobs[in_repository(job)].append(job)
-        for play in open_.values():
-            play.go_on(jobs[play.repository.name])
+        for name, each in open_.items():
+            each.go_on(jobs[each.repository.name])
+            if each.over:
+                over(name)
         now = json.dumps(
             [
-                [(job["status"], job["run_attempt"]) for job in play.jobs] + [len(play.left)]
-                for play in plays.values()
+                [(job["status"], job["run_attempt"]) for job in each.jobs] + [len(each.left)]
+                for each in plays.values()
             ]
         )
         if now != shown:
             last, shown = time.monotonic(), now
         if time.monotonic() - last > STALLED:
             return [
-                f"{name}, {side.name}: does not get over {play.left[0]!r}"
-                for name, play in open_.items()
+                f"{name}, {side.name}: does not get over {each.left[0]!r}"
+                for name, each in open_.items()
             ]
         time.sleep(0.5)
     return []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import cases, mirror
-from tests.conformance.rounds import differ, run
+from tests.conformance.rounds import differ, faults, run
 from tests.conformance.sides import PLAIN, SIDES
 from tests.forge.gitea import Site
 
@@ -20,10 +20,10 @@ def test_a_sample_ends_in_clones_as_it_does_without_a_machine(site: Site, tmp_pa
     sample = [case for case in cases.load_all() if case.sample]
     cloned = next(side for side in SIDES if side.name == "cloned")
     mirror.publish(site)
-    seen, faults = {}, list[str]()
+    seen, wrong = {}, list[str]()
     for side in (PLAIN, cloned):
-        seen[side.name], found = run(site, side, sample, tmp_path)
-        faults += found
+        seen[side.name], stuck = run(site, side, sample, tmp_path)
+        wrong += stuck + faults(side, sample, seen[side.name])
     site.clear()
-    assert faults == []
+    assert wrong == []
     assert differ(seen)[1] == []
