@@ -7,7 +7,7 @@ import re
 import socket
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -30,6 +30,7 @@ from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
 from vmrunner.model.machine import DEFAULT_SHAPE, Limits, Shape
 from vmrunner.model.secret import Secret
+from vmrunner.network import forge_url, reach
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import (
@@ -132,10 +133,15 @@ def _listen(value: object) -> str:
     return found[0]
 
 
+_MANAGER, _IMAGE = r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_NAMES = {
+    _MANAGER: 'a name here has small letters, digits and "-", and 24 of them at most',
+    _IMAGE: 'a name here has letters, digits, ".", "_" and "-"',
+}
 Mebibytes = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 Site = Annotated[str, BeforeValidator(_site)]
-ManagerId = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$")]
+ManagerId = Annotated[str, Field(pattern=_MANAGER)]
 
 
 class Section(BaseModel):
@@ -148,14 +154,9 @@ class ForgeConfig(Section):
     """The forge that the jobs wait at."""
 
     kind: Literal["forgejo", "gitea"]
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/[^\s]*)?$")]
+    url: Annotated[str, BeforeValidator(forge_url.parse)]
     token_file: Path | None = None
     ca_file: Path | None = None
-
-    @field_validator("url")
-    @classmethod
-    def _no_trailing_slash(cls, url: str) -> str:
-        return url.rstrip("/")
 
     def ca(self) -> str:
         """The certificates of `ca_file`, as PEM text for guests; empty without one.
@@ -234,7 +235,7 @@ class PoolConfig(Section):
     """One kind of machine."""
 
     labels: Annotated[tuple[Annotated[Label, BeforeValidator(_label)], ...], Field(min_length=1)]
-    image: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    image: Annotated[str, Field(pattern=_IMAGE)]
     runner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")] | None = None
     runner_config: dict[str, Any] = {}
     job_user: Literal["root", "runner"] = "root"
@@ -271,7 +272,7 @@ class PoolConfig(Section):
                 raise ValueError(
                     f"the label {label.name} has two places, {places[label.name]} and {label.place}"
                 )
-        return labels
+        return tuple(dict.fromkeys(labels))
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -477,6 +478,15 @@ class Config(HostConfig):
         """See HostConfig."""
         return self.forge.url
 
+    def forge_fault(self, url: str = "") -> VmrunnerError | None:
+        """Why no machine could reach the forge, at its own URL or another; None where one may.
+
+        Resolves the name.
+        """
+        return reach.fault(
+            url or self.forge.url, self.libvirt.subnet, ipv6=self.network.ipv6 is not None
+        )
+
 
 def default_manager() -> str:
     """The host's short name, reduced to what libvirt, DNS and both forges accept in a name."""
@@ -517,18 +527,32 @@ def load(path: Path) -> Config:
         return Config.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        what = (
-            "is not a key that vmrunner knows"
-            if first["type"] == "extra_forbidden"
-            else first["msg"].removeprefix("Value error, ")
-        )
-        what = "is missing" if first["type"] == "missing" else what
+        key = ".".join(str(part) for part in first["loc"] if part != "[key]")
         more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
         where = f"{path}: {key}" if key else str(path)
         raise ConfigError(
-            f"{where}: {what}{more}.", "Every key is described in `vmrunner config example`."
+            f"{where}: {_said(first).removesuffix('.')}{more}.",
+            "Every key is described in `vmrunner config example`.",
         ) from None
+
+
+def _said(fault: Mapping[str, Any]) -> str:
+    """What is wrong, in words that need no pydantic."""
+    match fault["type"]:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return "is not a key that vmrunner knows"
+        case "too_short":
+            return "is empty"
+        case "tuple_type":
+            return 'is written as a list, like ["a", "b"]'
+        case "model_type" | "dict_type":
+            return "is a table, not a value"
+        case "string_pattern_mismatch" if fault["ctx"]["pattern"] in _NAMES:
+            return _NAMES[fault["ctx"]["pattern"]]
+    said: str = fault["msg"]
+    return said.removeprefix("Value error, ")
 
 
 def load_host(path: Path) -> HostConfig:
@@ -582,6 +606,8 @@ def _secret(what: str, path: Path, hint: str, warn: Callable[[str], None]) -> Se
         raise ConfigError(f"The {what} file {path} can't be read: {reason}.", hint) from None
     if not value or any(c.isspace() or not c.isprintable() for c in value):
         raise ConfigError(f"The {what} file {path} does not hold one {what}.", hint)
+    if value[0] in "\"'" and value[0] == value[-1]:
+        raise ConfigError(f"The {what} in the file {path} has quotes around it.", hint)
     if mode & (stat.S_IROTH | stat.S_IRGRP):
         warn(f"The {what} file {path} can be read by others; run `chmod 600 {path}`.")
     return Secret(value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vmrunner import config
-from vmrunner.cli.app import ConfigOption, config_app, out
+from vmrunner.cli.app import ConfigOption, config_app, out, warn
+from vmrunner.forge.connect import connect
 
 
 @config_app.command("example")
@@ -14,8 +15,16 @@ def example() -> None:
 
 @config_app.command("check")
 def check(config_path: ConfigOption = config.DEFAULT_PATH) -> None:
-    """Read the configuration and say whether it is right."""
+    """Read the configuration and the files that it names, look up the forge's name, and say whether
+    all that is right. Nobody else is asked: `vmrunner doctor` does that.
+    """
     settings = config.load(config_path)
+    connect(settings.forge, config.forge_token(settings.forge, warn)).close()
+    settings.forge.ca()
+    if secret := settings.serve.webhook.secret_file:
+        config.webhook_secret(secret, warn)
+    if wrong := settings.forge_fault():
+        raise wrong
     out.print(
         f"{config_path}: manager {settings.manager}, pools {', '.join(settings.pools)}.",
         markup=False,

@@ -882,6 +882,9 @@ def _once(*scopes: Scope | None) -> tuple[Scope, ...]:
 def open_manager(settings: Config, log: Log, warn: Warn) -> Manager:
     """The manager that the configuration describes. Raises ConfigError, HypervisorError."""
     token = config.forge_token(settings.forge, warn)
+    wrong = settings.forge_fault()
+    if isinstance(wrong, ConfigError):  # a name that is not known now may be so in a minute
+        warn(f"{wrong.sentence} {wrong.hint}")
     host = open_host(settings, warn)
     history = History(
         settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vmrunner import files
+from vmrunner.network.forge_url import port_of
 
 _EVERY = 60.0  # seconds between two questions
 # Seconds that an address stays after the last answer with it: large forges answer with others each
@@ -29,6 +30,16 @@ class ForgeAddress:
     port: int
 
 
+def is_for_machines(address: IPv4Address | IPv6Address) -> bool:
+    """Whether an address means the same to a machine as to its host."""
+    return not (
+        address.is_loopback
+        or address.is_unspecified
+        or address.is_link_local
+        or address.is_multicast
+    )
+
+
 def forge_host(url: str) -> str:
     """The host's name or address in the forge's URL."""
     return urlsplit(url).hostname or ""
@@ -40,9 +51,8 @@ class ForgeAddresses:
     """
 
     def __init__(self, url: str, runtime_dir: Path, *, ipv6: bool = False) -> None:
-        parts = urlsplit(url)
         self.host, self._path = forge_host(url), runtime_dir / "forge-addresses.json"
-        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._port = port_of(url) if url else 0
         self._family = socket.AF_UNSPEC if ipv6 else socket.AF_INET
 
     def __call__(self) -> tuple[ForgeAddress, ...]:
@@ -71,9 +81,8 @@ class ForgeAddresses:
             found = socket.getaddrinfo(self.host, self._port, self._family, socket.SOCK_STREAM)
         except OSError:
             return []
-        # One with a scope is link-local, and no machine's way to anything.
         return sorted(
-            {str(name) for *_, (name, *_) in found if "%" not in str(name)},
+            {str(name) for *_, (name, *_) in found if is_for_machines(ip_address(name))},
             key=lambda address: (":" in address, address),
         )
 

@@ -1,0 +1,169 @@
+"""`vmrunner config check`: what is wrong, but plausible, is one sentence, a hint and a code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from vmrunner.cli.main import main
+from vmrunner.config import load
+
+GOOD = """manager = "m"
+[forge]
+kind = "forgejo"
+url = "http://192.0.2.7:3000"
+token_file = "{folder}/token"
+[pools.p]
+labels = ["debian-12"]
+image = "debian-12"
+"""
+
+
+class Done(NamedTuple):
+    """What came of a call."""
+
+    code: int
+    out: str
+    err: str
+
+
+Check = Callable[[str], Done]
+
+
+@pytest.fixture
+def check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Check:
+    """`vmrunner config check` of this text."""
+
+    def call(text: str) -> Done:
+        path = tmp_path / "vmrunner.toml"
+        path.write_text(text.replace("{folder}", str(tmp_path)))
+        monkeypatch.setattr("sys.argv", ["vmrunner", "config", "check", "--config", str(path)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+def token(folder: Path, content: bytes = b"s3cret\n", mode: int = 0o600) -> None:
+    path = folder / "token"
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
+def refused(done: Done, code: int, said: str) -> None:
+    """One sentence and a hint; and never what the token is."""
+    assert (done.code, done.out, said in done.err) == (code, "", True), done
+    lines = done.err.splitlines()
+    assert len(lines) == 2, done.err
+    assert lines[0].startswith("vmrunner: ")
+    assert lines[0].endswith(".")
+    assert lines[1].startswith("  ")
+    assert "s3cret" not in done.err
+    assert "pattern" not in done.err
+    assert ".." not in lines[0].replace("...", "")
+
+
+def test_what_is_right(check: Check, tmp_path: Path) -> None:
+    token(tmp_path)
+    done = check(GOOD)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith("vmrunner.toml: manager m, pools p.\n")
+
+
+@pytest.mark.parametrize("content", [b"s3cret", b"s3cret\n", b"s3cret\r\n", b"\n s3cret \n\n"])
+def test_a_tokens_file_as_editors_leave_it(check: Check, tmp_path: Path, content: bytes) -> None:
+    token(tmp_path, content)
+    assert check(GOOD).code == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "does not hold one token"),
+        (b"s3cret s3cret\n", "does not hold one token"),
+        (b"token s3cret\n", "does not hold one token"),
+        (b"s3cret\ns3cret\n", "does not hold one token"),
+        (b"s3\x00cret\n", "does not hold one token"),
+        (b'"s3cret"\n', "has quotes around it"),
+        (b"'s3cret'\r\n", "has quotes around it"),
+        (b"\xef\xbb\xbfs3cret\n", "it is not plain text"),
+        ("s3cret".encode("utf-16"), "it is not plain text"),
+    ],
+)
+def test_a_tokens_file_that_holds_none(
+    check: Check, tmp_path: Path, content: bytes, said: str
+) -> None:
+    token(tmp_path, content)
+    refused(check(GOOD), 3, said)
+
+
+def test_a_token_that_others_can_read(check: Check, tmp_path: Path) -> None:
+    token(tmp_path, mode=0o644)
+    done = check(GOOD)
+    assert (done.code, "chmod 600" in done.err) == (0, True)
+
+
+def test_no_tokens_file(check: Check, tmp_path: Path) -> None:
+    refused(check(GOOD), 3, "does not exist")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code", "said"),
+    [
+        ("//192.0.2.7:3000", "//nowhere.invalid", 4, "nowhere.invalid is not known on this host"),
+        ("//192.0.2.7:3000", "//localhost:3000", 3, "to a machine that is itself"),
+        ("//192.0.2.7:3000", "//0.0.0.0:3000", 3, "to a machine that is itself"),
+        ("//192.0.2.7:3000", "//[2001:db8::7]:3000", 3, "machines have no IPv6"),
+        ("//192.0.2.7:3000", "//10.87.0.9:3000", 3, "own network 10.87.0.0/24"),
+        ("//192.0.2.7:3000", "//u:s3cret@192.0.2.7", 3, "forge.url: it has a user or a password"),
+        (
+            "//192.0.2.7:3000",
+            "//192.0.2.7/api/v1",
+            3,
+            "forge.url: it is the address of the forge's",
+        ),
+        ("http://192.0.2.7", "192.0.2.7", 3, "forge.url: it is written like"),
+        ('"forgejo"', '"Forgejo"', 3, "forge.kind: "),
+        ('"forgejo"', '"github"', 3, "forge.kind: "),
+        ('"forgejo"', "forgejo", 3, "is not valid TOML"),
+        ("[forge]\n", "", 3, "vmrunner.toml: "),
+        ("token_file", "token", 3, "forge.token: is not a key that vmrunner knows"),
+        ("[pools.p]", "[pool.p]", 3, "vmrunner.toml: "),
+        ("[pools.p]", "[pools.P]", 3, "pools.P"),
+        ('["debian-12"]', '"debian-12"', 3, "pools.p.labels: "),
+        ('["debian-12"]', "[]", 3, "pools.p.labels: "),
+        ('["debian-12"]', '["a", "a:docker://b"]', 3, "pools.p.labels: the label a has two places"),
+        ('["debian-12"]', '["self hosted"]', 3, "pools.p.labels.0: a label is written like"),
+        ('image = "debian-12"', 'image = "debian-12"\nscope = "org:a"', 3, "There is no scope"),
+        ('image = "debian-12"', 'image = "a"\nscope = "repository:a"', 3, "There is no scope"),
+        ('image = "debian-12"', 'image = "a"\nmemory = 2048', 3, "pools.p.memory: a size is"),
+        ('image = "debian-12"', 'image = "a"\njob_timeout = 60', 3, "pools.p.job_timeout: a dur"),
+        ('image = "debian-12"', 'image = "a"\nmax = 0', 3, "pools.p.max: "),
+        ('image = "debian-12"', 'image = "debian 12"', 3, "pools.p.image: "),
+        ('manager = "m"', 'manager = "Host_1"', 3, "manager: "),
+        ("token_file", 'ca_file = "{folder}/ca.pem"\ntoken_file', 3, "ca.pem can't be read"),
+    ],
+)
+def test_what_is_wrong(
+    check: Check, tmp_path: Path, old: str, new: str, code: int, said: str
+) -> None:
+    token(tmp_path)
+    refused(check(GOOD.replace(old, new, 1)), code, said)
+
+
+def test_a_label_that_is_written_twice_is_one(tmp_path: Path) -> None:
+    (tmp_path / "vmrunner.toml").write_text(GOOD.replace('"]', '", "b", "debian-12:host"]'))
+    assert load(tmp_path / "vmrunner.toml").pools["p"].label_names == ("debian-12", "b")
+
+
+def test_certificates_that_are_none(check: Check, tmp_path: Path) -> None:
+    token(tmp_path)
+    (tmp_path / "ca.pem").write_text("no certificate")
+    text = GOOD.replace("token_file", 'ca_file = "{folder}/ca.pem"\ntoken_file')
+    refused(check(text), 3, "The certificates ")
