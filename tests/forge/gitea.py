@@ -17,13 +17,13 @@ ADMIN = "rig"
 
 
 class Site:
-    """The server, with the administrator's token."""
+    """The server, with the administrator's token; the rig's, or another one."""
 
-    def __init__(self) -> None:
-        self.url = URL
-        self.token = os.environ["VMRUNNER_TEST_GITEA_TOKEN"]
+    def __init__(self, url: str = URL, token: str = "") -> None:
+        self.url = url
+        self.token = token or os.environ["VMRUNNER_TEST_GITEA_TOKEN"]
         self._client = httpx.Client(
-            base_url=f"{URL}/api/v1",
+            base_url=f"{url}/api/v1",
             headers={"Authorization": f"token {self.token}"},
             timeout=30,
             transport=httpx.HTTPTransport(retries=2),

@@ -169,6 +169,7 @@ def test_status_shows_the_machines_also_when_the_forge_is_away(ground: Ground) -
 
 
 def test_config_check_and_example(ground: Ground) -> None:
+    change(NOWHERE, "http://192.0.2.7:3000")(ground)
     assert "manager cli, pools main" in ground.run("config", "check").stdout
     assert "[pools.debian-12]" in ground.run("config", "example").stdout
 

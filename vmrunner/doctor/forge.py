@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from pydantic import TypeAdapter
 
 from vmrunner.config import Config, forge_token, webhook_secret
+from vmrunner.doctor import address
 from vmrunner.doctor.findings import Finding, failed, good, supported, warning
 from vmrunner.errors import ForgeError, VmrunnerError
 from vmrunner.forge.connect import connect
@@ -32,17 +33,39 @@ _BEYOND = {
 
 def look(settings: Config, machines: set[str] | None) -> Iterator[Finding]:
     """`machines`: the names of those that there are, or None where libvirt does not say."""
+    wrong = settings.forge_fault()
+    if isinstance(wrong, ForgeError):  # nobody knows its name
+        yield failed("forge", wrong)
+        return
+    if wrong:
+        yield failed("address", wrong)
     readable: list[str] = []
     try:
         token = forge_token(settings.forge, readable.append)
         http = Http(settings.forge.url, token, settings.forge.ca_file)
+    except VmrunnerError as why:
+        yield failed("forge", why)
+        return
+    yield from (warning("token", sentence, "") for sentence in readable)
+    with closing(http), closing(connect(settings.forge, token)) as forge:
+        yield from _ask(settings, http, forge, machines)
+
+
+def _ask(
+    settings: Config, http: Http, forge: Forge, machines: set[str] | None
+) -> Iterator[Finding]:
+    try:
+        address.meet(http)
         began = time.time()
         answer, headers = http.call("GET", "/api/v1/version", "its version")
         version = parse(_VERSION, answer, "its version").get("version", "?")
     except VmrunnerError as why:
         yield failed("forge", why)
         return
-    yield from (warning("token", sentence, "") for sentence in readable)
+    mistaken = list(address.other_kind(settings.forge.kind, version, settings.forge.url))
+    if mistaken:
+        yield from mistaken
+        return
     took = f"at {settings.forge.url} answered in {time.time() - began:.2f} s"
     yield supported("forge", settings.forge.kind, version, took)
     if date := headers.get("Date"):
@@ -56,15 +79,20 @@ def look(settings: Config, machines: set[str] | None) -> Iterator[Finding]:
         yield (
             far if abs(skew) > _SKEW else good("clock", "this host and the forge agree on the time")
         )
-    with closing(connect(settings.forge, token)) as forge:
-        yield from _scopes(settings, forge, machines)
-    with closing(http):
-        yield from _too_wide(settings, http)
+    yield from _scopes(settings, forge, machines)
+    yield from address.renamed(_named(settings), http)
+    yield from address.own(settings, http)
+    yield from _too_wide(settings, http)
+
+
+def _named(settings: Config) -> list[Scope]:
+    """Every pool's scopes."""
+    return list(dict.fromkeys(scope for pool in settings.pools.values() for scope in pool.scope))
 
 
 def _scopes(settings: Config, forge: Forge, machines: set[str] | None) -> Iterator[Finding]:
     records: list[RunnerRecord] = []
-    for scope in dict.fromkeys(scope for pool in settings.pools.values() for scope in pool.scope):
+    for scope in _named(settings):
         try:
             waiting = len(forge.jobs(scope))
             records += forge.runners(scope)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import httpx
 from pydantic import Field, TypeAdapter, ValidationError
@@ -22,13 +23,16 @@ from vmrunner.errors import (
     ForgeTokenUnknown,
     ForgeUnreachable,
 )
+from vmrunner.forge import misled
 from vmrunner.model.job import Scope, ScopeKind
 from vmrunner.model.secret import Secret
 
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0)  # seconds
 PAGE = 50
 """Records a request; both forges' default upper bound."""
+_MOST_HOPS = 5  # an owner and a repository that were renamed are two
 _MOST_PAGES = 1000  # a forge that ignores `page` must not keep us for ever
+_REFUSALS = {401, 403, 404}  # which mean something where the forge itself says them
 _LISTED = TypeAdapter(dict[str, Any])
 T = TypeVar("T")
 Word = Annotated[str, Field(pattern=r"^[!-~]{1,500}$")]
@@ -111,16 +115,32 @@ class Http:
         """One request to the REST API; returns the decoded JSON (None where there is none) and the
         headers.
         """
-        answer = self.send(
-            method,
-            path,
-            doing,
-            headers={"Authorization": f"token {self._token.value}"},
-            params=params,
-            body=body,
-        )
+        answer = self._ask(method, path, doing, scope=scope, params=params, body=body)
+        return (decode(answer, doing) if answer.content else None), answer.headers
+
+    def place_of(self, scope: Scope) -> str:
+        """The path of a scope's Actions API where the forge has it now: another one than
+        `actions_path` where its owner or its repository was renamed.
+        """
+        path, end = actions_path(scope), "/runners"
+        answer = self._ask("GET", path + end, "finding a scope", scope=scope, params={"limit": 1})
+        return unquote(answer.url.path).removeprefix(urlsplit(self.url).path).removesuffix(end)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        doing: str,
+        *,
+        scope: Scope | None = None,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+    ) -> httpx.Response:
+        """One request with the token that the forge grants."""
+        headers = {"Authorization": f"token {self._token.value}"}
+        answer = self.send(method, path, doing, headers=headers, params=params, body=body)
         if answer.is_success:
-            return (decode(answer, doing) if answer.content else None), answer.headers
+            return answer
         raise self._refusal(answer, doing, scope, reading=method == "GET")
 
     def send(
@@ -133,11 +153,40 @@ class Http:
         params: Mapping[str, Any] | None = None,
         body: Any = None,
     ) -> httpx.Response:
-        """One request as it is; ForgeUnreachable where no HTTP answer comes."""
+        """One request as it is; ForgeUnreachable where no HTTP answer comes.
+
+        The forge's redirects are followed within its API, whatever the method: it has done nothing
+        yet. None is followed to anywhere else, where the token has no business.
+        """
+        url = httpx.URL(self.url + path)
+        for _ in range(_MOST_HOPS):
+            # A redirect that forgets what was asked for would list something else.
+            asked = params if params and not url.query else None
+            answer = self._request(method, url, doing, headers=headers, params=asked, body=body)
+            if not answer.has_redirect_location:
+                return answer
+            further = misled.next_url(answer, self.url)
+            if further is None:
+                raise misled.elsewhere(answer, self.url, path, doing)
+            url = further
+        raise ForgeUnreachable(
+            f"The forge at {self.url} sends {doing} in a circle.", "Its own log says more."
+        )
+
+    def _request(
+        self,
+        method: str,
+        url: httpx.URL,
+        doing: str,
+        *,
+        headers: Mapping[str, str],
+        params: Mapping[str, Any] | None,
+        body: Any,
+    ) -> httpx.Response:
         try:
             return self._client.request(
                 method,
-                self.url + path,
+                url,
                 headers=dict(headers),
                 params=params,
                 json=body,
@@ -146,18 +195,10 @@ class Http:
         except httpx.TimeoutException:
             raise ForgeUnreachable(
                 f"The forge at {self.url} did not answer {doing} within {_TIMEOUT.read:.0f} s.",
-                "Is it overloaded, or a firewall in between?",
+                f"Is it overloaded, or a firewall in between?{misled.around_proxy(self.url)}",
             ) from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
-            if "CERTIFICATE" in str(error).upper() or "SSL" in str(error).upper():
-                raise ForgeUnreachable(
-                    f"The TLS connection to {self.url} failed: {error}.",
-                    "For a private CA, name its certificate as forge.ca_file.",
-                ) from None
-            raise ForgeUnreachable(
-                f"The forge at {self.url} can't be reached: {error}.",
-                "Check forge.url, and that the forge runs.",
-            ) from None
+            raise misled.unreachable(error, self.url) from None
 
     def _trace(self, event: str, _: object) -> None:
         if event == "connection.connect_tcp.complete":
@@ -227,6 +268,13 @@ class Http:
         self, answer: httpx.Response, doing: str, scope: Scope | None, *, reading: bool
     ) -> ForgeError:
         said = message(answer)
+        if answer.status_code in _REFUSALS and not is_forges(answer):
+            # Proxies answer so while the forge is away; believed, it would be what ends machines.
+            return ForgeUnreachable(
+                f"Something at {self.url} that is not the forge answered {doing} with "
+                f"{answer.status_code}.",
+                "Does the forge run, and is forge.url its own, with the path that it is below?",
+            )
         kind = scope.kind if scope else ScopeKind.INSTANCE
         wanted = f"{'read' if reading else 'write'}:{_TOKEN_SCOPES[kind]}"
         if answer.status_code == 401:
@@ -247,8 +295,20 @@ class Http:
             )
         return ForgeUnreachable(
             f"The forge answered {doing} with {answer.status_code}: {said}.",
-            "Its own log says more.",
+            "Its own log says more."
+            if answer.status_code != 400 or is_forges(answer)
+            else "Does its port want https:// in forge.url?",
         )
+
+
+def is_forges(answer: httpx.Response) -> bool:
+    """Whether an answer that is an error is the forge's own, not that of a proxy or another
+    program.
+    """
+    try:
+        return "message" in answer.json()
+    except (ValueError, TypeError):
+        return False
 
 
 def decode(answer: httpx.Response, doing: str) -> Any:
@@ -258,7 +318,7 @@ def decode(answer: httpx.Response, doing: str) -> Any:
     except ValueError:
         raise ForgeUnreachable(
             f"The forge answered {doing} with something that is not JSON.",
-            "Is forge.url the forge's own?",
+            "Is forge.url the forge's own, with no login page or proxy in front of it?",
         ) from None
 
 

@@ -73,7 +73,10 @@ class ForgeAddresses:
             self._remember(seen, now)
         found = (ForgeAddress(ip_address(address), self._port) for address in seen)
         return tuple(
-            at for at in found if at.address.version == 4 or self._family is socket.AF_UNSPEC
+            at
+            for at in found
+            if is_for_machines(at.address)
+            and (at.address.version == 4 or self._family is socket.AF_UNSPEC)
         )
 
     def _resolve(self) -> list[str]:
