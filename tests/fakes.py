@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
+from vmrunner.forge.queue import LongQueue, Row
+from vmrunner.forge.trace import Place
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.seam import (
     SNAPSHOT_PREFIX,
@@ -27,7 +30,17 @@ from vmrunner.log import Say
 from vmrunner.machine.bindings import Bindings
 from vmrunner.model.binding import Binding
 from vmrunner.model.image import DISK, Golden
-from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
+from vmrunner.model.job import (
+    Credentials,
+    Job,
+    JobState,
+    Listing,
+    RunnerRecord,
+    Scope,
+    ScopeKind,
+    Sought,
+    Want,
+)
 from vmrunner.model.machine import (
     NO_LIMITS,
     Capacity,
@@ -436,6 +449,9 @@ class FakeForge:
     unlisted_jobs: set[int] = field(default_factory=set)
     unlisted_runners: set[int] = field(default_factory=set)
     silent_scopes: set[str] = field(default_factory=set)  # whose lists get no answer
+    page: int = 0  # jobs in a page of the list; 0: it is not paged
+    queues: dict[Scope, LongQueue] = field(default_factory=dict)
+    pages_read: int = 0  # of waiting jobs
     by_id: int = 0  # how often a record or a job was asked by its id
     forgets: bool = False  # which jobs its runners had
     last_id: int = 0
@@ -569,6 +585,29 @@ class FakeForge:
             )
         ]
 
+    def look(self, scope: Scope, wants: Sequence[Want]) -> Listing:
+        jobs = self.jobs(scope)
+        if not self.page or len(jobs) <= self.page:
+            return Listing(tuple(jobs))
+        queue = self.queues.setdefault(scope, LongQueue(partial(self._page, scope), self.page))
+        is_short = queue.look(wants)
+        running = self.running(scope)
+        for job in running:
+            queue.forget(job.id)
+        known, old = [job for _, job in queue.rows], queue.old
+        keys = frozenset(job.key for job in known if job.id in old)
+        return Listing((*known, *running), queue.unread, keys, is_short)
+
+    def _page(self, scope: Scope, page: int) -> tuple[list[Row], int]:
+        self.pages_read += 1
+        waiting = [job for job in self.jobs(scope) if job.state is JobState.WAITING]
+        first = (page - 1) * self.page
+        rows = [(Place(job.repository, job.id), job) for job in waiting[first : first + self.page]]
+        return rows, len(waiting)
+
+    def running(self, scope: Scope) -> list[Job]:
+        return [job for job in self.jobs(scope) if job.state is JobState.RUNNING]
+
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
         self.step("ended_jobs")
         self.asked, self.questions = sought, self.questions + 1
@@ -627,7 +666,11 @@ class FakeForge:
             return (
                 replace(found, runner_name="", runner_id=0) if found and _is_open(found) else None
             )
-        known = self.known.get(int(key.partition(".")[0]))
+        number = int(key.partition(".")[0])
+        known = self.known.get(number)
+        if known is None or known.state is not JobState.WAITING:
+            for queue in self.queues.values():
+                queue.forget(number)
         return known if known and known.repository == repository else None
 
     def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:

@@ -7,6 +7,7 @@ sum of theirs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -35,18 +36,20 @@ class Callers:
         self._is_last, self._clock = is_last, clock
         self._alone: OrderedDict[str, float] = OrderedDict()  # by key: since when
 
-    def mark(self, jobs: Sequence[tuple[int, Job]]) -> list[Job]:
-        """The jobs, each given with its run, with those marked that may be calls."""
+    def mark(self, jobs: Sequence[tuple[int, Job]], *, is_whole: bool = True) -> list[Job]:
+        """The jobs, each given with its run, with those marked that may be calls. Without
+        `is_whole` more jobs may be there, and only a run's own list says what comes behind.
+        """
         newest: dict[int, int] = {}  # by run: the last one that is ready or runs
         for run, job in jobs:
             if job.state in {JobState.WAITING, JobState.RUNNING}:
                 newest[run] = max(job.id, newest.get(run, 0))
         return [
-            replace(job, is_caller=True) if self._may_be(run, job, newest) else job
+            replace(job, is_caller=True) if self._may_be(run, job, newest, is_whole) else job
             for run, job in jobs
         ]
 
-    def _may_be(self, run: int, job: Job, newest: dict[int, int]) -> bool:
+    def _may_be(self, run: int, job: Job, newest: dict[int, int], is_whole: bool) -> bool:
         if job.labels or job.state is JobState.BLOCKED:
             return False
         if job.state is not JobState.WAITING:
@@ -54,11 +57,12 @@ class Callers:
         if newest.get(run, 0) > job.id:
             self._alone.pop(job.key, None)
             return True
-        since = self._alone.get(job.key)
-        if since is None:
-            now = self._clock()
-            since = now - _SETTLED if self._is_last(job, run) else now
+        now, since = self._clock(), self._alone.get(job.key)
+        # Where not all is listed, nothing behind it for some seconds says nothing.
+        is_open = since is None or (not is_whole and _SETTLED <= now - since < math.inf)
+        if since is None or is_open:
+            since = -math.inf if self._is_last(job, run) else now
             self._alone[job.key] = since
             if len(self._alone) > _MOST:
                 self._alone.popitem(last=False)
-        return self._clock() - since < _SETTLED
+        return now - since < _SETTLED

@@ -14,7 +14,17 @@ from pydantic import BaseModel, Field, TypeAdapter
 from vmrunner.errors import ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown
 from vmrunner.forge import rpc
 from vmrunner.forge.http import Http, Word, actions_path, parse
-from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
+from vmrunner.model.job import (
+    Credentials,
+    Job,
+    JobState,
+    Listing,
+    RunnerRecord,
+    Scope,
+    ScopeKind,
+    Sought,
+    Want,
+)
 from vmrunner.text import presentable
 
 _MOST_SEEN = 5_000  # jobs that were listed, to be found once they are over
@@ -190,6 +200,14 @@ class Forgejo:
         while len(self._seen) > _MOST_SEEN:
             self._seen.popitem(last=False)
         return jobs
+
+    def look(self, scope: Scope, wants: Sequence[Want]) -> Listing:
+        """See Forge. The list is not paged, so it is read as a whole."""
+        return Listing(tuple(self.jobs(scope)))
+
+    def running(self, scope: Scope) -> list[Job]:
+        """See Forge."""
+        return [job for job in self.jobs(scope) if job.state is JobState.RUNNING]
 
     def job(self, scope: Scope, repository: str, key: str) -> Job | None:
         """See Forge. There is no other way to a job than the list, which is not paged: it is asked

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from urllib.parse import urlsplit
 
@@ -13,9 +14,20 @@ from pydantic import BaseModel, TypeAdapter
 from vmrunner.errors import ForgeError, ForgeNotFound
 from vmrunner.forge import callers, rpc
 from vmrunner.forge.http import PAGE, Http, actions_path, parse
+from vmrunner.forge.queue import LongQueue, Row
 from vmrunner.forge.trace import Place, Trace, by_run
 from vmrunner.forge.version import ForgeVersion
-from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope, ScopeKind, Sought
+from vmrunner.model.job import (
+    Credentials,
+    Job,
+    JobState,
+    Listing,
+    RunnerRecord,
+    Scope,
+    ScopeKind,
+    Sought,
+    Want,
+)
 from vmrunner.text import presentable
 from vmrunner.waiting import Deadline
 
@@ -154,10 +166,14 @@ class _Count(BaseModel):
     total_count: int
 
 
+class _JobPage(_Count):
+    jobs: list[_Job] | None
+
+
 _JOBS, _JOB, _TASKS = TypeAdapter(list[_Job]), TypeAdapter(_Job), TypeAdapter(list[_Task])
 _RUNS = TypeAdapter(list[_Run])
 _RUNNERS, _RUNNER = TypeAdapter(list[_Runner]), TypeAdapter(_Runner)
-_TOKEN, _COUNT = TypeAdapter(_Token), TypeAdapter(_Count)
+_TOKEN, _COUNT, _JOB_PAGE = TypeAdapter(_Token), TypeAdapter(_Count), TypeAdapter(_JobPage)
 
 
 def _time(at: datetime | None) -> datetime | None:
@@ -191,6 +207,7 @@ class Gitea:
         self._trace = Trace()
         self._version = ForgeVersion(http, clock)
         self._callers = callers.Callers(self._is_last, clock)
+        self._queues: dict[Scope, LongQueue] = {}  # of scopes with more jobs than a page
         self.url = http.url
 
     @property
@@ -204,24 +221,75 @@ class Gitea:
 
     def jobs(self, scope: Scope) -> list[Job]:
         """See Forge."""
-        wanted = ["queued", "in_progress", "waiting"]
+        return self._marked(scope, self._rows(scope, "queued", "in_progress", "waiting"))
+
+    def look(self, scope: Scope, wants: Sequence[Want]) -> Listing:
+        """See Forge. Up to a page of jobs are one request; blocked ones are left out.
+
+        Of more than that, those that wait are read first: one that a runner takes meanwhile is then
+        among those that run.
+        """
+        queue = self._queues.get(scope)
+        if queue is None:
+            rows, total = self._page(scope, ("queued", "in_progress"), 1)
+            if total <= PAGE:
+                return Listing(tuple(self._marked(scope, rows)))
+            queue = self._queues[scope] = LongQueue(partial(self._page, scope, ("queued",)), PAGE)
+        is_short = queue.look(wants)
+        running = self._rows(scope, "in_progress")
+        for place, _ in running:
+            queue.forget(place.job)
+        if queue.total + len(running) <= PAGE:
+            del self._queues[scope]
+        old = queue.old
+        jobs = self._marked(scope, [*queue.rows, *running], old=old, is_whole=not queue.unread)
+        keys = frozenset(job.key for job in jobs if job.id in old)
+        return Listing(tuple(jobs), queue.unread, keys, is_short)
+
+    def running(self, scope: Scope) -> list[Job]:
+        """See Forge."""
+        return [job for _, job in self._rows(scope, "in_progress")]
+
+    def _rows(self, scope: Scope, *states: str) -> list[Row]:
+        """All jobs in these states, in Gitea's words."""
         found = self._http.pages(
             f"{actions_path(scope)}/jobs",
             "listing jobs",
             _JOBS,
             scope=scope,
             inside="jobs",
-            status=wanted,
+            status=states,
         )
-        jobs = {record.id: (record.place(), record.job()) for record in found}
-        self._trace.listed(scope, ((place, job.state) for place, job in jobs.values()))
-        listed = sorted(
-            ((place.run, job) for place, job in jobs.values()), key=lambda each: each[1].id
+        return [(record.place(), record.job()) for record in found]
+
+    def _page(self, scope: Scope, states: Sequence[str], page: int) -> tuple[list[Row], int]:
+        """One page of them, and how many there are."""
+        doing = "listing jobs"
+        asked = {"status": states, "page": page, "limit": PAGE}
+        answer, _ = self._http.call(
+            "GET", f"{actions_path(scope)}/jobs", doing, scope=scope, params=asked
+        )
+        found = parse(_JOB_PAGE, answer, doing)
+        return [(record.place(), record.job()) for record in found.jobs or []], found.total_count
+
+    def _marked(
+        self,
+        scope: Scope,
+        rows: Sequence[Row],
+        *,
+        old: Collection[int] = (),
+        is_whole: bool = True,
+    ) -> list[Job]:
+        """Jobs as they were listed, by their ids; the last row of each is the newest."""
+        listed = {place.job: (place, job) for place, job in rows}
+        self._trace.listed(scope, ((place, job.state) for place, job in listed.values()), old)
+        jobs = sorted(
+            ((place.run, job) for place, job in listed.values()), key=lambda each: each[1].id
         )
         # A version that is not told may be a new one.
         if (version := self._version()) and version < callers.FROM:
-            return [job for _, job in listed]
-        return self._callers.mark(listed)
+            return [job for _, job in jobs]
+        return self._callers.mark(jobs, is_whole=is_whole)
 
     def _is_last(self, job: Job, run: int) -> bool:
         """Whether nothing comes behind this job in its run; False where that is not to be had."""
@@ -262,9 +330,13 @@ class Gitea:
         if not number.isdecimal() or "/" not in repository:
             return None
         try:
-            return self._record(Scope(ScopeKind.REPOSITORY, repository), int(number)).job()
+            found = self._record(Scope(ScopeKind.REPOSITORY, repository), int(number)).job()
         except ForgeNotFound:
+            self._forget(int(number))
             return None
+        if found.state is not JobState.WAITING:
+            self._forget(found.id)
+        return found
 
     def _record(self, repository: Scope, job_id: int) -> _Job:
         doing = "reading a job"
@@ -272,6 +344,11 @@ class Gitea:
             "GET", f"{actions_path(repository)}/jobs/{job_id}", doing, scope=repository
         )
         return parse(_JOB, answer, doing)
+
+    def _forget(self, job_id: int) -> None:
+        """This job does not wait any more."""
+        for queue in self._queues.values():
+            queue.forget(job_id)
 
     def runners(self, scope: Scope) -> list[RunnerRecord]:
         """See Forge."""
@@ -456,6 +533,7 @@ class _Search:
         job = record.job()
         if job.state is JobState.DONE:
             self._trace.ended(job)
+            self._gitea._forget(job.id)
         # From 1.27 on a job that is not run again, when others of its run are, has a new row, which
         # shows its runner, too: what that one had is the first.
         known = self._found.get(record.runner_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from vmrunner.model.job import Credentials, Job, RunnerRecord, Scope, Sought
+from vmrunner.model.job import Credentials, Job, Listing, RunnerRecord, Scope, Sought, Want
 
 
 class Forge(Protocol):
@@ -32,6 +32,17 @@ class Forge(Protocol):
         One look, so that a job which a runner takes meanwhile is in it once. Running ones have
         `runner_name` on Gitea; on Forgejo they are known by their `key`.
         """
+
+    def look(self, scope: Scope, wants: Sequence[Want]) -> Listing:
+        """The scope's jobs that are held by a runner, and of those that wait as many as are of use:
+        what is wanted, and what earlier looks have shown. Blocked ones may be left out.
+
+        Where the forge pages its list, a long queue is not read as a whole: each look reads on. One
+        that it has not come to yet is not missing.
+        """
+
+    def running(self, scope: Scope) -> list[Job]:
+        """The scope's jobs that are held by a runner."""
 
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
         """The jobs that ephemeral runners of this scope had, by the runner's id; None for one of

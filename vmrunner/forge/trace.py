@@ -8,12 +8,14 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from vmrunner.model.job import Job, JobState, Scope, ScopeKind
 
 _MOST = 20_000  # jobs that are remembered; a busy forge has some thousands waiting
 _MOST_ENDED = 5_000
+_MOST_UNSURE = 20  # jobs that no look has come to again, and that may be over
 T = TypeVar("T")
 
 
@@ -36,17 +38,27 @@ class Trace:
         # By the job's id; the last that was listed at the end.
         self._seen: OrderedDict[int, Place] = OrderedDict()
         self._open: dict[Scope, dict[int, JobState]] = {}  # as each scope's latest list has it
+        self._old: dict[Scope, frozenset[int]] = {}  # of those, what that look has not shown
         self._by_runner: OrderedDict[int, Job] = OrderedDict()  # ended ones
         self._over: OrderedDict[int, None] = OrderedDict()  # their ids
         # Of runs: the most jobs that were open at once.
         self._sizes: OrderedDict[int, int] = OrderedDict()
 
-    def listed(self, scope: Scope, jobs: Iterable[tuple[Place, JobState]]) -> None:
-        """A whole list of a scope's open jobs."""
+    def listed(
+        self, scope: Scope, jobs: Iterable[tuple[Place, JobState]], old: Collection[int] = ()
+    ) -> None:
+        """A look at a scope's open jobs: all of them, but for those that no look has come to yet.
+        The `old` ones are known from an earlier look only, and may be over.
+        """
         with self._lock:
             now = self._open[scope] = {}
+            self._old[scope] = frozenset(old)
             runs: Counter[int] = Counter()
             for place, state in jobs:
+                if place.job in self._old[scope]:
+                    if place.job not in self._over:
+                        now[place.job] = state
+                    continue
                 now[place.job] = state
                 runs[place.run] += 1
                 self._over.pop(place.job, None)  # it was begun again
@@ -80,7 +92,8 @@ class Trace:
         with self._lock:
             waits = any(
                 states.get(job) in {JobState.WAITING, JobState.BLOCKED}
-                for states in self._open.values()
+                and job not in self._old[scope]
+                for scope, states in self._open.items()
             )
             return (
                 None if waits or job in self._over else self._seen.get(job, Place(repository, job))
@@ -92,24 +105,26 @@ class Trace:
         """Jobs that were open and are not any more, and that one of these runners of this scope may
         have had.
 
-        Those that it was seen to have come first, then those that were open until now. No labels
-        are labels that are not known.
+        Those that it was seen to have come first, then those that were open until now; last some
+        that no look has come to again, the oldest first, as the forge hands them out. No labels are
+        labels that are not known.
         """
         known = [set(each) for each in labels]
-        with self._lock:
-            still = {job for states in self._open.values() for job in states}
-            gone = [place for number, place in reversed(self._seen.items()) if number not in still]
-        fitting = [
-            place
-            for place in gone
-            if place.runner_id in runners
-            or (
+
+        def may_be(place: Place) -> bool:
+            return place.runner_id in runners or (
                 not place.runner_id
                 and covers(scope, place.repository)
                 and any(not each or set(place.labels) <= each for each in known)
             )
-        ]
-        return sorted(fitting, key=lambda place: place.runner_id not in runners)
+
+        with self._lock:
+            still = {job for states in self._open.values() for job in states}
+            gone = [place for number, place in reversed(self._seen.items()) if number not in still]
+            old = sorted(set().union(*self._old.values()) & still)
+            unsure = [self._seen[number] for number in old if number in self._seen]
+        fitting = sorted(filter(may_be, gone), key=lambda place: place.runner_id not in runners)
+        return fitting + list(islice(filter(may_be, unsure), _MOST_UNSURE))
 
     def size(self, run: int) -> int:
         """How many jobs a run has, at least."""

@@ -36,7 +36,7 @@ from vmrunner.machine import ownership
 from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
 from vmrunner.machine.maker import Maker
-from vmrunner.manager import outages
+from vmrunner.manager import outages, wanted
 from vmrunner.manager.actions import (
     Action,
     Bind,
@@ -66,7 +66,7 @@ from vmrunner.manager.plan import plan
 from vmrunner.manager.rollback import Rollback
 from vmrunner.model.binding import Binding
 from vmrunner.model.image import Golden
-from vmrunner.model.job import Job, JobState, Scope, Sought
+from vmrunner.model.job import Job, JobState, Scope, Sought, Want
 from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
 from vmrunner.model.moment import Moment
@@ -198,9 +198,9 @@ class Manager:
 
     # ---- observe ----
 
-    def observe(self) -> Observed:
+    def observe(self, pools: Sequence[Desired] = (), *, whole: bool = True) -> Observed:
         """Machines first, then runners, then jobs: what the forge shows is never older than the
-        machines.
+        machines. Without `whole` a long queue is read as far as these pools can use it.
         """
         seen = self.hypervisor.machines.all()
         owned = ownership.owned(self.hypervisor.manager, self.settings.runtime_dir)
@@ -212,10 +212,15 @@ class Manager:
         polled = dict(configured)
         if INSTANCE not in polled:
             polled |= {binding.scope: None for binding in bindings}
-        queues = {
-            scope: self._queue(scope, may_be_gone=scope not in configured) for scope in polled
-        }
         capacity = self.hypervisor.facts.capacity()
+        queues = {
+            scope: self._queue(
+                scope,
+                None if whole else wanted.wants(scope, pools, machines, capacity),
+                may_be_gone=scope not in configured,
+            )
+            for scope in polled
+        }
         moment = self._moment()
         silences = outages.load(self._outages).looked_at(moment, _silent(queues))
         return Observed(
@@ -234,11 +239,22 @@ class Manager:
     def _moment(self) -> Moment:
         return Moment(self._clock(), self._steady(), self._boot)
 
-    def _queue(self, scope: Scope, *, may_be_gone: bool) -> Queue:
-        """`may_be_gone`: a repository that a job came from, and that nobody has configured."""
+    def _queue(self, scope: Scope, wants: Sequence[Want] | None, *, may_be_gone: bool) -> Queue:
+        """Without `wants` all of it. `may_be_gone`: a repository that a job came from, and that
+        nobody has configured.
+        """
         try:
             runners = tuple(self.forge.runners(scope))
-            return Queue(tuple(self.forge.jobs(scope)), runners)
+            if wants is None:
+                return Queue(tuple(self.forge.jobs(scope)), runners)
+            listing = self.forge.look(scope, wants)
+            return Queue(
+                listing.jobs,
+                runners,
+                unread=listing.unread,
+                old=listing.old,
+                is_short=listing.is_short,
+            )
         except ForgeError as error:
             if may_be_gone and isinstance(error, ForgeNotFound):
                 return Queue()  # it was deleted, and its jobs and runners with it
@@ -327,9 +343,12 @@ class Manager:
             "s)",
         )
 
-    def survey(self, drain: Mapping[str, Drain] | None = None) -> Survey:
-        """Look and plan; changes nothing and needs no lock."""
-        pools, observed, limits = self.desired(drain), self.observe(), self.settings.capacity
+    def survey(self, drain: Mapping[str, Drain] | None = None, *, whole: bool = True) -> Survey:
+        """Look and plan; changes nothing and needs no lock. Without `whole` a long queue is read a
+        few pages at a time, which takes a manager that goes on looking.
+        """
+        pools, limits = self.desired(drain), self.settings.capacity
+        observed = self.observe(pools, whole=whole)
         bounds = HostLimits(
             limits.cpu_overcommit, limits.memory_reserve, limits.disk_floor, limits.guard
         )
@@ -337,10 +356,34 @@ class Manager:
         for _ in range(_ROUNDS):
             decided = plan(self.settings.manager, pools, bounds, observed, self._clock())
             told = self._ask(decided.asks, failures)
-            if not told:
+            unsure = wanted.unsure(decided, observed)
+            if not told and not unsure:
                 break
             observed = replace(observed, asked={**observed.asked, **told})
+            observed = self._ask_again(unsure, observed, failures)
+        else:
+            decided = plan(self.settings.manager, pools, bounds, observed, self._clock())
+            decided = wanted.without(decided, wanted.unsure(decided, observed))
         return Survey(pools, observed, decided, tuple(failures))
+
+    def _ask_again(
+        self, jobs: Sequence[Job], observed: Observed, failures: list[ForgeError]
+    ) -> Observed:
+        """Whether these jobs still wait, which no look at the queue has shown again."""
+        for job in jobs[:_ASKED_BY_ID]:
+            try:
+                now = self.forge.job(INSTANCE, job.repository, job.key)
+            except ForgeTokenUnknown as error:
+                failures.append(error)
+                break
+            except ForgeDenied:
+                now = job  # without `read:repository` the look that showed it has to do
+            except ForgeError as error:
+                self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
+                failures.append(error)
+                break
+            observed = wanted.told(observed, job, now)
+        return observed
 
     def _ask(self, asks: Sequence[Ask], failures: list[ForgeError]) -> dict[Ask, Told]:
         """Records and jobs by their ids. Without an answer nothing is ended; a later pass asks
@@ -388,9 +431,11 @@ class Manager:
 
     # ---- act ----
 
-    def reconcile(self, drain: Mapping[str, Drain] | None = None) -> tuple[Outcome, Survey]:
+    def reconcile(
+        self, drain: Mapping[str, Drain] | None = None, *, whole: bool = True
+    ) -> tuple[Outcome, Survey]:
         """Start what is needed, finish what is done, sweep what nothing explains; what was done,
-        and what it was decided from.
+        and what it was decided from. `whole` as for `survey`.
 
         Call it with the lock held.
         """
@@ -402,7 +447,7 @@ class Manager:
             files.sweep(folder)
         outcome = Outcome()
         outcome.failures += self._rollback.roll_back()
-        survey = self.survey(drain)
+        survey = self.survey(drain, whole=whole)
         living = {str(machine.id) for machine in survey.observed.machines}
         self._addresses.sweep(
             living
@@ -782,7 +827,7 @@ class Manager:
         Of a runner that was registered idle Forgejo does not tell the job: then all that it might
         have. It can fail none but its own.
         """
-        running = [job for job in self.forge.jobs(binding.scope) if job.state is JobState.RUNNING]
+        running = self.forge.running(binding.scope)
         if self.forge.binds_jobs:
             return [job for job in running if binding.job_key in ("", job.key)]
         return [job for job in running if job.runner_name == str(binding.machine)]

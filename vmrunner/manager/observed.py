@@ -5,7 +5,7 @@ they were seen. Pure records.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from vmrunner.model.binding import Binding
@@ -93,6 +93,18 @@ class Queue:
     problem: str = ""
     hint: str = ""  # what to do about the problem
     is_silent: bool = False  # the problem is that the forge gave no (usable) answer at all
+    unread: int = 0  # jobs that wait and were not read yet, see Listing
+    old: frozenset[str] = frozenset()  # keys of waiting jobs that may be gone
+    is_short: bool = False  # machines could be made for more jobs than are known
+
+    def told(self, before: Job, now: Job | None) -> Queue:
+        """With one of the jobs as the forge shows it by its id, which is newer."""
+        jobs = (now if job.id == before.id else job for job in self.jobs)
+        return replace(
+            self,
+            jobs=tuple(job for job in jobs if job and job.state is not JobState.DONE),
+            old=self.old - {before.key},
+        )
 
 
 @dataclass(frozen=True)
@@ -153,6 +165,8 @@ class View:
         self.record_scope: dict[int, Scope] = {}
         self.jobs: dict[str, Job] = {}
         self.visible: dict[str, set[Scope]] = {}  # job key -> the scopes that show it
+        # Keys of waiting jobs that may be gone: no list has shown them just now.
+        self.old: set[str] = set()
         for scope, queue in self.answered.items():
             for record in queue.runners:
                 self.records[record.id] = record
@@ -163,6 +177,7 @@ class View:
                 if known is None or known.state is not JobState.RUNNING:
                     self.jobs[job.key] = job
                 self.visible.setdefault(job.key, set()).add(scope)
+            self.old |= queue.old
         self.asked = observed.asked
         for ask, told in self.asked.items():
             self._believe(ask, told)

@@ -583,7 +583,9 @@ def _judge_idle(
             "group?",
         )
     told = view.asked.get(_ask(metadata))
-    made_for = view.jobs.get(metadata.job_key) or (told.job if told else None)
+    made_for = told.job if told and told.job else None
+    if made_for is None and metadata.job_key not in view.old:
+        made_for = view.jobs.get(metadata.job_key)
     if made_for and made_for.state is JobState.WAITING:
         may_be_passed_over = view.may_throttle or made_for.is_caller or not made_for.labels
         if may_be_passed_over and not was_silent:

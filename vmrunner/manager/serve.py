@@ -20,8 +20,8 @@ from vmrunner.log import Log
 from vmrunner.manager.actions import Bind, Finish, Start
 from vmrunner.manager.manager import Manager, Survey
 from vmrunner.manager.metrics import Figures
-from vmrunner.manager.observed import Drain
-from vmrunner.model.job import Job, JobState
+from vmrunner.manager.observed import Drain, Queue
+from vmrunner.model.job import JobState, Listing
 from vmrunner.model.machine import EventKind, Machine, MachineId
 from vmrunner.waiting import Deadline
 
@@ -67,7 +67,7 @@ class Poll:
     def saw(self, survey: Survey) -> None:
         """A pass has just asked: the next poll is compared with what it saw."""
         queues = survey.observed.queues.values()
-        self._known = self._learn(job for queue in queues for job in queue.jobs)
+        self._known = self._learn(queues)
         self._answered(all(not queue.problem for queue in queues))
 
     def changed(self) -> bool:
@@ -79,9 +79,7 @@ class Poll:
         if began < self._next:
             return began >= self._next_count and self._has_more()
         try:
-            jobs = self._learn(
-                job for scope in self._scopes for job in self._manager.forge.jobs(scope)
-            )
+            jobs = self._learn(self._manager.forge.look(scope, ()) for scope in self._scopes)
         except ForgeError as error:
             if not self._down:
                 self._log.warning("forge does not answer", reason=error.sentence)
@@ -91,11 +89,23 @@ class Poll:
         self._answered(True)
         return was_down or jobs != self._known
 
-    def _learn(self, jobs: Iterable[Job]) -> frozenset[tuple[str, str, str]]:
-        """What of them would be news if it were different."""
-        listed = list(jobs)
-        self._listed = sum(job.state is JobState.WAITING for job in listed)
-        return frozenset((job.key, job.state.value, job.runner_name) for job in listed)
+    def _learn(self, listings: Iterable[Listing | Queue]) -> frozenset[tuple[str, str, str]]:
+        """What of their jobs would be news if it were different: of a queue that is not read to its
+        end which ones run, and how many wait.
+        """
+        known: list[tuple[str, str, str]] = []
+        self._listed = 0
+        for each in listings:
+            waiting = [job for job in each.jobs if job.state is JobState.WAITING]
+            self._listed += len(waiting) + each.unread
+            known += [
+                (job.key, job.state.value, job.runner_name)
+                for job in each.jobs
+                if job.state is not JobState.WAITING or not each.unread
+            ]
+            if each.unread:
+                known.append(("", "waiting", str(len(waiting) + each.unread)))
+        return frozenset(known)
 
     def _has_more(self) -> bool:
         """Whether more jobs wait than were listed.
@@ -243,7 +253,7 @@ class Server:
         try:
             self._manager.hypervisor.reopen()
             with self._manager.lock():
-                outcome, survey = self._manager.reconcile(drain)
+                outcome, survey = self._manager.reconcile(drain, whole=False)
         except VmrunnerError as error:
             self._complain(error)
             with suppress(HypervisorError):
@@ -300,6 +310,8 @@ class Server:
         ):
             # So that new machines are among the watched, and a place that became free is used.
             until = Deadline(1.0, self._clock)
+        if survey and any(queue.is_short for queue in survey.observed.queues.values()):
+            until = Deadline(_TICK, self._clock)  # the queue is read on
         while not until.is_over and not self._stop and not self._reload:
             # A poll is not late by the rest of a tick. A short rest there is all the same: it may
             # be due by what others spent.

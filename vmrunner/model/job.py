@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -96,6 +96,25 @@ class Job:
     def fits(self, labels: Collection[str]) -> bool:
         """Whether a runner with exactly these labels could take it."""
         return set(self.labels) <= set(labels)
+
+
+@dataclass(frozen=True)
+class Want:
+    """So many waiting jobs of a kind could be used."""
+
+    count: int
+    serves: Callable[[Job], bool]  # by its labels alone
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What one look at a scope's jobs gave, which need not be all of them."""
+
+    jobs: tuple[Job, ...] = ()
+    unread: int = 0  # how many more wait, at least
+    # Keys of waiting jobs that an earlier look has shown and this one has not: they may be gone.
+    old: frozenset[str] = frozenset()
+    is_short: bool = False  # more was wanted than is known, and the next look will have more
 
 
 @dataclass(frozen=True)

@@ -89,11 +89,11 @@ class Serving:
         if "reconcile" not in vars(manager):
             real = manager.reconcile
 
-            def reconcile(*arguments: Any) -> Any:
+            def reconcile(*arguments: Any, **options: Any) -> Any:
                 self.passes.append(self.now)
                 self._in_pass = True
                 try:
-                    return real(*arguments)
+                    return real(*arguments, **options)
                 finally:
                     self._in_pass = False
 
