@@ -1,7 +1,7 @@
-"""`make scale`: what a pass costs with many machines and jobs, and whether `serve` keeps its memory
-over a hundred thousand jobs.
+"""`make scale`: what a pass costs with many machines and jobs, whether `serve` keeps its memory
+over a hundred thousand jobs, and what a long queue costs at the real Gitea (see long_queue.py).
 
-Everything runs in this process: the fakes (see world.py), and libvirt's own mock `test:///default`
+The rest runs in this process: the fakes (see world.py), and libvirt's own mock `test:///default`
 under the real LibvirtHost.
 """
 
@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 import libvirt
 
+from tests import long_queue
 from tests.fakes import FakeRunner
 from tests.world import POOL, World
 from vmrunner.hypervisor.host import LibvirtHost
@@ -603,6 +604,8 @@ def main() -> None:
         if bend > WORSE
     ]
     faults += [f"the memory grew by {growth:.1%}"] if growth > GROWTH else []
+    queue = long_queue.measure()
+    faults += long_queue.report(queue)
     for fault in faults:
         print(fault, file=sys.stderr)
     figures = {
@@ -613,6 +616,7 @@ def main() -> None:
         "served": counted,
         "memory_mib": [round(early, 1), round(late, 1)],
         "memory_growth_percent": round(growth * 100, 1),
+        "long_queue": queue,
         "faults": faults,
     }
     print(json.dumps(figures))

@@ -103,6 +103,7 @@ class Job:
     began: str = _NEVER
     ended: str = _NEVER
     is_old: bool = False  # its run has a newer attempt
+    drops: bool = False  # what is reported of it
 
 
 class Gitea(Server):
@@ -174,6 +175,15 @@ class Gitea(Server):
                 job.state = "cancelling"
             else:
                 self._end(job, "cancelled")
+
+    def mark_over(self, job: Job, state: str = "cancelled") -> None:
+        """As `/cancel`, `/force-cancel` and `/approve` of Gitea 28 do it: the job is over at once,
+        in whatever state it was. What its runner still reports is dropped, and the record stays,
+        which is the worst that it can do (read, not run).
+        """
+        with self.lock:
+            job.state, job.ended, job.drops = state, now(), True
+            self._refresh(job)
 
     def rerun(self, run: int, *, only: Sequence[int] = ()) -> list[Job]:
         """The run once more, or only these jobs of it: new rows for all of them."""
@@ -466,6 +476,8 @@ class Gitea(Server):
     def _update_log(self, job: Job, body: dict[str, Any]) -> dict[str, Any]:
         assert job.task
         task, rows, index = job.task, body.get("rows", []), int(body.get("index", 0))
+        if job.drops:
+            return {"ackIndex": str(index + len(rows))}
         length = len(task.log)
         new = rows[length - index :] if index <= length < index + len(rows) else []
         if task.log_ended and new:

@@ -122,6 +122,15 @@ class Figures(Collector):
         for pool in sorted({"", *(desired.pool for desired in survey.pools), *waits}):
             waiting.add_metric([pool], waits[pool])
         yield waiting
+        unread = GaugeMetricFamily(
+            "vmrunner_unread_jobs",
+            "Jobs that wait and were not read yet, as the queue is long",
+            labels=["scope"],
+        )
+        for scope, queue in survey.observed.queues.items():
+            if not queue.problem:
+                unread.add_metric([str(scope)], queue.unread)
+        yield unread
         backoff = GaugeMetricFamily(
             "vmrunner_pool_failures", "Failures in a row that back the pool off", labels=["pool"]
         )

@@ -8,7 +8,16 @@ from typing import Protocol
 
 from vmrunner.manager.actions import Action, DeleteRunner, DropSeed, Finish, Note, Pause, Plan
 from vmrunner.manager.assign import assign
-from vmrunner.manager.observed import Ask, Backoff, Desired, Drain, HostLimits, Observed, View
+from vmrunner.manager.observed import (
+    Ask,
+    Backoff,
+    Desired,
+    Drain,
+    HostLimits,
+    Observed,
+    Told,
+    View,
+)
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Job, JobState, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
@@ -296,6 +305,8 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
         ending, reason = Ending(binding.ending), binding.reason
     elif not binding.is_minted:
         ending, reason = Ending.ABANDONED, "the manager ended while it made it"
+    elif _is_over(view.asked.get(_ask_of(binding)), binding.credentials.id):
+        ending, reason = Ending.DONE, ""  # the record may be there for a while
     elif job or (record and record.busy):
         ending, reason = Ending.DIED, machine.trouble or _last_words(last.text if last else None)
     elif record:
@@ -410,7 +421,7 @@ def _judge_bound(
     if not is_known:
         return None
     said_exit = machine.event(EventKind.EXIT) is not None
-    if (job or (record and record.busy)) and not said_exit:
+    if (job or (record and record.busy and not _may_be_over(metadata, view))) and not said_exit:
         is_news = job is not None and not metadata.seen_key
         if not metadata.running_at or metadata.over_at or is_news:
             return Note(machine, _running(metadata, job, view), job if is_news else None)
@@ -460,8 +471,23 @@ def _still_runs(metadata: Metadata, record: RunnerRecord | None, view: View) -> 
         and record
         and not view.binds_jobs
         and metadata.running_at
-        and not (told.job and told.job.state is JobState.DONE)
+        and not _is_over(told, metadata.runner_id)
     )
+
+
+def _is_over(told: Told | None, runner_id: int) -> bool:
+    """Whether the forge said that this runner's job is over. One that it was made for, and that
+    another runner had, or none, says nothing of its own.
+    """
+    job = told.job if told else None
+    return bool(job and job.state is JobState.DONE and job.runner_id == runner_id)
+
+
+def _may_be_over(metadata: Metadata, view: View) -> bool:
+    """Whether its runner may work on in vain: the list does not have its job, which was seen. Gitea
+    28 marks a job over at once and drops what the runner still reports.
+    """
+    return bool(not view.binds_jobs and metadata.running_at and metadata.seen_key)
 
 
 def _judge_silence(
