@@ -78,6 +78,10 @@ LINES = (
 )
 
 
+GIT = (2, 34, 1)
+"""The oldest git with which gitea-runner 2 and newer fetches actions."""
+
+
 class Fit(Enum):
     """What is to be said of a version."""
 
@@ -108,3 +112,10 @@ def fit(program: str, version: str) -> Fit:
     if line(program, version):
         return Fit.KNOWN
     return Fit.OLD if numbers(version) < least(program) else Fit.UNTRIED
+
+
+def least_git(program: str, version: str) -> Version:
+    """The oldest git that a runner of this version needs in its PATH; () where any will do, or
+    none.
+    """
+    return GIT if program == "gitea-runner" and numbers(version) >= (2,) else ()

@@ -118,6 +118,7 @@ class Asked(TypedDict):
     forge_url: str
     forge_host: str
     has_git: bool
+    least_git: list[int]  # that the image's runners need; empty: none
     listens: list[int]
     checks: dict[str, str]
     files: list[str]
@@ -263,10 +264,23 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
+def numbers(said: str) -> list[int]:
+    """The version in what a program says of itself."""
+    found = re.search(r"\d+(?:\.\d+)*", said)
+    return [int(number) for number in found[0].split(".")] if found else []
+
+
 def git(asked: Asked) -> Said:
-    """A repository is cloned, from a file and over HTTP, as a checkout does it."""
+    """It is new enough for the runner, and a repository is cloned, from a file and over HTTP, as a
+    checkout does it.
+    """
+    least = asked["least_git"]
+    wanted = f"its runner needs git {'.'.join(map(str, least))} or newer" if least else ""
     if not shutil.which("git"):
-        return not asked["has_git"], "the image has no git"
+        said = f"the image has no git; {wanted}" if least else "the image has no git"
+        return not (asked["has_git"] or least), said
+    if least and numbers(said := run("git", "--version").stdout.strip()) < least:
+        return False, f"{said}; {wanted}"
     with tempfile.TemporaryDirectory(dir="/root") as folder:
         for step in (
             ("init", "-q", f"{folder}/one"),
@@ -299,6 +313,7 @@ def git(asked: Asked) -> Said:
             f"{folder}/three",
         )
         server.shutdown()
+        server.server_close()
         return done.returncode == 0, "from a file and over HTTP" if done.returncode == 0 else last(
             done
         )

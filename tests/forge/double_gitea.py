@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -109,13 +108,8 @@ class Job:
 class Gitea(Server):
     """The server."""
 
-    def __init__(
-        self,
-        address: str = "127.0.0.1",
-        port: int = 0,
-        tls: ssl.SSLContext | None = None,
-        host: str = "",
-    ) -> None:
+    def begin(self) -> None:
+        """See Server."""
         self.version = "1.27.3"
         self.runners: dict[int, Runner] = {}
         self.gone: dict[int, str] = {}  # names of runners that are no more
@@ -123,7 +117,6 @@ class Gitea(Server):
         self.throttled = 0  # so many picks are refused
         self.tasks_version = 1
         self.registration: dict[str, str] = {}  # token by scope
-        super().__init__(address, port, tls, host)
 
     # ---- users ----
 

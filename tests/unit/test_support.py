@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vmrunner.doctor.findings import Level, supported
-from vmrunner.support import LINES, Fit, fit, least, numbers
+from vmrunner.support import LINES, Fit, fit, least, least_git, numbers
 from vmrunner.text import dotted
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
@@ -73,3 +73,18 @@ def test_a_version_is_known_old_or_untried(program: str, version: str, expected:
 def test_versions_are_read_as_numbers() -> None:
     assert numbers("28.0.0") > numbers("1.27.3") > numbers("1.27") > numbers("1.9")
     assert (least("gitea"), least("forgejo")) == ((1, 26), (15, 0, 9))
+
+
+@pytest.mark.parametrize(
+    ("program", "version", "git"),
+    [
+        ("gitea-runner", "1.0.8", ()),
+        ("gitea-runner", "v2.0.0", (2, 34, 1)),
+        ("gitea-runner", "5.3.0", (2, 34, 1)),
+        ("gitea-runner", "", ()),
+        ("forgejo-runner", "12.8.2", ()),
+    ],
+)
+def test_which_runner_needs_which_git(program: str, version: str, git: tuple[int, ...]) -> None:
+    assert least_git(program, version) == git
+    assert ".".join(map(str, git)) in PAGE.read_text()

@@ -14,6 +14,8 @@ from vmrunner.image.versions import promotion, proof, store
 from vmrunner.machine.clones import Shelf
 from vmrunner.model.image import Golden
 from vmrunner.model.label import without_docker
+from vmrunner.support import least_git, numbers
+from vmrunner.text import dotted
 
 
 def look(settings: Config, snapshots: Snapshots) -> Iterator[Finding]:
@@ -59,6 +61,25 @@ def _runner(name: str, pool: PoolConfig, golden: Golden) -> Iterator[Finding]:
     if carried and carried.version:
         where = f"in {golden.name} is what pool {name} runs jobs with"
         yield supported("runner", carried.kind, carried.version, where)
+        yield from _git(golden, carried.kind, carried.version)
+
+
+def _git(golden: Golden, runner: str, version: str) -> Iterator[Finding]:
+    """Whether the runner's git is new enough, as far as the image's packages tell; `image verify`
+    asks the program.
+    """
+    least = least_git(runner, version)
+    package = golden.manifest.packages.get("git")
+    has = numbers(package.version.rpartition(":")[2]) if package else ()
+    if not least or not golden.manifest.packages or has >= least:
+        return
+    found = f"its git is {dotted(has)}" if has else "it has no package git"
+    yield warning(
+        "runner",
+        f"{runner} {version} fetches actions with git {dotted(least)} or newer, and of "
+        f"{golden.name} is known: {found}.",
+        f"Build it with a newer one; `vmrunner image verify {golden.name}` asks git itself.",
+    )
 
 
 def _docker(name: str, pool: PoolConfig, golden: Golden) -> Iterator[Finding]:

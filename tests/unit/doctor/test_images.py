@@ -82,3 +82,26 @@ def test_a_snapshot_that_was_denied(
     (fix,) = [each.fix for each in images.look(world.settings, host) if each.check == "snapshot"]
     world.history.close()
     assert ("snapshot apparmor" in fix) is (has_apparmor and denied)
+
+
+@pytest.mark.parametrize(
+    ("runner", "git", "said"),
+    [
+        ("1.0.8", None, ""),
+        ("2.0.0", None, "it has no package git"),
+        ("2.0.0", "1:2.30.2-1+deb11u4", "its git is 2.30.2"),
+        ("5.3.0", "1:2.34.0-1", "its git is 2.34.0"),
+        ("5.3.0", "1:2.34.1-1ubuntu1.15", ""),
+        ("5.3.0", "1:2.47.3-0+deb13u1", ""),
+    ],
+)
+def test_a_git_that_is_too_old_for_the_runner(
+    world: World, runner: str, git: str | None, said: str
+) -> None:
+    packages = {"bash": "5"} | ({"git": git} if git else {})
+    carried = {"kind": "gitea-runner", "path": "/x", "sha256": "0", "version": runner}
+    made_of(world, packages=packages, runner=carried)
+    host: Any = SimpleNamespace()
+    found = [each for each in images.look(world.settings, host) if "fetches actions" in each.said]
+    assert [each.level for each in found] == ([Level.WARNING] * 2 if said else [])
+    assert all(each.said.endswith(f"{said}.") for each in found)

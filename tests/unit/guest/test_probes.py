@@ -341,6 +341,42 @@ def test_secrets_that_somebody_left(image: Probe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tells", "least", "passes"),
+    [
+        ("git version 2.34.0", [2, 34, 1], False),
+        ("git version 2.9.5", [2, 34, 1], False),
+        ("git: it says nothing", [2, 34, 1], False),
+        ("git version 2.34.1", [2, 34, 1], True),
+        ("git version 2.47.3", [2, 34, 1], True),
+        ("git version 2.9.5", [], True),
+    ],
+)
+def test_a_git_that_the_runner_can_not_use(
+    image: Probe, monkeypatch: pytest.MonkeyPatch, tells: str, least: list[int], passes: bool
+) -> None:
+    really = image.run
+
+    def run(*command: str, **options: Any) -> Any:
+        if command == ("git", "--version"):
+            return SimpleNamespace(returncode=0, stdout=tells, stderr="")
+        return really("true", **options)
+
+    image.run = run
+    monkeypatch.setattr(image.shutil, "which", lambda name: name)
+    passed, said = image.git({"has_git": True, "least_git": least})
+    assert (passed, "needs git 2.34.1" in said) == (passes, not passes)
+
+
+@pytest.mark.parametrize(("has", "least"), [(False, []), (True, []), (False, [2, 34, 1])])
+def test_an_image_without_git(
+    image: Probe, monkeypatch: pytest.MonkeyPatch, has: bool, least: list[int]
+) -> None:
+    monkeypatch.setattr(image.shutil, "which", lambda name: None)
+    passed, said = image.git({"has_git": has, "least_git": least})
+    assert (passed, "needs git" in said) == (not has and not least, bool(least))
+
+
+@pytest.mark.parametrize(
     ("stdout", "stderr", "said"),
     [
         ("one\ntwo\n", "", "exit 3: two"),

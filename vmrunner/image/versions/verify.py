@@ -29,6 +29,7 @@ from vmrunner.model.image import Golden
 from vmrunner.model.machine import DEFAULT_SHAPE, MachineId, Shape
 from vmrunner.network.forge import forge_host
 from vmrunner.render import guest
+from vmrunner.support import least_git
 
 OURS = (
     *(
@@ -163,6 +164,7 @@ def _asked(
         "forge_url": settings.forge_url,
         "forge_host": forge_host(settings.forge_url),
         "has_git": "git" in manifest.packages,
+        "least_git": max((least_git(each.kind, each.version) for each in runners), default=()),
         "listens": list(manifest.listens),
         "checks": manifest.checks,
         "files": sorted(manifest.inputs or ()),
