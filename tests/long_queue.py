@@ -21,7 +21,7 @@ from tests.forge.gitea import Repository, Site, until
 BEFORE = "b2c3d3a64f74946229be15ad0a221153c9641ae0"  # the commit to compare with
 REPOSITORIES, RUNS, JOBS = 5, 4, 250  # of each repository, of each run
 ROUNDS = 2
-IDLE = {"before": 6, "now": 300}  # passes; in 100 of them the whole queue was read once
+IDLE = {"before": 4, "now": 240}  # passes; in 100 of them the whole queue was read once
 SOONER, LESS, GROWTH = 5.0, 0.1, 0.1  # what it has to be, at least, and at most
 _WORKFLOW = f"""on: workflow_dispatch
 jobs:
