@@ -166,6 +166,9 @@ def test_the_end_of_the_job_that_it_was_made_for_is_not_its_own(house: House) ->
     assert mine.task
     house.gitea.cancel(mine)  # before any list showed it
     house.gitea.mark_over(wanted)
+    house.passes(4)
+    del house.runners[machine]  # it says nothing for a while
+    house.gitea.runners[house.binding(machine).credentials.id].reported = 0.0
     house.passes(60, every=5)
     assert machine in house.world.machines()
     assert mine.state == "cancelling"

@@ -353,23 +353,30 @@ class Manager:
             limits.cpu_overcommit, limits.memory_reserve, limits.disk_floor, limits.guard
         )
         failures: list[ForgeError] = []
+        trusted: set[str] = set()
         for _ in range(_ROUNDS):
             decided = plan(self.settings.manager, pools, bounds, observed, self._clock())
             told = self._ask(decided.asks, failures)
-            unsure = wanted.unsure(decided, observed)
+            unsure = wanted.unsure(decided, observed, trusted)
             if not told and not unsure:
                 break
             observed = replace(observed, asked={**observed.asked, **told})
-            observed = self._ask_again(unsure, observed, failures)
+            observed = self._ask_again(unsure, observed, trusted, failures)
         else:
             decided = plan(self.settings.manager, pools, bounds, observed, self._clock())
-            decided = wanted.without(decided, wanted.unsure(decided, observed))
+            decided = wanted.without(decided, wanted.unsure(decided, observed, trusted))
         return Survey(pools, observed, decided, tuple(failures))
 
     def _ask_again(
-        self, jobs: Sequence[Job], observed: Observed, failures: list[ForgeError]
+        self,
+        jobs: Sequence[Job],
+        observed: Observed,
+        trusted: set[str],
+        failures: list[ForgeError],
     ) -> Observed:
-        """Whether these jobs still wait, which no look at the queue has shown again."""
+        """Whether these jobs still wait, which no look at the queue has shown again. `trusted` gets
+        the keys of those that may not be asked for.
+        """
         for job in jobs[:_ASKED_BY_ID]:
             try:
                 now = self.forge.job(INSTANCE, job.repository, job.key)
@@ -377,7 +384,9 @@ class Manager:
                 failures.append(error)
                 break
             except ForgeDenied:
-                now = job  # without `read:repository` the look that showed it has to do
+                # Without `read:repository` the look that showed it has to do.
+                trusted.add(job.key)
+                continue
             except ForgeError as error:
                 self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
                 failures.append(error)

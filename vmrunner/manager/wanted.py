@@ -31,9 +31,11 @@ def wants(
     return [Want(places[pool.pool], pool.serves) for pool in pools if places.get(pool.pool, 0) > 0]
 
 
-def unsure(decided: Plan, observed: Observed) -> list[Job]:
-    """Jobs that would get a machine now, and that may be gone: nobody has looked at them again."""
-    old = {key for queue in observed.queues.values() for key in queue.old}
+def unsure(decided: Plan, observed: Observed, trusted: Collection[str]) -> list[Job]:
+    """Jobs that would get a machine now, and that may be gone: nobody has looked at them again.
+    `trusted` are the keys of those that can't be asked for.
+    """
+    old = {key for queue in observed.queues.values() for key in queue.old} - set(trusted)
     jobs = [
         action.job for action in decided.actions if isinstance(action, Start | Bind) and action.job
     ]

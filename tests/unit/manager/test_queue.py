@@ -24,6 +24,10 @@ def crowded(folder: Path, jobs: int, **pool: object) -> World:
     return world
 
 
+def denied(*_: object) -> Job | None:
+    raise ForgeDenied("Not you.", "read:repository")
+
+
 def made_for(world: World) -> set[int]:
     """The jobs that machines are made for."""
     keys = {metadata.job_key for metadata in world.hypervisor.domains.values()}
@@ -112,10 +116,6 @@ def test_without_the_right_to_ask_what_was_read_has_to_do(
     world.manager._drained.add(["p"], world.clock.now)
     for _ in range(20):
         world.up()
-
-    def denied(*_: object) -> Job | None:
-        raise ForgeDenied("Not you.", "read:repository")
-
     monkeypatch.setattr(world.forge, "job", denied)
     world.manager.resume(["p"])
     world.up()
@@ -168,9 +168,10 @@ def test_a_pool_whose_jobs_are_deep_in_the_queue_gets_them(tmp_path: Path) -> No
     assert 700 in made_for(world)
 
 
-def test_an_old_list_blames_no_pool(tmp_path: Path) -> None:
-    """A machine whose job another runner took, as its own page says; the list that was read before
-    still has it as waiting.
+@pytest.mark.parametrize("may_ask", [True, False])
+def test_an_old_list_blames_no_pool(tmp_path: Path, may_ask: bool) -> None:
+    """A machine whose job another runner took, as its own page says where it may be asked for; the
+    list that was read before still has it as waiting.
     """
     world = crowded(tmp_path, 100, max=1)
     for _ in range(20):
@@ -180,6 +181,10 @@ def test_an_old_list_blames_no_pool(tmp_path: Path) -> None:
     (number,) = made_for(world)
     world.forge.take(number, "somebody-else")
     (queue,) = world.forge.queues.values()
+    if not may_ask:
+        world.forge.job = denied  # type: ignore[method-assign]
+    # Nor does the list of those that run show it, which is another page's slip.
+    world.forge.unlisted_jobs = set() if may_ask else {number}
     for _ in range(100):
         world.clock.now += 5
         queue._next = 5

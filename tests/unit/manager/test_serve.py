@@ -230,6 +230,27 @@ def test_a_job_is_seen_by_the_number_of_those_that_wait(tmp_path: Path) -> None:
     assert min(b - a for a, b in pairwise(serving.counts)) >= 0.1
 
 
+def test_a_long_queue_is_read_on_while_a_place_is_free(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.forge.page = 10
+    for number in range(1, 600):
+        world.forge.queue(number, ["debian-12"] if number == 300 else ["riscv"])
+    Serving(world).run(3)
+    assert [metadata.job_key for metadata in world.hypervisor.domains.values()] == ["300.0"]
+
+
+def test_a_job_that_comes_last_is_heard_of_at_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.forge.page = 10
+    for number in range(1, 600):
+        world.forge.queue(number, ["riscv"])
+    serving = Serving(world)
+    serving.at(30.01, lambda: world.forge.queue(600))
+    serving.run(32)
+    assert serving.passes_within(30.01, 30.7)
+    assert len(world.machines()) == 1
+
+
 def test_where_only_the_list_tells_nothing_else_is_asked(tmp_path: Path) -> None:
     world = World(tmp_path, binds_jobs=True)
     serving = Serving(world)
