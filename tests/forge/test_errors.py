@@ -5,6 +5,7 @@ token.
 from __future__ import annotations
 
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,7 @@ def test_a_job_that_could_not_be_failed_is_failed_by_the_next_try(
     forge = client(double.url, double.token)
     job, credentials = taken(double, forge)
     calls: list[str] = []
+    gave_up = threading.Event()
 
     def fault(handler: Any) -> bool:
         if "RunnerService" not in handler.path:
@@ -231,18 +233,20 @@ def test_a_job_that_could_not_be_failed_is_failed_by_the_next_try(
             double.rpc(calls[-1], credentials.uuid, credentials.token, body)
             handler.connection.close()
         elif name == "a hang":
-            time.sleep(0.5)
+            gave_up.wait(60)
         else:
             FAULTS[name][0](handler)
         return True
 
     double.fault = fault
+    hasty = forge
     if name == "a hang":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("vmrunner.forge.http._TIMEOUT", httpx.Timeout(0.2))
-            forge = client(double.url, double.token)
+            patch.setattr("vmrunner.forge.http._TIMEOUT", httpx.Timeout(1.0))
+            hasty = client(double.url, double.token)
     with pytest.raises(ForgeUnreachable):
-        forge.fail_job(job, credentials, ["it died"])
+        hasty.fail_job(job, credentials, ["it died"])
+    gave_up.set()
     assert calls == ["UpdateLog", "UpdateLog", "UpdateTask"][:at], "nothing is retried inside"
     if at == 3:
         assert double.jobs[job.id].log_ended
