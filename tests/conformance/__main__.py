@@ -62,6 +62,9 @@ def main() -> int:
     ]
     seen = {name: _kept(name, {case.name for case in chosen}) for name in options.seen}
     faults: list[str] = []
+    for side in SIDES:
+        if side.name in options.seen:
+            faults += rounds.faults(side, chosen, seen[side.name])
     with closing(Site()) as site:
         mirror.publish(site)
         for side in wanted:
@@ -72,8 +75,8 @@ def main() -> int:
             seen[side.name] = kept | ended
             found = rounds.faults(side, chosen, seen[side.name]) + stuck
             faults += found
-            for fault in found:
-                say(f"  {fault}")
+    for fault in faults:
+        say(f"  {fault}")
     listed, unexpected = differ(seen)
     for line in unexpected:
         say(f"not known: {line}")

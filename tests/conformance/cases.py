@@ -51,7 +51,7 @@ class Topic(StrEnum):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What has to come of one job, on every side."""
+    """What has to come of one job."""
 
     job: str
     verdict: str
@@ -84,6 +84,7 @@ class Case:
     topic: Topic
     workflow: str
     wanted: tuple[Wanted, ...]
+    contained: tuple[Wanted, ...] = ()  # in place of those where jobs run in containers
     sample: bool = False  # part of the suite
     sides: tuple[str, ...] = ()  # all unless some are named
     event: str = "workflow_dispatch"
@@ -100,18 +101,20 @@ class Case:
     def load(cls, path: Path) -> Case:
         """Of a file; raises TypeError, ValueError or KeyError where that is not a case."""
         raw: dict[str, Any] = yaml.safe_load(path.read_text())
-        wanted = tuple(
-            Wanted(job, each["verdict"], tuple(each.get("log", ())), tuple(each.get("never", ())))
-            for job, each in raw.pop("expect").items()
-        )
         return cls(
             name=path.stem,
             topic=Topic(raw.pop("topic")),
-            wanted=wanted,
+            wanted=_wanted(raw.pop("expect")),
+            contained=_wanted(raw.pop("expect-in-containers", {})),
             sides=tuple(raw.pop("sides", ())),
             acts=tuple(raw.pop("acts", ("until done",))),
             **raw,
         )
+
+    def wanted_where(self, *, contained: bool) -> dict[str, Wanted]:
+        """By job, where jobs run in containers or where they don't."""
+        jobs = {each.job: each for each in self.wanted}
+        return jobs | {each.job: each for each in self.contained} if contained else jobs
 
     def contents(self, runs_on: str, container: str, forge: str) -> dict[str, str]:
         """The repository's files for a side: jobs under this label and, where one is named, in this
@@ -134,6 +137,13 @@ class Case:
             .replace("CRON", soon)
             for path, text in files.items()
         }
+
+
+def _wanted(jobs: dict[str, dict[str, Any]]) -> tuple[Wanted, ...]:
+    return tuple(
+        Wanted(job, each["verdict"], tuple(each.get("log", ())), tuple(each.get("never", ())))
+        for job, each in jobs.items()
+    )
 
 
 def load_all(*only: str) -> list[Case]:

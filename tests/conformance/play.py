@@ -7,12 +7,12 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.conformance import normalize
-from tests.conformance.cases import Case
+from tests.conformance.cases import Case, Wanted
 from tests.conformance.compare import Ended
 from tests.forge.gitea import Repository, Site
 
@@ -122,10 +122,9 @@ class Play:
         return found
 
 
-def faults(case: Case, ended: list[Ended]) -> list[str]:
-    """What is not as the case wants it."""
+def faults(wanted: Mapping[str, Wanted], ended: list[Ended]) -> list[str]:
+    """What is not as it is wanted, by job."""
     by_name = {each.job: each for each in ended}
-    wanted = {each.job: each for each in case.wanted}
     found = [f"{job}: there is no such job" for job in wanted if job not in by_name]
     found += [
         f"{job}: nobody expected this job, which is {each.verdict}"

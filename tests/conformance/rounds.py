@@ -71,7 +71,7 @@ def faults(side: Side, chosen: Iterable[Case], ended: dict[str, list[Ended]]) ->
         f"{case.name}, {side.name}: {fault}"
         for case in chosen
         if case.name in ended
-        for fault in play.faults(case, ended[case.name])
+        for fault in play.faults(case.wanted_where(contained=side.is_contained), ended[case.name])
     ]
 
 

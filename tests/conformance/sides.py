@@ -37,6 +37,11 @@ class Side:
     container: str = ""  # that each job asks for
 
     @property
+    def is_contained(self) -> bool:
+        """Whether its jobs run in containers."""
+        return bool(self.container) or self.place != "host"
+
+    @property
     def owner(self) -> str:
         return f"conf-{self.name}"
 

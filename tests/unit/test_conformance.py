@@ -34,7 +34,8 @@ def test_a_case_is_whole(case: cases.Case) -> None:
         if path.startswith(".gitea/workflows/"):
             assert yaml.safe_load(text)["jobs"], path
             assert not re.search(r"\b(LABEL|FORGE|CRON)\b", text), path
-    for each in case.wanted:
+    assert {each.job for each in case.contained} <= {each.job for each in case.wanted}
+    for each in (*case.wanted, *case.contained):
         for pattern in (*each.log, *each.never):
             re.compile(pattern)
 
