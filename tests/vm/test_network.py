@@ -193,6 +193,15 @@ def listening(ground: Ground) -> Iterator[str]:
             process.terminate()
 
 
+def evidence(address: str) -> str:
+    """What lies between two machines of which one has reached the other, while it is so."""
+    commands = (
+        f"virsh -q list; bridge -d link; ip neigh; ip route get {address}; sysctl -a -r proxy_arp; "
+        "nft list ruleset"
+    )
+    return subprocess.run(["sh", "-c", commands], capture_output=True, text=True).stdout
+
+
 def test_neighbours_and_the_outside_reach_nobody(lay_ground: Callable[..., Ground]) -> None:
     ground = lay_ground()
     ground.run("snapshot", "create", "--image", "test-gitea", "--memory", "1GiB")
@@ -206,7 +215,7 @@ def test_neighbours_and_the_outside_reach_nobody(lay_ground: Callable[..., Groun
             ]
         )
         done = ground.run("exec", "--image", "test-gitea", "--memory", "1GiB", "--", *tried)
-        assert json.loads(done.stdout) == [False, False, False, True]
+        assert json.loads(done.stdout) == [False, False, False, True], evidence(address)
         outside = [
             "ip",
             "netns",
