@@ -584,7 +584,7 @@ def settle(world: World, *, may_fail: bool) -> None:
         world.queue()
     living = world.domains()
     stale = {
-        name for left in world.left() for name in re.findall(rf"vmr-{MANAGER}-[0-9a-f]{{8}}", left)
+        name for left in world.left() for name in re.findall(rf"vmr-{MANAGER}-[0-9a-f]{{16}}", left)
     } - living
     deadline, ended, after, said = time.monotonic() + SETTLED, 0.0, 0, list[str]()
     for number in range(1, 10_000):

@@ -48,16 +48,20 @@ class World:
         *,
         binds_jobs: bool = False,
         pools: dict[str, Any] | None = None,
+        beside: World | None = None,
         **settings: Any,
     ) -> None:
+        """`beside`: another host, on whose forge it is."""
         self.opened.append(self)
         self.folder = folder
         kind = "forgejo-runner" if binds_jobs else "gitea-runner"
         self.publish("1", {"kind": kind, "path": f"/usr/local/bin/{kind}", "sha256": "0"})
-        self.clock = Clock()
+        self.clock = beside.clock if beside else Clock()
         self.doom, self.log = Doom(), FakeLog()
         self.hypervisor = FakeHypervisor(doom=self.doom, now=self.clock)
-        self.forge = FakeForge(binds_jobs, clock=self.clock, doom=self.doom)
+        self.forge = (
+            beside.forge if beside else FakeForge(binds_jobs, clock=self.clock, doom=self.doom)
+        )
         self.configure(pools or {"p": POOL}, **settings)
         self.starts: dict[int, int] = {}  # how often each job was begun
         self.taken: dict[int, float] = {}  # and when last, by the steady clock
@@ -124,6 +128,7 @@ class World:
 
     def up(self) -> tuple[int, int, int, int]:
         """One pass: started or bound, destroyed, swept, failures."""
+        self.forge.doom = self.doom  # who calls it dies in the middle
         done = self.manager.reconcile(whole=self.whole)[0]
         return done.started + done.bound, done.destroyed, done.swept, len(done.failures)
 
@@ -137,6 +142,10 @@ class World:
     def reasons(self) -> dict[int, Reason]:
         """Why each waiting job waits."""
         return {wait.job.id: wait.reason for wait in self.manager.survey().plan.waits}
+
+    def named(self, serial: str) -> str:
+        """What a machine of this host is called."""
+        return str(MachineId("m", serial, self.manager.host))
 
     def machines(self) -> list[MachineId]:
         return sorted(self.hypervisor.domains, key=str)
@@ -258,7 +267,8 @@ class World:
         records = [
             runner.record.name
             for runner in self.forge.runners_.values()
-            if runner.record.name.startswith("vmr-m-")
+            if (machine := MachineId.of("m", runner.record.name))
+            and machine.host in ("", self.manager.host)
         ]
         bindings = [path.name for path in (self.folder / "run" / "bindings").iterdir()]
         return [*residue.domains, *residue.files, *records, *bindings]

@@ -13,7 +13,7 @@ _SAME = [
     for pattern, to in (
         (r"^\S+\(version:v?[^)]+\) received task \d+ of job", "RUNNER received task N of job"),
         (r"[^\s=:'\"]*/[0-9a-f]{16}(?=/(hostexecutor|tmp|act)\b)", "ACT"),
-        (r"\bvmr-[a-z0-9-]+-[0-9a-f]{8}\b", "MACHINE"),
+        (r"\bvmr-[a-z0-9-]+-[0-9a-f]{8,16}\b", "MACHINE"),
         (r"\bconf-[a-z]+\b", "OWNER"),
         (r"^env ImageOS=\S+$", "env ImageOS=LABEL"),
         (r"^env GITHUB_RUN_ID=\d+$", "env GITHUB_RUN_ID=N"),

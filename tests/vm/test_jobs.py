@@ -266,7 +266,7 @@ def test_killed_at_each_step_of_creating_a_machine(
         names = {
             part
             for left in ground.leftovers()
-            for part in re.findall(r"vmr-suite-[0-9a-f]{8}", left)
+            for part in re.findall(r"vmr-suite-[0-9a-f]{16}", left)
         } | set(records(site, ground))
         assert len(names) == 1, (
             f"killed after {step}: this pass leaves its machine, and nothing of the one before"

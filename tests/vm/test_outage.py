@@ -146,6 +146,6 @@ def test_a_forge_that_is_away_while_runners_start(
         until(over, LIFE, f"the job in a {label} machine is over", every=1)
         (job,) = repository.jobs()
         assert (job["conclusion"], job["run_attempt"]) == ("success", 1)
-        assert {job["runner_name"]} == set(re.findall(r"vmr-suite-[0-9a-f]{8}", done.stderr)), (
+        assert {job["runner_name"]} == set(re.findall(r"vmr-suite-[0-9a-f]{16}", done.stderr)), (
             "the very machine that started while the forge was away"
         )

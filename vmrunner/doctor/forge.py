@@ -13,10 +13,11 @@ from pydantic import TypeAdapter
 from vmrunner.config import Config, forge_token, webhook_secret
 from vmrunner.doctor import address
 from vmrunner.doctor.findings import Finding, failed, good, supported, warning
-from vmrunner.errors import ForgeError, VmrunnerError
+from vmrunner.errors import ConfigError, ForgeError, VmrunnerError
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
 from vmrunner.forge.seam import Forge
+from vmrunner.machine import identity
 from vmrunner.model.job import RunnerRecord, Scope, ScopeKind
 from vmrunner.model.machine import MachineId
 
@@ -105,7 +106,16 @@ def _scopes(settings: Config, forge: Forge, machines: set[str] | None) -> Iterat
             )
     if machines is None:
         return
-    ours = {record.name for record in records if MachineId.of(settings.manager, record.name)}
+    try:
+        host = identity.host(settings.state_dir)
+    except ConfigError as why:
+        yield failed("identity", why)
+        return
+    ours = {
+        record.name
+        for record in records
+        if (machine := MachineId.of(settings.manager, record.name)) and machine.host == host
+    }
     if orphans := sorted(ours - machines):
         yield warning(
             "leftovers",

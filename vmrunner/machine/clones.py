@@ -16,9 +16,10 @@ from vmrunner.errors import SnapshotError
 from vmrunner.hypervisor.seam import Hypervisor, Snapshot, Snapshots
 from vmrunner.log import Say
 from vmrunner.machine import seed
+from vmrunner.machine.identity import fresh
 from vmrunner.machine.ownership import claiming
 from vmrunner.model.image import Golden
-from vmrunner.model.machine import MachineId, Shape
+from vmrunner.model.machine import Shape
 from vmrunner.waiting import retry_at
 
 _FIRST_WAIT, _LONGEST_WAIT = 600.0, 86400.0  # seconds until one that failed is made again
@@ -138,7 +139,7 @@ def make(
 
     Raises SnapshotError and the like; nothing is left of the machine then.
     """
-    machine, shelf = MachineId.new(hypervisor.manager), Shelf(settings.state_dir, clock)
+    machine, shelf = fresh(settings), Shelf(settings.state_dir, clock)
     key = hypervisor.snapshots.key(golden, shape)
     with lock.exclusive(
         settings.runtime_dir, f"{settings.manager}-snapshot", wait=timeout, say=say

@@ -19,6 +19,7 @@ from vmrunner.hypervisor.seam import File, Hypervisor, Machines, Output
 from vmrunner.log import Say
 from vmrunner.machine import launch, seed
 from vmrunner.machine.clones import Shelf
+from vmrunner.machine.identity import fresh
 from vmrunner.machine.launch import Launch
 from vmrunner.machine.ownership import claiming
 from vmrunner.model.image import Golden
@@ -69,7 +70,7 @@ def run(
     Raises MachineError when the guest doesn't come up, or the command doesn't end in time. However
     this ends, the machine is destroyed.
     """
-    machine, golden = command.machine or MachineId.new(hypervisor.manager), command.golden
+    machine, golden = command.machine or fresh(settings), command.golden
     addresses = settings.addresses()
     with ExitStack() as stack:
         with claiming(hypervisor, settings, golden, machine, until=stack, say=say):

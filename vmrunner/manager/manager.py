@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
@@ -32,7 +32,7 @@ from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.seam import File, Hypervisor
 from vmrunner.image.versions import store
 from vmrunner.log import Log
-from vmrunner.machine import ownership
+from vmrunner.machine import identity, ownership
 from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
 from vmrunner.machine.maker import Maker
@@ -79,6 +79,8 @@ _ASKED_AT_ONCE = 100  # machines that are gone whose jobs a pass asks for
 _ASKED_BY_ID = 100  # records that a pass asks for, of machines that it would end
 _UNANSWERED = 3  # questions without an answer after which a pass asks no more
 _ROUNDS = 3  # of planning and asking: an answer may raise another question
+# Seconds until an older vmrunner's record without a machine is swept; see Manager._leftovers.
+_OLD_NAMES_REST = 86400.0
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 10.0, 900.0  # seconds
 # Seconds that a job waits which the forge held back from its runner.
 _HELD_FOR, _HELD_LONGEST = 60.0, 900.0
@@ -168,6 +170,7 @@ class Manager:
         self._outages = settings.runtime_dir / "outages.json"
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
+        self.host = identity.host(settings.state_dir)
         self._addresses = settings.addresses()
         self.shelf = Shelf(settings.state_dir, clock)
         self._rollback = Rollback(settings, history, log)
@@ -234,6 +237,28 @@ class Manager:
             self.forge.may_throttle,
             moment=moment,
             silences=silences,
+            host=self.host,
+            leftovers=self._leftovers(queues.values()),
+        )
+
+    def _leftovers(self, queues: Iterable[Queue]) -> frozenset[str]:
+        """Records of an older vmrunner, whose names tell no host. This host's are those that its
+        history knows. It may be another computer's, which this one's disk was copied from: so only
+        what has long had no machine, since one that has calls the forge.
+        """
+        named = {
+            machine
+            for queue in queues
+            for record in queue.runners
+            if not (record.online or record.busy)
+            and (machine := MachineId.of(self.settings.manager, record.name))
+            and not machine.host
+        }
+        before = self._clock() - _OLD_NAMES_REST
+        return frozenset(
+            str(machine)
+            for machine in named
+            if (row := self.history.find(machine)) and row.created < before
         )
 
     def _moment(self) -> Moment:
@@ -532,7 +557,7 @@ class Manager:
                 golden = store.find(self.settings.images_dir, self.settings.pools[pool].image)
                 self.hypervisor.prepare(golden)
             except (ImageError, HypervisorError) as error:
-                self._start_failed(MachineId.new(self.settings.manager), pool, error)
+                self._start_failed(MachineId.new(self.settings.manager, self.host), pool, error)
                 outcome.failures.append(error)
                 found[pool] = None
             else:
@@ -618,7 +643,7 @@ class Manager:
     def _start(
         self, action: Start, maker: Maker, golden: Golden, scopes: tuple[Scope, ...]
     ) -> None:
-        machine = MachineId.new(self.settings.manager)
+        machine = MachineId.new(self.settings.manager, self.host)
         try:
             metadata = maker.create(machine, golden, action.job, scopes)
         except (HypervisorError, ImageError) as error:

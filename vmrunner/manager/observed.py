@@ -147,6 +147,9 @@ class Observed:
     asked: Mapping[Ask, Told] = field(default_factory=dict)
     moment: Moment | None = None  # when it was seen; None: by a clock that was never set
     silences: Silences = field(default_factory=Silences)
+    host: str = ""  # this host's identity: names that carry another one are strangers'
+    # Names without an identity, of an older vmrunner, that are this host's all the same.
+    leftovers: frozenset[str] = frozenset()
 
 
 class View:

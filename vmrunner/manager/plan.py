@@ -226,9 +226,14 @@ def _seeds(machine: Machine) -> list[Action]:
 
 
 def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
-    """Runner records with our name that neither a live machine nor a binding explains, and that are
-    not at work: somebody's machine would lose its job.
+    """Runner records with our name and our host's identity that neither a live machine nor a
+    binding explains, and that are not at work: somebody's machine would lose its job.
+
+    Of those that an older vmrunner made, only what this host is known to have made.
     """
+    leftovers = observed.leftovers | {
+        str(binding.machine) for binding in observed.bindings if not binding.is_minted
+    }
     explained = {
         machine.metadata.runner_id
         for machine in observed.machines
@@ -239,7 +244,8 @@ def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
         DeleteRunner(scope := view.record_scope[record.id], record, Ask(scope, record.id))
         for record in view.records.values()
         if record.id not in explained
-        and MachineId.of(manager, record.name)
+        and (machine := MachineId.of(manager, record.name))
+        and (machine.host == observed.host or record.name in leftovers)
         and not record.busy
         and record.id not in view.at_work
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 PREFIX = "vmr"
@@ -140,43 +140,53 @@ def parse_events(raw: bytes) -> tuple[GuestEvent, ...]:
     return tuple(events.values())
 
 
+def is_serial(text: str) -> bool:
+    """Whether it is 8 hex digits, as a machine's serial and a host's identity are."""
+    return len(text) == 8 and all(c in "0123456789abcdef" for c in text)
+
+
 @dataclass(frozen=True)
 class MachineId:
-    """The name of one machine: `vmr-<manager>-<8 hex>`.
+    """The name of one machine: `vmr-<manager>-<16 hex>`, of which the first 8 are the host's
+    identity. Those that an older vmrunner made have the last 8 alone.
 
-    Everything that belongs to it is named `<this>.<suffix>`.
+    Everything that belongs to it is named `<this>.<suffix>`. On a host the serial tells machines
+    apart, so what is known of them by the serial alone (a tap) finds them, too.
     """
 
     manager: str
     serial: str
+    host: str = field(default="", compare=False)
 
     @classmethod
-    def new(cls, manager: str) -> MachineId:
+    def new(cls, manager: str, host: str) -> MachineId:
         """A fresh id; 32 random bits are plenty beside the name-clash check that libvirt makes."""
-        return cls(manager, secrets.token_hex(4))
+        return cls(manager, secrets.token_hex(4), host)
 
     @classmethod
     def of(cls, manager: str, name: str) -> MachineId | None:
         """The id behind an object's name (a suffix such as `.qcow2` may follow), or None where it
-        isn't this manager's.
+        isn't this manager's. Whose host's it is, is another question.
         """
-        head = f"{PREFIX}-{manager}-"
-        serial = name.removeprefix(head).partition(".")[0]
-        if (
-            not name.startswith(head)
-            or len(serial) != 8
-            or any(c not in "0123456789abcdef" for c in serial)
-        ):
+        found = cls.parse(name)
+        return found if found and found.manager == manager else None
+
+    @classmethod
+    def parse(cls, name: str) -> MachineId | None:
+        """The id behind an object's name, whoever's it is."""
+        head, _, word = name.partition(".")[0].rpartition("-")
+        manager, host, serial = head.removeprefix(f"{PREFIX}-"), word[:-8], word[-8:]
+        if not head.startswith(f"{PREFIX}-") or not manager or not is_serial(serial):
             return None
-        return cls(manager, serial)
+        return cls(manager, serial, host) if not host or is_serial(host) else None
 
     def __str__(self) -> str:
-        return f"{PREFIX}-{self.manager}-{self.serial}"
+        return f"{PREFIX}-{self.manager}-{self.host}{self.serial}"
 
     @classmethod
     def of_tap(cls, manager: str, tap: str) -> MachineId | None:
-        """The machine behind a network interface of the host, or None where it isn't this
-        manager's.
+        """The machine behind a network interface of the host, without the host's identity; None
+        where it isn't this manager's.
         """
         head = cls(manager, "").tap
         return (
@@ -194,8 +204,8 @@ class MachineId:
 
     @property
     def mac(self) -> str:
-        """A locally administered MAC address under QEMU's prefix, derived from the id."""
-        digest = hashlib.sha256(str(self).encode()).digest()
+        """A locally administered MAC address under QEMU's prefix, derived from what the tap is."""
+        digest = hashlib.sha256(f"{PREFIX}-{self.manager}-{self.serial}".encode()).digest()
         return f"52:54:00:{digest[0]:02x}:{digest[1]:02x}:{digest[2]:02x}"
 
 

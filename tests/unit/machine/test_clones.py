@@ -33,7 +33,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def is_cloned(world: World, pool: str) -> bool:
     """Whether the next machine is a clone."""
     golden, section = store.find(world.settings.images_dir, "debian-12"), world.settings.pools[pool]
-    metadata = Metadata(MachineId.new("m"), pool, golden.id, world.clock.now)
+    metadata = Metadata(MachineId.new("m", "0a0b0c0d"), pool, golden.id, world.clock.now)
     wanted = Launch(metadata, golden, section.shape, shelf=world.manager.shelf, clock=world.clock)
     return bool(launch.park(world.hypervisor, wanted, "rehearsal").snapshot)
 

@@ -232,9 +232,9 @@ def test_the_usual_end_of_a_job_costs_no_question(world: World) -> None:
 
 
 def test_a_stray_that_is_at_work_stays(gitea: World) -> None:
-    """Such as another host's, of the same name: its list said nothing of a job."""
+    """Such as a host's whose disk this one's was copied from: its list said nothing of a job."""
     gitea.forge.queue(1)
-    name = "vmr-m-0123abcd"
+    name = gitea.named("0123abcd")
     gitea.forge.create_runner(Scope.parse("instance"), name, ["debian-12"])
     gitea.forge.take(1, name)
     runner = gitea.forge.by_name(name)
@@ -246,10 +246,11 @@ def test_a_stray_that_is_at_work_stays(gitea: World) -> None:
     runner.record = idle
     listed = list(gitea.forge.runners(SCOPE))
     runner.record = replace(idle, busy=True)
-    decided = plan("m", [POOL], LIMITS, observed([], listed), NOW)
+    seen = replace(observed([], listed), host=gitea.manager.host)
+    decided = plan("m", [POOL], LIMITS, seen, NOW)
     (ask,) = decided.asks
     asked = {ask: Told(gitea.forge.runner(ask.scope, ask.runner_id))}
-    decided = plan("m", [POOL], LIMITS, replace(observed([], listed), asked=asked), NOW)
+    decided = plan("m", [POOL], LIMITS, replace(seen, asked=asked), NOW)
     assert decided.actions == (), "it began to, between the list and the look"
 
 
@@ -449,6 +450,6 @@ def test_a_list_that_stands_still_costs_no_questions_but_for_strays(tmp_path: Pa
         world.step(each)
     world.pass_time(60, 5)
     assert world.forge.by_id == 0
-    world.forge.create_runner(SCOPE, "vmr-m-0123abcd", ["debian-12"])
+    world.forge.create_runner(SCOPE, world.named("0123abcd"), ["debian-12"])
     assert world.up()[2] == 1
     assert world.forge.by_id == 1

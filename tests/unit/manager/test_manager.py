@@ -322,7 +322,7 @@ def test_what_nothing_explains_is_swept_and_what_is_not_ours_stays(world: World)
     world.hypervisor.files[machine, File.CONSOLE] = b""
     world.hypervisor.die(machine)  # the host rebooted
     world.forge.create_runner(Scope.parse("instance"), "builder", ["x"])
-    world.forge.create_runner(Scope.parse("instance"), "vmr-m-0123abcd", ["x"])
+    world.forge.create_runner(Scope.parse("instance"), world.named("0123abcd"), ["x"])
     world.forge.cancel(1)
     world.up()
     assert [runner.record.name for runner in world.forge.runners_.values()] == ["builder"]

@@ -118,7 +118,7 @@ def test_counters_are_by_ending_and_outlive_the_process(world: World) -> None:
     world.forge.cancel(9)
     world.up()
     world.settle()
-    world.forge.create_runner(world.settings.pools["p"].scope[0], "vmr-m-0123abcd", ["x"])
+    world.forge.create_runner(world.settings.pools["p"].scope[0], world.named("0123abcd"), ["x"])
     world.up()
     world.restart()
     samples = exposed(Figures(world.history))

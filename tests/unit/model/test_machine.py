@@ -16,12 +16,35 @@ from vmrunner.model.machine import (
 
 
 def test_names_are_recognised_only_where_they_are_ours() -> None:
-    machine = MachineId.new("ci-1")
+    machine = MachineId.new("ci-1", "0a0b0c0d")
     assert MachineId.of("ci-1", str(machine)) == machine
     assert MachineId.of("ci-1", f"{machine}.qcow2") == machine
     assert MachineId.of("ci", str(machine)) is None
     assert MachineId.of("ci-1", "vmr-ci-1-../../../x") is None
     assert MachineId.of("ci-1", "somebody-else") is None
+    assert MachineId.of("ci-1", "vmr-ci-1-0a0b0c0dDEADBEEF") is None
+    assert MachineId.of("ci-1", "vmr-ci-1-0a0b0c0d-01234567") is None, "the manager ci-1-0a0b0c0d's"
+
+
+def test_a_name_tells_its_host() -> None:
+    machine = MachineId.new("ci-1", "0a0b0c0d")
+    for name in (str(machine), f"{machine}.seed.iso"):
+        found = MachineId.parse(name)
+        assert found
+        assert (found.manager, found.host, found.serial) == ("ci-1", "0a0b0c0d", machine.serial)
+    older = MachineId.parse("vmr-ci-1-01234567")
+    assert older
+    assert (older.manager, older.host, str(older)) == ("ci-1", "", "vmr-ci-1-01234567")
+    for stranger in ("vmr-01234567", "vmr--01234567", "ci-1-01234567", "vmr-ci-1-01234567x", ""):
+        assert MachineId.parse(stranger) is None
+
+
+def test_what_knows_the_serial_alone_finds_the_machine() -> None:
+    machine = MachineId.new("ci-1", "0a0b0c0d")
+    found = MachineId.of_tap("ci-1", machine.tap)
+    assert found == machine
+    assert {machine: 1}[found] == 1
+    assert (found.tap, found.mac, len(machine.tap)) == (machine.tap, machine.mac, 15)
 
 
 def test_every_phase_leads_to_destroyed() -> None:
@@ -45,7 +68,7 @@ def test_reports() -> None:
 
 
 def test_phase_follows_what_is_seen() -> None:
-    machine = MachineId.new("m")
+    machine = MachineId.new("m", "0a0b0c0d")
     assert Machine(machine, alive=True).phase is Phase.STARTED
     bound, warm = (
         Metadata(machine, "p", "i/1", 1.0, runner_id=7),

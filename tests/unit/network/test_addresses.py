@@ -32,7 +32,7 @@ def test_both_addresses_of_a_machine_have_the_same_number(four: str, prefix: str
 def test_what_is_taken_has_a_pair_where_there_is_ipv6(tmp_path: Path) -> None:
     subnet, prefix = IPv4Network("10.87.0.0/29"), IPv6Network("fd87::/64")
     both = Addresses(tmp_path, subnet, prefix)
-    taken = [both.take(MachineId.new("m")) for _ in range(5)]
+    taken = [both.take(MachineId.new("m", "0a0b0c0d")) for _ in range(5)]
     pairs = {both.beside(address) for address in taken}
     assert len(pairs) == 5
     assert gateway(prefix) not in {pair.ip for pair in pairs if pair}

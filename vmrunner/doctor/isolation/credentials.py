@@ -11,8 +11,8 @@ from contextlib import ExitStack
 
 from vmrunner.doctor.isolation.lab import Cell, Lab
 from vmrunner.forge.seam import Forge
+from vmrunner.machine.identity import fresh
 from vmrunner.model.job import Credentials, Scope
-from vmrunner.model.machine import MachineId
 from vmrunner.network.forge import forge_host
 
 _WHILE_IT_LIVES = {
@@ -35,7 +35,7 @@ def cells(lab: Lab, forge: Forge, scope: Scope) -> Iterator[Cell]:
     """
     label = f"vmrunner-isolation-{secrets.token_hex(4)}"
     with ExitStack() as stack:
-        credentials = forge.create_runner(scope, str(MachineId.new(lab.settings.manager)), [label])
+        credentials = forge.create_runner(scope, str(fresh(lab.settings)), [label])
         stack.callback(forge.delete_runner, scope, credentials.id)
         answered = _ask(lab, credentials, label)
     for call, (what, may) in _WHILE_IT_LIVES.items():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from vmrunner.doctor.isolation.lab import Cell, Lab
 from vmrunner.errors import MachineError
-from vmrunner.model.machine import MachineId
+from vmrunner.machine.identity import fresh
 
 _PROGRAM = "probe_residue.py"
 
@@ -20,7 +20,7 @@ def cells(lab: Lab) -> Iterator[Cell]:
 
     Raises MachineError where the first does not find its own: then the second would prove nothing.
     """
-    machine = MachineId.new(lab.settings.manager)
+    machine = fresh(lab.settings)
     token = secrets.token_hex(16)
     own: dict[str, bool] = lab.answers(
         _PROGRAM, "leave", token, f"<residue seed {token}>", machine=machine

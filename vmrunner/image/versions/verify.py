@@ -24,6 +24,7 @@ from vmrunner.image.versions import proof, store
 from vmrunner.image.versions.proof import Check, Proof
 from vmrunner.log import Say
 from vmrunner.machine import oneshot
+from vmrunner.machine.identity import fresh
 from vmrunner.machine.seed import RUNNERS
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import DEFAULT_SHAPE, MachineId, Shape
@@ -68,7 +69,7 @@ def verify(hypervisor: Hypervisor, settings: HostConfig, golden: Golden, *, say:
     """
     versions = hypervisor.facts.versions()
     store.verify(golden)
-    shape, machine = shape_for(settings, golden.name), MachineId.new(hypervisor.manager)
+    shape, machine = shape_for(settings, golden.name), fresh(settings)
     listener = _Listener()
     say(f"{golden.name} {golden.version}: booting a machine to verify it")
     trouble = _boot(hypervisor, settings, golden, shape, machine, listener)

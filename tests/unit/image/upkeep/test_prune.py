@@ -50,7 +50,7 @@ def versions(world: World) -> str:
 
 def overlay(world: World, version: str, *, cloned: bool = False) -> MachineId:
     golden = store.version(world.settings.images_dir, NAME, version)
-    machine, shape = MachineId.new("m"), world.settings.pools["p"].shape
+    machine, shape = MachineId.new("m", "0a0b0c0d"), world.settings.pools["p"].shape
     snapshot = (
         world.hypervisor.snapshots.make(golden, shape, machine, b"", 1, print) if cloned else None
     )
@@ -90,7 +90,7 @@ def test_what_an_overlay_lies_on_stays_until_the_overlay_goes(world: World) -> N
 
 
 def test_what_a_live_machine_names_stays(world: World) -> None:
-    machine = MachineId.new("m")
+    machine = MachineId.new("m", "0a0b0c0d")
     # Its files were deleted by hand.
     world.hypervisor.domains[machine] = Metadata(machine, "p", f"{NAME}/4", 0.0)
     run(world)
@@ -121,7 +121,7 @@ def test_volumes_of_versions_that_the_store_has_not_any_more_go(world: World) ->
         "image-lost-8.disk.qcow2",
         "image-lost-8.vmlinuz",
     ]
-    machine = MachineId.new("m")
+    machine = MachineId.new("m", "0a0b0c0d")
     world.hypervisor.machines.create_overlay(
         machine, publish(world.settings.images_dir.parent / "other", "8", name="lost"), 1
     )
@@ -147,7 +147,7 @@ def test_one_image_alone(world: World) -> None:
 def test_machines_that_are_being_made_are_waited_for(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = MachineId.new("m")
+    machine = MachineId.new("m", "0a0b0c0d")
     monkeypatch.setattr(prune, "_SETTLES_WITHIN", 0.0)
     with owning(world.settings.runtime_dir, machine):
         with pytest.raises(Busy, match=f"{machine} is being made"):

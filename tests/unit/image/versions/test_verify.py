@@ -59,7 +59,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             assert callable(started)
             assert callable(write)
             assert not command.snapshot
-            started(MachineId.new("m"))
+            started(MachineId.new("m", "0a0b0c0d"))
             for begin in range(0, len(output), 7):
                 write(Output.STDOUT, output[begin : begin + 7])
                 write(Output.STDERR, b"noise\n")
@@ -212,7 +212,9 @@ def stage(settings: HostConfig) -> Stage:
     """A host on which the version 1 is current and has a snapshot for `exec`."""
     hypervisor = FakeHypervisor()
     golden = publish(settings.images_dir, "1")
-    hypervisor.snapshots.make(golden, Shape(1, 512, 3), MachineId.new("m"), b"", 1, print)
+    hypervisor.snapshots.make(
+        golden, Shape(1, 512, 3), MachineId.new("m", "0a0b0c0d"), b"", 1, print
+    )
     return Stage(hypervisor, settings, say=print)
 
 
