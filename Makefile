@@ -12,6 +12,7 @@ FAULTS ?=
 BENCH ?=
 CONFORMANCE ?=
 IMAGES ?=
+FLEET ?=
 
 # $(call in_rig,COMMANDS): with the rig running, and stopped afterwards if it was started here.
 define in_rig
@@ -49,7 +50,7 @@ lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/ri
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long images soak bench faults unfinished outage conformance model scale audit lint rig rig-stop rig-shell
+.PHONY: demo quick test long images soak bench faults unfinished outage conformance model scale fleet audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -108,6 +109,10 @@ model:
 # 1,000 machines, 5,000 jobs, and the memory of 100,000.
 scale:
 	$(call in_rig,rig/rig run -- python -m tests.scale)
+
+# 2, 10 and 50 hosts with a manager each on one forge, on fakes: 500 jobs (FLEET="--hosts 2 --jobs 100" for a part).
+fleet:
+	$(call in_rig,rig/rig run -- python -m tests.fleet $(FLEET))
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:

@@ -31,6 +31,7 @@ from vmrunner.machine.bindings import Bindings
 from vmrunner.model.binding import Binding
 from vmrunner.model.image import DISK, Golden
 from vmrunner.model.job import (
+    Claim,
     Credentials,
     Job,
     JobState,
@@ -452,6 +453,9 @@ class FakeForge:
     page: int = 0  # jobs in a page of the list; 0: it is not paged
     queues: dict[Scope, LongQueue] = field(default_factory=dict)
     pages_read: int = 0  # of waiting jobs
+    # What the lists show instead, as whoever looked a moment ago saw it; what is asked for by its
+    # id is as it is.
+    frozen: tuple[dict[int, FakeRunner], dict[int, Job]] | None = None
     by_id: int = 0  # how often a record or a job was asked by its id
     forgets: bool = False  # which jobs its runners had
     last_id: int = 0
@@ -503,10 +507,21 @@ class FakeForge:
             None,
         )
 
+    def freeze(self) -> None:
+        """From now on the lists show what there is now."""
+        runners = {number: replace(runner) for number, runner in self.runners_.items()}
+        self.frozen = runners, dict(self.known)
+
+    def thaw(self) -> None:
+        """They show all again."""
+        self.frozen = None
+
     def connect(self, name: str) -> None:
         """A runner declares itself."""
         if runner := self.by_name(name):
-            runner.record = replace(runner.record, online=True)
+            runner.record = replace(
+                runner.record, online=True, claim=runner.record.claim if self.binds_jobs else None
+            )
 
     def fetch(self, name: str, job_key: str = "") -> int:
         """What a runner does again and again until it gets a job; 0 while there is none for it."""
@@ -576,7 +591,7 @@ class FakeForge:
         self.step("jobs")
         return [
             replace(job, runner_name="") if self.binds_jobs else job  # Forgejo doesn't tell
-            for job in self.known.values()
+            for job in (self.frozen[1] if self.frozen else self.known).values()
             if job.state is not JobState.DONE
             and job.id not in self.unlisted_jobs
             and (
@@ -641,7 +656,7 @@ class FakeForge:
             raise ForgeUnreachable("The fake forge does not answer for this scope.", "")
         return [
             runner.record
-            for runner in self.runners_.values()
+            for runner in (self.frozen[0] if self.frozen else self.runners_).values()
             if (scope.kind is ScopeKind.INSTANCE or scope == runner.scope)
             and runner.record.id not in self.unlisted_runners
         ]
@@ -673,13 +688,15 @@ class FakeForge:
                 queue.forget(number)
         return known if known and known.repository == repository else None
 
-    def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
+    def create_runner(
+        self, scope: Scope, name: str, labels: Sequence[str], claim: Claim | None = None
+    ) -> Credentials:
         self.step("create_runner")
         if self.forbids_repositories and scope.kind is ScopeKind.REPOSITORY:
             raise ForgeDenied("The fake forge refuses making a runner.", "write:repository")
         self.last_id += 1
         credentials = Credentials(self.last_id, f"uuid-{self.last_id}", f"token-{self.last_id}")
-        record = RunnerRecord(self.last_id, name, online=False, labels=tuple(labels))
+        record = RunnerRecord(self.last_id, name, online=False, labels=tuple(labels), claim=claim)
         self.runners_[self.last_id] = FakeRunner(record, scope, credentials)
         return credentials
 

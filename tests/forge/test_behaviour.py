@@ -19,7 +19,7 @@ from tests.forge.gitea import ADMIN, Repository, Site, until
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.http import Http
 from vmrunner.forge.seam import Forge
-from vmrunner.model.job import Credentials, Job, JobState, Scope, Sought
+from vmrunner.model.job import Claim, Credentials, Job, JobState, Scope, Sought
 from vmrunner.model.secret import Secret
 
 ORGANISATION, REPOSITORY = "behaviour", "behaviour/r1"
@@ -184,6 +184,26 @@ def test_a_runner_is_made_listed_and_deleted_in_its_scope(side: Side, scope: Sco
     side.forge.delete_runner(scope, credentials.id)  # again is fine
     assert NAME not in {record.name for record in side.forge.runners(scope)}
     assert not Runner(side.forge, credentials).call("FetchTask", tasksVersion="0").is_success
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_a_record_tells_which_job_its_runner_is_for(side: Side, is_last: bool) -> None:
+    side.queue(["vm-a"])
+    until(lambda: labels_of(side.forge, "vm-a"), 20, "the job")
+    (job,) = waiting(side.forge, INSTANCE, ["vm-a"])
+    claim = Claim.of(job, is_last=is_last)
+    credentials = side.forge.create_runner(INSTANCE, NAME, ["vm-b"], claim)
+    (listed,) = [each for each in side.forge.runners(INSTANCE) if each.id == credentials.id]
+    assert listed.claim == claim
+    assert job.key not in str(claim), "a handle is worth a job"
+    if not side.forge.binds_jobs:
+        assert listed.labels == ("vm-b",)
+    answer = Runner(side.forge, credentials).call("Declare", version="v1", labels=["vm-b"])
+    assert answer.is_success
+    declared = side.forge.runner(INSTANCE, credentials.id)
+    assert declared
+    assert declared.labels == ("vm-b",)
+    assert declared.claim == (claim if side.forge.binds_jobs else None)
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=str)

@@ -1,5 +1,5 @@
-"""The model test: random jobs, cancels, crashes, kills, outages, partial lists, clocks that are set
-and reloads over the real manager on fakes, and what must always hold.
+"""The model test: random jobs, cancels, crashes, kills, outages, partial lists, clocks that are
+set, reloads and a second host over the real manager on fakes, and what must always hold.
 
 150 examples in `make test`, 1,000 in `make long`; `make model` runs 10,000
 (VMRUNNER_TEST_MODEL_EXAMPLES).
@@ -117,7 +117,14 @@ class Life(RuleBasedStateMachine):
         self.number = 0
         Serials.last = 0
 
-    @initialize(binds=st.booleans(), p=SIZES, q=SIZES, host=HOSTS, forbids=st.booleans())
+    @initialize(
+        binds=st.booleans(),
+        p=SIZES,
+        q=SIZES,
+        host=HOSTS,
+        forbids=st.booleans(),
+        hosts=st.integers(1, 2),
+    )
     def begin(
         self,
         binds: bool,
@@ -125,6 +132,7 @@ class Life(RuleBasedStateMachine):
         q: dict[str, Any],
         host: tuple[int, int],
         forbids: bool,
+        hosts: int,
     ) -> None:
         self.pools: dict[str, Any] = {
             "p": POOL | p,
@@ -134,6 +142,12 @@ class Life(RuleBasedStateMachine):
         self.world.clock.now = 1.8e9  # so that no clock is set to before 1970
         self.world.hypervisor.memory_mib, self.world.hypervisor.cores = host
         self.world.forge.forbids_repositories = forbids
+        self.worlds = [self.world]
+        if hosts == 2:
+            second = World(
+                self.folder / "second", binds_jobs=binds, pools=self.pools, beside=self.world
+            )
+            self.worlds.append(second)
         self.before: dict[str, int] = {}
         self.judged: set[str] = set()  # machines whose end was looked at
 
@@ -141,7 +155,8 @@ class Life(RuleBasedStateMachine):
         try:
             if hasattr(self, "world"):
                 self.eventually()
-                self.world.history.close()
+                for world in self.worlds:
+                    world.history.close()
                 World.opened.clear()
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -206,10 +221,11 @@ class Life(RuleBasedStateMachine):
         self.world.hypervisor.clones_fail = not working
         self.make_snapshots()
 
-    def make_snapshots(self) -> None:
+    def make_snapshots(self, world: World | None = None) -> None:
+        world = world or self.world
         with suppress(HypervisorError):
-            for pool in self.world.manager.survey().missing_snapshots():
-                self.world.make_snapshot(pool)
+            for pool in world.manager.survey().missing_snapshots():
+                world.make_snapshot(pool)
 
     @rule(mib=st.sampled_from([1 << 20, 4 << 10, 1 << 10]))
     def room(self, mib: int) -> None:
@@ -242,8 +258,9 @@ class Life(RuleBasedStateMachine):
         if not passes:
             self.world.clock.now += seconds
         if not working:
-            for machine in self.world.machines():
-                self.world.lose_patience(machine)
+            for world in self.worlds:
+                for machine in world.machines():
+                    world.lose_patience(machine)
         self.world.forge.down = False
 
     @rule(data=st.data())
@@ -285,6 +302,49 @@ class Life(RuleBasedStateMachine):
         else:
             self.world.hypervisor.fail_at = fault
 
+    # ---- the other host ----
+
+    @precondition(lambda self: len(self.worlds) > 1)
+    @rule(passes=st.integers(1, 3), steps=st.integers(0, 2))
+    def second_host(self, passes: int, steps: int) -> None:
+        """Passes on it, with its guests going on between them."""
+        second = self.worlds[1]
+        for _ in range(passes):
+            busy = self.busy()
+            second.up()
+            self.check_ends(busy, second)
+            for machine in second.machines():
+                for _ in range(steps):
+                    if machine in second.hypervisor.domains:
+                        second.step(machine)
+
+    @precondition(lambda self: len(self.worlds) > 1)
+    @rule(guests=st.booleans(), steps=st.integers(0, 12))
+    def second_host_fails(self, guests: bool, steps: int) -> None:
+        """Its manager is killed in a pass, or the host is started anew."""
+        second, busy = self.worlds[1], self.busy()
+        second.doom.after = steps
+        with suppress(Killed):
+            second.up()
+        second.restart()
+        self.check_ends(busy, second)
+        if guests:
+            for machine in second.machines():
+                second.hypervisor.die(machine)
+
+    @precondition(lambda self: len(self.worlds) > 1)
+    @rule()
+    def both_look_at_once(self) -> None:
+        """Neither sees what the other does just then."""
+        self.number += 1
+        self.world.forge.queue(self.number, LABELS[0], REPOSITORIES[0])
+        self.world.forge.freeze()
+        for world in self.worlds:
+            busy = self.busy()
+            world.up()
+            self.check_ends(busy, world)
+        self.world.forge.thaw()
+
     # ---- the manager ----
 
     @rule(more=st.integers(0, 3))
@@ -318,9 +378,10 @@ class Life(RuleBasedStateMachine):
             if runner.job and forge.known[runner.job].state is JobState.RUNNING
         }
 
-    def check_ends(self, busy: dict[str, int]) -> None:
+    def check_ends(self, busy: dict[str, int], world: World | None = None) -> None:
         """No machine ended as idle whose job ran, and none for a deadline that has not passed."""
-        for row in self.world.history.all():
+        world = world or self.world
+        for row in world.history.all():
             if not row.ending or row.machine in self.judged:
                 continue
             self.judged.add(row.machine)
@@ -328,7 +389,7 @@ class Life(RuleBasedStateMachine):
             if row.machine in busy and "disk" not in row.reason:
                 assert row.ending not in IDLE_ENDS, (row, "its job ran")
             if row.ending == "job-timeout" and row.machine in busy:
-                took = self.world.clock.steady() - self.world.taken[busy[row.machine]]
+                took = world.clock.steady() - world.taken[busy[row.machine]]
                 assert took >= JOB_TIMEOUT, (row, took)
 
     def counts(self) -> dict[str, int]:
@@ -350,7 +411,9 @@ class Life(RuleBasedStateMachine):
     def every_job_has_one_verdict_and_runs_once(self) -> None:
         if hasattr(self, "world"):
             assert all(len(verdicts) == 1 for verdicts in self.world.forge.verdicts.values())
-            assert all(times == 1 for times in self.world.starts.values())
+            begun = [number for world in self.worlds for number in world.starts]
+            assert len(begun) == len(set(begun)), "a job was begun on both hosts"
+            assert all(times == 1 for world in self.worlds for times in world.starts.values())
             taken = [runner.job for runner in self.world.forge.runners_.values() if runner.job]
             assert len(taken) == len(set(taken)), "a job on two machines"
 
@@ -363,20 +426,24 @@ class Life(RuleBasedStateMachine):
         self.whole_lists()
         world.hypervisor.clones_fail, world.hypervisor.free_disk_mib = False, 1 << 20
         for _ in range(400):
-            world.up()
-            self.make_snapshots()
-            for machine in world.machines():
-                if machine in world.hypervisor.domains:
-                    world.step(machine)
+            for each in self.worlds:
+                each.up()
+                self.make_snapshots(each)
+                for machine in each.machines():
+                    if machine in each.hypervisor.domains:
+                        each.step(machine)
             world.clock.now += 20
             open_jobs = [
                 job
                 for job in world.forge.known.values()
                 if job.state in (JobState.WAITING, JobState.RUNNING)
             ]
-            reasons = world.reasons()
-            final = all(job.id in reasons and reasons[job.id].kind in FINAL for job in open_jobs)
-            if final and not self.unexplained():
+            found = [each.reasons() for each in self.worlds]
+            reasons = found[0]
+            final = all(
+                job.id in each and each[job.id].kind in FINAL for job in open_jobs for each in found
+            )
+            if final and not any(self.unexplained(each) for each in self.worlds):
                 self.check_record()
                 return
         waiting = [(job.id, job.state, reasons.get(job.id)) for job in open_jobs]
@@ -385,18 +452,26 @@ class Life(RuleBasedStateMachine):
             f"{survey.observed.machines}; {list(world.forge.runners_.values())}; "
             f"{survey.plan.actions}; log: {world.log.lines[-25:]}"
         )
-        raise AssertionError(f"jobs: {waiting}; unexplained: {self.unexplained()}; {seen}")
+        raise AssertionError(
+            f"jobs: {waiting}; unexplained: "
+            f"{[self.unexplained(each) for each in self.worlds]}; {seen}"
+        )
 
     def check_record(self) -> None:
         """Each job that ran on one of our machines is in that machine's line of history, and no
         other line has a job.
         """
-        world = self.world
         # For machines that have had their job and are still there, and then for all the times that
         # the forge is asked and does not tell.
         for _ in range(14):
-            world.clock.now += 60
-            world.up()
+            self.world.clock.now += 60
+            for world in self.worlds:
+                world.up()
+        for world in self.worlds:
+            self.check_history(world)
+
+    def check_history(self, world: World) -> None:
+        """See check_record."""
         ran = {
             job.runner_name: (job.name, job.conclusion, job.sha)
             for job in world.forge.known.values()
@@ -410,17 +485,8 @@ class Life(RuleBasedStateMachine):
             for machine, row in ended.items()
             if world.forge.binds_jobs and row.ran == "unknown"
         }
-        # Nor does it tell that another runner, one that was registered idle, took the job of a
-        # machine that was made for it: it is taken for that machine's while it runs.
-        others = {
-            machine
-            for machine, row in ended.items()
-            if world.forge.binds_jobs and machine not in ran and row.job == row.made_for
-        }
         told = {
-            machine: (row.job, row.verdict, row.sha)
-            for machine, row in ended.items()
-            if row.job and machine not in others
+            machine: (row.job, row.verdict, row.sha) for machine, row in ended.items() if row.job
         }
         true = {
             machine: job
@@ -432,9 +498,8 @@ class Life(RuleBasedStateMachine):
             for row in ended.values()
         ]
 
-    def unexplained(self) -> list[str]:
-        """What exists beside idle machines that are wanted."""
-        world = self.world
+    def unexplained(self, world: World) -> list[str]:
+        """What exists of a host beside idle machines that are wanted."""
         alive = {str(machine) for machine in world.hypervisor.domains}
         wanted = sum(
             section.warm + section.register_idle for section in world.settings.pools.values()
@@ -449,7 +514,8 @@ class Life(RuleBasedStateMachine):
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
 def test_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     # An example that fails must fail again.
-    monkeypatch.setattr("vmrunner.model.machine.secrets", Serials)
+    for module in ("vmrunner.model.machine", "vmrunner.machine.identity"):
+        monkeypatch.setattr(f"{module}.secrets", Serials)
     run_state_machine_as_test(
         Life,
         settings=settings(

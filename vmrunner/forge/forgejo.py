@@ -15,6 +15,7 @@ from vmrunner.errors import ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUn
 from vmrunner.forge import rpc
 from vmrunner.forge.http import Http, Word, actions_path, parse
 from vmrunner.model.job import (
+    Claim,
     Credentials,
     Job,
     JobState,
@@ -74,6 +75,7 @@ class _Runner(BaseModel):
     status: Literal["offline", "idle", "active"]
     labels: list[str] | None = None
     ephemeral: bool = False
+    description: str = ""
 
     def runner(self) -> RunnerRecord:
         return RunnerRecord(
@@ -85,6 +87,7 @@ class _Runner(BaseModel):
             labels=tuple(self.labels or ()),
             ephemeral=self.ephemeral,
             is_silent=self.status != "active",
+            claim=Claim.parse(self.description),
         )
 
 
@@ -296,12 +299,14 @@ class Forgejo:
         record = self._http.read_runner(scope, runner_id, _RUNNER)
         return record.runner() if record else None
 
-    def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
+    def create_runner(
+        self, scope: Scope, name: str, labels: Sequence[str], claim: Claim | None = None
+    ) -> Credentials:
         """See Forge. The labels are not part of it: the runner declares them itself."""
         doing = "making a runner"
         body = {
             "name": name,
-            "description": "one job's machine, made by vmrunner",
+            "description": f"one job's machine, made by vmrunner; {claim or 'for any job'}",
             "ephemeral": True,
         }
         answer, _ = self._http.call(

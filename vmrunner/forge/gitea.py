@@ -18,6 +18,7 @@ from vmrunner.forge.queue import LongQueue, Row
 from vmrunner.forge.trace import Place, Trace, by_run
 from vmrunner.forge.version import ForgeVersion
 from vmrunner.model.job import (
+    Claim,
     Credentials,
     Job,
     JobState,
@@ -146,15 +147,18 @@ class _Runner(BaseModel):
     disabled: bool = False
 
     def runner(self) -> RunnerRecord:
+        names = [label.name for label in self.labels or ()]
+        claims = {name: claim for name in names if (claim := Claim.parse(name))}
         return RunnerRecord(
             id=self.id,
             name=self.name,
             online=self.status == "online",
             busy=self.busy,
-            labels=tuple(label.name for label in self.labels or ()),
+            labels=tuple(name for name in names if name not in claims),
             ephemeral=self.ephemeral,
             disabled=self.disabled,
             is_silent=not self.busy,
+            claim=next(iter(claims.values()), None),
         )
 
 
@@ -366,8 +370,15 @@ class Gitea:
         record = self._http.read_runner(scope, runner_id, _RUNNER)
         return record.runner() if record else None
 
-    def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
-        """See Forge. The registration token is fetched, used and forgotten here, on the host."""
+    def create_runner(
+        self, scope: Scope, name: str, labels: Sequence[str], claim: Claim | None = None
+    ) -> Credentials:
+        """See Forge. The registration token is fetched, used and forgotten here, on the host.
+
+        A record has no place for a claim but its labels, and those only until its runner declares
+        its own: just before it takes a job.
+        """
+        wanted = [*labels, str(claim)] if claim else labels
         doing = "making a registration token"
         attempt = 1
         while True:
@@ -375,7 +386,7 @@ class Gitea:
                 "POST", f"{actions_path(scope)}/runners/registration-token", doing, scope=scope
             )
             try:
-                return rpc.register(self._http, parse(_TOKEN, answer, doing).token, name, labels)
+                return rpc.register(self._http, parse(_TOKEN, answer, doing).token, name, wanted)
             except rpc.TokenReplaced:
                 if attempt == _ATTEMPTS:
                     raise

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from vmrunner.model.job import Credentials, Job, Listing, RunnerRecord, Scope, Sought, Want
+from vmrunner.model.job import (
+    Claim,
+    Credentials,
+    Job,
+    Listing,
+    RunnerRecord,
+    Scope,
+    Sought,
+    Want,
+)
 
 
 class Forge(Protocol):
@@ -77,8 +86,10 @@ class Forge(Protocol):
         that wait or run.
         """
 
-    def create_runner(self, scope: Scope, name: str, labels: Sequence[str]) -> Credentials:
-        """Mint an ephemeral runner.
+    def create_runner(
+        self, scope: Scope, name: str, labels: Sequence[str], claim: Claim | None = None
+    ) -> Credentials:
+        """Mint an ephemeral runner, whose record shows this claim.
 
         Never retried: a lost answer leaves a record that the next pass sweeps by its name.
         """

@@ -18,7 +18,7 @@ from vmrunner.machine.clones import Shelf
 from vmrunner.machine.launch import Launch
 from vmrunner.model.binding import Binding
 from vmrunner.model.image import Golden
-from vmrunner.model.job import Credentials, Job, Scope
+from vmrunner.model.job import Claim, Credentials, Job, Scope
 from vmrunner.model.machine import MachineId, Metadata
 from vmrunner.model.moment import Moment
 from vmrunner.network.addresses import Addresses
@@ -45,7 +45,12 @@ class Maker:
     clock: Callable[[], Moment]
 
     def create(
-        self, machine: MachineId, golden: Golden, job: Job | None, scopes: tuple[Scope, ...]
+        self,
+        machine: MachineId,
+        golden: Golden,
+        job: Job | None,
+        scopes: tuple[Scope, ...],
+        claim: Claim | None = None,
     ) -> Metadata:
         """Clone, mint a runner in the first of the scopes that permits it, write the seed, start.
         Without scopes: a warm machine.
@@ -77,7 +82,7 @@ class Maker:
         with ExitStack() as revert:
             revert.callback(self.hypervisor.machines.destroy, machine)
             if scopes:
-                binding = self._mint(machine, job, scopes, revert)
+                binding = self._mint(machine, job, scopes, claim, revert)
                 script = self._job_script(machine, binding.credentials, job)
                 bound = partial(_bound, binding=binding, job=job, at=now.now)
                 metadata = launch.start(self.hypervisor, wanted, script, bound)
@@ -89,14 +94,16 @@ class Maker:
             revert.pop_all()
         return metadata
 
-    def bind(self, metadata: Metadata, job: Job, scopes: tuple[Scope, ...]) -> Metadata:
+    def bind(
+        self, metadata: Metadata, job: Job, scopes: tuple[Scope, ...], claim: Claim | None = None
+    ) -> Metadata:
         """Give a warm machine the runner for this job.
 
         If that fails the machine is destroyed: it may have seen credentials.
         """
         with ExitStack() as revert:
             revert.callback(self.hypervisor.machines.destroy, metadata.machine)
-            binding = self._mint(metadata.machine, job, scopes, revert)
+            binding = self._mint(metadata.machine, job, scopes, claim, revert)
             script = self._job_script(metadata.machine, binding.credentials, job)
             at = self.clock().steady + metadata.offset
             ipv6 = self.addresses.beside(IPv4Interface(metadata.address))
@@ -128,7 +135,12 @@ class Maker:
             )
 
     def _mint(
-        self, machine: MachineId, job: Job | None, scopes: tuple[Scope, ...], revert: ExitStack
+        self,
+        machine: MachineId,
+        job: Job | None,
+        scopes: tuple[Scope, ...],
+        claim: Claim | None,
+        revert: ExitStack,
     ) -> Binding:
         """An ephemeral runner and its binding.
 
@@ -146,7 +158,9 @@ class Maker:
             self.bindings.save(binding)
             revert.callback(self.bindings.drop, machine)
             try:
-                credentials = self.forge.create_runner(scope, str(machine), self.pool.label_names)
+                credentials = self.forge.create_runner(
+                    scope, str(machine), self.pool.label_names, claim
+                )
             except (ForgeDenied, ForgeNotFound):
                 if scope == scopes[-1]:
                     raise

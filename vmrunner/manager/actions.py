@@ -45,7 +45,8 @@ class Finish:
     without a job: that is checked once more after its runner was told to take none. With `had_none`
     its runner never had one: it has its record, which would have gone with it. `unexplained`: it
     went, and neither libvirt nor its guest said why. `ask`: it rests on what a list did not show,
-    and is done only once that was asked for by its id.
+    and is done only once that was asked for by its id. `elsewhere`: another runner has, or gets,
+    the job that it was made for.
     """
 
     machine: MachineId
@@ -57,6 +58,7 @@ class Finish:
     if_idle: bool = False
     had_none: bool = False
     unexplained: bool = False
+    elsewhere: bool = False
     ask: Ask | None = field(default=None, compare=False)
 
 
@@ -81,6 +83,7 @@ class Bind:
     job: Job
     scope: Scope
     fallback: Scope
+    is_last: bool = field(default=False, compare=False)  # there is no room for another one
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Start:
     job: Job | None = None
     scope: Scope | None = None
     fallback: Scope | None = None
+    is_last: bool = field(default=False, compare=False)  # there is no room for another one
 
 
 Action = Note | DropSeed | Pause | Finish | DeleteRunner | Bind | Start
@@ -107,6 +111,8 @@ class WaitKind(StrEnum):
     BOUND = "bound"
     STARTED = "started"
     ROOM_IS_MADE = "room is made"
+    # Another host on this forge has it, or comes first.
+    OTHER_HOST = "other host"
     # The forge holds it back.
     BLOCKED = "blocked"
     HELD = "held"
@@ -155,3 +161,4 @@ class Plan:
     actions: tuple[Action, ...]
     waits: tuple[Wait, ...]
     asks: tuple[Ask, ...] = ()
+    again: float = 0.0  # seconds until a job may be this host's that is not yet; 0.0: there is none

@@ -13,11 +13,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from vmrunner.manager.actions import Action, Bind, Finish, Reason, Start, Wait, WaitKind
-from vmrunner.manager.observed import Desired, Drain, HostLimits, Observed, View
-from vmrunner.model.job import Job, JobState, Scope, ScopeKind
+from vmrunner.manager.observed import Ask, Desired, Drain, HostLimits, Observed, View
+from vmrunner.manager.rivals import Spare
+from vmrunner.model.job import Claim, Job, JobState, Scope, ScopeKind
 from vmrunner.model.machine import Capacity, Ending, EventKind, Machine, Metadata, Shape
 
 _Seen = tuple[Machine, Metadata]
+_CLAIMED = "claimed:"  # beside the scopes that are written down: a repository by its digest
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Assigned:
 
     actions: list[Action] = field(default_factory=list)
     waits: tuple[Wait, ...] = ()
+    again: float = 0.0  # see Plan
 
 
 class Room:
@@ -78,8 +81,9 @@ class _Pool:
     booting: deque[_Seen] = field(default_factory=deque)
     idle: deque[_Seen] = field(default_factory=deque)  # registered, and no waiting job is theirs
     count: int = 0  # machines, started ones of this pass included
-    jobs: dict[str, deque[Job]] = field(default_factory=dict)  # by repository, oldest first
-    # A heap of their repositories: its load, its first job, its name.
+    # By repository, each with its place in the queue, first ones first.
+    jobs: dict[str, deque[tuple[int, Job]]] = field(default_factory=dict)
+    # A heap of their repositories: its load, its first job's place, its name.
     turns: list[tuple[int, int, str]] = field(default_factory=list)
     load: Counter[str] = field(default_factory=Counter)  # machines by repository
 
@@ -102,6 +106,10 @@ class _Pool:
             said = f"pool {name} has no snapshot to start from yet: {self.desired.snapshot}"
             return Reason(WaitKind.NO_SNAPSHOT, said)
         return room.lack(self.desired.shape)
+
+    def is_full(self, room: Room, now: float) -> bool:
+        """Whether it can serve no further job now."""
+        return not (self.ready or self.booting) and self.obstacle(room, now) is not None
 
 
 def assign(
@@ -135,7 +143,7 @@ def assign(
         equals = [pool for pool in order if pool.desired.priority == priority]
         _hand_out(equals, order, view, room, assigned, waits, refused, now)
     for pool in order:
-        _top_up(pool, room, assigned, now)
+        _top_up(pool, view, room, assigned, now)
     assigned.waits = tuple(sorted((refused | waits).values(), key=lambda wait: wait.job.id))
     return assigned
 
@@ -174,7 +182,8 @@ def _serve(
     spare: list[_Seen] = []
     for machine, metadata in free:
         job = view.jobs.get(metadata.job_key)
-        if job and job.state is JobState.WAITING and job.key not in served:
+        yields = job is not None and not view.binds_jobs and view.rivals.comes_before(job)
+        if job and job.state is JobState.WAITING and job.key not in served and not yields:
             served.add(job.key)
             waits[job.key] = Wait(
                 job,
@@ -183,17 +192,27 @@ def _serve(
             )
         else:
             spare.append((machine, metadata))
+    for job in view.jobs.values() if view.rivals.fleet.records else ():
+        if job.state is not JobState.WAITING or job.key in served:
+            continue
+        if host := view.rivals.maker(job):
+            served.add(job.key)
+            waits[job.key] = Wait(job, _made_by(host))
     others = _Others(
         [
             job
             for job in view.jobs.values()
             if job.state is JobState.WAITING and job.key not in served and not job.is_caller
         ]
-        if spare
+        if spare or view.rivals.spares
         else [],
         view,
     )
-    for machine, metadata in spare:
+    # Theirs and ours in the same order on every host.
+    theirs = deque([] if view.binds_jobs else view.rivals.spares)
+    for machine, metadata in sorted(spare, key=lambda seen: seen[1].runner_id):
+        while theirs and theirs[0].runner_id < metadata.runner_id:
+            _serve_theirs(theirs.popleft(), others, served, waits)
         pool = pools[metadata.pool]
         # Where jobs are bound, a runner that was made for one takes no other.
         takes = not view.binds_jobs or not metadata.job_key
@@ -205,7 +224,21 @@ def _serve(
             )
         elif takes:
             pool.idle.append((machine, metadata))
+    for each in theirs:
+        _serve_theirs(each, others, served, waits)
     return served
+
+
+def _serve_theirs(spare: Spare, others: _Others, served: set[str], waits: dict[str, Wait]) -> None:
+    """What another host's runner takes that has lost the job that it was made for."""
+    if job := others.take(spare.labels, f"{_CLAIMED}{spare.claim.repository}"):
+        served.add(job.key)
+        said = "another host's machine, which is free, takes it"
+        waits[job.key] = Wait(job, Reason(WaitKind.OTHER_HOST, said))
+
+
+def _made_by(host: str) -> Reason:
+    return Reason(WaitKind.OTHER_HOST, f"the host {host} makes a machine for it")
 
 
 class _Others:
@@ -240,6 +273,8 @@ class _Others:
 
 
 def _covers(scope_text: str, job: Job, view: View) -> bool:
+    if scope_text.startswith(_CLAIMED):
+        return Claim.of(job).repository == scope_text.removeprefix(_CLAIMED)
     scope = Scope.parse(scope_text)
     if scope.kind is ScopeKind.REPOSITORY and job.repository:
         return scope.name == job.repository
@@ -274,7 +309,9 @@ def _sort_jobs(
     labels = sorted({label for pool in pools.values() for label in pool.desired.labels})
     fits: dict[tuple[str, ...], list[_Pool]] = {}  # jobs are many, and what they ask for is not
     nobody: dict[tuple[str, ...], Reason] = {}
-    for job in sorted(view.jobs.values(), key=lambda job: job.id):
+    oldest_first = sorted(view.jobs.values(), key=lambda job: job.id)
+    queue = view.rivals.preferred(oldest_first)
+    for place, job in enumerate(queue):
         if job.state is JobState.BLOCKED:
             said = "blocked at the forge, by `needs` or a concurrency group"
             waits[job.key] = Wait(job, Reason(WaitKind.BLOCKED, said))
@@ -308,8 +345,8 @@ def _sort_jobs(
         for pool in seeing:
             if job.repository not in pool.jobs:
                 pool.jobs[job.repository] = deque()
-                heapq.heappush(pool.turns, (pool.load[job.repository], job.id, job.repository))
-            pool.jobs[job.repository].append(job)
+                heapq.heappush(pool.turns, (pool.load[job.repository], place, job.repository))
+            pool.jobs[job.repository].append((place, job))
 
 
 def _nobody(job: Job, labels: Sequence[str], fits: bool) -> Reason:
@@ -359,15 +396,24 @@ def _hand_out(
             continue
         scope, fallback = _scopes(pool.desired, job, view)
         name = pool.desired.pool
+        obstacle = None if pool.ready or pool.booting else pool.obstacle(room, now)
+        patience = view.rivals.patience(job)
+        if patience and not obstacle:
+            waits[job.key] = Wait(job, _another_first(view.rivals.first(job), patience), name)
+            assigned.again = min(assigned.again or patience, patience)
+            continue
         if pool.ready:
-            assigned.actions.append(Bind(pool.ready.popleft()[1], name, job, scope, fallback))
+            metadata = pool.ready.popleft()[1]
+            assigned.actions.append(
+                Bind(metadata, name, job, scope, fallback, is_last=pool.is_full(room, now))
+            )
             waits[job.key] = Wait(job, Reason(WaitKind.BOUND, "a warm machine gets it now"), name)
         elif pool.booting:
             waits[job.key] = Wait(
                 job, _soon(*pool.booting.popleft(), pool.desired, view, now), name
             )
-        elif obstacle := pool.obstacle(room, now):
-            gone = _make_room(pool, everyone, room, now)
+        elif obstacle:
+            gone = [] if patience else _make_room(pool, everyone, room, now)
             if not gone:
                 # For this job another pool may still do; this one can start no more.
                 obstacles[name] = obstacle
@@ -380,17 +426,23 @@ def _hand_out(
         else:
             room.take(pool.desired.shape)
             pool.count += 1
-            assigned.actions.append(Start(name, job, scope, fallback))
+            is_last = pool.is_full(room, now)
+            assigned.actions.append(Start(name, job, scope, fallback, is_last=is_last))
             waits[job.key] = Wait(
                 job, Reason(WaitKind.STARTED, "a machine is started for it now"), name
             )
         pool.load[job.repository] += 1
     for pool in pools:
-        for job in (job for jobs in pool.jobs.values() for job in jobs):
+        for job in (job for jobs in pool.jobs.values() for _, job in jobs):
             if job.key not in waits and pool.desired.pool in obstacles:
                 refused.setdefault(
                     job.key, Wait(job, obstacles[pool.desired.pool], pool.desired.pool)
                 )
+
+
+def _another_first(host: str, patience: float) -> Reason:
+    said = f"it is the turn of the host {host}, and this one's in {patience:.1f} s"
+    return Reason(WaitKind.OTHER_HOST, said)
 
 
 def _make_room(pool: _Pool, everyone: Sequence[_Pool], room: Room, now: float) -> list[Finish]:
@@ -441,18 +493,18 @@ def _next_job(pool: _Pool, done: Collection[str]) -> Job | None:
     while pool.turns:
         *then, repository = pool.turns[0]
         jobs = pool.jobs[repository]
-        while jobs and jobs[0].key in done:
+        while jobs and jobs[0][1].key in done:
             jobs.popleft()
         if not jobs:
             del pool.jobs[repository]
             heapq.heappop(pool.turns)
         elif then != [
             pool.load[repository],
-            jobs[0].id,
+            jobs[0][0],
         ]:  # it got a machine since, so others may come before it
-            heapq.heapreplace(pool.turns, (pool.load[repository], jobs[0].id, repository))
+            heapq.heapreplace(pool.turns, (pool.load[repository], jobs[0][0], repository))
         else:
-            return jobs[0]
+            return jobs[0][1]
     return None
 
 
@@ -469,7 +521,16 @@ def _scopes(pool: Desired, job: Job, view: View) -> tuple[Scope, Scope]:
     return Scope(ScopeKind.REPOSITORY, job.repository), wide
 
 
-def _top_up(pool: _Pool, room: Room, assigned: Assigned, now: float) -> None:
+def _is_spare(metadata: Metadata, view: View) -> bool:
+    """Whether the job that it was made for does not wait, by all that is known of it."""
+    if not view.answers(Scope.parse(metadata.scope)) or metadata.runner_id not in view.records:
+        return False
+    told = view.asked.get(Ask.about(metadata))
+    jobs = (view.jobs.get(metadata.job_key), told.job if told else None)
+    return all(job is None or job.state is not JobState.WAITING for job in jobs)
+
+
+def _top_up(pool: _Pool, view: View, room: Room, assigned: Assigned, now: float) -> None:
     """Warm and registered-idle machines: what is missing is started, what is too much is
     destroyed.
     """
@@ -483,12 +544,25 @@ def _top_up(pool: _Pool, room: Room, assigned: Assigned, now: float) -> None:
                 machine.id, Ending.UNNEEDED, "there were more warm machines than wanted", machine
             )
         )
-    # Those that were made for a job have their pick-up deadline.
+    too_many = max(0, len(pool.idle) - desired.register_idle)
     for_any = [machine for machine, metadata in pool.idle if not metadata.job_key]
-    for machine in for_any[: max(0, len(pool.idle) - desired.register_idle)]:
+    for machine in for_any[:too_many]:
         reason = "there were more registered machines than wanted"
         assigned.actions.append(
             Finish(machine.id, Ending.UNNEEDED, reason, machine, has_record=True, if_idle=True)
+        )
+    for_one = [seen for seen in pool.idle if seen[1].job_key and _is_spare(seen[1], view)]
+    for machine, metadata in for_one[: max(0, too_many - len(for_any))]:
+        assigned.actions.append(
+            Finish(
+                machine.id,
+                Ending.UNNEEDED,
+                "no job waits any more that it could take",
+                machine,
+                has_record=True,
+                if_idle=True,
+                ask=Ask.about(metadata),
+            )
         )
     for kind, missing in (("warm", -surplus), ("idle", desired.register_idle - len(pool.idle))):
         for _ in range(missing):

@@ -36,7 +36,7 @@ from vmrunner.machine import identity, ownership
 from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
 from vmrunner.machine.maker import Maker
-from vmrunner.manager import outages, wanted
+from vmrunner.manager import fleet, outages, wanted
 from vmrunner.manager.actions import (
     Action,
     Bind,
@@ -65,8 +65,9 @@ from vmrunner.manager.observed import (
 from vmrunner.manager.plan import plan
 from vmrunner.manager.rollback import Rollback
 from vmrunner.model.binding import Binding
+from vmrunner.model.fleet import Fleet, called
 from vmrunner.model.image import Golden
-from vmrunner.model.job import Job, JobState, Scope, Sought, Want
+from vmrunner.model.job import Claim, Job, JobState, Scope, Sought, Want
 from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
 from vmrunner.model.moment import Moment
@@ -171,6 +172,8 @@ class Manager:
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
         self.host = identity.host(settings.state_dir)
+        self._me = called(settings.manager, self.host)
+        self._fleet = settings.state_dir / "fleet.json"
         self._addresses = settings.addresses()
         self.shelf = Shelf(settings.state_dir, clock)
         self._rollback = Rollback(settings, history, log)
@@ -238,8 +241,18 @@ class Manager:
             moment=moment,
             silences=silences,
             host=self.host,
+            me=self._me,
+            fleet=self._looked_around(moment, queues),
             leftovers=self._leftovers(queues.values()),
         )
+
+    def _looked_around(self, moment: Moment, queues: Mapping[Scope, Queue]) -> Fleet:
+        known = fleet.load(self._fleet)
+        if any(queue.problem for queue in queues.values()):
+            return known  # what is missing may be there
+        records = {record.id: record for queue in queues.values() for record in queue.runners}
+        jobs = {job.key: job for queue in queues.values() for job in queue.jobs}
+        return known.looked_at(self._me, moment, records.values(), jobs.values())
 
     def _leftovers(self, queues: Iterable[Queue]) -> frozenset[str]:
         """Records of an older vmrunner, whose names tell no host. This host's are those that its
@@ -495,6 +508,8 @@ class Manager:
         }
         self._remember_forge(problems)
         outages.save(self._outages, survey.observed.silences)
+        if survey.observed.fleet != fleet.load(self._fleet):
+            fleet.save(self._fleet, survey.observed.fleet)
         outcome.failures += [ForgeError(problem, hint) for problem, hint in problems.items()]
         outcome.failures += survey.failures
         self._act(survey.plan.actions, outcome)
@@ -607,7 +622,8 @@ class Manager:
         scopes = _once(action.scope, action.fallback)
         match action:
             case Bind():
-                metadata = maker.bind(action.metadata, action.job, scopes)
+                claim = Claim.of(action.job, is_last=action.is_last)
+                metadata = maker.bind(action.metadata, action.job, scopes, claim)
                 self.history.bound(metadata, action.job)
                 self._log.info(
                     "machine bound",
@@ -645,7 +661,8 @@ class Manager:
     ) -> None:
         machine = MachineId.new(self.settings.manager, self.host)
         try:
-            metadata = maker.create(machine, golden, action.job, scopes)
+            claim = Claim.of(action.job, is_last=action.is_last) if action.job else None
+            metadata = maker.create(machine, golden, action.job, scopes, claim)
         except (HypervisorError, ImageError) as error:
             self._start_failed(machine, action.pool, error)
             raise
@@ -726,6 +743,8 @@ class Manager:
         record = self.forge.runner(scope, runner_id)
         if record is None:
             return action.has_record  # it went with its job: the next pass sees an end
+        if action.elsewhere:
+            return record.busy  # that its job runs says nothing: another one has it
         asked = self._asked_job(Ask(scope, runner_id, binding.repository, binding.job_key))
         on_it = asked and asked.state is JobState.RUNNING
         if on_it and asked and not self.forge.binds_jobs:
@@ -733,8 +752,10 @@ class Manager:
         listed = (binding.job_key or not self.forge.binds_jobs) and self._jobs_on(binding)
         if not (record.busy or on_it or listed):
             return False
-        if action.seen and action.seen.metadata and not action.seen.metadata.running_at:
-            metadata = action.seen.metadata
+        metadata = action.seen.metadata if action.seen else None
+        # On Forgejo a job that runs may be another runner's.
+        surely = record.busy or not self.forge.binds_jobs
+        if metadata and surely and not metadata.running_at:
             at = self._steady() + metadata.offset
             self.hypervisor.machines.note(replace(metadata, running_at=at))
         return True
@@ -762,7 +783,9 @@ class Manager:
             f"vmrunner: machine {action.machine} on host {socket.gethostname()} is gone: {reason}"
         )
         # A runner that still has its record may have taken a job since it was looked at.
-        jobs = [action.job] if action.job else self._jobs_on(binding) if action.has_record else []
+        jobs = [action.job] if action.job else []
+        if not jobs and action.has_record and not action.elsewhere:
+            jobs = self._jobs_on(binding)
         for job in jobs if binding.is_minted else []:
             try:
                 ended = self.forge.fail_job(job, binding.credentials, [line])

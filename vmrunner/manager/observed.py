@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from vmrunner.manager.rivals import Rivals
 from vmrunner.model.binding import Binding
+from vmrunner.model.fleet import Fleet
 from vmrunner.model.job import Job, JobState, RunnerRecord, Scope, ScopeKind
 from vmrunner.model.machine import Capacity, Machine, MachineId, Metadata, Shape
 from vmrunner.model.moment import Moment, Silences
@@ -116,6 +118,12 @@ class Ask:
     repository: str = ""
     job_key: str = ""  # empty where none is known
 
+    @classmethod
+    def about(cls, metadata: Metadata) -> Ask:
+        """A machine that lives and has a runner."""
+        key = metadata.seen_key or metadata.job_key
+        return cls(Scope.parse(metadata.scope), metadata.runner_id, metadata.repository, key)
+
 
 @dataclass(frozen=True)
 class Told:
@@ -150,6 +158,8 @@ class Observed:
     host: str = ""  # this host's identity: names that carry another one are strangers'
     # Names without an identity, of an older vmrunner, that are this host's all the same.
     leftovers: frozenset[str] = frozenset()
+    me: str = ""  # what the other hosts call this one
+    fleet: Fleet = field(default_factory=Fleet)  # after this look
 
 
 class View:
@@ -193,6 +203,14 @@ class View:
             for job in self.jobs.values()
             if job.state is JobState.RUNNING and job.runner_name
         }
+        self.rivals = Rivals(
+            observed.fleet,
+            observed.me,
+            self.records,
+            self.jobs.values(),
+            self.at_work,
+            self.moment.steady,
+        )
 
     def _believe(self, ask: Ask, told: Told) -> None:
         """What was asked by its id is newer than the lists, and never partial."""
@@ -248,6 +266,23 @@ class View:
             job = self.jobs.get(job_key)
             return job if job and job.state is JobState.RUNNING else None
         return self._by_runner.get(str(machine))
+
+    def surely_on(self, runner_id: int, job: Job | None) -> Job | None:
+        """The job that `job_on` found, where no other runner may have it: Forgejo does not tell who
+        took a job, but which runners have told of one within the last ten seconds.
+        """
+        record = self.records.get(runner_id)
+        return job if not self.binds_jobs or record is None or record.busy else None
+
+    def is_elsewhere(self, runner_id: int, job: Job | None) -> bool:
+        """Whether that job runs on another one, which says so."""
+        record = self.records.get(runner_id)
+        return (
+            self.binds_jobs
+            and job is not None
+            and not (record and record.busy)
+            and self.rivals.has(job, runner_id)
+        )
 
     def is_busy(self, machine: Machine) -> bool:
         """Whether the forge shows a job on this machine, be it known which or not."""

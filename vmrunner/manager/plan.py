@@ -37,6 +37,7 @@ _FIRST_WORDS = 30.0
 _REHEARSAL = 60.0
 # Seconds that a machine may seem to come from the future before its times can't be right.
 _CLOCK_SLIP = 60.0
+_ELSEWHERE = "another host's machine has its job"
 _WAS_SILENT = "; the forge did not answer for a time meanwhile"
 
 
@@ -90,8 +91,9 @@ def plan(
         kept,
         now,
     )
+    new = [action for each in assigned.actions if (action := sure.of(each))]
     # The destroyed ones' records come first, so that a pool at its max has room again.
-    return Plan((*actions, *assigned.actions), assigned.waits, tuple(sure.asks))
+    return Plan((*actions, *new), assigned.waits, tuple(sure.asks), assigned.again)
 
 
 class _Sure:
@@ -109,12 +111,6 @@ class _Sure:
             return action
         self.asks.append(action.ask)
         return None
-
-
-def _ask(metadata: Metadata) -> Ask:
-    """About a machine that lives."""
-    key = metadata.seen_key or metadata.job_key
-    return Ask(Scope.parse(metadata.scope), metadata.runner_id, metadata.repository, key)
 
 
 def _ask_of(binding: Binding) -> Ask:
@@ -147,6 +143,7 @@ def _sacrifice(machine: Machine, view: View, free_mib: int) -> Finish:
         return Finish(machine.id, Ending.NO_ROOM, reason, machine)
     record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
     had_none = _had_none(record, job)
+    job = view.surely_on(metadata.runner_id, job)
     return _unasked(Finish(machine.id, Ending.NO_ROOM, reason, machine, job, had_none=had_none))
 
 
@@ -307,12 +304,16 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
     record = view.records.get(binding.credentials.id)
     job = view.job_on(machine.id, binding.job_key) if binding.is_minted else None
     last = machine.event(EventKind.EXIT)
+    is_elsewhere = view.is_elsewhere(binding.credentials.id, job)
+    surely = view.surely_on(binding.credentials.id, job)
     if binding.ending:
         ending, reason = Ending(binding.ending), binding.reason
     elif not binding.is_minted:
         ending, reason = Ending.ABANDONED, "the manager ended while it made it"
     elif _is_over(view.asked.get(_ask_of(binding)), binding.credentials.id):
         ending, reason = Ending.DONE, ""  # the record may be there for a while
+    elif is_elsewhere:
+        ending, reason = Ending.UNNEEDED, _ELSEWHERE
     elif job or (record and record.busy):
         ending, reason = Ending.DIED, machine.trouble or _last_words(last.text if last else None)
     elif record:
@@ -329,17 +330,19 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
     # Its guest's word and the missing record say the same where all went well: that is the usual
     # end, and costs no request.
     ended_well = record is None and last is not None and last.text == "0"
+    is_told = job is not None and (not view.binds_jobs or bool(record and record.busy))
     return Finish(
         machine.id,
         ending,
         reason,
         seen,
-        job,
+        None if is_elsewhere else surely,
         has_record=record is not None,
-        had_none=_had_none(record, job),
+        had_none=is_elsewhere or _had_none(record, job),
         unexplained=ending in {Ending.DIED, Ending.EARLY}
         and not (binding.ending or machine.trouble or last),
-        ask=_ask_of(binding) if binding.is_minted and job is None and not ended_well else None,
+        elsewhere=is_elsewhere,
+        ask=_ask_of(binding) if binding.is_minted and not is_told and not ended_well else None,
     )
 
 
@@ -394,6 +397,7 @@ def _judge_bound(
     """A machine with a runner's credentials."""
     record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
     is_known = view.answers(Scope.parse(metadata.scope))
+    surely = view.surely_on(metadata.runner_id, job)
 
     def finish(
         ending: Ending, reason: str, *, if_idle: bool = False, ask: Ask | None = None
@@ -405,7 +409,7 @@ def _judge_bound(
             ending,
             reason,
             machine,
-            job,
+            surely,
             has_record=has_record,
             if_idle=if_idle,
             had_none=_had_none(record, job),
@@ -427,6 +431,12 @@ def _judge_bound(
     if not is_known:
         return None
     said_exit = machine.event(EventKind.EXIT) is not None
+    if job and not metadata.running_at and not said_exit and not (record and record.busy):
+        if view.is_elsewhere(metadata.runner_id, job):
+            goes = finish(Ending.UNNEEDED, _ELSEWHERE, if_idle=True, ask=Ask.about(metadata))
+            return replace(goes, job=None, had_none=True, elsewhere=True)
+        if view.binds_jobs:
+            return _judge_claimed(machine, metadata, finish, view)
     if (job or (record and record.busy and not _may_be_over(metadata, view))) and not said_exit:
         is_news = job is not None and not metadata.seen_key
         if not metadata.running_at or metadata.over_at or is_news:
@@ -449,9 +459,24 @@ def _judge_bound(
             Ending.UNNEEDED,
             "its pool was drained" if pool else "its pool is not in the configuration any more",
             if_idle=True,
-            ask=_ask(metadata),
+            ask=Ask.about(metadata),
         )
     return _judge_idle(machine, metadata, pool, record, view)
+
+
+def _judge_claimed(
+    machine: Machine, metadata: Metadata, finish: _Finisher, view: View
+) -> Action | None:
+    """The job that it was made for runs, and its runner has said nothing of it yet: Forgejo does
+    not tell who has it.
+    """
+    if not metadata.silent_at or metadata.over_at:
+        since = metadata.silent_at or view.by(metadata)
+        return Note(machine, replace(metadata, silent_at=since, over_at=0.0))
+    if view.since(metadata, metadata.silent_at) > NO_LIFE:
+        said = f"its job began, and its runner told the forge nothing of it for {NO_LIFE:.0f} s"
+        return finish(Ending.DIED, said, ask=Ask.about(metadata))
+    return None
 
 
 def _running(metadata: Metadata, job: Job | None, view: View) -> Metadata:
@@ -471,7 +496,7 @@ def _still_runs(metadata: Metadata, record: RunnerRecord | None, view: View) -> 
 
     On Forgejo the runner that took the job may be another one; there the record tells of it.
     """
-    told = view.asked.get(_ask(metadata))
+    told = view.asked.get(Ask.about(metadata))
     return bool(
         told
         and record
@@ -539,7 +564,9 @@ def _judge_over(
         if last is None and machine.event(EventKind.RUNNER) is None:
             # Its runner does not run yet, so there is nothing to wait for.
             return finish(
-                Ending.CANCELLED, "its job was cancelled before its runner ran", ask=_ask(metadata)
+                Ending.CANCELLED,
+                "its job was cancelled before its runner ran",
+                ask=Ask.about(metadata),
             )
         return Note(machine, replace(metadata, over_at=view.by(metadata)))
     waited = view.since(metadata, metadata.over_at)
@@ -548,13 +575,13 @@ def _judge_over(
         return finish(
             Ending.CANCELLED,
             f"the forge ended its job, and its runner worked on for {CANCEL_GRACE:.0f} s",
-            ask=_ask(metadata),
+            ask=Ask.about(metadata),
         )
     if waited > limit:
         return finish(
             Ending.TEARDOWN_TIMEOUT,
             f"it did not power off within {limit:.0f} s after its runner had ended",
-            ask=None if last else _ask(metadata),
+            ask=None if last else Ask.about(metadata),
         )
     return None
 
@@ -576,9 +603,15 @@ def _judge_idle(
             machine,
             has_record=True,
             if_idle=True,
-            ask=_ask(metadata),
+            ask=Ask.about(metadata),
         )
 
+    job = view.jobs.get(metadata.job_key)
+    has_begun = record.online or machine.event(EventKind.RUNNER) is not None
+    if view.binds_jobs and job and not has_begun and view.rivals.comes_before(job):
+        return replace(
+            finish(Ending.UNNEEDED, "another host makes a machine for its job"), elsewhere=True
+        )
     if record.disabled:  # by us, in a pass that ended there, or by an admin
         return finish(Ending.UNNEEDED, "its runner was disabled at the forge")
     if not machine.is_up:
@@ -614,7 +647,7 @@ def _judge_idle(
             "its runner was connected, but the forge did not hand out the job: a concurrency "
             "group?",
         )
-    told = view.asked.get(_ask(metadata))
+    told = view.asked.get(Ask.about(metadata))
     made_for = told.job if told and told.job else None
     if made_for is None and metadata.job_key not in view.old:
         made_for = view.jobs.get(metadata.job_key)

@@ -299,7 +299,8 @@ class Server:
 
     def _sleep(self, survey: Survey | None) -> None:
         """Until something happens that a pass should see."""
-        until = Deadline(_LONGEST, self._clock)
+        again = survey.plan.again if survey else 0.0
+        until = Deadline(min(again, _LONGEST) if again else _LONGEST, self._clock)
         watched = (
             [machine for machine in survey.observed.machines if _is_awaited(machine)]
             if survey
@@ -309,7 +310,7 @@ class Server:
             isinstance(action, Start | Bind | Finish) for action in survey.plan.actions
         ):
             # So that new machines are among the watched, and a place that became free is used.
-            until = Deadline(1.0, self._clock)
+            until = Deadline(min(again, 1.0) if again else 1.0, self._clock)
         if survey and any(queue.is_short for queue in survey.observed.queues.values()):
             until = Deadline(_TICK, self._clock)  # the queue is read on
         while not until.is_over and not self._stop and not self._reload:

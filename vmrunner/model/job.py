@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -118,6 +120,40 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """Which job a runner was made for, as its record tells every host that may list it. Digests: a
+    handle is worth a job.
+    """
+
+    job: str  # of its key
+    repository: str
+    is_last: bool = False  # its host has no room for another one like it
+
+    @classmethod
+    def of(cls, job: Job, *, is_last: bool = False) -> Claim:
+        """On this job."""
+        return cls(_digest(job.key), _digest(job.repository), is_last)
+
+    @classmethod
+    def parse(cls, text: str) -> Claim | None:
+        """The first claim in a text, which may say other things, too."""
+        found = _CLAIM.search(text)
+        return cls(found["job"], found["repository"], bool(found["last"])) if found else None
+
+    def __str__(self) -> str:
+        return f"vmrunner-claim-{self.job}-{self.repository}{'-last' if self.is_last else ''}"
+
+
+_CLAIM = re.compile(
+    r"\bvmrunner-claim-(?P<job>[0-9a-f]{12})-(?P<repository>[0-9a-f]{12})(?P<last>-last)?\b"
+)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(f"vmrunner {text}".encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
 class RunnerRecord:
     """The forge's record of a runner, as its list shows it."""
 
@@ -131,6 +167,8 @@ class RunnerRecord:
     disabled: bool = False  # gets no job; Gitea only
     # Has told nothing of a job for ten seconds; one at work does every five.
     is_silent: bool = False
+    # Where the forge tells; Gitea does until the runner has declared its own labels.
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True)

@@ -350,9 +350,11 @@ def test_pages_that_change_lose_no_machine_and_no_record(
         how = seed.choice(["boots", "starts", "idle", "runs", "runs unseen", "cleans up"])
         has_job = how in {"runs", "runs unseen", "cleans up"}
         records[number] = runner_of(number, str(identity))
-        if has_job:
-            jobs[number] = job_of(number, number, str(identity))
-            jobs[number]["cancelling"] = how == "cleans up"
+        jobs[number] = job_of(number, number, str(identity))
+        jobs[number]["cancelling"] = how == "cleans up"
+        if not has_job:
+            waits = {"status": "queued", "run_attempt": 0, "runner_id": 0, "runner_name": ""}
+            jobs[number] |= waits
         old = machine("a", age=seed.choice([5, 900]), running=500 if how == "runs" else 0)
         assert old.metadata
         events = () if how == "boots" else (EventKind.UP, EventKind.SEED, EventKind.RUNNER)
