@@ -109,7 +109,8 @@ class _Sure:
             return action
         if action.ask in self._asked:
             return action
-        self.asks.append(action.ask)
+        if action.ask not in self.asks:
+            self.asks.append(action.ask)
         return None
 
 

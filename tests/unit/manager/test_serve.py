@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 from tests.fakes import FakeLog
+from tests.fleet import meet
 from tests.world import POOL, World
 from vmrunner.errors import Busy, ConfigError, ForgeUnreachable, HypervisorError
 from vmrunner.manager.manager import Manager
 from vmrunner.manager.serve import Server
+from vmrunner.model.fleet import TURN, called
 from vmrunner.model.job import JobState
 from vmrunner.model.machine import EventKind
 
@@ -164,6 +166,25 @@ def test_left_alone_it_passes_every_five_seconds_and_polls_every_half_second(wor
     assert 12 <= len(serving.passes) <= 13
     assert 90 <= len(serving.polls) <= 120
     assert max(b - a for a, b in pairwise(serving.passes)) <= 5.5
+
+
+def test_it_looks_again_when_its_turn_for_a_job_comes(world: World, tmp_path: Path) -> None:
+    """Another host is the first for it, and does nothing."""
+    second = World(tmp_path / "second", binds_jobs=world.forge.binds_jobs, beside=world)
+    meet([world, second])
+    world.log.lines.clear()
+    me = called("m", world.manager.host)
+    known = world.manager.survey().observed.fleet
+    queued = map(world.forge.queue, range(100, 200))
+    number = next(job.id for job in queued if known.order(me, job)[0] != me)
+    world.forge.known.clear()
+    serving = Serving(world)
+    serving.at(1.0, lambda: world.forge.queue(number))
+    started: list[int] = []
+    for moment in (0.9 + TURN, 2.0 + TURN):
+        serving.at(moment, lambda: started.append(said(world, "machine started")))
+    serving.run(2.5 + TURN)
+    assert started == [0, 1]
 
 
 def test_a_machine_that_ends_wakes_it(world: World) -> None:
