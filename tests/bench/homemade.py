@@ -31,7 +31,7 @@ def life(address: IPv4Interface) -> tuple[float, float]:
 
     Needs the program `virt-install`.
     """
-    machine, golden = MachineId.new(MANAGER), store.find(IMAGES, CLOUD_INIT)
+    machine, golden = MachineId.new(MANAGER, "0a0b0c0d"), store.find(IMAGES, CLOUD_INIT)
     with (
         tempfile.TemporaryDirectory(prefix="vmrunner-homemade-") as name,
         closing(libvirt.open("qemu:///system")) as host,

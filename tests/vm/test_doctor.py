@@ -20,8 +20,8 @@ from vmrunner.forge.connect import connect
 from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.network import network_xml, remove_network
 from vmrunner.image.versions import store
+from vmrunner.machine.identity import fresh
 from vmrunner.model.job import Scope
-from vmrunner.model.machine import MachineId
 
 pytestmark = pytest.mark.vm
 WELL = ("libvirt", "storage", "network", "image", "snapshot", "forge", "clock", "token")
@@ -62,7 +62,7 @@ def test_what_is_broken_is_found(site: Site, lay_ground: Callable[..., Ground]) 
     open_host(settings, print).prepare(store.find(IMAGES, GITEA))
     image_with(ground, "damaged", files={"disk.qcow2": "0" * 64})
     ground.config.write_text(ground.config.read_text() + '[capacity]\ndisk_floor = "900TiB"\n')
-    stray, orphan = MachineId.new(ground.manager), MachineId.new(ground.manager)
+    stray, orphan = fresh(settings), fresh(settings)
     (STORAGE / ground.manager / f"{stray}.qcow2").write_bytes(b"")
     with closing(connect(settings.forge, config.Secret(site.token))) as forge:
         forge.create_runner(Scope.parse("instance"), str(orphan), ["debian-12"])

@@ -116,7 +116,7 @@ def check_bounds(host: LibvirtHost, machine: MachineId, limits: Limits) -> None:
 
 def live(host: LibvirtHost, golden: Golden, *command: str, limits: Limits = NO_LIMITS) -> Ended:
     """Run one command in a machine of its own and destroy it."""
-    machine = MachineId.new(MANAGER)
+    machine = MachineId.new(MANAGER, "0a0b0c0d")
     host.machines.create_overlay(machine, golden, SHAPE.disk_gib)
     address = IPv4Interface(f"10.91.0.{next(HOST_PARTS)}/24")
     host.machines.put(
@@ -205,7 +205,7 @@ def test_a_machine_gets_no_more_of_the_host_than_it_may(host: LibvirtHost, golde
 
 
 def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> None:
-    machine = MachineId.new(MANAGER)
+    machine = MachineId.new(MANAGER, "0a0b0c0d")
     host.machines.create_overlay(machine, golden, SHAPE.disk_gib)
     host.machines.put(
         machine,
