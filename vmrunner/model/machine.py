@@ -160,8 +160,15 @@ class MachineId:
 
     @classmethod
     def new(cls, manager: str, host: str) -> MachineId:
-        """A fresh id; 32 random bits are plenty beside the name-clash check that libvirt makes."""
-        return cls(manager, secrets.token_hex(4), host)
+        """A fresh id; 32 random bits are plenty beside the name-clash check that libvirt makes.
+
+        Its MAC address has a letter: cloud-init reads it in YAML 1.1, where digits between colons
+        may be a number.
+        """
+        while True:
+            made = cls(manager, secrets.token_hex(4), host)
+            if not made.mac.replace(":", "").isdecimal():
+                return made
 
     @classmethod
     def of(cls, manager: str, name: str) -> MachineId | None:
