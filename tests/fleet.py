@@ -62,8 +62,12 @@ def hosts_of(
     section = {"labels": ["debian-12"], "image": "debian-12", "max": maximum, "start": "boot"}
     worlds: list[World] = []
     for each in range(number):
+        home = folder / str(each)
+        home.mkdir(parents=True)
+        # The same in each run, and so is whose turn a job is.
+        (home / "host.json").write_text(json.dumps({"host": f"{each + 1:08x}"}))
         world = World(
-            folder / str(each),
+            home,
             binds_jobs=binds_jobs,
             pools={"p": section | pool},
             beside=worlds[0] if worlds else None,

@@ -162,3 +162,4 @@ class Plan:
     waits: tuple[Wait, ...]
     asks: tuple[Ask, ...] = ()
     again: float = 0.0  # seconds until a job may be this host's that is not yet; 0.0: there is none
+    promised: frozenset[str] = frozenset()  # keys of jobs that are left to other hosts' runners

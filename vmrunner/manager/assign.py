@@ -29,6 +29,7 @@ class Assigned:
     actions: list[Action] = field(default_factory=list)
     waits: tuple[Wait, ...] = ()
     again: float = 0.0  # see Plan
+    promised: frozenset[str] = frozenset()  # likewise
 
 
 class Room:
@@ -136,6 +137,10 @@ def assign(
     ]
     room, assigned, waits = Room(observed.capacity, limits, freed), Assigned(), dict[str, Wait]()
     served = _sort_machines(by_name, view, kept, waits, now)
+    # So far these alone have no machine of ours.
+    assigned.promised = frozenset(
+        key for key, wait in waits.items() if wait.reason.kind is WaitKind.OTHER_HOST
+    )
     _sort_jobs(by_name, view, observed, served, waits, now)
     order = sorted(by_name.values(), key=lambda pool: -pool.desired.priority)
     refused: dict[str, Wait] = {}
@@ -231,7 +236,7 @@ def _serve(
 
 def _serve_theirs(spare: Spare, others: _Others, served: set[str], waits: dict[str, Wait]) -> None:
     """What another host's runner takes that has lost the job that it was made for."""
-    if job := others.take(spare.labels, f"{_CLAIMED}{spare.claim.repository}"):
+    if job := others.take(spare.labels, f"{_CLAIMED}{spare.claim.repository}", theirs=True):
         served.add(job.key)
         said = "another host's machine, which is free, takes it"
         waits[job.key] = Wait(job, Reason(WaitKind.OTHER_HOST, said))
@@ -250,25 +255,30 @@ class _Others:
     def __init__(self, jobs: Sequence[Job], view: View) -> None:
         self._view = view
         self._alike: dict[
-            tuple[tuple[str, ...], str, frozenset[Scope]], deque[tuple[int, Job]]
+            tuple[tuple[str, ...], str, frozenset[Scope], bool], deque[tuple[int, Job]]
         ] = {}
         for number, job in enumerate(jobs):
+            is_ours = view.rivals.is_overdue(job)
             self._alike.setdefault(
-                (job.labels, job.repository, frozenset(view.visible[job.key])), deque()
+                (job.labels, job.repository, frozenset(view.visible[job.key]), is_ours), deque()
             ).append((number, job))
-        self._known: dict[tuple[frozenset[str], str], list[deque[tuple[int, Job]]]] = {}
+        self._known: dict[tuple[frozenset[str], str, bool], list[deque[tuple[int, Job]]]] = {}
 
-    def take(self, labels: frozenset[str], scope: str) -> Job | None:
-        """The first one that a runner of this scope with these labels gets."""
-        queues = self._known.get((labels, scope))
+    def take(self, labels: frozenset[str], scope: str, *, theirs: bool = False) -> Job | None:
+        """The first one that a runner of this scope with these labels gets. `theirs`: another
+        host's, which is not waited for where others had their time.
+        """
+        queues = self._known.get((labels, scope, theirs))
         if queues is None:
             heads = ((queue, queue[0][1]) for queue in self._alike.values() if queue)
             queues = [
                 queue
                 for queue, job in heads
-                if job.fits(labels) and _covers(scope, job, self._view)
+                if job.fits(labels)
+                and _covers(scope, job, self._view)
+                and not (theirs and self._view.rivals.is_overdue(job))
             ]
-        self._known[labels, scope] = queues = [queue for queue in queues if queue]
+        self._known[labels, scope, theirs] = queues = [queue for queue in queues if queue]
         return min(queues, key=lambda queue: queue[0][0]).popleft()[1] if queues else None
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from vmrunner import files
-from vmrunner.model.fleet import Fleet, Peer, Sighting
+from vmrunner.model.fleet import Fleet, Peer, Promise, Sighting
 from vmrunner.model.job import Claim
 
 
@@ -22,6 +22,10 @@ def load(path: Path) -> Fleet:
             {host: _peer(each) for host, each in plain["peers"].items()},
             {int(number): _sighting(each) for number, each in plain["records"].items()},
             {str(key): float(at) for key, at in plain["waiting"].items()},
+            {
+                str(key): Promise(float(spent), float(at), bool(is_open))
+                for key, (spent, at, is_open) in plain["promises"].items()
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Fleet()
@@ -39,8 +43,8 @@ def _labels(plain: object) -> frozenset[tuple[str, ...]]:
 
 
 def _sighting(plain: list[object]) -> Sighting:
-    host, alive, claim = plain
-    return Sighting(str(host), float(str(alive)), Claim.parse(str(claim)))
+    host, first, alive, claim = plain
+    return Sighting(str(host), float(str(first)), float(str(alive)), Claim.parse(str(claim)))
 
 
 def save(path: Path, fleet: Fleet) -> None:
@@ -52,10 +56,13 @@ def save(path: Path, fleet: Fleet) -> None:
             for host, each in fleet.peers.items()
         },
         "records": {
-            number: (each.host, each.alive, str(each.claim or ""))
+            number: (each.host, each.first, each.alive, str(each.claim or ""))
             for number, each in fleet.records.items()
         },
         "waiting": dict(fleet.waiting),
+        "promises": {
+            key: (each.spent, each.at, each.is_open) for key, each in fleet.promises.items()
+        },
     }
     with suppress(OSError):
         files.write_whole(path, json.dumps(plain))

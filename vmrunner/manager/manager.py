@@ -252,7 +252,8 @@ class Manager:
             return known  # what is missing may be there
         records = {record.id: record for queue in queues.values() for record in queue.runners}
         jobs = {job.key: job for queue in queues.values() for job in queue.jobs}
-        return known.looked_at(self._me, moment, records.values(), jobs.values())
+        old = {key for queue in queues.values() for key in queue.old}
+        return known.looked_at(self._me, moment, records.values(), jobs.values(), old)
 
     def _leftovers(self, queues: Iterable[Queue]) -> frozenset[str]:
         """Records of an older vmrunner, whose names tell no host. This host's are those that its
@@ -403,6 +404,9 @@ class Manager:
         else:
             decided = plan(self.settings.manager, pools, bounds, observed, self._clock())
             decided = wanted.without(decided, wanted.unsure(decided, observed, trusted))
+        if observed.moment and not any(queue.problem for queue in observed.queues.values()):
+            known = observed.fleet.promising(decided.promised, observed.moment.steady)
+            observed = replace(observed, fleet=known)
         return Survey(pools, observed, decided, tuple(failures))
 
     def _ask_again(

@@ -93,7 +93,9 @@ def plan(
     )
     new = [action for each in assigned.actions if (action := sure.of(each))]
     # The destroyed ones' records come first, so that a pool at its max has room again.
-    return Plan((*actions, *new), assigned.waits, tuple(sure.asks), assigned.again)
+    return Plan(
+        (*actions, *new), assigned.waits, tuple(sure.asks), assigned.again, assigned.promised
+    )
 
 
 class _Sure:
@@ -433,7 +435,9 @@ def _judge_bound(
         return None
     said_exit = machine.event(EventKind.EXIT) is not None
     if job and not metadata.running_at and not said_exit and not (record and record.busy):
-        if view.is_elsewhere(metadata.runner_id, job):
+        # Its own would have told of it by then; and anybody's may tell that it has this job.
+        is_told = metadata.silent_at and view.since(metadata, metadata.silent_at) > _FIRST_WORDS
+        if is_told and view.is_elsewhere(metadata.runner_id, job):
             goes = finish(Ending.UNNEEDED, _ELSEWHERE, if_idle=True, ask=Ask.about(metadata))
             return replace(goes, job=None, had_none=True, elsewhere=True)
         if view.binds_jobs:

@@ -61,11 +61,17 @@ class Rivals:
         )
 
     def maker(self, job: Job) -> str:
-        """The host that makes a machine for this waiting job; empty where none does."""
-        if not self._claimed:
+        """The host that makes a machine for this waiting job; empty where none does, or where
+        others had their time for it.
+        """
+        if not self._claimed or self.is_overdue(job):
             return ""
         hosts = self._claimed.get(Claim.of(job).job, set())
         return min(hosts, key=lambda host: rank(job, host), default="")
+
+    def is_overdue(self, job: Job) -> bool:
+        """Whether this host goes on with this waiting job as if it were alone."""
+        return bool(self.fleet.promises) and self.fleet.is_overdue(job, self._now)
 
     def comes_before(self, job: Job) -> bool:
         """Whether another host claims this job, too, and comes first."""
@@ -74,11 +80,13 @@ class Rivals:
 
     def preferred(self, jobs: Sequence[Job]) -> list[Job]:
         """Jobs, oldest first, as this host should take those that wait."""
-        return self.fleet.preferred(self._me, jobs)
+        return self.fleet.preferred(self._me, jobs, self._now)
 
     def patience(self, job: Job) -> float:
         """Seconds until this host may make a machine for the job; 0.0: now."""
-        return max(0.0, self.fleet.turn(self._me, job) - self._now) if self.fleet.peers else 0.0
+        if not self.fleet.peers or self.is_overdue(job):
+            return 0.0
+        return max(0.0, self.fleet.turn(self._me, job) - self._now)
 
     def first(self, job: Job) -> str:
         """Who comes first for it."""

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from vmrunner.model.job import Claim, Job, JobState, RunnerRecord
 from vmrunner.model.machine import MachineId
@@ -16,17 +16,29 @@ from vmrunner.model.moment import Moment
 
 TURN = 2.0
 """Seconds that a host has to take a job before the next one may: it looks twice a second."""
-SPREAD = 60.0
+SPREAD = 20.0
 """Seconds that a job counts as older for its first host than for the second one: hosts that become
 free together, each without knowing of the other, should not both take the oldest.
 """
 CLAIM = 120.0
 """Seconds that a claim holds whose runner does not call the forge: it boots, or its host died."""
+PROMISE = 180.0
+"""Seconds that other hosts' runners may keep a waiting job from this one, in all: to boot and to be
+handed it takes less. Whoever made such a runner, and whatever it is called, is not known.
+"""
+AGAIN = 30.0
+"""Seconds of these that each promise costs, however short it was: so they are few."""
 REMEMBERED = 7 * 86400.0
 """Seconds that a host counts which was not seen any more. One that died costs one turn."""
 _STALE = 10.0  # seconds by which what is remembered of a time may be late: less is written so
 _SPREAD_OVER = 500  # waiting jobs, the oldest, that are looked at for this
 _EVIDENCE = 200  # waiting jobs, the oldest, that are looked at for hosts that let theirs pass
+# What is remembered at most, whatever the forge shows: anybody may register runners there.
+MOST_PEERS = 256
+MOST_RECORDS = 2_000
+_MOST_JOBS = 5_000
+_MOST_LABELS = 32  # of a runner, and such sets of a host
+_LONGEST = 100  # characters of a name or a label
 
 Labels = tuple[str, ...]
 
@@ -56,8 +68,32 @@ class Sighting:
     """A record of another host's."""
 
     host: str
-    alive: float  # when it was seen first, or last seen to call the forge
+    first: float  # when it was seen first
+    alive: float  # then, or when it was last seen to call the forge
     claim: Claim | None = None
+
+
+@dataclass(frozen=True)
+class Promise:
+    """That a waiting job is left to another host's runner."""
+
+    spent: float  # seconds in which it was, before `at`
+    at: float  # when that began, or ended
+    is_open: bool = True
+
+    def kept(self, now: float) -> float:
+        """Seconds until now in which the job was left to others."""
+        return self.spent + (now - self.at if self.is_open else 0.0)
+
+    def again(self, now: float) -> Promise:
+        """It is left to others now."""
+        return self if self.is_open else Promise(self.spent, now)
+
+    def over(self, now: float) -> Promise:
+        """It is not any more."""
+        if not self.is_open:
+            return self
+        return Promise(self.spent + max(AGAIN, now - self.at), now, is_open=False)
 
 
 @dataclass(frozen=True)
@@ -69,13 +105,21 @@ class Fleet:
     records: Mapping[int, Sighting] = field(default_factory=dict)
     # Since when each waiting job is known, by its key; only where there are others.
     waiting: Mapping[str, float] = field(default_factory=dict)
+    promises: Mapping[str, Promise] = field(default_factory=dict)  # by the keys of such jobs
 
     def looked_at(
-        self, me: str, moment: Moment, records: Iterable[RunnerRecord], jobs: Collection[Job]
+        self,
+        me: str,
+        moment: Moment,
+        records: Iterable[RunnerRecord],
+        jobs: Collection[Job],
+        old: Collection[str] = (),
     ) -> Fleet:
-        """After a look at the forge, which answered for every scope."""
+        """After a look at the forge, which answered for every scope. `old` are the keys of waiting
+        jobs that may be gone.
+        """
         before, now = self._in(moment), moment.steady
-        strangers = [(host, record) for record in records if (host := host_of(record.name, me))]
+        strangers = before._counted(me, records)
         if not strangers and not before.peers:
             return before
         known = {Claim.of(job).job: _sorted(job.labels) for job in jobs}
@@ -94,14 +138,51 @@ class Fleet:
             peers[host] = _met(
                 peers.get(host), record, sighting, wanted, now, record.id not in before.records
             )
-        waits = {job.key for job in jobs if job.state is JobState.WAITING}
+        waiting = sorted((job.id, job.key) for job in jobs if job.state is JobState.WAITING)
+        waits = {key: before.waiting.get(key, now) for _, key in waiting[:_MOST_JOBS]}
         after = Fleet(
             moment.boot,
-            {host: peer for host, peer in peers.items() if now - peer.seen < REMEMBERED},
+            _last_seen(peers, {host for host, _ in strangers}, now),
             seen,
-            {key: before.waiting.get(key, now) for key in sorted(waits)},
+            waits,
+            {
+                key: promise
+                for key, promise in before.promises.items()
+                # One that no list shows may be there again.
+                if key in waits or promise.is_open or now - promise.at < PROMISE
+            },
         )
-        return after._without_lazy(me, jobs, now)
+        return after._without_lazy(me, [job for job in jobs if job.key not in old], now)
+
+    def promising(self, keys: Collection[str], now: float) -> Fleet:
+        """After it was decided that these waiting jobs, and no others, are left to other hosts'
+        runners.
+        """
+        found = {
+            key: promise.again(now) if key in keys else promise.over(now)
+            for key, promise in self.promises.items()
+        }
+        for key in sorted(set(keys) - found.keys()):
+            found[key] = Promise(0.0, now)
+        newest = sorted(found.items(), key=lambda each: (each[1].at, each[0]))[-_MOST_JOBS:]
+        return replace(self, promises=dict(newest)) if found else self
+
+    def _counted(self, me: str, records: Iterable[RunnerRecord]) -> list[tuple[str, RunnerRecord]]:
+        """Other hosts' records, as many as are remembered: first those that are known, and those of
+        known hosts.
+        """
+        found = [(host, record) for record in records if (host := host_of(record.name, me))]
+        if len(found) > MOST_RECORDS or len({host for host, _ in found}) > MOST_PEERS:
+            found.sort(
+                key=lambda each: (
+                    each[1].id not in self.records,
+                    each[0] not in self.peers,
+                    each[1].id,
+                )
+            )
+            hosts = set(list(dict.fromkeys(host for host, _ in found))[:MOST_PEERS])
+            found = [each for each in found if each[0] in hosts][:MOST_RECORDS]
+        return found
 
     def _in(self, moment: Moment) -> Fleet:
         """As it is in this boot of the host: times of another one mean nothing."""
@@ -118,7 +199,7 @@ class Fleet:
         claimed = {
             each.claim.job for each in self.records.values() if each.claim and self.holds(each, now)
         }
-        waiting = (job for job in jobs if job.state is JobState.WAITING)
+        waiting = (job for job in jobs if job.key in self.waiting)
         peers = dict(self.peers)
         for job in sorted(waiting, key=lambda job: self.waiting[job.key])[:_EVIDENCE]:
             if Claim.of(job).job in claimed:
@@ -126,24 +207,42 @@ class Fleet:
             first = self._able(me, job)[0]
             peer = peers.get(first)
             if peer and now - max(self.waiting[job.key], peer.changed) >= 2 * TURN:
-                peers[first] = replace(peer, closed=peer.closed | {_sorted(job.labels)})
+                peers[first] = replace(peer, closed=_few(peer.closed | {_sorted(job.labels)}))
         return replace(self, peers=peers)
 
     def holds(self, sighting: Sighting, now: float) -> bool:
-        """Whether what it claims is still to be expected."""
-        return now - sighting.alive < CLAIM + _STALE
+        """Whether its runner is still to be expected to take a job."""
+        return now - sighting.alive < CLAIM + _STALE and now - sighting.first < PROMISE
 
-    def order(self, me: str, job: Job) -> list[str]:
+    def is_overdue(self, job: Job, now: float) -> bool:
+        """Whether others had their time for this waiting job, so that this host goes on as if it
+        were alone.
+        """
+        promise = self.promises.get(job.key)
+        return promise is not None and promise.kept(now) >= PROMISE
+
+    def order(self, me: str, job: Job) -> Sequence[str]:
         """The hosts that may take this job, the first one first: the same one for all of them."""
-        hosts = [host for host, peer in self.peers.items() if peer.may_take(job.labels)]
-        return sorted([me, *hosts], key=lambda host: rank(job, host))
+        return _ordered(job.key, self._hosts(me, job.labels, with_room=True))
 
-    def _able(self, me: str, job: Job) -> list[str]:
+    def _able(self, me: str, job: Job) -> Sequence[str]:
         """As `order`, with those that have no room."""
-        hosts = [host for host, each in self.peers.items() if each.has_runners_for(job.labels)]
-        return sorted([me, *hosts], key=lambda host: rank(job, host))
+        return _ordered(job.key, self._hosts(me, job.labels, with_room=False))
 
-    def preferred(self, me: str, jobs: Sequence[Job]) -> list[Job]:
+    def _hosts(self, me: str, labels: Labels, *, with_room: bool) -> Labels:
+        """Those that take jobs with these labels: jobs are many, and what they ask for is not."""
+        found = self._by_labels.get((me, labels, with_room))
+        if found is None:
+            takes = Peer.may_take if with_room else Peer.has_runners_for
+            hosts = [host for host, peer in self.peers.items() if takes(peer, labels)]
+            found = self._by_labels[me, labels, with_room] = tuple(sorted([me, *hosts]))
+        return found
+
+    @cached_property
+    def _by_labels(self) -> dict[tuple[str, Labels, bool], Labels]:
+        return {}
+
+    def preferred(self, me: str, jobs: Sequence[Job], now: float) -> list[Job]:
         """Jobs, oldest first, as this host should take those that wait."""
         if not self.peers:
             return list(jobs)
@@ -151,13 +250,15 @@ class Fleet:
         others = [job for job in jobs if job.state is not JobState.WAITING]
 
         def age(job: Job) -> float:
-            place = self._able(me, job).index(me)
+            place = 0 if self.is_overdue(job, now) else self._able(me, job).index(me)
             return self.waiting.get(job.key, 0.0) + SPREAD * math.log2(1 + place)
 
         return [*others, *sorted(waiting[:_SPREAD_OVER], key=age), *waiting[_SPREAD_OVER:]]
 
     def turn(self, me: str, job: Job) -> float:
-        """When this host may take the job, by the steady clock; 0.0: now."""
+        """When this host may take the job, by the steady clock; 0.0: now. As the hosts are bounded,
+        that is 16 s after the job was seen at the latest.
+        """
         place = self.order(me, job).index(me) if self.peers else 0
         return self.waiting.get(job.key, 0.0) + TURN * math.log2(1 + place) if place else 0.0
 
@@ -167,14 +268,25 @@ def rank(job: Job, host: str) -> str:
     return _rank(job.key, host)
 
 
-@lru_cache(1 << 16)
 def _rank(key: str, host: str) -> str:
-    return hashlib.sha256(f"{key} {host}".encode()).hexdigest()
+    return hashlib.sha256(f"{key} {host}".encode("utf-8", "replace")).hexdigest()
+
+
+@lru_cache(2_000)
+def _ordered(key: str, hosts: Labels) -> Labels:
+    return tuple(sorted(hosts, key=lambda host: _rank(key, host)))
+
+
+def _last_seen(peers: Mapping[str, Peer], here: Collection[str], now: float) -> dict[str, Peer]:
+    """As many hosts as are remembered, first those that have a record now."""
+    found = [(host, peer) for host, peer in peers.items() if now - peer.seen < REMEMBERED]
+    found.sort(key=lambda each: (each[0] not in here, -each[1].seen, each[0]))
+    return dict(found[:MOST_PEERS])
 
 
 def host_of(name: str, me: str) -> str:
     """The other host whose record it is; empty for our own, and for what is no machine of ours."""
-    machine = MachineId.parse(name)
+    machine = MachineId.parse(name) if len(name) <= _LONGEST else None
     if machine is None or not machine.host or (host := called(machine.manager, machine.host)) == me:
         return ""
     return host
@@ -186,15 +298,19 @@ def called(manager: str, identity: str) -> str:
 
 
 def _sorted(labels: Collection[str]) -> Labels:
-    return tuple(sorted(set(labels)))
+    return tuple(sorted({label for label in labels if len(label) <= _LONGEST})[:_MOST_LABELS])
+
+
+def _few(labels: Collection[Labels]) -> frozenset[Labels]:
+    return frozenset(sorted(labels)[:_MOST_LABELS])
 
 
 def _sighting(host: str, record: RunnerRecord, known: Sighting | None, now: float) -> Sighting:
     """A claim stays with its record: the forge forgets it when the runner declares itself."""
     if known is None:
-        return Sighting(host, now, record.claim)
+        return Sighting(host, now, now, record.claim)
     alive = now if record.online and now - known.alive > _STALE else known.alive
-    return Sighting(host, alive, known.claim or record.claim)
+    return Sighting(host, known.first, alive, known.claim or record.claim)
 
 
 def _met(
@@ -216,6 +332,6 @@ def _met(
     return Peer(
         now if now - peer.seen > _STALE else peer.seen,
         now if is_new else peer.changed,
-        peer.takes | takes,
-        closed,
+        _few(peer.takes | takes),
+        _few(closed),
     )

@@ -72,7 +72,7 @@ def test_who_never_saw_another_host_remembers_nothing() -> None:
 def test_who_has_no_such_runners_is_not_asked_for_patience() -> None:
     arm = job(1, "arm64")
     known = seen(arm)
-    assert known.order(ME, arm) == [ME]
+    assert list(known.order(ME, arm)) == [ME]
     assert known.turn(ME, arm) == 0.0
     able = known.looked_at(ME, moment(110), [record(9, 2, labels=("arm64", "big"))], [arm])
     assert set(able.order(ME, arm)) == {ME, HOSTS[2]}
@@ -119,6 +119,41 @@ def test_a_job_that_is_claimed_is_not_let_pass() -> None:
     assert HOSTS[1] not in given_up.order(ME, its), "its runner never called"
 
 
+def test_a_job_that_may_be_gone_says_nothing_of_a_host() -> None:
+    """In a long queue nobody has looked at it again."""
+    its = first_of(HOSTS[1])
+    known = seen(its).looked_at(ME, moment(160), [], [its], {its.key})
+    assert HOSTS[1] in known.order(ME, its)
+    assert its.key in known.waiting
+
+
+def test_a_promise_counts_the_time_that_it_is_one_for() -> None:
+    its = job(1)
+    known, now = seen(its), 100.0
+    for _ in range(3):  # 50 s, and not for 1,000
+        known = known.promising({its.key}, now)
+        now += 50
+        assert not known.is_overdue(its, now)
+        known = known.looked_at(ME, moment(now), [], [its]).promising(set(), now)
+        now += 1_000
+    known = known.promising({its.key}, now)
+    assert not known.is_overdue(its, now + 29)
+    assert known.is_overdue(its, now + 30)
+    later = known.promising(set(), now + 31)
+    assert later.is_overdue(its, now + 5_000), "as long as it waits"
+    after = later.looked_at(ME, moment(now + 5_000), [], [])
+    assert not after.promises
+
+
+def test_a_record_without_a_job_is_not_waited_for_for_ever() -> None:
+    its = job(1)
+    known = seen(its)
+    for now in (101, 200, 280, 282):
+        records = [record(9, 2, Claim.of(its), online=True)]
+        known = known.looked_at(ME, moment(now), records, [its])
+        assert known.holds(known.records[9], now) == (now < 281)
+
+
 def test_a_claim_stays_with_its_record() -> None:
     """Gitea forgets it when the runner declares itself."""
     its = job(1)
@@ -151,6 +186,7 @@ def test_whose_record_it_is() -> None:
 def test_what_is_remembered_is_read_as_it_was_written(tmp_path: Path) -> None:
     its = job(1)
     known = seen(its).looked_at(ME, moment(101), [record(9, 2, Claim.of(its, is_last=True))], [its])
+    known = known.promising({its.key}, 101)
     memory.save(tmp_path / "fleet.json", known)
     assert memory.load(tmp_path / "fleet.json") == known
 
