@@ -103,7 +103,7 @@ class _Sure:
 
     def __init__(self, observed: Observed) -> None:
         self._asked = observed.asked
-        self.asks: list[Ask] = []
+        self.asks: dict[Ask, None] = {}  # in their order
 
     def of(self, action: Action | None) -> Action | None:
         """The action, or None where something has to be asked first."""
@@ -111,8 +111,7 @@ class _Sure:
             return action
         if action.ask in self._asked:
             return action
-        if action.ask not in self.asks:
-            self.asks.append(action.ask)
+        self.asks[action.ask] = None
         return None
 
 
