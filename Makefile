@@ -110,9 +110,9 @@ model:
 scale:
 	$(call in_rig,rig/rig run -- python -m tests.scale)
 
-# 2, 10 and 50 hosts with a manager each on one forge, on fakes: 500 jobs (FLEET="--hosts 2 --jobs 100" for a part).
+# 2, 10 and 50 hosts with a manager each on one forge, on fakes: 500 jobs (FLEET="--hosts 2 --jobs 100" for a part); then two with real machines.
 fleet:
-	$(call in_rig,rig/rig run -- python -m tests.fleet $(FLEET))
+	$(call in_rig,$(test_image); rig/rig run -- python -m tests.fleet $(FLEET); rig/rig run -- python -m tests.hosts)
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:
