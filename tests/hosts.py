@@ -61,7 +61,9 @@ class OnGitea:
     def runners(self) -> list[str]:
         assert self._repository
         return [
-            job["runner_name"] for job in self._repository.jobs() if job["conclusion"] == "success"
+            job["runner_name"]
+            for job in self._repository.jobs()
+            if job.get("conclusion") == "success"
         ]
 
 
