@@ -154,7 +154,9 @@ def compare(jobs: Jobs, count: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Both forges; exits non-zero where a machine was made in vain, or a job ran twice."""
+    """Both forges; exits non-zero where a job is not done, or a machine had more than one. What was
+    made in vain is counted.
+    """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--jobs", type=int, default=6, help="for each host")
     options = parser.parse_args()
