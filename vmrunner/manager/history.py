@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
@@ -310,15 +310,17 @@ class History:
 
     def started(self, metadata: Metadata, at: float, job: Job | None = None) -> None:
         """A machine was started at `at`, for this job if for one."""
-        record = Record(
-            machine=str(metadata.machine),
-            pool=metadata.pool,
-            image=metadata.image,
-            created=metadata.created_at,
-            overlay=metadata.overlay_at,
-            started=at,
-        )
-        self._write(_for(replace(record, bound=metadata.bound_at), job))
+        self._write(_for(replace(_of(metadata), started=at), job))
+
+    def seen(self, there: Iterable[Metadata]) -> None:
+        """These machines are there. What is missing of them is written: a row, or the job that it
+        was given, where the manager was killed before it wrote that down.
+        """
+        rows = {record.machine: record for record in self._select("WHERE ending = ''")}
+        for metadata in there:
+            found = rows.get(str(metadata.machine)) or self.find(metadata.machine)
+            if found is None or (metadata.bound_at and not found.bound and not found.ending):
+                self._write(_of(metadata, found))
 
     def bound(self, metadata: Metadata, job: Job) -> None:
         """A warm machine was given a job."""
@@ -356,13 +358,15 @@ class History:
         Where `ran` is ASKED the forge is to be asked which job its binding's runner had, see
         `to_ask`.
         """
+        if seen and seen.metadata:
+            self.seen([seen.metadata])
         found = self.find(machine)
         if found is None and binding and seen and seen.events:
-            # The manager was killed before it wrote down the start, and the machine went on.
-            metadata = seen.metadata
-            image, created = (metadata.image, metadata.created_at) if metadata else ("", at)
-            found = Record(
-                str(machine), binding.pool, image, made_for_key=binding.job_key, created=created
+            # The manager was killed before it wrote down the start, and the machine is gone.
+            found = Record(str(machine), binding.pool, created=at)
+        if found and binding and not found.made_for_key:
+            found = replace(
+                found, made_for_key=binding.job_key, made_for_repository=binding.repository
             )
         if found is None or found.ending:
             return found
@@ -634,6 +638,21 @@ def _rounds(failed: Sequence[Record]) -> int:
         if not is_along:
             rounds, seen_at = rounds + 1, record.destroyed
     return rounds
+
+
+def _of(metadata: Metadata, record: Record | None = None) -> Record:
+    """A machine's row as the machine itself has it, which knows the key of its job alone."""
+    return replace(
+        record or Record(str(metadata.machine)),
+        pool=metadata.pool,
+        image=metadata.image,
+        created=metadata.created_at,
+        overlay=metadata.overlay_at,
+        bound=metadata.bound_at,
+        made_for_key=metadata.job_key,
+        made_for_repository=metadata.repository,
+        queued=metadata.queued_at,
+    )
 
 
 def _asked(record: Record, binding: Binding, at: float) -> Record:

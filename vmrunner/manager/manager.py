@@ -500,6 +500,9 @@ class Manager:
         outcome.failures += self._rollback.roll_back()
         survey = self.survey(drain, whole=whole)
         living = {str(machine.id) for machine in survey.observed.machines}
+        self.history.seen(
+            machine.metadata for machine in survey.observed.machines if machine.metadata
+        )
         self._addresses.sweep(
             living
             | {

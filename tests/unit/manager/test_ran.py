@@ -17,7 +17,7 @@ from vmrunner import config
 from vmrunner.cli import history_cmd
 from vmrunner.cli.app import out
 from vmrunner.errors import ForgeDenied
-from vmrunner.manager.history import Record
+from vmrunner.manager.history import History, Record
 from vmrunner.model.job import JobState
 from vmrunner.model.machine import MachineId
 
@@ -305,6 +305,44 @@ def test_killed_at_any_step_the_record_is_true(tmp_path: Path, warm: int) -> Non
         if not killed:
             return
     raise AssertionError("every step was reached")
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+@pytest.mark.parametrize("start", ["boot", "snapshot"])
+@pytest.mark.parametrize("unwritten", ["started", "bound"])
+def test_killed_before_it_was_written_down(
+    tmp_path: Path, unwritten: str, start: str, is_over: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine goes on: its row is made of what is written on the machine."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    warm = int(unwritten == "bound")
+    pool = POOL | {"warm": warm, "max": 1, "start": start}
+    world = World(tmp_path, binds_jobs=True, pools={"p": pool})
+    if start == "snapshot":
+        world.make_snapshot("p")
+    for _ in range(4):
+        world.up()
+        for machine in world.machines():
+            world.step(machine)
+    world.forge.queue(1)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(History, unwritten, killed)
+        world.up()
+    world.restart()
+    (machine,) = world.machines()
+    while is_over and machine in world.hypervisor.domains:
+        world.step(machine)
+    world.settle_but_for_warm()
+    (said,) = (said for said in world.history.all() if said.job)
+    job = world.forge.known[1]
+    assert (said.machine, said.job, said.verdict) == (job.runner_name, "job 1", "success")
+    assert (said.pool, said.made_for_key, said.made_for_repository) == ("p", job.key, "o/r")
+    assert min(said.created, said.queued, said.destroyed) > 0
+    # Of a domain that is gone nothing else is known.
+    assert is_over or (said.image == "debian-12/1" and min(said.overlay, said.bound) > 0)
 
 
 def test_history_as_it_is_shown(
