@@ -243,17 +243,24 @@ class Fleet:
         return {}
 
     def preferred(self, me: str, jobs: Sequence[Job], now: float) -> list[Job]:
-        """Jobs, oldest first, as this host should take those that wait."""
+        """Jobs, oldest first, as this host should take those that wait.
+
+        Of those that another host comes first for it begins with the newest, which that host takes
+        last: so the two meet at one job at most, however often they become free together.
+        """
         if not self.peers:
             return list(jobs)
         waiting = [job for job in jobs if job.state is JobState.WAITING]
         others = [job for job in jobs if job.state is not JobState.WAITING]
 
-        def age(job: Job) -> float:
+        def by_age(numbered: tuple[int, Job]) -> tuple[float, int]:
+            number, job = numbered
             place = 0 if self.is_overdue(job, now) else self._able(me, job).index(me)
-            return self.waiting.get(job.key, 0.0) + SPREAD * math.log2(1 + place)
+            since = self.waiting.get(job.key, 0.0) // SPREAD * SPREAD
+            return since + SPREAD * math.log2(1 + place), -number if place else number
 
-        return [*others, *sorted(waiting[:_SPREAD_OVER], key=age), *waiting[_SPREAD_OVER:]]
+        first = sorted(enumerate(waiting[:_SPREAD_OVER]), key=by_age)
+        return [*others, *(job for _, job in first), *waiting[_SPREAD_OVER:]]
 
     def turn(self, me: str, job: Job) -> float:
         """When this host may take the job, by the steady clock; 0.0: now. As the hosts are bounded,

@@ -63,6 +63,25 @@ def test_the_first_takes_it_at_once_and_the_others_a_while_later() -> None:
     assert turns == [0.0, 100 + TURN, pytest.approx(100 + TURN * 1.58496), 100 + 2 * TURN]
 
 
+@pytest.mark.parametrize("push", [1, 7, 40], ids=["one by one", "by seven", "all at once"])
+def test_two_that_are_always_free_together_meet_at_the_last_job_at_most(push: int) -> None:
+    pair = HOSTS[:2]
+    mine = [each for each in map(job, range(1, 200)) if rank(each, ME) < rank(each, HOSTS[1])]
+    theirs = [each for each in map(job, range(1, 200)) if each not in mine]
+    left = sorted([*mine[:10], *theirs[:30]], key=lambda each: each.id)
+    known = {me: Fleet().looked_at(me, moment(50), [record(1, 0), record(2, 1)], []) for me in pair}
+    for number in range(0, 40, push):
+        for me in pair:
+            at = moment(100 + number / 4)
+            known[me] = known[me].looked_at(me, at, [], left[: number + push])
+    met = 0
+    while left:
+        taken = {known[me].preferred(me, left, 200)[0].id for me in pair}
+        met += len(taken) == 1
+        left = [each for each in left if each.id not in taken]
+    assert met <= 1
+
+
 def test_who_never_saw_another_host_remembers_nothing() -> None:
     alone = Fleet().looked_at(ME, moment(1), [record(1, 0)], [job(1)])
     assert (alone.peers, alone.records, alone.waiting) == ({}, {}, {})
