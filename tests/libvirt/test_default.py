@@ -16,6 +16,7 @@ import pytest
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
 from vmrunner.hypervisor import connection
 from vmrunner.hypervisor.connection import Link
+from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.network import ensure_network, network_drift
 from vmrunner.hypervisor.storage import Storage
@@ -63,6 +64,23 @@ def host(libvirt_mock: Any) -> LibvirtHost:
         accelerator="software",
         warn=lambda _: None,
     )
+
+
+def test_of_a_domain_that_powers_off_while_it_is_looked_at_nothing_is_made_up(
+    host: LibvirtHost, libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row of the history had no pool and stemmed from 1970, so it was forgotten at once."""
+    more = OURS.format(manager="m")
+    libvirt_mock.createXML(DOMAIN.format(name="vmr-m-00000001", more=more), 0)
+    described = Domains.described
+
+    def too_late(domains: Domains, domain: Any, machine: MachineId) -> str:
+        domain.destroy()
+        return described(domains, domain, machine)
+
+    monkeypatch.setattr(Domains, "described", too_late)
+    (machine,) = host.machines.all()
+    assert (machine.id.serial, machine.alive, machine.metadata) == ("00000001", False, None)
 
 
 def test_domains_of_others_are_neither_seen_nor_touched(

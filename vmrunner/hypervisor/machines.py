@@ -70,15 +70,12 @@ class LibvirtMachines:
         for machine in sorted(domains.keys() | files.keys(), key=str):
             metadata, trouble, is_paused = None, "", False
             if machine in domains:
-                described = self._domains.described(domains[machine], machine)
-                # One that powered off since it was listed can't be described any more.
-                metadata = (
-                    parse_metadata(described, machine)
-                    if described
-                    else Metadata(machine, "", "", 0.0)
-                )
-                if metadata is None:
-                    continue  # Its name looks like ours, but we did not make it: never touched.
+                # One that powered off since it was listed can't be described any more: as little
+                # is known of it as of one that went before.
+                if described := self._domains.described(domains[machine], machine):
+                    metadata = parse_metadata(described, machine)
+                    if metadata is None:
+                        continue  # Its name looks like ours, but we did not make it: never touched.
                 trouble, is_paused = self._state(domains[machine])
             events = (
                 parse_events(self._storage.read(f"{machine}.{File.EVENTS}", 65536))

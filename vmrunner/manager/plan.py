@@ -185,11 +185,9 @@ def _without_failed(
     One of which only silent files are left, and whose start was not written down, never began: the
     manager was killed while it made it.
     """
-    # One that vanished while it was looked at has empty metadata: then its binding knows.
+    # Of one that is gone its binding knows.
     owners = {
-        machine.id: machine.metadata.pool
-        for machine in observed.machines
-        if machine.metadata and machine.metadata.pool
+        machine.id: machine.metadata.pool for machine in observed.machines if machine.metadata
     }
     owners = {binding.machine: binding.pool for binding in view.bindings.values()} | owners
     failed = {

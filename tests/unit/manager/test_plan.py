@@ -585,7 +585,7 @@ def test_a_pool_whose_machine_just_failed_starts_no_other_at_once() -> None:
         )
     ]
     assert kinds == [Finish], "its panicked guest said nothing"
-    vanished = replace(gone, metadata=Metadata(gone.id, "", "", 0.0))
+    vanished = replace(gone, metadata=None)
     kinds = [
         type(action)
         for action in actions(
