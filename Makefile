@@ -112,7 +112,7 @@ scale:
 
 # 2, 10 and 50 hosts with a manager each on one forge, on fakes: 500 jobs (FLEET="--hosts 2 --jobs 100" for a part); then two with real machines.
 fleet:
-	$(call in_rig,$(test_image); rig/rig run -- python -m tests.fleet $(FLEET); rig/rig run -- python -m tests.hosts)
+	$(call in_rig,$(test_image); $(if $(findstring --save,$(FLEET)),$(bench_tools);) rig/rig run -- python -m tests.fleet $(FLEET); rig/rig run -- python -m tests.hosts)
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:

@@ -325,6 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--hosts", type=int, nargs="*", default=list(SIZES))
+    parser.add_argument("--save", type=Path, help="a folder for the picture, as fleet.png")
     wanted = parser.parse_args()
     faults: list[str] = []
     figures: dict[str, dict[str, Any]] = {}
@@ -350,11 +351,42 @@ def main() -> None:
             found, _ = judge(result, alone)
             figures[result.forge][name] = found | {"jobs_that_lost_their_host": result.killed}
             _show(name, result, found)
+    if wanted.save:
+        draw(figures, wanted.save / "fleet.png")
     for fault in faults:
         print(fault, file=sys.stderr)
     print(json.dumps({"jobs": wanted.jobs, "figures": figures, "faults": faults}))
     if faults:
         sys.exit(1)
+
+
+def draw(figures: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
+    """A picture: how much more so many hosts get done than one, beside the best that there can
+    be, and what each asks of the forge.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    picture, (gains, asked) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for forge, marker in zip(figures, "os", strict=True):
+        rows = {int(name): row for name, row in figures[forge].items() if name.isdigit()}
+        gains.plot(
+            list(rows), [row["throughput"] for row in rows.values()], f"-{marker}", label=forge
+        )
+        asked.plot(
+            list(rows),
+            [row["requests_in_a_pass"] for row in rows.values()],
+            f"-{marker}",
+            label=forge,
+        )
+    gains.plot([1, max(rows)], [1, max(rows)], "--", color="grey", label="as many as hosts")
+    gains.set(xlabel="hosts on one forge", ylabel="times the throughput of one")
+    asked.set(xlabel="hosts on one forge", ylabel="requests of a host in a pass", ylim=(0, 4))
+    gains.legend()
+    asked.legend()
+    picture.savefig(path, dpi=110)
 
 
 def _show(name: str, result: Result, found: dict[str, float]) -> None:
