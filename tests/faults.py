@@ -4,7 +4,8 @@ Gitea and real machines.
 The steps are not picked by hand: each life is lived once, its passes write down what they do, and
 for every step so found, cells are made with every fault. In each cell the life is lived up to the
 step, the fault happens, what can be mended is mended, and ordinary passes follow. Then nothing may
-be left, and the job has one verdict and ran once.
+be left, and the job has one verdict and ran once. With `--hosts 2` another host on the same forge,
+to which nothing happens, takes its turn after each of these passes.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tests.protobuf import fields
 from tests.steps import FAULT_HEADER, LIBVIRTD, Fault, Kind
 
 MANAGER, SUBNET = "faults", "10.85.0.0/24"
+BESIDE, BESIDE_SUBNET = "beside", "10.84.0.0/24"  # the other host's
 FOLDER = Path("/tmp/vmrunner-faults")
 PORT = 3001  # of the proxy, on the forge's own address: machines and manager know the forge by it
 MEMORY = 1024  # MiB of a machine: what a snapshot's file may take
@@ -93,6 +95,7 @@ class Proxy:
         parts = urlsplit(url)
         self.stage = Stage()
         self._forge = (parts.hostname or "", parts.port or 80)
+        self.url = f"http://{parts.hostname}:{PORT}"
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -221,10 +224,51 @@ class Wrong(Exception):
     """What a cell shows to be wrong."""
 
 
+class Neighbour:
+    """Another host on the same forge, with the same images: its machines are booted."""
+
+    def __init__(self, site: Site, url: str, images: Path) -> None:
+        self.site = site
+        state = FOLDER / BESIDE / "state"
+        state.mkdir(parents=True, exist_ok=True)
+        if not (state / "images").exists():
+            (state / "images").symlink_to(images)
+        self.ground = lay(
+            FOLDER / BESIDE,
+            BESIDE,
+            BESIDE_SUBNET,
+            token=site.token,
+            url=url,
+            image=quick.QUICK,
+            most=1,
+            more="vcpus = 1",
+        )
+
+    def run(self) -> None:
+        """One pass, as its timer would make it."""
+        self.ground.run("up", check=False)
+
+    def left(self) -> list[str]:
+        """Everything that a machine of it has left on this computer or at the forge."""
+        records = [f"runner {record['name']}" for record in self._records()]
+        return self.ground.leftovers() + records
+
+    def clean(self) -> None:
+        """Remove what it has."""
+        self.ground.run("down", "--now")
+        self.ground.run("up", "main")  # "down" holds until then
+        for record in self._records():
+            self.site.call("DELETE", f"/admin/actions/runners/{record['id']}", fine=(404,))
+
+    def _records(self) -> list[dict[str, Any]]:
+        head = f"vmr-{BESIDE}-"
+        return [record for record in self.site.runners() if record["name"].startswith(head)]
+
+
 class World:
     """The ground that all cells share, and one attempt at a time on it."""
 
-    def __init__(self, site: Site, start: str) -> None:
+    def __init__(self, site: Site, start: str, hosts: int = 1) -> None:
         self.site, self.start = site, start
         self.proxy = Proxy(site.url)
         host = urlsplit(site.url).hostname
@@ -237,7 +281,7 @@ class World:
             MANAGER,
             SUBNET,
             token=site.token,
-            url=f"http://{host}:{PORT}",
+            url=self.proxy.url,
             image=quick.QUICK,
             most=1,
             start=start,
@@ -262,6 +306,7 @@ class World:
         self._process = context.Process
         self.repository: Repository | None = None
         self.forgives = False  # what libvirtd itself forgot in its own folders
+        self.neighbour = Neighbour(site, self.proxy.url, images) if hosts > 1 else None
 
     def _mount(self, size: int) -> None:
         """A file system of its own for the storage pool, so that it can be filled."""
@@ -315,6 +360,15 @@ class World:
             raise Wrong(f"a pass ended with {work.exitcode}: {''.join(bugs)}")
         return notes
 
+    def run_beside(self) -> None:
+        """A pass of the other host, if there is one."""
+        if self.neighbour:
+            self.neighbour.run()
+
+    def at_work(self) -> bool:
+        """Whether a QEMU of ours runs, on whatever host."""
+        return bool(steps.machines_of(MANAGER) or steps.machines_of(BESIDE))
+
     def set_warm(self, warm: int) -> None:
         """How many warm machines the pool shall have."""
         text = self.ground.config.read_text()
@@ -351,6 +405,7 @@ class World:
         found += [f"file {path.name}" for path in sorted(self.storage.glob(f"{head}*"))]
         found += [] if self.forgives else [f"libvirt {path}" for path in _libvirts_own(head)]
         found += [f"process {pid}" for pid in steps.machines_of(MANAGER)]
+        found += self.neighbour.left() if self.neighbour else []
         with closing(libvirt.open("qemu:///system")) as connection, suppress(libvirt.libvirtError):
             bridge = (
                 Path("/sys/class/net")
@@ -419,6 +474,8 @@ class World:
         for record in self.site.runners():
             if record["name"].startswith(f"vmr-{MANAGER}-"):
                 self.site.call("DELETE", f"/admin/actions/runners/{record['id']}", fine=(404,))
+        if self.neighbour:
+            self.neighbour.clean()
         self.set_warm(0)
         self.set_start(self.start)
         (FOLDER / "state" / "snapshots.json").unlink(missing_ok=True)
@@ -569,6 +626,7 @@ def live(
         notes[phase] = world.run(here, drained=phase == "drain")
         if here:
             break
+        world.run_beside()
     return notes
 
 
@@ -590,10 +648,9 @@ def settle(world: World, *, may_fail: bool) -> None:
     for number in range(1, 10_000):
         status = world.job()["status"]
         ended = ended or (time.monotonic() if status == "completed" else 0.0)
-        is_over = bool(ended) and (
-            not steps.machines_of(MANAGER) or time.monotonic() > ended + GRACE
-        )
+        is_over = bool(ended) and (not world.at_work() or time.monotonic() > ended + GRACE)
         said += [note["failure"] for note in world.run() if "failure" in note]
+        world.run_beside()
         left = world.left()
         if number == PASSES and (
             kept := [each for each in left if any(name in each for name in stale)]
@@ -617,7 +674,7 @@ def _doze(world: World, *, was_over: bool) -> None:
     """Until the next pass: a second, or shorter where something ends."""
     until_then = time.monotonic() + 1.0
     while time.monotonic() < until_then and (
-        steps.machines_of(MANAGER) if was_over else not world.proxy.stage.over.is_set()
+        world.at_work() if was_over else not world.proxy.stage.over.is_set()
     ):
         time.sleep(0.1)
 
@@ -785,11 +842,11 @@ def try_all(
 
 
 @contextmanager
-def open_world(start: str) -> Iterator[World]:
+def open_world(start: str, hosts: int) -> Iterator[World]:
     """The ground, made and taken down."""
     with closing(Site()) as site:
         site.clear()
-        with closing(World(site, start)) as world:
+        with closing(World(site, start, hosts)) as world:
             yield world
 
 
@@ -820,10 +877,11 @@ def main() -> None:
     parser.add_argument(
         "--start", default="snapshot", choices=("snapshot", "boot"), help="how machines are started"
     )
+    parser.add_argument("--hosts", type=int, default=1, choices=(1, 2), help="on the forge")
     options = parser.parse_args()
     if os.environ.get("VMRUNNER_TEST_RIG") == "host":
         sys.exit("this kills libvirtd: not the host's own, please")
-    with open_world(options.start) as world:
+    with open_world(options.start, options.hosts) as world:
         figures = try_all(
             world, lives=options.life, only=options.only, sample=options.sample, listed=options.list
         )

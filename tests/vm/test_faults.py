@@ -19,16 +19,17 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    ("start", "cells"),
+    ("start", "cells", "hosts"),
     [
-        pytest.param("boot", 2, marks=pytest.mark.long),
-        ("snapshot", 2),
-        pytest.param("snapshot", 5, marks=pytest.mark.long),
+        pytest.param("boot", 2, 1, marks=pytest.mark.long),
+        ("snapshot", 2, 1),
+        pytest.param("snapshot", 5, 1, marks=pytest.mark.long),
+        pytest.param("snapshot", 5, 2, marks=pytest.mark.long),
     ],
 )
 def test_whatever_goes_wrong_nothing_is_left_and_the_job_ran_once(
-    site: Site, start: str, cells: int
+    site: Site, start: str, cells: int, hosts: int
 ) -> None:
-    with closing(World(site, start)) as world:
+    with closing(World(site, start, hosts)) as world:
         figures = try_all(world, lives=["cold", "warm"], sample=cells)
     assert (figures["failed"], figures["tried"]) == ([], cells)
