@@ -32,6 +32,11 @@ class Ground:
     def config(self) -> Path:
         return self.folder / "vmrunner.toml"
 
+    @property
+    def log(self) -> Path:
+        """What `serve` has said."""
+        return self.folder / "serve.log"
+
     def command(self, *arguments: str) -> list[str]:
         """The command line of the program, with this configuration."""
         return [sys.executable, "-c", _RUN, *arguments]
@@ -51,6 +56,16 @@ class Ground:
             f"vmrunner {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
         )
         return done
+
+    def serve(self, *options: str) -> subprocess.Popen[bytes]:
+        """`vmrunner serve` in the background, its log beside its configuration."""
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                self.command("serve", *options),
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"VMRUNNER_CONFIG": str(self.config)},
+            )
 
     def status(self) -> dict[str, Any]:
         """`vmrunner status --json`."""

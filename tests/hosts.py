@@ -21,7 +21,6 @@ from tests.forge.double import Double
 from tests.forge.gitea import Repository, Site, until
 from tests.ground import Ground, lay
 from tests.prepare import FORGEJO, GITEA
-from tests.soak import serve
 
 FOLDER = Path("/tmp/vmrunner-fleet")
 HOSTS = (("fleet-a", "10.88.0.0/24"), ("fleet-b", "10.89.0.0/24"))
@@ -109,7 +108,7 @@ def ground(jobs: Jobs, number: int) -> Ground:
 @contextmanager
 def serving(grounds: list[Ground]) -> Iterator[None]:
     """Their managers at work; afterwards nothing is left of them."""
-    managers = [serve(each) for each in grounds]
+    managers = [each.serve() for each in grounds]
     try:
         yield
     finally:

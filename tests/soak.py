@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -85,17 +83,6 @@ PER_PAIR = 150.0  # seconds that two jobs may take on a slow day
 PER_ROTATION = 300.0  # seconds that one may take beside jobs
 SOON = 30.0  # seconds after which an outage holds nothing back any more
 AT_LEAST = 4  # jobs that wait or run while the image is renewed
-
-
-def serve(ground: Ground) -> subprocess.Popen[bytes]:
-    """The manager, in the background, its log beside its configuration."""
-    with (ground.folder / "serve.log").open("ab") as log:
-        return subprocess.Popen(
-            ground.command("serve"),
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)},
-        )
 
 
 class Rotations:
@@ -336,7 +323,7 @@ def main() -> None:
         deadline = began + PER_PAIR * (len(wanted) / 2 + 1) + PER_ROTATION * options.rotations
         deadline += sum(options.outages)
         next_kill = began + options.kill_every
-        manager, rotations = serve(ground), Rotations(ground, options.rotations)
+        manager, rotations = ground.serve(), Rotations(ground, options.rotations)
         outages, jobs = Outages(ground, options.outages), list[dict[str, Any]]()
         while True:
             for _ in range(12):
@@ -348,7 +335,7 @@ def main() -> None:
                 kills, next_kill, manager = (
                     kills + 1,
                     time.monotonic() + options.kill_every,
-                    serve(ground),
+                    ground.serve(),
                 )
             try:
                 jobs = jobs_of(repositories)
@@ -447,7 +434,7 @@ def main() -> None:
         or rotations.done != options.rotations
     )
     if bad or most > (3 if options.rotations else 2):  # one that is verified, or saved
-        print((ground.folder / "serve.log").read_text()[-20000:], file=sys.stderr)
+        print(ground.log.read_text()[-20000:], file=sys.stderr)
         sys.exit(1)
 
 

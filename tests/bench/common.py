@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from tests.forge.gitea import Site, until
 from tests.ground import Ground, lay
-from tests.soak import serve
 
 MANAGER, SUBNET = "bench", "10.84.0.0/24"
 FOLDER = Path("/tmp/vmrunner-bench")
@@ -165,10 +164,10 @@ def ground(
 def serving(ground: Ground) -> Iterator[subprocess.Popen[bytes]]:
     """`vmrunner serve`, as an admin runs it."""
     ground.run("up", "main")  # "down" holds until then
-    (ground.folder / "serve.log").unlink(missing_ok=True)
-    server = serve(ground)
+    ground.log.unlink(missing_ok=True)
+    server = ground.serve()
     try:
-        until(lambda: b"serving" in (ground.folder / "serve.log").read_bytes(), 60, "it serves")
+        until(lambda: b"serving" in ground.log.read_bytes(), 60, "it serves")
         yield server
     finally:
         server.terminate()

@@ -4,8 +4,6 @@ machines.
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,13 +98,7 @@ def _machines(site: Site, side: Side, folder: Path) -> Iterator[None]:
     ground.run("up", side.name)  # "down" holds until then
     if side.start == "snapshot":
         ground.run("snapshot", "create", "--pool", side.name, timeout=900)
-    with (ground.folder / "serve.log").open("ab") as log:
-        served = subprocess.Popen(
-            ground.command("serve"),
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)},
-        )
+    served = ground.serve()
     try:
         yield
     finally:

@@ -46,30 +46,22 @@ def workflow(*jobs: tuple[str, str, str]) -> str:
 
 
 @contextmanager
-def serving(ground: Ground, *options: str) -> Iterator[subprocess.Popen[str]]:
+def serving(ground: Ground, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`vmrunner serve` in the background; killed at the end if it still runs.
 
     Its log is printed for a test that fails.
     """
-    path = ground.folder / "serve.log"
-    with path.open("a") as log:
-        process = subprocess.Popen(
-            ground.command("serve", *options),
-            stdout=log,
-            stderr=log,
-            text=True,
-            env=os.environ | {"VMRUNNER_CONFIG": str(ground.config)},
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-            print(path.read_text())
+    process = ground.serve(*options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        print(log_of(ground))
 
 
 def log_of(ground: Ground) -> str:
-    return (ground.folder / "serve.log").read_text()
+    return ground.log.read_text()
 
 
 def events(ground: Ground) -> list[tuple[str, str]]:

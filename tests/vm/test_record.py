@@ -28,7 +28,7 @@ def test_history_names_the_job_that_ran_as_the_forge_does(
         ground.config.read_text() + soak.SECOND.format(image=GITEA, start="auto")
     )
     repository, wanted = soak.batch(site, 1, JOBS)
-    manager = soak.serve(ground)
+    manager = ground.serve()
     try:
         until(
             lambda: (
@@ -52,7 +52,7 @@ def test_history_names_the_job_that_ran_as_the_forge_does(
     )
     told = [
         line
-        for line in (ground.folder / "serve.log").read_text().splitlines()
+        for line in ground.log.read_text().splitlines()
         if "job ended" in line
     ]
     by_machine = {row["machine"]: row for row in rows}
