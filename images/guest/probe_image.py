@@ -137,8 +137,8 @@ def run(*command: str, within: float = 30.0) -> "subprocess.CompletedProcess[str
 
 
 def last(done: "subprocess.CompletedProcess[str]") -> str:
-    """What a program said in the end."""
-    lines = [line for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
+    """What a program said in the end, its errors before anything else."""
+    lines = [line for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
     return f"exit {done.returncode}" + (f": {lines[-1].strip()[:160]}" if lines else "")
 
 

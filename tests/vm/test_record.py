@@ -50,11 +50,7 @@ def test_history_names_the_job_that_ran_as_the_forge_does(
     assert [row["machine"] for row in rows if row["made_for"] and row["made_for"] != row["job"]], (
         "Gitea hands out others than intended"
     )
-    told = [
-        line
-        for line in ground.log.read_text().splitlines()
-        if "job ended" in line
-    ]
+    told = [line for line in ground.log.read_text().splitlines() if "job ended" in line]
     by_machine = {row["machine"]: row for row in rows}
     for line in told:
         fields = dict(word.split("=", 1) for word in line.split() if "=" in word)

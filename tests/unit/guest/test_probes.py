@@ -434,3 +434,10 @@ def test_each_look_is_answered_whatever_the_others_do(
     assert found["recipe: mine"] == (False, "exit 4: so", False)
     assert found["recipe: fine"] == (True, "exit 0", False)
     assert len(found) == 17
+
+
+def test_the_last_word_of_a_program_that_says_much_is_its_error() -> None:
+    image = load("probe_image.py")
+    both = image.subprocess.CompletedProcess([], 7, "half\n", "a warning\nit is broken\n")
+    assert image.last(both) == "exit 7: it is broken"
+    assert image.last(image.subprocess.CompletedProcess([], 0, "fine\n", "")) == "exit 0: fine"
