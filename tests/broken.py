@@ -22,7 +22,6 @@ from tests.forge.gitea import Site, until
 from tests.goldens import linked
 from tests.ground import Ground, lay
 from tests.prepare import GITEA, IMAGES
-from tests.soak import serve
 from vmrunner.errors import ImageError
 from vmrunner.files import digest
 from vmrunner.image.versions import promotion
@@ -141,7 +140,7 @@ def forced(site: Site, ground: Ground, jobs: int) -> dict[str, object]:
         "on: [push]\njobs:\n" + "".join(JOB.format(number=number) for number in range(jobs)),
     )
     until(lambda: len(repository.jobs()) == jobs, 60, "every job queued")
-    began, manager = time.monotonic(), serve(ground)
+    began, manager = time.monotonic(), ground.serve()
     try:
         until(
             lambda: all(job["status"] == "completed" for job in repository.jobs()),

@@ -78,6 +78,7 @@ _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` b
 _WORKERS = 4  # machines that are made or destroyed at the same time
 _ASKED_AT_ONCE = 100  # machines that are gone whose jobs a pass asks for
 _ASKED_BY_ID = 100  # records that a pass asks for, of machines that it would end
+_SOUGHT_FOR = 86400.0  # seconds since it got its runner that a dead machine's job is looked for
 _UNANSWERED = 3  # questions without an answer after which a pass asks no more
 _ROUNDS = 3  # of planning and asking: an answer may raise another question
 # Seconds until an older vmrunner's record without a machine is swept; see Manager._leftovers.
@@ -724,7 +725,7 @@ class Manager:
             found = self._fail_job(action, binding, reason)
             if action.has_record:
                 left = None if found else self.forge.runner(binding.scope, binding.credentials.id)
-                if left and left.busy:
+                if left and (left.busy or self._had_one_unseen(action, binding)):
                     return  # its job is in no list just now; without its record nobody could end it
                 self.forge.delete_runner(binding.scope, binding.credentials.id)
             self._bindings.drop(machine)
@@ -784,7 +785,8 @@ class Manager:
 
     def _fail_job(self, action: Finish, binding: Binding, reason: str) -> bool:
         """End the job that ran on a machine which is gone, if there is one, with a line in its log
-        that says why. False where none was found that may be it.
+        that says why. False where that job was not found: of several that may be it the forge takes
+        the end of none but its own.
         """
         line = (
             f"vmrunner: machine {action.machine} on host {socket.gethostname()} is gone: {reason}"
@@ -793,6 +795,8 @@ class Manager:
         jobs = [action.job] if action.job else []
         if not jobs and action.has_record and not action.elsewhere:
             jobs = self._jobs_on(binding)
+        is_named = bool(action.job or binding.job_key or not self.forge.binds_jobs)
+        found = bool(jobs) and (is_named or not binding.is_minted)
         for job in jobs if binding.is_minted else []:
             try:
                 ended = self.forge.fail_job(job, binding.credentials, [line])
@@ -810,14 +814,16 @@ class Manager:
                     reason=error.sentence,
                     hint=error.hint,
                 )
+                found = True
                 continue
             if ended:
+                found = True
                 self.history.had(binding, job, self._clock())
                 self._log.warning(
                     "job failed at the forge", machine=action.machine, job=job.title, reason=reason
                 )
                 break
-        return bool(jobs)
+        return found
 
     def _ask_for_jobs(self, observed: Observed, outcome: Outcome) -> None:
         """Which jobs ran on the machines that are gone, and how they ended: asked of the forge last
@@ -884,6 +890,15 @@ class Manager:
             took=took,
             sha=record.sha,
         )
+
+    def _had_one_unseen(self, action: Finish, binding: Binding) -> bool:
+        """Whether a job ran on it that nobody can name: Forgejo does not tell the job of a runner
+        that was registered idle, and of one that is gone says after ten seconds that it is not
+        busy. For a day; the forge itself gives such a job up in the end.
+        """
+        since = self._steady() - binding.bound_at
+        is_nameless = self.forge.binds_jobs and not binding.job_key
+        return action.ending is Ending.DIED and is_nameless and 0 <= since < _SOUGHT_FOR
 
     def _jobs_on(self, binding: Binding) -> list[Job]:
         """The job that the forge shows on a binding's runner now.

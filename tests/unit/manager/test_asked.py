@@ -159,6 +159,41 @@ def test_an_end_that_waits_for_no_answer_ends_a_job_that_no_list_shows(
     assert gitea.left() == []
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_the_job_of_a_dead_idle_runner_is_failed_as_soon_as_a_list_shows_it(
+    tmp_path: Path, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forgejo does not tell which one it had, and a moment later not even that it had one. Another
+    job that runs is not it.
+    """
+    section = SECTION | {"register_idle": 1, "max": 3}
+    world = World(tmp_path, binds_jobs=True, pools={"p": section})
+    world.up()
+    (found,) = world.machines()
+    world.step(found)
+    world.forge.queue(1)
+    assert world.step(found) == "took a job"
+    for number in range(2, 2 + others):
+        world.forge.queue(number)
+        world.forge.create_runner(Scope.parse("instance"), f"other-{number}", ["debian-12"])
+        world.forge.take(number, f"other-{number}")
+    world.up()
+    world.forge.unlisted_jobs.add(1)
+    runner = world.forge.by_name(str(found))
+    assert runner
+    world.hypervisor.die(found)
+    with monkeypatch.context() as patch:
+        world.up()
+        runner.record = replace(runner.record, busy=False)
+        patch.setattr(world.forge, "runner", lambda *_: runner.record)
+        world.pass_time(120, 30)
+    assert world.forge.by_name(str(found)), "without its record nobody could end its job"
+    world.forge.unlisted_jobs.clear()
+    world.up()
+    assert world.forge.verdicts == {1: ["failure"]}
+    assert world.forge.by_name(str(found)) is None
+
+
 # ---- a record that no list shows ----
 
 
