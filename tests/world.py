@@ -97,7 +97,8 @@ class World:
         """
         if hasattr(self, "history"):
             self.history.close()
-        self.forge.queues.clear()  # what a process has read of a long queue
+        if isinstance(self.forge, FakeForge):
+            self.forge.queues.clear()  # what a process has read of a long queue
         self.history = History(self.folder / "history.sqlite", lambda text: self.log.warning(text))
         self.doom.after, self.doom.dead = None, False
         bindings = FakeBindings(self.settings.runtime_dir, "m", self.doom)
