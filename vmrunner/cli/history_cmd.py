@@ -10,11 +10,14 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from vmrunner import config
 from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
 from vmrunner.manager.history import History, Ran, Record
-from vmrunner.model.machine import Ending
+from vmrunner.text import presentable
+
+_LONGEST = 1000  # characters of one cell
 
 
 @app.command("history")
@@ -39,7 +42,8 @@ def history(
     ended = [
         record
         for record in found
-        if record.ending and (not failed or Ending(record.ending).is_failure)
+        if record.ending
+        and (not failed or record.known_ending is None or record.known_ending.is_failure)
     ][-limit:]
     if as_json:
         print(
@@ -63,13 +67,12 @@ def history(
     )
     for record in ended:
         ending = f"{record.ending}: {record.reason}" if record.reason else record.ending
-        boot = _took(record.created, record.up or record.ready or record.runner)
+        boot = _took(*record.boot)
         took = "-" if record.job_seconds is None else f"{record.job_seconds:.0f} s"
-        when = f"{age(record.destroyed, time.time())} ago"
-        table.add_row(
+        cells = (
             record.machine,
             record.pool,
-            when,
+            _ago(record.destroyed),
             _job(record),
             record.verdict or "-",
             took,
@@ -77,18 +80,27 @@ def history(
             boot,
             ending,
         )
+        # Others' words, such as a job's name, which may look like rich's own markup.
+        table.add_row(*(Text(presentable(cell, _LONGEST)) for cell in cells))
     if table.rows:
         out.print(table)
 
 
 def _job(record: Record) -> str:
     """What ran on it, and what it was made for where that is another job."""
-    title = record.title or {Ran.ASKED: "(the forge is asked)", Ran.UNKNOWN: "(not known)"}.get(
-        Ran(record.ran), "-"
-    )
+    title = record.title or {
+        Ran.ASKED.value: "(the forge is asked)",
+        Ran.UNKNOWN.value: "(not known)",
+    }.get(record.ran, "-")
     made_for = record.made_for_title
     return title if made_for in ("", record.title) else f"{title} (made for {made_for})"
 
 
+def _ago(at: float) -> str:
+    """`-` for what lies in the future: the clock was set back."""
+    return f"{found} ago" if (found := age(at, time.time())) != "-" else found
+
+
 def _took(began: float, ended: float) -> str:
-    return f"{ended - began:.1f} s" if began and ended else "-"
+    """The two are of two clocks: the guest's may be behind, and the host's may be set."""
+    return f"{max(0.0, ended - began):.1f} s" if began and ended else "-"

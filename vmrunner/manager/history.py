@@ -118,6 +118,13 @@ class Record:
         )
 
     @property
+    def known_ending(self) -> Ending | None:
+        """None while it lives, and where another vmrunner wrote an ending that this one does not
+        know: after a step back to an older version.
+        """
+        return next((each for each in Ending if each.value == self.ending), None)
+
+    @property
     def title(self) -> str:
         """Its job's repository and name, for people."""
         return f"{self.repository}: {self.job}" if self.repository else self.job
@@ -558,9 +565,9 @@ class History:
         for record in self._ended(pool):
             if image and record.image not in ("", image):
                 continue
-            if Ending(record.ending).blames_pool:
+            if _blames_pool(record):
                 found.append(record)
-            elif Ending(record.ending) in {
+            elif record.known_ending in {
                 Ending.DONE,
                 Ending.CANCELLED,
                 Ending.DIED,
@@ -583,7 +590,7 @@ class History:
             since,
             _LOOK_BACK,
         )
-        failed = [record for record in ended if Ending(record.ending).blames_pool]
+        failed = [record for record in ended if _blames_pool(record)]
         together = len(failed) - _rounds(failed)
         return Trial(image, len(failed), failed[0].reason if failed else "", together=together)
 
@@ -625,6 +632,10 @@ class History:
             self._warn(f"The history {self._path} was not read: {error}.")
             return []
         return [Record(*row) for row in rows]  # type: ignore[arg-type]  # the table has the record's types
+
+
+def _blames_pool(record: Record) -> bool:
+    return record.known_ending is not None and record.known_ending.blames_pool
 
 
 def _rounds(failed: Sequence[Record]) -> int:

@@ -207,6 +207,19 @@ def test_a_file_that_cannot_be_used_is_set_aside_and_said_so(tmp_path: Path, spo
     assert "can't be used" in warnings[0]
 
 
+def test_an_ending_of_another_vmrunner_stops_nothing(tmp_path: Path) -> None:
+    """After a step back to an older version: the pool is not blamed for it."""
+    path = tmp_path / "history.sqlite"
+    with closing(History(path, no_warning)) as history:
+        ended(history, 1, Ending.BOOT_TIMEOUT, 100.0)
+        ended(history, 2, Ending.DONE, 200.0)
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("UPDATE machines SET ending = 'melted' WHERE ending = 'done'")
+            database.commit()
+        assert history.failures("p") == Failures(1, 100.0, "reason 1")
+        assert history.trial("image/1", 0.0).failed == 1
+
+
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="can't be written"):

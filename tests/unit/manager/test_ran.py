@@ -5,7 +5,9 @@ after its end.
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -384,3 +386,67 @@ def test_history_as_it_is_shown(
         datetime.fromtimestamp(shown[str(first)]["job_started"], UTC)
         == world.forge.known[2].started_at
     )
+
+
+def shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *records: Record, failed: bool = False
+) -> list[str]:
+    """The lines of `vmrunner history` without their head."""
+    world = World(tmp_path)
+    for record in records:
+        world.history._write(record)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "load", lambda _: world.settings)
+        patch.setattr(out, "width", 300)
+        history_cmd.history(failed=failed)
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("build [debian-12]", "build [debian-12]"),
+        ("[red]a[/red] [/b]", "[red]a[/red] [/b]"),
+        ("[link=https://a.example]b[/link]", "[link=https://a.example]b[/link]"),
+        (":smile:", ":smile:"),
+        ("a\x1b[2Jb\nc", "a [2Jb c"),
+    ],
+)
+def test_a_jobs_name_is_shown_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, seen: str
+) -> None:
+    now = time.time()
+    (line,) = shown(
+        tmp_path,
+        capsys,
+        Record("m", "p", job=name, created=now - 9, destroyed=now, ending="early", reason=name),
+    )
+    assert f" {seen} " in line
+    assert line.endswith(f"early: {seen}")
+
+
+def test_clocks_that_were_set_are_no_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = time.time()
+    ended = Record("m", "p", job="j", destroyed=now - 9, ending="done")
+    ahead, behind, parked = shown(
+        tmp_path,
+        capsys,
+        replace(ended, machine="ahead", created=now, destroyed=now + 3600),
+        replace(ended, machine="behind", created=now + 1, up=now - 3600),
+        # However long it waited for a job.
+        replace(ended, machine="parked", created=now + 2, bound=now + 600, runner=now + 600.4),
+    )
+    assert " ago" not in ahead
+    assert " 0.0 s " in behind
+    assert " 0.4 s " in parked
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_what_a_newer_vmrunner_wrote_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failed: bool
+) -> None:
+    newer = Record("m", "p", ran="perhaps", created=1.0, destroyed=2.0, ending="melted")
+    (line,) = shown(tmp_path, capsys, newer, failed=failed)
+    assert line.endswith("melted")
