@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
+from itertools import count
 from pathlib import Path
 
 from vmrunner.errors import ConfigError
@@ -240,7 +241,7 @@ class History:
                 # Locked, read-only, full: not a corrupt file.
                 if isinstance(error, sqlite3.OperationalError):
                     raise
-                aside = path.with_suffix(".corrupt")
+                aside = _free(path.with_suffix(".corrupt"))
                 path.replace(aside)
                 warn(
                     f"The history {path} can't be used ({error}); it is now {aside}, and a new one "
@@ -505,10 +506,14 @@ class History:
 
         Histograms have one for each bucket that is not empty (not cumulative), and the label `sum`.
         """
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT name, pool, label, value FROM totals ORDER BY name, pool, label"
-            ).fetchall()
+        try:
+            with self._lock:
+                rows = self._database.execute(
+                    "SELECT name, pool, label, value FROM totals ORDER BY name, pool, label"
+                ).fetchall()
+        except sqlite3.Error as error:  # figures that are not to be had must not stop a pass
+            self._warn(f"The figures in {self._path} were not read: {error}.")
+            return []
         return [Total(*row) for row in rows]
 
     def prune(self, now: float) -> None:
@@ -632,6 +637,16 @@ class History:
             self._warn(f"The history {self._path} was not read: {error}.")
             return []
         return [Record(*row) for row in rows]  # type: ignore[arg-type]  # the table has the record's types
+
+
+def _free(path: Path) -> Path:
+    """This path, or the first one like it where there is nothing: what was set aside before may be
+    somebody's only history.
+    """
+    if not path.exists():
+        return path
+    names = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(each for each in names if not each.exists())
 
 
 def _blames_pool(record: Record) -> bool:

@@ -207,6 +207,20 @@ def test_a_file_that_cannot_be_used_is_set_aside_and_said_so(tmp_path: Path, spo
     assert "can't be used" in warnings[0]
 
 
+def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
+    """Such as by an older vmrunner, and by the newer one that came back."""
+    path = tmp_path / "history.sqlite"
+    for content in (b"first" * 99, b"second" * 99, b"third" * 99):
+        path.write_bytes(content)
+        History(path, [].append).close()
+    aside = {each.name: each.read_bytes()[:5] for each in tmp_path.glob("history.corrupt*")}
+    assert aside == {
+        "history.corrupt": b"first",
+        "history.corrupt-2": b"secon",
+        "history.corrupt-3": b"third",
+    }
+
+
 def test_an_ending_of_another_vmrunner_stops_nothing(tmp_path: Path) -> None:
     """After a step back to an older version: the pool is not blamed for it."""
     path = tmp_path / "history.sqlite"
@@ -218,6 +232,15 @@ def test_an_ending_of_another_vmrunner_stops_nothing(tmp_path: Path) -> None:
             database.commit()
         assert history.failures("p") == Failures(1, 100.0, "reason 1")
         assert history.trial("image/1", 0.0).failed == 1
+
+
+def test_figures_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
+    warnings = list[str]()
+    with closing(History(tmp_path / "history.sqlite", warnings.append)) as history:
+        with closing(sqlite3.connect(tmp_path / "history.sqlite")) as database:
+            database.execute("DROP TABLE totals")
+        assert history.totals() == []
+    assert [("were not read" in each) for each in warnings] == [True]
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
