@@ -82,6 +82,10 @@ GIT = (2, 34, 1)
 """The oldest git with which gitea-runner 2 and newer fetches actions."""
 
 
+# So many digits at most: a forge may say anything, and Python refuses to read thousands of them.
+_NUMBERS = re.compile(r"\s*v?([0-9]{1,18}(?:\.[0-9]{1,18})*)(?![0-9])")
+
+
 class Fit(Enum):
     """What is to be said of a version."""
 
@@ -90,7 +94,7 @@ class Fit(Enum):
 
 def numbers(version: str) -> Version:
     """What a version begins with: `v1.27.3+dev` -> (1, 27, 3); () where it has no number."""
-    found = re.match(r"\s*v?(\d+(?:\.\d+)*)", version)
+    found = _NUMBERS.match(version)
     return tuple(int(number) for number in found[1].split(".")) if found else ()
 
 

@@ -51,7 +51,7 @@ def failure(forge: Forge, token: str, scope: Scope = INSTANCE, call: str = "jobs
     error = raised.value
     assert error.sentence.endswith(".")
     assert error.hint
-    assert "\n" not in error.sentence
+    assert f"{error.sentence}{error.hint}".isprintable()
     assert token not in f"{error!s}{error!r}{error.hint}"
     assert CREDENTIALS.token not in f"{error!s}{error!r}{error.hint}"
     return error
@@ -164,6 +164,14 @@ def test_a_ca_file_that_is_none(client: Client, tmp_path: Path) -> None:
         client("https://forge.example", "t0ken", tmp_path / "ca.pem")
 
 
+JOB = {
+    "id": 1,
+    "url": "http://forge/api/v1/repos/o/r/actions/jobs/1",
+    "name": "build",
+    "labels": ["debian-12"],
+    "status": "queued",
+}
+CLOSE = {"Connection": "close"}  # so that no further request is sent there
 FAULTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "an error of the server's": (
         lambda handler: handler.answer(500, {"message": "database is locked"}),
@@ -181,6 +189,20 @@ FAULTS: dict[str, tuple[Callable[[Any], object], str]] = {
     "truncated JSON": (lambda handler: handler.send_raw(200, b'[{"id": 1, "na'), "not JSON"),
     "another shape": (lambda handler: handler.answer(200, [{"id": "x"}]), "something unusable"),
     "a string": (lambda handler: handler.answer(200, "ok"), "something unusable"),
+    "a gzip that is none": (
+        lambda handler: handler.send_raw(200, b"no gzip", CLOSE | {"Content-Encoding": "gzip"}),
+        "can't be unpacked",
+    ),
+    "more depth than Python has": (
+        lambda handler: handler.send_raw(200, b"[" * 99999, CLOSE),
+        "not JSON",
+    ),
+    "the same as an error": (lambda handler: handler.send_raw(500, b"[" * 99999, CLOSE), "500"),
+    "what a terminal obeys": (
+        lambda handler: handler.answer(500, {"message": "a\x1b]0;b\x07c\u202ed"}, CLOSE),
+        "500: a ]0;b c d",
+    ),
+    "a word about a message": (lambda handler: handler.answer(404, "a message", CLOSE), "404"),
     "no answer": (lambda handler: handler.connection.close(), "can't be reached"),
 }
 
@@ -258,6 +280,36 @@ def test_a_job_that_could_not_be_failed_is_failed_by_the_next_try(
         {},
     )
     assert not forge.fail_job(job, credentials, ["it died"])
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ({"total_count": "\u00b2"}, ""),
+        ({"total_count": "9" * 5000}, ""),
+        ({"jobs": [{**JOB, "url": "http://["}]}, ""),
+        ({"jobs": [{**JOB, "id": 2**63}]}, "0.id: Input should be less than"),
+        ({"jobs": [{**JOB, "run_attempt": -(2**70)}]}, "0.run_attempt: Input should be greater"),
+        ({"jobs": [{**JOB, "runner_id": 2**70}]}, "0.runner_id: Input should be less than"),
+    ],
+)
+def test_numbers_and_addresses_that_are_none(
+    client: Client, double: Double, page: dict[str, Any], said: str
+) -> None:
+    answers = iter([{"jobs": [JOB], "total_count": 1} | page])
+    rest = {"jobs": [], "total_count": 0, "version": "1." + "9" * 5000}
+
+    def answer(handler: Any) -> bool:
+        told = next(answers, rest) if "/jobs" in handler.path else {"version": rest["version"]}
+        handler.answer(200, told, CLOSE)
+        return True
+
+    double.fault = answer
+    forge = client(double.url, double.token, kind="gitea")
+    if said:
+        assert said in failure(forge, double.token).sentence
+    else:
+        assert [job.name for job in forge.jobs(INSTANCE)] == ["build"]
 
 
 def test_a_job_that_nobody_has_taken_is_not_failed(client: Client, double: Double) -> None:

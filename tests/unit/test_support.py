@@ -48,6 +48,8 @@ def test_lines_are_in_order_and_do_not_overlap() -> None:
         ("gitea", "29.0.0", Fit.UNTRIED),
         ("gitea", "development", Fit.UNKNOWN),
         ("gitea", "", Fit.UNKNOWN),
+        ("gitea", "9" * 5000, Fit.UNKNOWN),
+        ("gitea", "1." + "9" * 5000, Fit.OLD),
         ("gitea-runner", "v1.0.7", Fit.OLD),
         ("gitea-runner", "1.0.8-3-gabc", Fit.KNOWN),
         ("gitea-runner", "5.3.0", Fit.KNOWN),

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from vmrunner.errors import ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUnknown
 from vmrunner.forge import rpc
-from vmrunner.forge.http import Http, Word, actions_path, parse
+from vmrunner.forge.http import Http, Number, Word, actions_path, parse
 from vmrunner.model.job import (
     Claim,
     Credentials,
@@ -34,12 +34,12 @@ _ASK_AGAIN = 60.0  # seconds until a repository that the forge did not name is a
 
 
 class _Job(BaseModel):
-    id: int
-    attempt: int = 0
+    id: Number
+    attempt: Number = 0
     name: str = ""
     handle: Annotated[str, Field(pattern=r"^[!-~]{0,500}$")]
-    repo_id: int
-    task_id: int = 0
+    repo_id: Number
+    task_id: Number = 0
     runs_on: list[str] | None = None
     status: Literal["waiting", "running"]
 
@@ -58,7 +58,7 @@ class _Job(BaseModel):
 
 
 class _Task(BaseModel):
-    id: int
+    id: Number
     head_sha: str = ""
     url: str = ""
     status: str
@@ -70,7 +70,7 @@ class _Repository(BaseModel):
 
 
 class _Runner(BaseModel):
-    id: int
+    id: Number
     name: str
     status: Literal["offline", "idle", "active"]
     labels: list[str] | None = None
@@ -92,7 +92,7 @@ class _Runner(BaseModel):
 
 
 class _Registered(BaseModel):
-    id: int
+    id: Number
     uuid: Word
     token: Word
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeError, ForgeNotFound
 from vmrunner.forge import callers, rpc
-from vmrunner.forge.http import PAGE, Http, actions_path, parse
+from vmrunner.forge.http import PAGE, Http, Number, actions_path, parse
 from vmrunner.forge.queue import LongQueue, Row
 from vmrunner.forge.trace import Place, Trace, by_run
 from vmrunner.forge.version import ForgeVersion
@@ -54,17 +54,17 @@ class _Step(BaseModel):
 
 
 class _Job(BaseModel):
-    id: int
+    id: Number
     url: str
     html_url: str = ""
-    run_id: int = 0
+    run_id: Number = 0
     head_sha: str = ""
     name: str
     labels: list[str] | None = None
-    run_attempt: int = 0
+    run_attempt: Number = 0
     status: str
     conclusion: str = ""
-    runner_id: int = 0
+    runner_id: Number = 0
     runner_name: str = ""
     created_at: datetime | None = None
     started_at: datetime | None = None
@@ -122,14 +122,14 @@ class _Job(BaseModel):
 
 
 class _Task(BaseModel):
-    id: int
+    id: Number
     name: str
     status: str
     created_at: datetime | None = None
 
 
 class _Run(BaseModel):
-    id: int
+    id: Number
     url: str
 
 
@@ -138,7 +138,7 @@ class _Label(BaseModel):
 
 
 class _Runner(BaseModel):
-    id: int
+    id: Number
     name: str
     status: str
     busy: bool = False  # has said something of a job in the last ten seconds
@@ -167,7 +167,7 @@ class _Token(BaseModel):
 
 
 class _Count(BaseModel):
-    total_count: int
+    total_count: Number
 
 
 class _JobPage(_Count):
@@ -189,7 +189,10 @@ def _time(at: datetime | None) -> datetime | None:
 
 
 def _repository(url: str) -> str:
-    parts = urlsplit(url).path.split("/")
+    try:
+        parts = urlsplit(url).path.split("/")
+    except ValueError:  # no address at all: "http://["
+        return ""
     return (
         "/".join(parts[parts.index("repos") + 1 : parts.index("repos") + 3])
         if "repos" in parts

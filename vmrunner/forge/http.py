@@ -4,6 +4,7 @@ errors.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -26,6 +27,7 @@ from vmrunner.errors import (
 from vmrunner.forge import misled
 from vmrunner.model.job import Scope, ScopeKind
 from vmrunner.model.secret import Secret
+from vmrunner.text import presentable
 
 _TIMEOUT = httpx.Timeout(20.0, connect=10.0)  # seconds
 PAGE = 50
@@ -33,8 +35,12 @@ PAGE = 50
 _MOST_HOPS = 5  # an owner and a repository that were renamed are two
 _MOST_PAGES = 1000  # a forge that ignores `page` must not keep us for ever
 _REFUSALS = {401, 403, 404}  # which mean something where the forge itself says them
+_COUNT = re.compile("[0-9]{1,18}")
+_IN_FRONT = "Is forge.url the forge's own, with no login page or proxy in front of it?"
 _LISTED = TypeAdapter(dict[str, Any])
 T = TypeVar("T")
+Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""As both forges count: 64 bits, which is also what the history can keep."""
 Word = Annotated[str, Field(pattern=r"^[!-~]{1,500}$")]
 """What travels on in headers and scripts: printable ASCII without blanks."""
 
@@ -63,7 +69,7 @@ def parse(shape: TypeAdapter[T], answer: Any, what: str) -> T:
         return shape.validate_python(answer)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the answer"
+        key = presentable(".".join(str(part) for part in first["loc"])) or "the answer"
         raise ForgeUnreachable(
             f"The forge answered {what} with something unusable: {key}: {first['msg']}.",
             "Is forge.kind right, and no proxy in between?",
@@ -197,6 +203,10 @@ class Http:
                 f"The forge at {self.url} did not answer {doing} within {_TIMEOUT.read:.0f} s.",
                 f"Is it overloaded, or a firewall in between?{misled.around_proxy(self.url)}",
             ) from None
+        except httpx.DecodingError:  # such as a gzip that is none
+            raise ForgeUnreachable(
+                f"The forge answered {doing} with something that can't be unpacked.", _IN_FRONT
+            ) from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise misled.unreachable(error, self.url) from None
 
@@ -261,7 +271,7 @@ class Http:
             records = parse(shape, [] if answer is None else answer, doing)
             yield records
             seen += len(records)
-            if not records or (total.isdigit() and seen >= int(total)):
+            if not records or (_COUNT.fullmatch(total) and seen >= int(total)):
                 return
 
     def _refusal(
@@ -306,19 +316,19 @@ def is_forges(answer: httpx.Response) -> bool:
     program.
     """
     try:
-        return "message" in answer.json()
-    except (ValueError, TypeError):
+        told = answer.json()
+    except (ValueError, RecursionError):
         return False
+    return isinstance(told, dict) and "message" in told
 
 
 def decode(answer: httpx.Response, doing: str) -> Any:
     """The answer's JSON; ForgeUnreachable where it is none (a proxy's page, a truncated answer)."""
     try:
         return answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ForgeUnreachable(
-            f"The forge answered {doing} with something that is not JSON.",
-            "Is forge.url the forge's own, with no login page or proxy in front of it?",
+            f"The forge answered {doing} with something that is not JSON.", _IN_FRONT
         ) from None
 
 
@@ -326,6 +336,6 @@ def message(answer: httpx.Response) -> str:
     """What an error answer says for itself, on one short line."""
     try:
         said = answer.json().get("message") or answer.reason_phrase
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         said = answer.reason_phrase
-    return " ".join(str(said).split())[:300]
+    return presentable(" ".join(str(said).split()), 300)

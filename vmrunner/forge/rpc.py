@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.errors import ForgeDenied, ForgeUnreachable
-from vmrunner.forge.http import Http, Word, decode, message, parse
+from vmrunner.forge.http import Http, Number, Word, decode, message, parse
 from vmrunner.model.job import Credentials
 from vmrunner.text import presentable
 
@@ -31,7 +31,7 @@ class Result(StrEnum):
 
 
 class _Registered(BaseModel):
-    id: int  # int64 travels as a string
+    id: Number  # int64 travels as a string
     uuid: Word
     token: Word
 
@@ -41,7 +41,7 @@ class _RegisterAnswer(BaseModel):
 
 
 class _LogAnswer(BaseModel):
-    ackIndex: int = 0  # noqa: N815 — the RPC's name; int64 travels as a string, and zero not at all
+    ackIndex: Number = 0  # noqa: N815 — the RPC's name; int64 travels as a string, and zero not at all
 
 
 class _State(BaseModel):
@@ -103,7 +103,7 @@ def register(http: Http, registration_token: str, name: str, labels: Sequence[st
 def fail(
     http: Http,
     credentials: Credentials,
-    task_id: int,
+    task_id: Number,
     lines: Sequence[str],
     steps: Sequence[Result] = (),
 ) -> bool:
