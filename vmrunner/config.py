@@ -51,6 +51,8 @@ DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
 _DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
+_LONGEST = timedelta(days=36500)  # the runners', which are written in Go, can't count to 300 years
+
 
 def parse_size(value: object) -> int:
     """`"2GiB"` -> 2048, in MiB. Only binary units, so that nobody has to guess."""
@@ -62,10 +64,13 @@ def parse_size(value: object) -> int:
 
 def parse_duration(value: object) -> timedelta:
     """`"500ms"`, `"90s"`, `"15m"`, `"3h"` or `"30d"`."""
-    found = re.fullmatch(r"(\d+)\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
+    found = re.fullmatch(r"(\d{1,18})\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if not found or not int(found[1]):
         raise ValueError('a duration is written like "90s", "15m" or "3h"')
-    return timedelta(seconds=int(found[1]) * _DURATIONS[found[2]])
+    seconds = int(found[1]) * _DURATIONS[found[2]]
+    if seconds > _LONGEST.total_seconds():
+        raise ValueError(f'a duration is "{_LONGEST.days}d" at most')
+    return timedelta(seconds=seconds)
 
 
 def _scope(value: object) -> Scope:
@@ -166,12 +171,18 @@ class ForgeConfig(Section):
         if self.ca_file is None:
             return ""
         try:
-            return self.ca_file.read_text(encoding="ascii")
+            text = self.ca_file.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"The certificates {self.ca_file} can't be read: {error}.",
                 "forge.ca_file wants a PEM file.",
             ) from None
+        if "PRIVATE KEY-----" in text:
+            raise ConfigError(
+                f"The file of certificates {self.ca_file} has a private key in it.",
+                "Every job could read it: leave the certificates alone in the file.",
+            )
+        return text
 
 
 def is_local(uri: str) -> bool:
@@ -519,7 +530,7 @@ def load(path: Path) -> Config:
         ) from None
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise ConfigError(
             f"{path} is not valid TOML: {error}.", "Compare with `vmrunner config example`."
         ) from None
@@ -530,8 +541,9 @@ def load(path: Path) -> Config:
         key = ".".join(str(part) for part in first["loc"] if part != "[key]")
         more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
         where = f"{path}: {key}" if key else str(path)
+        said = _said(first).removesuffix(".") + more
         raise ConfigError(
-            f"{where}: {_said(first).removesuffix('.')}{more}.",
+            f"{where}: {said}" if said.endswith("?") else f"{where}: {said}.",
             "Every key is described in `vmrunner config example`.",
         ) from None
 

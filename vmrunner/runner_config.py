@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, TypeGuard
 
 from vmrunner.model.label import Label
 from vmrunner.support import least, numbers
@@ -34,17 +34,26 @@ runner gives each.
 class Kind(Enum):
     """What a key's value has to be."""
 
-    TEXT, FLAG, NUMBER, DURATION, TEXTS, MAP = (
+    TEXT, FLAG, NUMBER, PORT, DURATION, TEXTS, MAP = (
         "text",
         "true or false",
-        "a whole number",
+        "a whole number of at most nine digits",
+        "a port, 0 to 65535",
         'a duration like "90s"',
         "a list of texts",
-        "a table",
+        "a table of texts",
     )
 
 
-_T, _F, _N, _D, _L, _M = Kind.TEXT, Kind.FLAG, Kind.NUMBER, Kind.DURATION, Kind.TEXTS, Kind.MAP
+_T, _F, _N, _P, _D, _L, _M = (
+    Kind.TEXT,
+    Kind.FLAG,
+    Kind.NUMBER,
+    Kind.PORT,
+    Kind.DURATION,
+    Kind.TEXTS,
+    Kind.MAP,
+)
 _CONTAINER: dict[str, Kind] = {
     "container.network": _T,
     "container.privileged": _F,
@@ -55,7 +64,7 @@ _CONTAINER: dict[str, Kind] = {
     "container.force_pull": _F,
     "container.force_rebuild": _F,
 }
-_CACHE: dict[str, Kind] = {"cache.enabled": _F, "cache.dir": _T, "cache.host": _T, "cache.port": _N}
+_CACHE: dict[str, Kind] = {"cache.enabled": _F, "cache.dir": _T, "cache.host": _T, "cache.port": _P}
 _RUNNER: dict[str, Kind] = {
     "log.level": _T,
     "runner.envs": _M,
@@ -96,7 +105,7 @@ KEYS: dict[str, dict[str, Kind]] = {
         "runner.report_retry.max_retries": _N,
         "runner.report_retry.initial_delay": _D,
         "runner.report_retry.max_delay": _D,
-        "cache.proxy_port": _N,
+        "cache.proxy_port": _P,
         "cache.actions_cache_url_override": _T,
         "container.enable_ipv6": _F,
     },
@@ -115,6 +124,12 @@ _OURS = {
     ),
     "cache.external_server": "it takes a secret, and every job could read that",
 }
+_MOST = 10**9
+_LARGEST = 64 << 10  # bytes: the seed takes ten times that, but no program a longer variable
+_LONGEST = timedelta(days=36500).total_seconds()
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
+_PAIR = re.compile(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}")  # of UTF-16, as JSON has it
 KNOWN_FROM = {"gitea": least("gitea-runner"), "forgejo": least("forgejo-runner")}
 """The oldest runner of which it is known that it has all of these keys."""
 
@@ -130,7 +145,12 @@ def fault(kind: str, more: Mapping[str, Any]) -> str:
     empty where nothing is.
     """
     known = KEYS[kind]
+    tables = {key[: dot.start()] for key in known for dot in re.finditer(r"\.", key)}
     for key, value in _flat(more, known):
+        if key in tables:
+            if isinstance(value, Mapping):  # an empty one
+                continue
+            return f"{key} has to be a table"
         if kind == "gitea" and _has_variable(value):
             return f"{key} {VARIABLE}"
         if key in _OURS:
@@ -142,6 +162,8 @@ def fault(kind: str, more: Mapping[str, Any]) -> str:
             )
         if not _fits(value, known[key]):
             return f"{key} has to be {known[key].value}"
+    if len(json.dumps(dict(more))) > _LARGEST:
+        return f"it is longer than {_LARGEST >> 10} KiB"
     return ""
 
 
@@ -201,16 +223,22 @@ def runner_config(
         "container": container,
         "host": {"workdir_parent": WORK},
     }
+    text = json.dumps(_merged(plain, more), indent=1)
+    # JSON writes an emoji as two escapes, and the YAML of both runners takes neither: they would
+    # not start.
+    text = _PAIR.sub(lambda pair: str(json.loads(f'"{pair[0]}"')), text)
     # A $ that came here in another way (a proxy's address) is written so that only a reader of JSON
     # and YAML sees it, and none that looks for variables in the text.
-    return json.dumps(_merged(plain, more), indent=1).replace("$", r"\u0024")
+    return text.replace("$", r"\u0024")
 
 
 def _flat(
     table: Mapping[str, Any], known: Mapping[str, Kind], head: str = ""
 ) -> Iterator[tuple[str, Any]]:
     for name, value in table.items():
-        key = head + name
+        # A name that was quoted with its dot is no way through tables: the runner would pass over
+        # it without a word.
+        key = head + (f'"{name}"' if "." in name else name)
         if isinstance(value, Mapping) and known.get(key) is not Kind.MAP:
             yield from _flat(value, known, f"{key}.") if value else iter(((key, value),))
         else:
@@ -222,9 +250,11 @@ def _fits(value: object, kind: Kind) -> bool:
         case Kind.FLAG:
             return isinstance(value, bool)
         case Kind.NUMBER:
-            return isinstance(value, int) and not isinstance(value, bool)
+            return _is_number(value) and -_MOST < value < _MOST
+        case Kind.PORT:
+            return _is_number(value) and 0 <= value <= 65535
         case Kind.DURATION:
-            return isinstance(value, str) and bool(re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h))+", value))
+            return isinstance(value, str) and _is_duration(value)
         case Kind.TEXTS:
             return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
         case Kind.MAP:
@@ -232,6 +262,17 @@ def _fits(value: object, kind: Kind) -> bool:
                 isinstance(each, str) for each in value.values()
             )
     return isinstance(value, str)
+
+
+def _is_number(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_duration(text: str) -> bool:
+    """As Go reads it, which counts nanoseconds in 64 bits: some 290 years."""
+    parts = _PART.findall(text)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return bool(parts) and "".join(map("".join, parts)) == text and seconds < _LONGEST
 
 
 def _has_variable(value: object) -> bool:

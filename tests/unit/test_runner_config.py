@@ -1,6 +1,7 @@
 """The runner's configuration: what it has of its own, and what an admin may add."""
 
 import json
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ VALUES = {
     Kind.TEXT: ("x", 1),
     Kind.FLAG: (True, "true"),
     Kind.NUMBER: (3, True),
+    Kind.PORT: (65535, 65536),
     Kind.DURATION: ("1h30m", 60),
     Kind.TEXTS: (["a"], "a"),
     Kind.MAP: ({"A": "b"}, {"A": 1}),
@@ -75,7 +77,20 @@ def test_every_key_takes_what_it_is_for(forge: str, key: str) -> None:
         ({"container": {"options": "--env A=${HOME}"}}, "container.options has a $ in it"),
         ({"container": {"valid_volumes": ["/a", "/$b"]}}, "container.valid_volumes has a $ in it"),
         ({"zzz": {}}, "the runner of a gitea forge knows no key zzz"),
-        ({"container": "x"}, "the runner of a gitea forge knows no key container"),
+        ({"runner": {"envs": {"A": "x" * 70_000}}}, "it is longer than 64 KiB"),
+        ({"container": "x"}, "container has to be a table"),
+        ({"runner": [1]}, "runner has to be a table"),
+        # The runner would pass over it, as it looks for `envs` in a table `runner`.
+        (
+            {"runner.envs": {"A": "b"}},
+            'the runner of a gitea forge knows no key "runner.envs".A; did you mean runner.envs?',
+        ),
+        ({"runner": {"envs": {"A": 1}}}, "runner.envs has to be a table of texts"),
+        # What Go can't read ends the runner's start.
+        ({"runner": {"fetch_interval": "3000000h"}}, "runner.fetch_interval has to be a duration"),
+        ({"runner": {"fetch_interval": "\u0663s"}}, "runner.fetch_interval has to be a duration"),
+        ({"runner": {"fetch_interval": "1h 30m"}}, "runner.fetch_interval has to be a duration"),
+        ({"runner": {"log_report_batch_size": 10**30}}, "runner.log_report_batch_size has to be"),
     ],
 )
 def test_what_can_not_be_set(more: dict[str, Any], said: str) -> None:
@@ -84,6 +99,24 @@ def test_what_can_not_be_set(more: dict[str, Any], said: str) -> None:
 
 def test_forgejos_runner_may_be_told_of_a_dollar() -> None:
     assert fault("forgejo", {"runner": {"envs": {"PRICE": "5$"}}}) == ""
+
+
+@pytest.mark.parametrize("forge", KEYS)
+def test_what_changes_nothing_may_be_there(forge: str) -> None:
+    assert fault(forge, {"runner": {}, "container": {}}) == ""
+
+
+@pytest.mark.parametrize("forge", KEYS)
+def test_letters_beyond_16_bits_are_no_pair_of_escapes(forge: str) -> None:
+    """Gitea's runner 1.0.8 does not start with one: "found invalid Unicode character escape
+    code".
+    """
+    values = {"GREETING": "hé\u4f60\U0001f600", "TEXT": r"\ud83d\ude00", "\U0001f600": "\x7f"}
+    more = {"runner": {"envs": values}}
+    text = runner_config(forge, job_timeout=timedelta(1), environment={}, more=more)
+    assert json.loads(text)["runner"]["envs"] == values
+    assert not re.search(r"(?<!\\)\\ud[89a-f]", text)
+    assert text.replace("\U0001f600", "").isascii(), "and nothing else is as it is"
 
 
 @pytest.mark.parametrize("forge", KEYS)

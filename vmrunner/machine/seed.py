@@ -116,7 +116,7 @@ def iso(
     if len(out.getvalue()) > SEED_SIZE:
         raise ConfigError(
             f"The seed of {machine} is bigger than {SEED_SIZE >> 10} KiB.",
-            "Is forge.ca_file a whole bundle of certificates?",
+            "Is forge.ca_file a whole bundle of certificates, or a pool's runner_config very long?",
         )
     return out.getvalue().ljust(SEED_SIZE, b"\0")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import trustme
 
 from vmrunner.cli.main import main
 from vmrunner.config import load
@@ -144,7 +145,15 @@ def test_no_tokens_file(check: Check, tmp_path: Path) -> None:
         ('image = "debian-12"', 'image = "a"\nscope = "repository:a"', 3, "There is no scope"),
         ('image = "debian-12"', 'image = "a"\nmemory = 2048', 3, "pools.p.memory: a size is"),
         ('image = "debian-12"', 'image = "a"\njob_timeout = 60', 3, "pools.p.job_timeout: a dur"),
+        (
+            'image = "debian-12"',
+            'image = "a"\njob_timeout = "99999999999999d"',
+            3,
+            'pools.p.job_timeout: a duration is "36500d" at most',
+        ),
         ('image = "debian-12"', 'image = "a"\nmax = 0', 3, "pools.p.max: "),
+        ('image = "debian-12"', f'image = "a"\nmax = {"9" * 5000}', 3, "is not valid TOML"),
+        ('image = "debian-12"', f"image = {'[' * 5000}", 3, "is not valid TOML"),
         ('image = "debian-12"', 'image = "debian 12"', 3, "pools.p.image: "),
         ('manager = "m"', 'manager = "Host_1"', 3, "manager: "),
         ("token_file", 'ca_file = "{folder}/ca.pem"\ntoken_file', 3, "ca.pem can't be read"),
@@ -157,6 +166,13 @@ def test_what_is_wrong(
     refused(check(GOOD.replace(old, new, 1)), code, said)
 
 
+def test_a_guess_ends_as_a_question(check: Check, tmp_path: Path) -> None:
+    token(tmp_path)
+    done = check(GOOD + "runner_config = { container = { privilegd = true } }\n")
+    assert done.code == 3
+    assert "; did you mean container.privileged?\n" in done.err
+
+
 def test_a_label_that_is_written_twice_is_one(tmp_path: Path) -> None:
     (tmp_path / "vmrunner.toml").write_text(GOOD.replace('"]', '", "b", "debian-12:host"]'))
     assert load(tmp_path / "vmrunner.toml").pools["p"].label_names == ("debian-12", "b")
@@ -167,3 +183,14 @@ def test_certificates_that_are_none(check: Check, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     text = GOOD.replace("token_file", 'ca_file = "{folder}/ca.pem"\ntoken_file')
     refused(check(text), 3, "The certificates ")
+
+
+def test_certificates_with_their_key_would_be_every_jobs(check: Check, tmp_path: Path) -> None:
+    token(tmp_path)
+    authority = trustme.CA()
+    pem = authority.cert_pem.bytes() + authority.private_key_pem.bytes()
+    (tmp_path / "ca.pem").write_bytes(pem)
+    text = GOOD.replace("token_file", 'ca_file = "{folder}/ca.pem"\ntoken_file')
+    refused(check(text), 3, "ca.pem has a private key in it")
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem.bytes())
+    assert check(text).code == 0
