@@ -65,6 +65,7 @@ NASTY = (
     "\u202egnp.exe",
     "{{ 7 * 7 }}{% raw %}",
     "%s%n{0}",
+    "[red]a[/red] [/b]",
     "VMRUNNER_CA\n",
     "vmr-m-00000000",
     "debian-12",

@@ -29,8 +29,17 @@ app.add_typer(snapshot, name="snapshot")
 app.add_typer(config_app, name="config")
 app.add_typer(systemd_app, name="systemd")
 
-out = Console(highlight=False, soft_wrap=not os.isatty(1))
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_UNBOUND = 10_000  # columns of what nobody sees on a screen: a file, or a program that searches it
+
+# Others' words are printed, such as a job's name: nothing in them is markup or a picture's name.
+out = Console(
+    highlight=False,
+    markup=False,
+    emoji=False,
+    soft_wrap=not os.isatty(1),
+    width=None if os.isatty(1) else _UNBOUND,
+)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 ConfigOption = Annotated[
     Path,

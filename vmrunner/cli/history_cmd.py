@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from vmrunner import config
@@ -52,16 +52,11 @@ def history(
             )
         )
         return
+    headers = ("pool", "ended", "job", "verdict", "job took", "commit", "boot", "ending")
+    # What has not room on a screen goes on in the next line: nothing of it is left out.
     table = Table(
-        "machine",
-        "pool",
-        "ended",
-        "job",
-        "verdict",
-        "job took",
-        "commit",
-        "boot",
-        "ending",
+        Column("machine", no_wrap=True),
+        *(Column(header, overflow="fold") for header in headers),
         box=None,
         pad_edge=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from importlib import import_module
@@ -46,6 +47,9 @@ def main() -> None:
     Exit codes: errors.py; 2 for a wrong command line; 130 when interrupted (typer's own).
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where that is not UTF-8, a job's name may have letters that it does not.
+        sys.stdout.reconfigure(errors="replace")
     _load(sys.argv[1:])
     try:
         code = app(standalone_mode=False)

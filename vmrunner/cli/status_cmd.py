@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from vmrunner import config
@@ -85,7 +85,14 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
         if pool.snapshot:
             parts.append(Text(f"  no snapshot: {pool.snapshot}", style="yellow"))
         table = Table(
-            "", "name", "phase", "age", "job", box=None, pad_edge=False, padding=(0, 2, 0, 2)
+            "",
+            Column("name", no_wrap=True),
+            "phase",
+            "age",
+            Column("job", overflow="fold"),
+            box=None,
+            pad_edge=False,
+            padding=(0, 2, 0, 2),
         )
         for machine in _machines(pool, survey):
             metadata = machine.metadata
@@ -93,17 +100,22 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
             job = _job_of(machine, view)
             shown = f"{job.title}  {job.url}".rstrip() if job else ""
             shown += f"  ({machine.dropped} packets dropped)" if machine.dropped else ""
-            table.add_row("machine", str(machine.id), machine.phase.value, age(since, now), shown)
+            cells = "machine", str(machine.id), machine.phase.value, age(since, now), shown
+            table.add_row(*map(Text, cells))
         if table.rows:
             parts.append(table)
     if survey.plan.waits:
-        table = Table("waiting job", "age", "why", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(
+            Column("waiting job", overflow="fold"),
+            "age",
+            Column("why", overflow="fold"),
+            box=None,
+            pad_edge=False,
+            padding=(0, 2, 0, 0),
+        )
         for wait in survey.plan.waits:
-            table.add_row(
-                wait.job.title,
-                age(wait.job.queued_at.timestamp() if wait.job.queued_at else 0, now),
-                wait.reason.said,
-            )
+            queued = wait.job.queued_at.timestamp() if wait.job.queued_at else 0
+            table.add_row(*map(Text, (wait.job.title, age(queued, now), wait.reason.said)))
         parts.append(table)
     return Group(*parts)
 

@@ -450,3 +450,20 @@ def test_what_a_newer_vmrunner_wrote_is_shown(
     newer = Record("m", "p", ran="perhaps", created=1.0, destroyed=2.0, ending="melted")
     (line,) = shown(tmp_path, capsys, newer, failed=failed)
     assert line.endswith("melted")
+
+
+def test_a_narrow_screen_hides_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    machine = "vmr-ci-1-0123456789abcdef"
+    world.history._write(
+        Record(machine, "debian-12", job="j" * 60, sha="a" * 40, created=1.0, ending="done")
+    )
+    monkeypatch.setattr(config, "load", lambda _: world.settings)
+    monkeypatch.setattr(out, "width", 80)
+    history_cmd.history()
+    seen = capsys.readouterr().out
+    assert f"\n{machine} " in seen
+    assert (seen.count("jj") > 5, "\u2026" in seen) == (True, False)
+    assert sum(line.count("j") for line in seen.splitlines()[2:]) >= 60

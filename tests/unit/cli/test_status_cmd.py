@@ -1,0 +1,36 @@
+"""`vmrunner status`: whatever jobs are called."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.world import World
+from vmrunner.cli import status_cmd
+
+NAME = "[red]a[/red] [/b] :x: [debian-12]"
+
+
+@pytest.mark.parametrize("width", [80, 300])
+def test_a_jobs_name_is_no_markup(tmp_path: Path, width: int) -> None:
+    """Anybody who may push can call a job so, and status is everybody's."""
+    world = World(tmp_path)
+    for number, labels in ((1, ["debian-12"]), (2, ["nobody"])):
+        job = world.forge.queue(number, labels)
+        world.forge.known[number] = replace(job, name=f"{NAME} {number}")
+    world.up()
+    (machine,) = world.machines()
+    world.step(machine)
+    world.forge.fetch(str(machine), world.hypervisor.domains[machine].job_key)
+    world.up()
+    console = Console(file=io.StringIO(), width=width, color_system=None)  # which takes markup
+    console.print(status_cmd._picture(world.manager, world.manager.survey(), time.time()))
+    seen = console.file.getvalue()  # type: ignore[attr-defined]
+    assert str(machine) in seen
+    assert "\u2026" not in seen
+    assert width == 80 or all(f"o/r: {NAME} {number}" in seen for number in (1, 2))
