@@ -188,7 +188,8 @@ def runner_config(
     """The file's text, which is JSON and so YAML.
 
     `environment` is what jobs have in addition, also in their containers, and `mounts` are the
-    machine's files that these have, too. `more` is the pool's `runner_config`, and comes on top.
+    machine's files that these have, too. `more` is the pool's `runner_config`, and comes on top;
+    its volumes and options of containers come beside `mounts`.
     """
     limit = _go(job_timeout + PATIENCE)
     runner: dict[str, Any] = {
@@ -200,12 +201,16 @@ def runner_config(
         "fetch_interval": "1s",
         "envs": dict(environment),
     }
-    container: dict[str, Any] = {"force_pull": False}
     if mounts:
-        container |= {
-            "valid_volumes": list(mounts),
-            "options": " ".join(f"--volume {path}:{path}:ro" for path in mounts),
+        # The pool's own come beside them: without the forge's authority in a job's container, whose
+        # environment names its file, nothing there would trust anybody.
+        own = more.get("container", {})
+        volumes = " ".join(f"--volume {path}:{path}:ro" for path in mounts)
+        both = {
+            "valid_volumes": [*mounts, *own.get("valid_volumes", ())],
+            "options": f"{volumes} {own.get('options', '')}".rstrip(),
         }
+        more = {**more, "container": {**own, **both}}
     if kind == "gitea":
         runner |= {
             "report_close_timeout": _go(_DELIVERY),
@@ -220,7 +225,7 @@ def runner_config(
         "log": {"level": "info"},
         "runner": runner,
         "cache": {"enabled": False},
-        "container": container,
+        "container": {"force_pull": False},
         "host": {"workdir_parent": WORK},
     }
     text = json.dumps(_merged(plain, more), indent=1)

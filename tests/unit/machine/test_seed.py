@@ -224,6 +224,15 @@ def test_a_private_authority_is_everybodys() -> None:
         f"--volume {bundle}:{bundle}:ro",
     )
     assert config(job_script(JOB))["runner"]["envs"] == {}
+    # Whatever else a pool wants for its containers.
+    more = {"container": {"options": "--memory 1g", "valid_volumes": ["/srv"], "privileged": True}}
+    found = config(job_script(replace(JOB, ca="PEM", runner_config=more)))["container"]
+    assert found == {
+        "force_pull": False,
+        "options": f"--volume {bundle}:{bundle}:ro --memory 1g",
+        "valid_volumes": [bundle, "/srv"],
+        "privileged": True,
+    }
 
 
 def test_credentials_do_not_show_the_token() -> None:
