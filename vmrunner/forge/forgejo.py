@@ -15,6 +15,7 @@ from vmrunner.errors import ForgeDenied, ForgeError, ForgeNotFound, ForgeTokenUn
 from vmrunner.forge import rpc
 from vmrunner.forge.http import Http, Number, Word, actions_path, parse
 from vmrunner.model.job import (
+    VERDICTS,
     Claim,
     Credentials,
     Job,
@@ -29,7 +30,6 @@ from vmrunner.model.job import (
 from vmrunner.text import presentable
 
 _MOST_SEEN = 5_000  # jobs that were listed, to be found once they are over
-_VERDICTS = frozenset({"success", "failure", "cancelled", "skipped"})
 _ASK_AGAIN = 60.0  # seconds until a repository that the forge did not name is asked for again
 
 
@@ -148,7 +148,7 @@ class _Repositories:
 
 
 def _with_task(job: Job, task: _Task) -> Job:
-    began, is_over = task.run_started_at, task.status in _VERDICTS
+    began, is_over = task.run_started_at, task.status in VERDICTS
     return replace(
         job,
         state=JobState.DONE if is_over else JobState.RUNNING,

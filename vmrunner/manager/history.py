@@ -21,7 +21,7 @@ from vmrunner.errors import ConfigError
 from vmrunner.manager.figures import Counted, Timed
 from vmrunner.manager.trial import Trial
 from vmrunner.model.binding import Binding
-from vmrunner.model.job import Job, JobState
+from vmrunner.model.job import VERDICTS, Job, JobState
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
 from vmrunner.waiting import Deadline
 
@@ -443,7 +443,8 @@ class History:
                 )
         elif job.state is JobState.DONE:
             record = replace(_with(found, job), ran=Ran.YES.value, ask_at=0.0)
-            self.count(Counted.JOBS, record.pool, record.verdict or "unknown")
+            verdict = record.verdict if record.verdict in VERDICTS else "unknown"
+            self.count(Counted.JOBS, record.pool, verdict)
             if record.job_seconds is not None:
                 self._observe(Timed.JOB, record.pool, record.job_seconds)
             # One that is begun again was queued long ago. Of one that was seen running this was

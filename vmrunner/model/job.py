@@ -61,6 +61,10 @@ class JobState(StrEnum):
     DONE = "done"
 
 
+VERDICTS = frozenset({"success", "failure", "cancelled", "skipped"})
+"""How a job ended, in both forges' words; there may be others in time."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One Actions job.

@@ -207,6 +207,19 @@ def test_a_file_that_cannot_be_used_is_set_aside_and_said_so(tmp_path: Path, spo
     assert "can't be used" in warnings[0]
 
 
+def test_a_word_of_the_forge_is_no_name_of_a_figure(tmp_path: Path) -> None:
+    """Each would be a line for Prometheus, for ever."""
+    with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
+        for number, word in enumerate(("success", "neutral", "", "x" * 200)):
+            ended(history, number, Ending.DONE, 100.0)
+            job = replace(JOB, state=JobState.DONE, conclusion=word)
+            row = history.answered(f"vmr-m-{number:08x}", job, 101.0)
+            assert row is not None
+            assert row.verdict == word
+        verdicts = {each.label: each.value for each in history.totals() if "jobs" in each.name}
+    assert verdicts == {"success": 1, "unknown": 3}
+
+
 def test_what_was_set_aside_before_stays(tmp_path: Path) -> None:
     """Such as by an older vmrunner, and by the newer one that came back."""
     path = tmp_path / "history.sqlite"
