@@ -558,8 +558,18 @@ class History:
         return {record.machine for record in self._select("WHERE ending = ''")}
 
     def all(self) -> list[Record]:
-        """Every row, oldest machine first."""
-        return self._select("ORDER BY created, machine")
+        """Every row, oldest machine first.
+
+        Raises ConfigError: who asks for all wants to know which job ran where, and none is no
+        answer to that.
+        """
+        try:
+            return self._read("ORDER BY created, machine")
+        except sqlite3.Error as error:
+            raise ConfigError(
+                f"The history {self._path} can't be read: {error}.",
+                "sqlite3's .recover may get rows out of it; without the file a new one is begun.",
+            ) from None
 
     def failures(self, pool: str, image: str = "") -> Failures | None:
         """The failures that blame the pool, since its last machine that worked; None where there
@@ -628,15 +638,16 @@ class History:
         )
 
     def _select(self, rest: str, *values: str | float) -> list[Record]:
-        query = f"SELECT {', '.join(_COLUMNS)} FROM machines {rest}"  # noqa: S608 — column names only
         try:
-            with self._lock:
-                rows: Sequence[tuple[object, ...]] = self._database.execute(
-                    query, values
-                ).fetchall()
+            return self._read(rest, *values)
         except sqlite3.Error as error:
             self._warn(f"The history {self._path} was not read: {error}.")
             return []
+
+    def _read(self, rest: str, *values: str | float) -> list[Record]:
+        query = f"SELECT {', '.join(_COLUMNS)} FROM machines {rest}"  # noqa: S608 — column names only
+        with self._lock:
+            rows: Sequence[tuple[object, ...]] = self._database.execute(query, values).fetchall()
         return [Record(*row) for row in rows]  # type: ignore[arg-type]  # the table has the record's types
 
 

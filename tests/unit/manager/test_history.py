@@ -247,6 +247,22 @@ def test_an_ending_of_another_vmrunner_stops_nothing(tmp_path: Path) -> None:
         assert history.trial("image/1", 0.0).failed == 1
 
 
+def test_a_damaged_file_is_no_empty_one(tmp_path: Path) -> None:
+    """A pass goes on; `vmrunner history --json` must not say that nothing ran."""
+    path, warnings = tmp_path / "history.sqlite", list[str]()
+    with closing(History(path, no_warning)) as history:
+        for number in range(500):
+            ended(history, number, Ending.BOOT_TIMEOUT, 100.0)
+    with path.open("r+b") as file:
+        file.seek(4096 * 6)
+        file.write(b"damage " * 20_000)
+    with closing(History(path, warnings.append)) as history:
+        with pytest.raises(ConfigError, match="can't be read: database disk image is malformed"):
+            history.all()
+        assert history.failures("p") is None
+    assert ["was not read" in each for each in warnings] == [True]
+
+
 def test_figures_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
     warnings = list[str]()
     with closing(History(tmp_path / "history.sqlite", warnings.append)) as history:
