@@ -105,6 +105,7 @@ def crowd(machines: int, *, binds_jobs: bool) -> Iterator[World]:
             for place in range(count):
                 _settle_in(world, name, next(numbers), place)
         _remember(world, machines * ROWS_PER_MACHINE)
+        world.history.seen(world.hypervisor.domains.values())
         yield world
     finally:
         World.opened.remove(world)
