@@ -54,7 +54,6 @@ def test_a_pass_reads_no_table_as_a_whole() -> None:
     asked: list[str] = []
     with scale.crowd(FEW, binds_jobs=False) as world:
         database = world.history._database
-        scale.one_pass(world.manager)  # the machines get their lines in the history
         database.set_trace_callback(asked.append)
         scale.one_pass(world.manager)
         database.set_trace_callback(None)
