@@ -5,7 +5,7 @@ one.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,6 @@ from vmrunner.model.job import Scope
 from vmrunner.model.secret import Secret
 
 CANARY = "canary-5e3b1f"
-
-
-@pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
-    while World.opened:
-        World.opened.pop().history.close()
 
 
 def traced(call: Callable[[], object]) -> str:
