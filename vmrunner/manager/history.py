@@ -366,8 +366,6 @@ class History:
         Where `ran` is ASKED the forge is to be asked which job its binding's runner had, see
         `to_ask`.
         """
-        if seen and seen.metadata:
-            self.seen([seen.metadata])
         found = self.find(machine)
         if found is None and binding and seen and seen.events:
             # The manager was killed before it wrote down the start, and the machine is gone.
