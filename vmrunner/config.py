@@ -43,15 +43,13 @@ from vmrunner.network.policy import (
     pool_policy,
 )
 from vmrunner.resources import folder
-from vmrunner.runner_config import VARIABLE, fault
+from vmrunner.runner_config import LONGEST, VARIABLE, fault
 
 DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
 
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
 _DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-_LONGEST = timedelta(days=36500)  # the runners', which are written in Go, can't count to 300 years
 
 
 def parse_size(value: object) -> int:
@@ -68,8 +66,8 @@ def parse_duration(value: object) -> timedelta:
     if not found or not int(found[1]):
         raise ValueError('a duration is written like "90s", "15m" or "3h"')
     seconds = int(found[1]) * _DURATIONS[found[2]]
-    if seconds > _LONGEST.total_seconds():
-        raise ValueError(f'a duration is "{_LONGEST.days}d" at most')
+    if seconds > LONGEST.total_seconds():
+        raise ValueError(f'a duration is "{LONGEST.days}d" at most')
     return timedelta(seconds=seconds)
 
 

@@ -126,7 +126,8 @@ _OURS = {
 }
 _MOST = 10**9
 _LARGEST = 64 << 10  # bytes: the seed takes ten times that, but no program a longer variable
-_LONGEST = timedelta(days=36500).total_seconds()
+LONGEST = timedelta(days=36500)
+"""A duration at most: the runners are written in Go, and can't count to 300 years."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h)")
 _PAIR = re.compile(r"\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2}")  # of UTF-16, as JSON has it
@@ -277,7 +278,9 @@ def _is_duration(text: str) -> bool:
     """As Go reads it, which counts nanoseconds in 64 bits: some 290 years."""
     parts = _PART.findall(text)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    return bool(parts) and "".join(map("".join, parts)) == text and seconds < _LONGEST
+    return (
+        bool(parts) and "".join(map("".join, parts)) == text and seconds < LONGEST.total_seconds()
+    )
 
 
 def _has_variable(value: object) -> bool:
