@@ -26,14 +26,17 @@ import shlex
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 TYPE_CHECKING = False  # of `typing`, which takes long to import under software emulation
 if TYPE_CHECKING:
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
         settings: dict[str, str]
         ca: str
         ca_bundle: str
+        url: str
         forge_address: str
         forge_host: str
         forge_site: str
@@ -90,7 +94,11 @@ AGAIN = 1.0  # seconds until a runner that the forge refused at its start tries 
 # The exit code of a runner that the forge did not answer, or not take, at its start; after a job it
 # is 0, failed or not.
 REFUSED = 1
-LONGEST = 2**31 - 1  # milliseconds that poll(2) waits
+# Seconds between two looks whether the forge answers, and when it does not; how long it has to be
+# silent for a runner to be held, and how long an answer may take.
+LOOK, LOOK_AGAIN, SILENT, ANSWER = 10.0, 1.0, 5.0, 5.0
+LONGEST_HOLD = 24 * 3600.0  # seconds by which a machine's own deadline moves at most
+PING = "/api/actions/ping.v1.PingService/Ping"  # of both forges, without credentials
 CONFIG, REGISTRATION = "config.yaml", ".runner"
 POWER_OFF = 0x4321FEDC  # of reboot(2)
 MARKS: "list[tuple[str, float]]" = []
@@ -376,7 +384,9 @@ def run_job(
     say("runner", marks())
     for other in others or ():
         other.drop()
-    while (code := exit_code(process, job["seconds"] - (time.monotonic() - began))) == REFUSED:
+    while (
+        code := exit_code(process, job["seconds"] - (time.monotonic() - began), watched(job))
+    ) == REFUSED:
         # The forge was away when its runner started: it is asked again, as long as the host waits
         # for that.
         if time.monotonic() - began > job["pickup_seconds"]:
@@ -437,18 +447,108 @@ def start(job: "Job") -> "subprocess.Popen[bytes]":
             raise
 
 
-def exit_code(process: "subprocess.Popen[bytes]", seconds: float) -> int:
+def exit_code(process: "subprocess.Popen[bytes]", seconds: float, url: str) -> int:
     """As a shell tells it.
 
     After so many seconds the machine goes: the host, which has an earlier deadline, must be gone.
+    While the runner is held that time does not run.
     """
-    handle, poll = os.pidfd_open(process.pid), select.poll()
+    handle, poll, hold = os.pidfd_open(process.pid), select.poll(), Hold(process.pid, url)
     poll.register(handle, select.POLLIN)
-    if not poll.poll(min(max(0.0, seconds) * 1000, LONGEST)):
-        power_off()
+    until = time.monotonic() + seconds
+    while True:
+        left = until + min(hold.seconds, LONGEST_HOLD) - time.monotonic()
+        if poll.poll(min(max(0.0, left), hold.rest) * 1000):
+            break
+        if left <= 0:
+            power_off()
+        hold.look()
     os.close(handle)
     code = process.wait()
     return code if code >= 0 else 128 - code
+
+
+class Hold:
+    """Stops a runner that has nothing to do but to report, while the forge does not answer.
+
+    Runners try to deliver a job's end some ten times and then leave it, so that an outage of some
+    minutes makes a failure of a success. A stopped runner does not count: what is due then is tried
+    when the forge is back. While a step of the job is a child of the runner it is left alone.
+    """
+
+    def __init__(self, runner: int, url: str) -> None:
+        """Without a URL it is never stopped."""
+        self._runner, self._url = runner, url
+        self._silent_since = self._held_since = 0.0
+        self._seconds = 0.0
+
+    @property
+    def rest(self) -> float:
+        """Seconds until the next look."""
+        return LOOK_AGAIN if self._silent_since else LOOK
+
+    @property
+    def seconds(self) -> float:
+        """For how many it has been held, in all."""
+        return self._seconds + (time.monotonic() - self._held_since if self._held_since else 0.0)
+
+    def look(self) -> None:
+        """Whether the forge answers; the runner is stopped, or goes on, accordingly."""
+        began = time.monotonic()
+        if not self._url or answers(self._url):
+            self._silent_since = 0.0
+            if self._held_since:
+                self._seconds, self._held_since = self.seconds, 0.0
+                self._signal(signal.SIGCONT)
+            return
+        self._silent_since = self._silent_since or began
+        silent = time.monotonic() - self._silent_since
+        if silent >= SILENT and not self._held_since and not has_children(self._runner):
+            self._signal(signal.SIGSTOP)
+            self._held_since = time.monotonic()
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._runner, number)
+
+
+def watched(job: "Job") -> str:
+    """The forge's URL; empty where the runner asks it through a proxy, which may get further than
+    we do.
+    """
+    url, around = urlsplit(job["url"]), environment(job["user"]) | job["environment"]
+    proxy, direct = (
+        around.get(name) or around.get(name.upper(), "")
+        for name in (f"{url.scheme}_proxy", "no_proxy")
+    )
+    return "" if proxy and url.hostname not in direct.split(",") else job["url"]
+
+
+def answers(url: str) -> bool:
+    """Whether the forge, or what stands before it, does more than refuse or fail.
+
+    A certificate that we don't know is an answer: the runner may have been told to take it.
+    """
+    parts = urlsplit(url)
+    connect = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    try:
+        with closing(connect(parts.hostname or "", parts.port, timeout=ANSWER)) as forge:
+            path = parts.path.rstrip("/") + PING
+            forge.request("POST", path, "{}", {"Content-Type": "application/json"})
+            return forge.getresponse().status < 500
+    except ssl.SSLError:
+        return True
+    except (OSError, HTTPException):
+        return False
+
+
+def has_children(process: int) -> bool:
+    """Whether a program that it has begun still runs."""
+    for thread in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):  # it has ended meanwhile
+            if thread.read_text().strip():
+                return True
+    return False
 
 
 # ---- waiting ----

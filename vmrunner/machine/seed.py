@@ -225,6 +225,7 @@ def job_script(job: Job) -> str:
         else {},
         "ca": job.ca.strip(),
         "ca_bundle": _CA_BUNDLE,
+        "url": job.url,
         "forge_address": job.forge_address,
         "forge_host": forge_host(job.url),
         "forge_site": urlsplit(job.url).netloc,

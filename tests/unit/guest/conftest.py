@@ -41,6 +41,8 @@ def guest(tmp_path: Path) -> Iterator[Any]:
     module.CONSOLE = tmp_path / "console"
     module.CONSOLE.touch()
     module.AGAIN = 0.0
+    module.LOOK, module.LOOK_AGAIN = 0.04, 0.02
+    module.SILENT = 0.1
     program = tmp_path / "gitea-runner"
     program.write_text(RUNNER.format(said=tmp_path / "said", codes=tmp_path / "codes"))
     program.chmod(0o755)

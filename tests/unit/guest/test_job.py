@@ -6,15 +6,20 @@ import json
 import os
 import pwd
 import re
+import ssl
 import stat
+import subprocess
+import time
 import types
 import urllib.request
-from http.server import ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+import trustme
 
 from tests.unit.guest.programs import Ended
 from vmrunner import render
@@ -36,6 +41,7 @@ def job(guest: Guest, **more: Any) -> dict[str, Any]:
         "settings": {},
         "ca": "",
         "ca_bundle": str(guest.WORK.parent / "bundle/ca.pem"),
+        "url": "",  # not watched
         "forge_address": "",
         "forge_host": "forge.example",
         "forge_site": "forge.example:3000",
@@ -191,6 +197,213 @@ def test_a_runner_that_does_not_end(guest: Guest) -> None:
     program = guest.WORK.parent / "gitea-runner"
     program.write_text("#!/bin/sh\nexec sleep 30\n")
     assert run(guest, job(guest, seconds=0.2)) == ["runner"], "the machine goes without a word"
+
+
+STATE = re.compile(r"^State:\s+(\w)", re.MULTILINE)
+
+
+def state(process: int) -> str:
+    """As the kernel tells it: T is stopped."""
+    found = STATE.search(Path(f"/proc/{process}/status").read_text())
+    assert found
+    return found[1]
+
+
+class Forge:
+    """Answers each call with `status`, or with nothing that is HTTP where that is 0."""
+
+    def __init__(self) -> None:
+        outer, self.status, self.asked = self, 200, list[str]()
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                outer.asked.append(self.path)
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if outer.status:
+                    self.send_response(outer.status)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def forge() -> Iterator[Forge]:
+    found = Forge()
+    yield found
+    found.close()
+
+
+def eventually(is_so: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < until, what
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def runner() -> Iterator[subprocess.Popen[bytes]]:
+    """One that does nothing, and has no children."""
+    found = subprocess.Popen(["sleep", "60"])
+    yield found
+    found.kill()
+    found.wait()
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 0])
+def test_a_runner_is_held_while_the_forge_is_away(
+    guest: Guest, forge: Forge, runner: subprocess.Popen[bytes], status: int
+) -> None:
+    """Its tries to deliver the job's end are counted: ten, and it leaves it."""
+    hold, folder = guest.Hold(runner.pid, f"{forge.url}/git/"), "/git"
+    hold.look()
+    assert (state(runner.pid), hold.rest, hold.seconds) == ("S", guest.LOOK, 0)
+    forge.status = status
+    began = time.monotonic()
+    hold.look()
+    assert (state(runner.pid), hold.rest) == ("S", guest.LOOK_AGAIN), "it may be a moment"
+    time.sleep(guest.SILENT)
+    hold.look()
+    eventually(lambda: state(runner.pid) == "T", "the runner is stopped")
+    hold.look()
+    assert 0 < hold.seconds < time.monotonic() - began
+    forge.status = 200
+    hold.look()
+    eventually(lambda: state(runner.pid) == "S", "the runner goes on")
+    assert hold.rest == guest.LOOK
+    held = hold.seconds
+    time.sleep(0.01)
+    assert hold.seconds == held, "that is over"
+    assert set(forge.asked) == {folder + guest.PING}
+
+
+def test_a_runner_is_held_where_nobody_listens(
+    guest: Guest, forge: Forge, runner: subprocess.Popen[bytes]
+) -> None:
+    forge.close()
+    hold = guest.Hold(runner.pid, forge.url)
+    hold.look()
+    time.sleep(guest.SILENT)
+    hold.look()
+    eventually(lambda: state(runner.pid) == "T", "the runner is stopped")
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 404, 405, 429])
+def test_a_forge_that_answers_something_else_is_there(
+    guest: Guest, forge: Forge, runner: subprocess.Popen[bytes], status: int
+) -> None:
+    forge.status = status
+    assert guest.answers(forge.url)
+
+
+def test_a_certificate_that_nobody_knows_is_an_answer(guest: Guest) -> None:
+    """The runner may have been told to take it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        assert guest.answers(f"https://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_runner_with_a_step_goes_on(guest: Guest, forge: Forge) -> None:
+    """What the step says is not kept from it, nor the next step."""
+    step = "sleep 60 & read -r line; kill $!; wait; exec sleep 60"
+    with subprocess.Popen(["sh", "-c", step], stdin=subprocess.PIPE) as runner:
+        assert runner.stdin
+        try:
+            eventually(lambda: bool(guest.has_children(runner.pid)), "the step")
+            forge.status = 502
+            hold = guest.Hold(runner.pid, forge.url)
+            hold.look()
+            time.sleep(guest.SILENT)
+            hold.look()
+            time.sleep(0.05)
+            assert state(runner.pid) == "S"
+            runner.stdin.write(b"\n")
+            runner.stdin.flush()
+            eventually(lambda: not guest.has_children(runner.pid), "the step's end")
+            hold.look()
+            eventually(lambda: state(runner.pid) == "T", "all that is left to do is to report")
+        finally:
+            runner.kill()
+
+
+def test_a_machine_that_nobody_asks_for_goes(guest: Guest, forge: Forge) -> None:
+    """Neither host nor forge come back."""
+    forge.status, guest.LONGEST_HOLD = 502, 0.3
+    (guest.WORK.parent / "gitea-runner").write_text("#!/bin/sh\nexec sleep 60\n")
+    assert run(guest, job(guest, url=forge.url, seconds=0.3)) == ["runner"]
+
+
+def test_a_held_runner_has_its_time(guest: Guest, forge: Forge, tmp_path: Path) -> None:
+    """A runner of which the forge takes no end: without being held it would leave it, and with the
+    deadline running on it would be gone.
+    """
+    forge.status = 502
+    program = tmp_path / "gitea-runner"
+    program.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec sleep 1.5\n")
+    told = job(guest, url=forge.url, seconds=1.0, runner_path=str(program))
+
+    def back() -> None:
+        eventually((tmp_path / "pid").exists, "the runner")
+        pid = int((tmp_path / "pid").read_text() or 0)
+        eventually(lambda: state(pid) == "T", "the hold")
+        time.sleep(2)
+        forge.status = 200
+
+    waits = Thread(target=back)
+    waits.start()
+    assert run(guest, told) == ["runner", "exit 0"]
+    waits.join()
+
+
+@pytest.mark.parametrize(
+    ("around", "is_watched"),
+    [
+        ({}, True),
+        ({"http_proxy": "http://p"}, False),
+        ({"HTTP_PROXY": "http://p"}, False),
+        ({"https_proxy": "http://p"}, True),
+        ({"http_proxy": "http://p", "no_proxy": "localhost,forge.example"}, True),
+        ({"http_proxy": "http://p", "NO_PROXY": "forge.example"}, True),
+    ],
+)
+def test_a_forge_behind_a_proxy_is_not_watched(
+    guest: Guest, around: dict[str, str], is_watched: bool
+) -> None:
+    """The proxy may get further than we do."""
+    url = "http://forge.example/git"
+    told = job(guest, url=url, environment=around)
+    assert guest.watched(told) == (url if is_watched else "")
+
+
+def test_a_runner_that_is_not_watched_is_not_held(
+    guest: Guest, runner: subprocess.Popen[bytes]
+) -> None:
+    hold = guest.Hold(runner.pid, "")
+    hold.look()
+    time.sleep(guest.SILENT)
+    hold.look()
+    assert state(runner.pid) == "S"
 
 
 def test_the_console_is_nobodys_terminal(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
