@@ -20,8 +20,8 @@ from vmrunner.model.label import Label
 from vmrunner.support import least, numbers
 
 PATIENCE = timedelta(minutes=5)
-"""What the runner's own limit of a job has beyond the pool's: the host's deadline comes first,
-since it can say why in the job's log.
+"""What a machine's own limits of a job and of its pick-up have beyond the pool's: the host's
+deadline comes first, since it can say why.
 """
 _ANSWER = timedelta(seconds=60)  # for FetchTask: a job whose answer comes later is lost
 _DELIVERY = timedelta(minutes=2)  # one try to deliver a job's end

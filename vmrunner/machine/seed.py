@@ -230,7 +230,7 @@ def job_script(job: Job) -> str:
         "forge_host": forge_host(job.url),
         "forge_site": urlsplit(job.url).netloc,
         "seconds": (job.job_timeout + PATIENCE).total_seconds(),
-        "pickup_seconds": job.pickup_timeout.total_seconds(),
+        "pickup_seconds": (job.pickup_timeout + PATIENCE).total_seconds(),
     }
     # Two lines that a machine which waits reads: it has the code already, and only takes what it is
     # told, if it is the same code.

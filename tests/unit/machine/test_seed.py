@@ -196,7 +196,8 @@ def test_the_pools_limit_is_the_runners() -> None:
         assert (runner["timeout"], runner["shutdown_timeout"]) == ("18300s", "18300s"), (
             "the host's own deadline comes first"
         )
-    assert told(job_script(JOB))["seconds"] == 360
+    found = told(job_script(JOB))
+    assert (found["seconds"], found["pickup_seconds"]) == (360, 420)
 
 
 def test_what_a_pool_configures_comes_on_top() -> None:
