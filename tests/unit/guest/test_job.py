@@ -199,14 +199,8 @@ def test_a_runner_that_does_not_end(guest: Guest) -> None:
     assert run(guest, job(guest, seconds=0.2)) == ["runner"], "the machine goes without a word"
 
 
-STATE = re.compile(r"^State:\s+(\w)", re.MULTILINE)
-
-
-def state(process: int) -> str:
-    """As the kernel tells it: T is stopped."""
-    found = STATE.search(Path(f"/proc/{process}/status").read_text())
-    assert found
-    return found[1]
+def is_stopped(process: int) -> bool:
+    return "\nState:\tT" in Path(f"/proc/{process}/status").read_text()
 
 
 class Forge:
@@ -268,19 +262,19 @@ def test_a_runner_is_held_while_the_forge_is_away(
     """Its tries to deliver the job's end are counted: ten, and it leaves it."""
     hold, folder = guest.Hold(runner.pid, f"{forge.url}/git/"), "/git"
     hold.look()
-    assert (state(runner.pid), hold.rest, hold.seconds) == ("S", guest.LOOK, 0)
+    assert (is_stopped(runner.pid), hold.rest, hold.seconds) == (False, guest.LOOK, 0)
     forge.status = status
     began = time.monotonic()
     hold.look()
-    assert (state(runner.pid), hold.rest) == ("S", guest.LOOK_AGAIN), "it may be a moment"
+    assert (is_stopped(runner.pid), hold.rest) == (False, guest.LOOK_AGAIN), "it may be a moment"
     time.sleep(guest.SILENT)
     hold.look()
-    eventually(lambda: state(runner.pid) == "T", "the runner is stopped")
+    eventually(lambda: is_stopped(runner.pid), "the runner is stopped")
     hold.look()
     assert 0 < hold.seconds < time.monotonic() - began
     forge.status = 200
     hold.look()
-    eventually(lambda: state(runner.pid) == "S", "the runner goes on")
+    eventually(lambda: not is_stopped(runner.pid), "the runner goes on")
     assert hold.rest == guest.LOOK
     held = hold.seconds
     time.sleep(0.01)
@@ -296,7 +290,7 @@ def test_a_runner_is_held_where_nobody_listens(
     hold.look()
     time.sleep(guest.SILENT)
     hold.look()
-    eventually(lambda: state(runner.pid) == "T", "the runner is stopped")
+    eventually(lambda: is_stopped(runner.pid), "the runner is stopped")
 
 
 @pytest.mark.parametrize("status", [301, 401, 403, 404, 405, 429])
@@ -337,12 +331,12 @@ def test_a_runner_with_a_step_goes_on(guest: Guest, forge: Forge) -> None:
             time.sleep(guest.SILENT)
             hold.look()
             time.sleep(0.05)
-            assert state(runner.pid) == "S"
+            assert not is_stopped(runner.pid)
             runner.stdin.write(b"\n")
             runner.stdin.flush()
             eventually(lambda: not guest.has_children(runner.pid), "the step's end")
             hold.look()
-            eventually(lambda: state(runner.pid) == "T", "all that is left to do is to report")
+            eventually(lambda: is_stopped(runner.pid), "all that is left to do is to report")
         finally:
             runner.kill()
 
@@ -366,7 +360,7 @@ def test_a_held_runner_has_its_time(guest: Guest, forge: Forge, tmp_path: Path) 
     def back() -> None:
         eventually((tmp_path / "pid").exists, "the runner")
         pid = int((tmp_path / "pid").read_text() or 0)
-        eventually(lambda: state(pid) == "T", "the hold")
+        eventually(lambda: is_stopped(pid), "the hold")
         time.sleep(2)
         forge.status = 200
 
@@ -403,7 +397,7 @@ def test_a_runner_that_is_not_watched_is_not_held(
     hold.look()
     time.sleep(guest.SILENT)
     hold.look()
-    assert state(runner.pid) == "S"
+    assert not is_stopped(runner.pid)
 
 
 def test_the_console_is_nobodys_terminal(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
