@@ -30,7 +30,8 @@ _ASKS = 6  # times that the forge is asked for a machine's job before that count
 # Seconds until a job is asked for again that the forge believes to run on although its machine is
 # gone.
 _STILL_RUNS = 60.0
-# Seconds after a machine's end that its job may be asked for, such as from a forge that is away.
+# Seconds after a machine's end for which its job may be asked for without an end, such as from a
+# forge that is away; then _ASKS times more. Not at once never again: the clock may have been set.
 _ASKED_FOR = 86400.0
 _PHASES = (EventKind.UP, EventKind.SEED, EventKind.READY, EventKind.RUNNER, EventKind.EXIT)
 _PATIENCE = 30.0  # seconds for another process to be done with the file
@@ -409,21 +410,15 @@ class History:
         have waited longest first.
         """
         # One whose time seems to be far away stems from before the host's clock was set back.
-        due = self._select(
+        return self._select(
             "WHERE ask_at > 0 AND (ask_at <= ? OR ask_at > ?) ORDER BY ask_at LIMIT ?",
             now,
             now + 2 * _STILL_RUNS,
             most,
         )
-        late = [record for record in due if now - record.destroyed > _ASKED_FOR]
-        for record in late:
-            self._write(
-                replace(record, ask_at=0.0, ran=Ran.YES.value if record.job else Ran.UNKNOWN.value)
-            )
-        return [record for record in due if record not in late]
 
     def answered(self, machine: str, job: Job | None, now: float) -> Record | None:
-        """What the forge said of a machine's job.
+        """What the forge said of a machine's job; None: nothing.
 
         Returns the row once nothing more is to be asked.
         """
@@ -435,10 +430,6 @@ class History:
             # It tells a moment later, or never: a job that was begun again is another runner's now,
             # a repository may be deleted.
             record = replace(found, asks=asks, ask_at=now + 2.0 ** (asks - 1))
-            if asks >= _ASKS:
-                record = replace(
-                    record, ask_at=0.0, ran=Ran.YES.value if found.job else Ran.UNKNOWN.value
-                )
         elif job.state is JobState.DONE:
             record = replace(_with(found, job), ran=Ran.YES.value, ask_at=0.0)
             verdict = record.verdict if record.verdict in VERDICTS else "unknown"
@@ -450,7 +441,12 @@ class History:
             if record.job_started and record.queued and record.attempt < 2 and not record.running:
                 self._observe(Timed.QUEUE_TO_START, record.pool, record.job_started - record.queued)
         else:
-            record = replace(_with(found, job), ask_at=now + _STILL_RUNS)
+            asks = found.asks + is_late(found, now)
+            record = replace(_with(found, job), asks=asks, ask_at=now + _STILL_RUNS)
+        if record.ask_at and record.asks >= _ASKS:
+            record = replace(
+                record, ask_at=0.0, ran=Ran.YES.value if record.job else Ran.UNKNOWN.value
+            )
         self._write(record)
         return None if record.ask_at else record
 
@@ -647,6 +643,11 @@ class History:
         with self._lock:
             rows: Sequence[tuple[object, ...]] = self._database.execute(query, values).fetchall()
         return [Record(*row) for row in rows]  # type: ignore[arg-type]  # the table has the record's types
+
+
+def is_late(record: Record, now: float) -> bool:
+    """Whether a machine's end is so long ago that its job is not asked for without an end."""
+    return now - record.destroyed > _ASKED_FOR
 
 
 def _free(path: Path) -> Path:

@@ -50,7 +50,7 @@ from vmrunner.manager.actions import (
 )
 from vmrunner.manager.drain import Drained
 from vmrunner.manager.figures import Counted
-from vmrunner.manager.history import History, Ran, Record
+from vmrunner.manager.history import History, Ran, Record, is_late
 from vmrunner.manager.observed import (
     INSTANCE,
     Ask,
@@ -854,7 +854,8 @@ class Manager:
             except ForgeError as error:
                 self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
                 outcome.failures.append(error)
-                continue
+                late = (record for record in mine if is_late(record, self._clock()))
+                found = dict.fromkeys(record.runner_id for record in late)
             for record in mine:
                 if record.runner_id in found:
                     self._tell(

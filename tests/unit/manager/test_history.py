@@ -382,6 +382,37 @@ def test_two_that_bring_a_file_up_to_date_at_once(tmp_path: Path) -> None:
     assert found == [4] * 8
 
 
+@pytest.mark.parametrize("jump", [366 * 86400.0, -366 * 86400.0])
+def test_a_clock_that_is_set_loses_no_answer(tmp_path: Path, jump: float) -> None:
+    """A day seems to be over in which nobody has asked; nor is it asked for ever."""
+    with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
+        history.started(METADATA, 1e9, JOB)
+        binding = Binding(ID, "p", Scope.parse("instance"), "5.0", Credentials(3, "", ""))
+        history.ended(ID, None, Ending.DONE, "", 1e9, binding, Ran.ASKED)
+        now = 1e9 + jump
+        (asked,) = history.to_ask(now, 10)
+        assert history.answered(asked.machine, replace(JOB, state=JobState.RUNNING), now) is None
+        (asked,) = history.to_ask(now + 60, 10)
+        done = replace(JOB, state=JobState.DONE, conclusion="success")
+        said = history.answered(asked.machine, done, now + 60)
+        assert said is not None
+        assert (said.job, said.verdict, said.ran) == ("build", "success", "yes")
+
+
+@pytest.mark.parametrize("told", [None, replace(JOB, state=JobState.RUNNING)])
+def test_nobody_is_asked_for_ever(tmp_path: Path, told: Job | None) -> None:
+    """A day later it is asked a few times more."""
+    with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
+        history.started(METADATA, 12.0, JOB)
+        binding = Binding(ID, "p", Scope.parse("instance"), "5.0", Credentials(3, "", ""))
+        history.ended(ID, None, Ending.DONE, "", 20.0, binding, Ran.ASKED)
+        now, asks = 20.0 + 2 * 86400, 0
+        while history.to_ask(now, 10):
+            history.answered(str(ID), told, now)
+            now, asks = now + 60, asks + 1
+        assert asks == 6
+
+
 def test_an_answer_that_comes_late_does_not_make_its_machine_the_latest(tmp_path: Path) -> None:
     """Failures count since the last machine that worked, by the order of the endings."""
     with closing(History(tmp_path / "history.sqlite", no_warning)) as history:
