@@ -82,7 +82,8 @@ images:
 soak:
 	$(call in_rig,$(test_image); rig/rig run -- python -m tests.soak --jobs $(JOBS) --rotations $(ROTATIONS) $(if $(OUTAGES),--outages $(OUTAGES)))
 
-# A fault at every step of a job's life; FAULTS="--only PATTERN" or "--sample N" for a part of the matrix, "--hosts 2" with another host on the forge.
+# A fault at every step of a job's life; FAULTS="--only PATTERN" or "--sample N" for a part of the matrix, "--hosts 2" with another host on the forge,
+# "--keep /cache/faults.txt" goes on behind the cells that passed before.
 faults:
 	$(call in_rig,$(test_image); rig/rig run -- python -m tests.faults $(FAULTS))
 

@@ -798,8 +798,11 @@ def try_all(
     only: str = "",
     sample: int = 0,
     listed: bool = False,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
-    """Try the cells, a line each; returns the figures."""
+    """Try the cells, a line each; returns the figures. Cells that passed are noted in `kept`; those
+    that are noted there already are not tried again.
+    """
     began = time.monotonic()
     every = [
         Cell(step, kind)
@@ -807,6 +810,9 @@ def try_all(
         for kind in step.faults()
     ]
     cells, results = chosen(every, only, sample), dict[Cell, str]()
+    noted = set(kept.read_text().splitlines()) if kept and kept.exists() else set[str]()
+    before = dict.fromkeys((cell for cell in cells if str(cell) in noted), "")
+    cells = [cell for cell in cells if cell not in before]
     if listed:
         print(*sorted(map(str, cells)), sep="\n")
         cells = []
@@ -821,6 +827,9 @@ def try_all(
             except Exception:
                 # The next cell begins on clean ground all the same.
                 results[cell] = traceback.format_exc()
+        if kept and not results[cell]:
+            with kept.open("a") as file:
+                file.write(f"{cell}\n")
         verdict = "FAILED" if results[cell] else "ok"
         print(
             f"{number:3}/{len(cells)} {verdict:6} {time.monotonic() - at:5.1f} s  {cell}",
@@ -829,11 +838,12 @@ def try_all(
         )
         if results[cell]:
             print("    " + results[cell].replace("\n", "\n    "), file=sys.stderr, flush=True)
-    print(matrix(every, results), file=sys.stderr)
+    print(matrix(every, before | results), file=sys.stderr)
     failed = [str(cell) for cell, wrong in results.items() if wrong]
     return {
         "steps": len({cell.step for cell in every}),
         "cells": len(every),
+        "passed_before": len(before),
         "tried": len(results),
         "passed": len(results) - len(failed),
         "failed": failed,
@@ -877,13 +887,24 @@ def main() -> None:
     parser.add_argument(
         "--start", default="snapshot", choices=("snapshot", "boot"), help="how machines are started"
     )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE",
+        help="note the cells that pass there, and go on behind those of a run before",
+    )
     parser.add_argument("--hosts", type=int, default=1, choices=(1, 2), help="on the forge")
     options = parser.parse_args()
     if os.environ.get("VMRUNNER_TEST_RIG") == "host":
         sys.exit("this kills libvirtd: not the host's own, please")
     with open_world(options.start, options.hosts) as world:
         figures = try_all(
-            world, lives=options.life, only=options.only, sample=options.sample, listed=options.list
+            world,
+            lives=options.life,
+            only=options.only,
+            sample=options.sample,
+            listed=options.list,
+            kept=options.keep,
         )
     print(json.dumps(figures))
     sys.exit(1 if figures["failed"] else 0)
