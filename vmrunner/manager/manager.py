@@ -770,7 +770,9 @@ class Manager:
 
     def _may_have_run(self, action: Finish, binding: Binding | None) -> Ran:
         """Whether the forge is to be asked for a job of this machine."""
-        if binding is None or not binding.is_minted or action.had_none or action.if_idle:
+        if binding is None or not binding.is_minted or action.if_idle:
+            return Ran.NO
+        if action.had_none and (action.elsewhere or action.ask or self._is_free(binding)):
             return Ran.NO
         if not self.forge.binds_jobs:
             return Ran.ASKED
@@ -782,6 +784,15 @@ class Manager:
         )
         began = seen is not None and seen.event(EventKind.RUNNER) is not None
         return Ran.ASKED if was_seen or (began and not action.has_record) else Ran.UNKNOWN
+
+    def _is_free(self, binding: Binding) -> bool:
+        """Whether the forge says of this very runner that it has no job; a list may not have shown
+        it.
+        """
+        with suppress(ForgeError):
+            record = self.forge.runner(binding.scope, binding.credentials.id)
+            return record is not None and not record.busy
+        return False
 
     def _fail_job(self, action: Finish, binding: Binding, reason: str) -> bool:
         """End the job that ran on a machine which is gone, if there is one, with a line in its log

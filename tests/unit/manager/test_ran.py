@@ -177,14 +177,64 @@ def test_what_the_forge_never_tells_is_not_asked_for_ever(world: World) -> None:
     ]
 
 
-def test_a_day_later_nobody_asks_any_more(world: World) -> None:
+def test_a_day_later_it_is_asked_all_the_same(world: World) -> None:
+    """The day may be one that the clock was set ahead by."""
     (machine,) = started(world, 1)
     run(world, machine)
     world.forge.fail_at = "ended_jobs"
     world.up()
     world.clock.now += 86401.0
     world.up()
-    assert (row(world, machine).ran, world.forge.questions) == ("unknown", 0)
+    assert row(world, machine).ran == "yes"
+
+
+def test_after_a_day_of_errors_it_is_asked_a_few_times_more(world: World) -> None:
+    (machine,) = started(world, 1)
+    run(world, machine)
+    world.forge.fail_at = "ended_jobs"
+    world.up()
+    world.clock.now += 86401.0
+    failed = 0
+    for _ in range(20):
+        world.forge.fail_at = "ended_jobs"
+        world.up()
+        failed += not world.forge.fail_at
+        world.clock.now += 60.0
+    world.forge.fail_at = ""
+    assert (failed, row(world, machine).ran) == (6, "unknown")
+
+
+def go_at_once(world: World, why: str) -> None:
+    """Machines go, whatever the forge says of them."""
+    if why == "down":
+        world.manager.down(["p"], now=True, timeout=1.0)
+    else:
+        world.hypervisor.free_disk_mib = 1
+        world.up()
+
+
+@pytest.mark.parametrize("why", ["no room", "down"])
+def test_who_goes_at_once_and_had_no_job(world: World, why: str) -> None:
+    """The forge says so of its runner, by the id."""
+    (machine,) = started(world, 1)
+    go_at_once(world, why)
+    assert (row(world, machine).ran, world.forge.questions) == ("no", 0)
+
+
+@pytest.mark.parametrize("why", ["no room", "down"])
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_who_goes_at_once_may_have_had_a_job(world: World, why: str, is_listed: bool) -> None:
+    """Also where no list shows it just then."""
+    (machine,) = started(world, 1)
+    number = world.forge.fetch(str(machine), world.hypervisor.domains[machine].job_key)
+    if not is_listed:
+        world.forge.unlisted_jobs = {number}
+    go_at_once(world, why)
+    world.forge.unlisted_jobs, world.hypervisor.free_disk_mib = set(), 1 << 20
+    for _ in range(10):
+        world.up()
+        world.clock.now += 60
+    assert (row(world, machine).job, row(world, machine).ran) == (f"job {number}", "yes")
 
 
 def test_a_question_that_waits_is_asked_also_when_the_clock_was_set_back(world: World) -> None:
