@@ -275,8 +275,11 @@ def test_force_is_written_into_the_manifest_and_nothing_else_of_it_changes(image
     )
 
 
+NOBODY = 2**22 + 1  # no process has this number (proc_sys_kernel(5), pid_max)
+
+
 def test_what_a_killed_one_left_of_a_manifest_goes(images: Path) -> None:
-    half = images / "web" / "20260101-aa" / f".{MANIFEST}.999"
+    half = images / "web" / "20260101-aa" / f".{MANIFEST}.{NOBODY}"
     half.write_text("{")
     (images / "web" / "20260101-aa" / proof.RECORD).unlink()
     promotion.promote(images, "web", "20260101-aa", print, force=True)
