@@ -263,11 +263,11 @@ def test_a_runner_is_held_while_the_forge_is_away(
     hold, folder = guest.Hold(runner.pid, f"{forge.url}/git/"), "/git"
     hold.look()
     assert (is_stopped(runner.pid), hold.rest, hold.seconds) == (False, guest.LOOK, 0)
-    forge.status = status
+    forge.status, guest.SILENT = status, 1000
     began = time.monotonic()
     hold.look()
     assert (is_stopped(runner.pid), hold.rest) == (False, guest.LOOK_AGAIN), "it may be a moment"
-    time.sleep(guest.SILENT)
+    guest.SILENT = 0
     hold.look()
     eventually(lambda: is_stopped(runner.pid), "the runner is stopped")
     hold.look()
@@ -352,20 +352,27 @@ def test_a_held_runner_has_its_time(guest: Guest, forge: Forge, tmp_path: Path) 
     """A runner of which the forge takes no end: without being held it would leave it, and with the
     deadline running on it would be gone.
     """
-    forge.status = 502
-    program = tmp_path / "gitea-runner"
-    program.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nexec sleep 1.5\n")
-    told = job(guest, url=forge.url, seconds=1.0, runner_path=str(program))
+    forge.status, passed = 502, [0.0]
+    guest.time = types.SimpleNamespace(
+        **{**vars(time), "monotonic": lambda: time.monotonic() + passed[0]}
+    )
+    program, ends = tmp_path / "gitea-runner", tmp_path / "ends"
+    os.mkfifo(ends)
+    program.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/pid\nread -r line <{ends}\n")
 
     def back() -> None:
-        eventually((tmp_path / "pid").exists, "the runner")
-        pid = int((tmp_path / "pid").read_text() or 0)
-        eventually(lambda: is_stopped(pid), "the hold")
-        time.sleep(2)
+        told = tmp_path / "pid"
+        eventually(lambda: told.exists() and told.read_text().endswith("\n"), "the runner")
+        runner = int(told.read_text())
+        eventually(lambda: is_stopped(runner), "the hold")
+        passed[0] = 1000.0
+        time.sleep(0.2)
         forge.status = 200
+        ends.write_text("now\n")
 
     waits = Thread(target=back)
     waits.start()
+    told = job(guest, url=forge.url, seconds=100.0, runner_path=str(program))
     assert run(guest, told) == ["runner", "exit 0"]
     waits.join()
 
