@@ -95,7 +95,7 @@ bench:
 unfinished:
 	$(call in_rig,$(demo_image); rig/rig run -- env VMRUNNER_TEST_WHOLE=1 pytest -q tests/vm/test_unfinished.py)
 
-# The forge stopped for 90 s when a job ends, for 120 s in the middle of one, and for 10 s while a runner starts.
+# The forge stopped for four minutes when a job ends, for two in the middle of one, and for 10 s while a runner starts.
 outage:
 	$(call in_rig,$(demo_image); rig/rig run -- env VMRUNNER_TEST_WHOLE=1 pytest -q tests/vm/test_outage.py)
 
