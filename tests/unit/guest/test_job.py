@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trustme
@@ -301,18 +301,31 @@ def test_a_forge_that_answers_something_else_is_there(
     assert guest.answers(forge.url)
 
 
-def test_a_certificate_that_nobody_knows_is_an_answer(guest: Guest) -> None:
-    """The runner may have been told to take it."""
+class Gateway(BaseHTTPRequestHandler):
+    """What stands before a forge."""
+
+    status: ClassVar[int]
+
+    def do_POST(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nobody is to read of it."""
+
+
+@pytest.mark.parametrize(("status", "is_there"), [(501, False), (502, False), (200, True)])
+def test_any_certificate_will_do(guest: Guest, status: int, is_there: bool) -> None:
+    """The runner may have been told to take it; what is said behind it counts."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    # The client ends the handshake, and nobody is to read of that.
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    trustme.CA().issue_cert("192.0.2.1").configure_cert(context)
+    handler = type("Answer", (Gateway,), {"status": status})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        assert guest.answers(f"https://127.0.0.1:{server.server_port}")
+        assert guest.answers(f"https://127.0.0.1:{server.server_port}") is is_there
     finally:
         server.shutdown()
         server.server_close()
