@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.forge.gitea import Site
 from tests.world import World
+
+# No test judges times, Hypothesis' own limits included: a busy host makes any of them slow.
+settings.register_profile("vmrunner", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vmrunner")
 
 
 @pytest.fixture(scope="session")

@@ -118,7 +118,7 @@ def test_memory_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert forge.queue.unread == 800
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.randoms(use_true_random=False), st.integers(1, 400), st.integers(0, 3))
 def test_whatever_changes_between_pages(chance: Random, jobs: int, churn: int) -> None:
     """Jobs that stay are known at the latest when the list was still for a round, and what is gone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vmrunner.machine.oneshot import _Until
@@ -10,7 +10,6 @@ from vmrunner.machine.oneshot import _Until
 WORD = b"abab-end"
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=20).map(
         lambda raw: raw.translate(bytes(b"ab-endx\n"[each % 8] for each in range(256)))

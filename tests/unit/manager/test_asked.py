@@ -367,7 +367,7 @@ def job_of(number: int, runner: int, name: str) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     ours=st.integers(1, 60),
     strangers=st.integers(0, 940),
