@@ -211,7 +211,8 @@ class NetworkConfig(Section):
     filter: bool = True
     connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     new_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 200
-    dns_queries: Annotated[int, Field(ge=1, le=1_000_000)] = 50
+    dns_queries: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    dns_waiting: Annotated[int, Field(ge=16, le=10_000)] = 256
 
     @field_validator("ipv6")
     @classmethod
@@ -230,7 +231,7 @@ class NetworkConfig(Section):
     @property
     def bounds(self) -> Bounds:
         """Those of one machine."""
-        return Bounds(self.connections, self.new_connections, self.dns_queries)
+        return Bounds(self.connections, self.new_connections, self.dns_queries, self.dns_waiting)
 
 
 class WarmAt(Section):

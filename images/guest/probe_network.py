@@ -4,8 +4,9 @@ machines are given its text.
 `probe_network.py try '[["tcp", "192.0.2.1", 80], …]'` tries everything at once and prints a list of
 booleans: whether an answer came. `tcp` and `udp` take a refusal for one (the packet was there),
 `connect` and `echo` don't: a firewall may have said it. `ping` wants an echo, `dns` an answer with
-an address, `tunnel` many of them. `spoof` sends a forged frame and is false: who listens elsewhere
-knows. Addresses are of IPv4 or IPv6; a link-local one ends in `%`.
+an address, `tunnel` many of them, `unanswered` as many beside others that have none. `spoof` sends
+a forged frame and is false: who listens elsewhere knows. Addresses are of IPv4 or IPv6; a
+link-local one ends in `%`.
 
 `probe_network.py listen PORT GATEWAY` answers on TCP and UDP, and prints its address and MAC, then
 the mark of each marked frame that arrives.
@@ -18,6 +19,7 @@ import selectors
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -77,14 +79,14 @@ def reaches(kind: socket.SocketKind, address: str, port: int) -> bool:
     return True
 
 
-def query(name: str) -> bytes:
+def query(name: str, number: int = 4711, flags: int = 0x100) -> bytes:
     """For an address of this name (RFC 1035)."""
     asked = (
         b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
         + b"\0"
         + struct.pack("!HH", 1, 1)
     )
-    return struct.pack("!HHHHHH", 4711, 0x100, 1, 0, 0, 0) + asked
+    return struct.pack("!HHHHHH", number, flags, 1, 0, 0, 0) + asked
 
 
 def dns(server: str, name: str) -> bool:
@@ -104,12 +106,12 @@ def tunnel(server: str, name: str, count: int) -> bool:
     """Whether nearly all of so many queries at once are answered: what could carry data in and
     out.
     """
-    answered, asked = 0, query(name)
+    answered = 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         connection.connect((server, 53))
         for number in range(1, count + 1):
             with suppress(OSError):
-                connection.send(asked)
+                connection.send(query(name, number))
             if number % 20 and number < count:
                 continue
             # Not more at once than the buffers on the way hold: what is lost in them nobody has
@@ -119,6 +121,20 @@ def tunnel(server: str, name: str, count: int) -> bool:
                 while answered < number and connection.recv(2048):
                     answered += 1
     return answered > 0.9 * count
+
+
+def unanswered(server: str, name: str, count: int) -> bool:
+    """The same of as many queries while so many others have no answer: what could take all places
+    of a server whose upstream is silent.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+        connection.connect((server, 53))
+        for number in range(count):
+            # It says that it is an answer, and no server answers those.
+            connection.send(query(name, number, 0x8100))
+            if number % 20 == 0:
+                time.sleep(0.02)  # see above
+        return tunnel(server, name, count)
 
 
 def checksum(data: bytes) -> int:
@@ -472,6 +488,7 @@ KINDS: dict[str, Callable[..., bool]] = {
     "ping": ping,
     "dns": dns,
     "tunnel": tunnel,
+    "unanswered": unanswered,
     "shared": shared,
     "spoof": spoof,
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
@@ -198,8 +198,8 @@ def bridge() -> Iterator[None]:
 
 
 @contextmanager
-def machines(*, ipv6: bool = False) -> Iterator[None]:
-    """Two stand-ins on the bridge that is there, and what listens on the gateway."""
+def machines(*, ipv6: bool = False, ports: Sequence[int] = (53, 8080)) -> Iterator[None]:
+    """Two stand-ins on the bridge that is there, and what listens on these ports of the gateway."""
     with ExitStack() as stack:
         for name in map(str, ADDRESSES):
             namespace(stack, name)
@@ -236,7 +236,7 @@ def machines(*, ipv6: bool = False) -> Iterator[None]:
         listen(
             stack,
             "",
-            [(at, port) for at in (GATEWAY, *([GATEWAY6] if ipv6 else [])) for port in (53, 8080)],
+            [(at, port) for at in (GATEWAY, *([GATEWAY6] if ipv6 else [])) for port in ports],
         )
         for machine, address in ADDRESSES.items():
             listen(

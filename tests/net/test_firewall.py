@@ -61,7 +61,7 @@ from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import Bounds, Destination, Policy, Reach, pool_policy
 
 TABLE = f"vmr-{MANAGER}"
-BOUNDS = Bounds(connections=100, new_connections=1000, dns_queries=1000)
+BOUNDS = Bounds(connections=100, new_connections=1000, dns_queries=1000, dns_waiting=256)
 ALLOWED = tuple(
     Destination.parse(text) for text in (f"{MIRROR}:443", "deb.example:80", "192.168.77.0/24:443")
 )
@@ -449,7 +449,9 @@ def test_machines_that_run_get_and_lose_ipv6_with_the_rules(
 
 def test_bounds(tmp_path: Path, ipv6: IPv6Network | None) -> None:
     firewall = build(
-        tmp_path, bounds=Bounds(connections=3, new_connections=10_000, dns_queries=5), ipv6=ipv6
+        tmp_path,
+        bounds=Bounds(connections=3, new_connections=10_000, dns_queries=5, dns_waiting=256),
+        ipv6=ipv6,
     )
     try:
         admit(firewall, "internet")

@@ -147,7 +147,13 @@ def test_names_resolve_into_the_sets_of_both_families(tmp_path: Path) -> None:
         Policy("pool-p", Reach.ALLOWLIST, (Destination.parse("deb.example:80"),)),
     )
     firewall = Firewall(
-        MANAGER, SUBNET, policies, Bounds(9, 9, 9), ForgeAddresses("", tmp_path), tmp_path, prefix
+        MANAGER,
+        SUBNET,
+        policies,
+        Bounds(9, 9, 9, 16),
+        ForgeAddresses("", tmp_path),
+        tmp_path,
+        prefix,
     )
     with ExitStack() as stack:
         connection = stack.enter_context(closing(libvirt.open("qemu:///system")))

@@ -308,6 +308,7 @@ def test_doctor_tries_it_all_from_inside(site: Site, lay_ground: Callable[..., G
     assert sum("as a tunnel would" in cell["what"] for cell in cells) == 2, (
         "not where there is no DNS at all"
     )
+    assert sum("that nobody answers" in cell["what"] for cell in cells) == 2
     assert {
         cell["what"] for cell in cells if cell["policy"] == "pool-main" and cell["is_open"]
     } == {
@@ -327,5 +328,8 @@ def test_doctor_tries_it_all_from_inside(site: Site, lay_ground: Callable[..., G
     assert re.search(r"internet +host +the gateway by ICMP +open +closed", done.stdout), done.stdout
     assert re.search(r"internet +spoofing +another address +open +closed", done.stdout), done.stdout
     assert re.search(
-        r"internet +DNS +1000 queries at once, as a tunnel +open +closed", done.stdout
+        r"internet +DNS +4000 queries at once, as a tunnel +open +closed", done.stdout
     ), done.stdout
+    assert re.search(r"internet +DNS +256 queries beside as many +open +closed", done.stdout), (
+        done.stdout
+    )

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from vmrunner import files
 from vmrunner.errors import HypervisorError, NotPermitted
 from vmrunner.model.machine import MachineId
+from vmrunner.network import queries
 from vmrunner.network.addresses import gateway, paired
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.names import bridge_name, network_name
@@ -35,6 +36,11 @@ _HINT = (
 _PLACES = "/usr/local/sbin:/usr/sbin:/sbin"
 _Network = TypeVar("_Network", IPv4Network, IPv6Network)
 _FAMILIES = ("bridge", "inet")
+_KEPT = 3600  # seconds that an address of an allowed name stays after its last answer or packet
+_CACHED = 60  # … that the resolver knows an answer, which then fills no set
+# … that a machine may believe an answer, at most: less than _KEPT, and enough of it is left when
+# the answer was cached, or passes are minutes apart.
+_BELIEVED = 1800
 _CHANGING = {
     "machines",
     "machines6",
@@ -44,9 +50,13 @@ _CHANGING = {
     "connections",
     "openings",
     "queries",
+    "held",
+    "lookups",
+    *queries.MAPS,
 }
 """Sets whose elements come and go; beside them those of names, whose names begin with _NAMES."""
-_NAMES = ("to-", "to6-")
+_HEARD, _TAKEN_OVER = ("to-", "to6-"), ("kept-", "kept6-")
+_NAMES = _HEARD + _TAKEN_OVER
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,8 @@ class _Listed:
     verdicts: dict[str, str] = field(default_factory=dict)  # address -> chain
     forge: set[tuple[str, int]] = field(default_factory=set)
     names: dict[str, list[str]] = field(default_factory=dict)  # set -> addresses
+    # Address -> what its machine has of its own for DNS, in words that are the same for each.
+    lanes: dict[str, list[str]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # interface, address or MAC -> packets
 
 
@@ -97,7 +109,7 @@ class Firewall:
         ipv6: IPv6Network | None = None,
     ) -> None:
         self._manager, self._policies, self._forge = manager, tuple(policies), forge
-        self._subnet, self._ipv6 = subnet, ipv6
+        self._subnet, self._ipv6, self._bounds = subnet, ipv6, bounds
         self._state = runtime_dir / "firewall.json"
         self._table = network_name(manager)
         self._names = tuple(
@@ -116,13 +128,19 @@ class Firewall:
             names=self._names,
             policies=self._policies,
             bounds=bounds,
+            held=queries.held(bounds),
+            lookups=queries.LOOKUPS,
+            kept=_KEPT,
         )
+        # The gateway's are no machine's: what those of machines are compared with.
+        self._rules += self._lane(IPv4Address(gateway(subnet)))
 
     @property
     def dns_options(self) -> tuple[str, ...]:
         """For the network's dnsmasq: a name that leads to a private address is not answered, unless
         it is the forge's or allowed; what it answers for an allowed name it adds to the name's set.
-        It keeps no answers, so that an address which has left its set comes back.
+        Loopback is no private address: a machine that asks itself harms nobody. What a cache knows
+        fills no set, so it is short.
         """
         trusted = [host for host in (self._forge.host, *self._names) if host and ":" not in host]
         rebind = (f"rebind-domain-ok=/{'/'.join(trusted)}/",) if trusted else ()
@@ -131,7 +149,16 @@ class Firewall:
             f"nftset=/{name}/4#inet#{self._table}#to-{name}{also and also + name}"
             for name in self._names
         )
-        return ("cache-size=0", "stop-dns-rebind", *rebind, *sets)
+        return (
+            "cache-size=10000",
+            f"max-cache-ttl={_CACHED}",
+            f"max-ttl={_BELIEVED}",
+            f"dns-forward-max={queries.places(self._subnet, self._bounds)}",
+            "stop-dns-rebind",
+            "rebind-localhost-ok",
+            *rebind,
+            *sets,
+        )
 
     # ---- what a pass does ----
 
@@ -149,6 +176,7 @@ class Firewall:
                     "Does another program flush it?",
                 )
             self._remember(listed)
+        self._nft(self._taken_over(listed))
         wanted = {(str(at.address), at.port) for at in self._forge()}
         if wanted:
             changes = {"add": wanted - listed.forge, "delete": listed.forge - wanted}
@@ -175,11 +203,6 @@ class Firewall:
         """What the sets hold now, for the transaction that makes them anew."""
         if listed is None:
             return ""
-        names = {
-            f"{kind}{name}"
-            for name in self._names
-            for kind in (_NAMES if self._ipv6 else _NAMES[:1])
-        }
         parts = [self._elements("bridge", "machines", "add", listed.frames.values())]
         # Of IPv6 not what was: the prefix may be another one.
         for machine, element in listed.frames.items():
@@ -187,13 +210,34 @@ class Firewall:
         for address, chain in listed.verdicts.items():
             if ":" not in address:
                 parts.append(self._verdicts(IPv4Address(address), chain))
+                parts.append(self._lane(IPv4Address(address)))
         parts.append(self._forge_elements("add", listed.forge))
-        parts += [
-            self._elements("inet", name, "add", addresses)
-            for name, addresses in listed.names.items()
-            if name in names
-        ]
+        parts.append(self._kept(_by_name(listed.names)))
         return "".join(parts)
+
+    def _kept(self, held: Mapping[str, Iterable[str]]) -> str:
+        """The addresses of allowed names, let through for as long as one is kept from now on."""
+        parts = []
+        for name in self._names:
+            addresses = sorted(held.get(name, ()))
+            for suffix in ("", "6") if self._ipv6 else ("",):
+                its = [each for each in addresses if (":" in each) == bool(suffix)]
+                # To add what is there would not make it stay longer.
+                for change in ("add", "delete", "add"):
+                    parts.append(self._elements("inet", f"kept{suffix}-{name}", change, its))
+        return "".join(parts)
+
+    def _taken_over(self, listed: _Listed) -> str:
+        """What the resolver has put into the names' sets is kept, and leaves them: so it can put it
+        there again.
+        """
+        heard = {name: its for name, its in listed.names.items() if name.startswith(_HEARD)}
+        emptied = (
+            self._elements("inet", name, change, its)
+            for name, its in heard.items()
+            for change in ("add", "delete")
+        )
+        return self._kept(_by_name(heard)) + "".join(emptied)
 
     def _forge_elements(self, change: str, pairs: set[tuple[str, int]]) -> str:
         six = {pair for pair in pairs if ":" in pair[0]}
@@ -220,6 +264,9 @@ class Firewall:
         also = self._elements("inet", "machines6", "add", [f"{six} : {goes}"]) if six else ""
         return self._elements("inet", "machines", "add", [f"{address} : {goes}"]) + also
 
+    def _lane(self, address: IPv4Address) -> str:
+        return queries.rules(self._table, address, self._bounds)
+
     def _chain(self, policy: str) -> str:
         return policy if any(policy == each.name for each in self._policies) else Reach.NONE
 
@@ -230,7 +277,12 @@ class Firewall:
         frames = self._elements(
             "bridge", "machines", "add", [f'"{machine.tap}" . {machine.mac} . {address}']
         )
-        admitted = frames + self._frames6(machine, address) + self._verdicts(address, policy)
+        admitted = (
+            frames
+            + self._frames6(machine, address)
+            + self._lane(address)
+            + self._verdicts(address, policy)
+        )
         try:
             self._nft(admitted)
         except HypervisorError:
@@ -239,9 +291,7 @@ class Firewall:
                 raise
             # The address is another machine's, which is gone: its process died before it could say
             # so.
-            self._nft(
-                "".join(self._elements(*each) for each in self._gone(listed, address)) + admitted
-            )
+            self._nft(self._gone(listed, address) + admitted)
 
     def forget(self, machine: MachineId) -> None:
         """Let nothing through any more for a machine that is gone."""
@@ -261,20 +311,28 @@ class Firewall:
             if machine.tap in listed.dropped
             else []
         )
-        gone += self._gone(listed, IPv4Address(address)) if address else []
         gone += [
             ("inet", "dropped", "delete", [each])
             for each in (address, machine.mac)
             if each in listed.dropped
         ]
-        if gone:
-            with suppress(HypervisorError):  # whoever was quicker has done it
-                self._nft("".join(self._elements(*each) for each in gone))
+        with suppress(HypervisorError):  # whoever was quicker has done it
+            self._nft(
+                "".join(self._elements(*each) for each in gone)
+                + (self._gone(listed, IPv4Address(address)) if address else "")
+            )
 
-    def _gone(self, listed: _Listed, address: IPv4Address) -> list[tuple[str, str, str, list[str]]]:
-        """The ends of an address's verdicts, of those that there are."""
+    def _gone(self, listed: _Listed, address: IPv4Address) -> str:
+        """The ends of an address's verdicts and of what it has for DNS, of those that there are."""
         both = (("machines", str(address)), ("machines6", str(self._paired(address))))
-        return [("inet", name, "delete", [each]) for name, each in both if each in listed.verdicts]
+        verdicts = (
+            self._elements("inet", name, "delete", [each])
+            for name, each in both
+            if each in listed.verdicts
+        )
+        # What is there in part only can't be deleted as a whole: it is made first.
+        lane = self._lane(address) + queries.without(self._table, address)
+        return "".join(verdicts) + (lane if str(address) in listed.lanes else "")
 
     def dropped(self) -> dict[MachineId, int]:
         """How many packets of each machine were dropped; empty where that can't be seen."""
@@ -378,6 +436,14 @@ def _pairs(pairs: Iterable[tuple[str, int]]) -> list[str]:
     return [f"{address} . {port}" for address, port in sorted(pairs)]
 
 
+def _by_name(sets: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+    """The addresses of each allowed name, from what its sets hold."""
+    found: dict[str, set[str]] = {}
+    for name, addresses in sets.items():
+        found.setdefault(name.partition("-")[2], set()).update(addresses)
+    return found
+
+
 def _parse(objects: list[dict[str, dict[str, Any]]], manager: str) -> _Listed:
     """What nft lists in JSON (libnftables-json(5))."""
     listed, rules = _Listed(""), []
@@ -386,6 +452,11 @@ def _parse(objects: list[dict[str, dict[str, Any]]], manager: str) -> _Listed:
         if kind == "metainfo":
             continue
         found = {key: value for key, value in found.items() if key != "handle"}
+        if lane := queries.LANE.fullmatch(found.get("chain", "") or found.get("name", "")):
+            found.pop("elem", None)
+            own = json.dumps({kind: found}, sort_keys=True).replace(lane[1], "*")
+            listed.lanes.setdefault(lane[1], []).append(own)
+            continue
         if kind in {"set", "map"} and (
             found["name"] in _CHANGING or found["name"].startswith(_NAMES)
         ):
@@ -393,6 +464,10 @@ def _parse(objects: list[dict[str, dict[str, Any]]], manager: str) -> _Listed:
                 listed, manager, kind, found.get("family", ""), found["name"], found.pop("elem", [])
             )
         rules.append({kind: found})
+    # One that is not as the others, or missing, is seen; how many there are makes no difference.
+    machines = {address for address in listed.verdicts if ":" not in address}
+    lanes = {tuple(sorted(listed.lanes.get(each, []))) for each in machines | {*listed.lanes}}
+    rules.append({"lanes": {"": json.dumps(sorted(lanes))}})
     listed.digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
     return listed
 
@@ -403,7 +478,11 @@ def _take(
     for element in elements:
         if kind == "map":
             address, verdict = element
-            listed.verdicts[address] = verdict["goto"]["target"]
+            if name in queries.MAPS:
+                own = f"{name} {verdict}".replace(address, "*")
+                listed.lanes.setdefault(address, []).append(own)
+            else:
+                listed.verdicts[address] = verdict["goto"]["target"]
             continue
         inner = (
             element["elem"] if isinstance(element, dict) and "elem" in element else {"val": element}

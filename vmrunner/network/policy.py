@@ -116,6 +116,7 @@ class Bounds:
     connections: int  # at the same time
     new_connections: int  # a second
     dns_queries: int  # a second
+    dns_waiting: int  # DNS queries that have no answer yet; while they are so many, it may ask few
 
 
 def pool_policy(pool: str) -> str:

@@ -29,7 +29,7 @@ _PUBLIC6 = "2001:db8::1"  # one, too
 _PORT = 8080  # of the neighbour
 _ON_THE_WAY = 0.5  # seconds that a frame takes from one machine to the other's words
 _MOST_PORTS = 100
-_TUNNEL = 20  # times the bound for a second, of which the burst is 4
+_TUNNEL, _BURST = 20, 4  # times the bound for a second; the burst that the rules permit
 _MOST_QUERIES = 10_000
 _AT_THE_HOST = (
     "another mac",
@@ -149,20 +149,22 @@ class Matrix:
 
     def _alone(self) -> Iterator[_Try]:
         """What uses up the bounds that the rest needs, and has a machine of its own."""
-        name, queries = (
-            forge_host(self._lab.settings.forge_url),
-            _TUNNEL * self._lab.settings.network.dns_queries,
-        )
-        if (
-            name
-            and not _is_address(name)
-            and self._policy.reach is not Reach.NONE
-            and queries <= _MOST_QUERIES
-        ):
+        name, bounds = forge_host(self._lab.settings.forge_url), self._lab.settings.network
+        if not name or _is_address(name) or self._policy.reach is Reach.NONE:
+            return
+        many, waiting = _TUNNEL * bounds.dns_queries, bounds.dns_waiting
+        if many <= _MOST_QUERIES:
             yield _Try(
                 "DNS",
-                f"{queries} queries at once, as a tunnel would",
-                ["tunnel", self._gateway, name, queries],
+                f"{many} queries at once, as a tunnel would",
+                ["tunnel", self._gateway, name, many],
+            )
+        # Else the other bound would close this one.
+        if 2 * waiting <= _BURST * bounds.dns_queries:
+            yield _Try(
+                "DNS",
+                f"{waiting} queries beside as many that nobody answers",
+                ["unanswered", self._gateway, name, waiting],
             )
 
     def _allowed(self) -> Iterator[_Try]:
