@@ -20,7 +20,10 @@ from tests.net.place import (
     ADDRESSES,
     BRIDGE,
     GATEWAY,
+    INTERNET,
+    LAN,
     MANAGER,
+    MIRROR,
     ONE,
     RESOLVER,
     SUBNET,
@@ -30,10 +33,11 @@ from tests.net.place import (
     bridge,
     machines,
     world,
+    written,
 )
 from tests.net.test_firewall import without
 from vmrunner.model.machine import MachineId
-from vmrunner.network import queries
+from vmrunner.network import allowed, queries
 from vmrunner.network.firewall import Firewall
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import Bounds, Destination, Policy, Reach, pool_policy
@@ -323,3 +327,77 @@ def test_the_probe_of_doctor_finds_the_bound_and_its_absence(firewall: Firewall)
         assert ask(ONE, tried) == [False]
         without("inet", "dns", "@held")
         assert ask(TWO, tried) == [True]
+
+
+OPEN = [["tcp", MIRROR, 80], ["tcp", MIRROR, 443], ["tcp", INTERNET, 80]]
+"""Of mirror.test, of cdn.mirror.test."""
+
+
+def forgotten(firewall: Firewall) -> None:
+    """The rules are flushed by somebody, and loaded anew."""
+    nft("delete", "table", "inet", TABLE)
+    nft("delete", "table", "bridge", TABLE)
+    firewall.ensure()
+    for machine, address in ADDRESSES.items():
+        firewall.admit(machine, address, pool_policy("allowlist"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hosts",
+        pytest.param("host-record", marks=pytest.mark.long),
+        pytest.param("address", marks=pytest.mark.long),
+    ],
+)
+def test_an_allowed_name_is_open_whatever_its_source(
+    firewall: Firewall, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setattr(allowed, "_AGAIN", 0.0)
+    hosts, more = Path("/etc/hosts"), ()
+    text = hosts.read_text()
+    if source == "hosts":
+        text += f"{MIRROR} mirror.test # ours\n{INTERNET} files.mirror.test\n{LAN} amirror.test\n"
+    elif source == "host-record":
+        more = (f"--host-record=mirror.test,{MIRROR}",)
+    else:
+        more = (f"--address=/mirror.test/{MIRROR}",)
+    below = source == "hosts"
+    with written(hosts, text), resolving(firewall, *more, mode="allowlist"):
+        assert addresses(ONE, "mirror.test") == {MIRROR}
+        firewall.ensure()
+        assert ask(ONE, OPEN) == [True, False, below]
+        assert ask(ONE, [["tcp", LAN, 80]]) == [False], "another name's end"
+        forgotten(firewall)
+        assert ask(ONE, OPEN) == [True, False, below]
+
+
+@pytest.mark.long
+def test_an_allowed_name_stays_open_while_the_resolver_has_it_cached(firewall: Firewall) -> None:
+    with resolving(firewall, mode="allowlist"):
+        for name, where in {"mirror.test": MIRROR, "cdn.mirror.test": INTERNET}.items():
+            assert addresses(ONE, name) == {where}
+        assert ask(ONE, OPEN) == [True, False, True]
+        firewall.ensure()
+        forgotten(firewall)
+        assert addresses(ONE, "cdn.mirror.test") == {INTERNET}
+        assert ask(ONE, OPEN) == [True, False, True]
+
+
+def test_what_is_resolved_again_stays_as_long_as_what_is_new(firewall: Firewall) -> None:
+    """dnsmasq adds an address each time, and to add what is there does nothing: so a pass makes
+    room, and an address that a machine has just been told is not gone a moment later.
+    """
+    firewall.ensure()
+    nft("add", "element", "inet", TABLE, "to-mirror.test", f"{{ {MIRROR} expires 9s }}")
+    nft("add", "element", "inet", TABLE, "kept-mirror.test", f"{{ {MIRROR} expires 9s }}")
+
+    def left(kind: str) -> str:
+        return nft("list", "set", "inet", TABLE, f"{kind}-mirror.test")
+
+    assert re.search(r"expires \ds", left("kept"))
+    firewall.ensure()
+    assert MIRROR not in left("to")
+    assert re.search(r"expires (1h|59m)", left("kept"))
+    nft("add", "element", "inet", TABLE, "to-mirror.test", f"{{ {MIRROR} }}")
+    assert re.search(r"expires (1h|59m)", left("to"))

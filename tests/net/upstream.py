@@ -12,13 +12,14 @@ import sys
 import threading
 from ipaddress import ip_address
 
-PUBLIC, OTHER = "198.18.0.10", "198.18.0.11"
-"""Addresses that dnsmasq takes for public ones: those for documentation it does not."""
+PUBLIC = "198.18.0.10"
+"""An address that dnsmasq takes for a public one: those for documentation it does not."""
 LATE, TTL = 0.1, 300
 ZONE = {
     "ok.test": [PUBLIC],
     "late.test": [PUBLIC],
-    "cdn.mirror.test": [OTHER],
+    "cdn.mirror.test": ["198.51.100.10"],
+    "mirror.test": ["198.51.100.20"],
     "app.localtest.test": ["127.0.0.1", "::1"],
     "127.0.0.9.nip.test": ["127.0.0.9"],
     "zero.test": ["0.0.0.0"],  # noqa: S104 — nobody binds to it

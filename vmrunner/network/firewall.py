@@ -24,6 +24,7 @@ from vmrunner.errors import HypervisorError, NotPermitted
 from vmrunner.model.machine import MachineId
 from vmrunner.network import queries
 from vmrunner.network.addresses import gateway, paired
+from vmrunner.network.allowed import AllowedAddresses, Held
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.names import bridge_name, network_name
 from vmrunner.network.policy import CLOSED, CLOSED6, Bounds, Policy, Reach
@@ -132,6 +133,9 @@ class Firewall:
             lookups=queries.LOOKUPS,
             kept=_KEPT,
         )
+        self._allowed = AllowedAddresses(
+            self._names, IPv4Address(gateway(subnet)), runtime_dir, ipv6=ipv6 is not None
+        )
         # The gateway's are no machine's: what those of machines are compared with.
         self._rules += self._lane(IPv4Address(gateway(subnet)))
 
@@ -176,7 +180,9 @@ class Firewall:
                     "Does another program flush it?",
                 )
             self._remember(listed)
-        self._nft(self._taken_over(listed))
+        said = self._allowed.asked()
+        self._nft(self._taken_over(listed, said))
+        self._allowed.note(_joined(_by_name(listed.names), said))
         wanted = {(str(at.address), at.port) for at in self._forge()}
         if wanted:
             changes = {"add": wanted - listed.forge, "delete": listed.forge - wanted}
@@ -202,7 +208,7 @@ class Firewall:
     def _carried_over(self, listed: _Listed | None) -> str:
         """What the sets hold now, for the transaction that makes them anew."""
         if listed is None:
-            return ""
+            return self._kept(self._allowed.held())
         parts = [self._elements("bridge", "machines", "add", listed.frames.values())]
         # Of IPv6 not what was: the prefix may be another one.
         for machine, element in listed.frames.items():
@@ -215,7 +221,7 @@ class Firewall:
         parts.append(self._kept(_by_name(listed.names)))
         return "".join(parts)
 
-    def _kept(self, held: Mapping[str, Iterable[str]]) -> str:
+    def _kept(self, held: Held) -> str:
         """The addresses of allowed names, let through for as long as one is kept from now on."""
         parts = []
         for name in self._names:
@@ -227,9 +233,10 @@ class Firewall:
                     parts.append(self._elements("inet", f"kept{suffix}-{name}", change, its))
         return "".join(parts)
 
-    def _taken_over(self, listed: _Listed) -> str:
-        """What the resolver has put into the names' sets is kept, and leaves them: so it can put it
-        there again.
+    def _taken_over(self, listed: _Listed, said: Held) -> str:
+        """What the resolver says of allowed names is kept, and what it has put into their sets.
+
+        That leaves those sets, so that the resolver can put it there again.
         """
         heard = {name: its for name, its in listed.names.items() if name.startswith(_HEARD)}
         emptied = (
@@ -237,7 +244,7 @@ class Firewall:
             for name, its in heard.items()
             for change in ("add", "delete")
         )
-        return self._kept(_by_name(heard)) + "".join(emptied)
+        return self._kept(_joined(_by_name(heard), said)) + "".join(emptied)
 
     def _forge_elements(self, change: str, pairs: set[tuple[str, int]]) -> str:
         six = {pair for pair in pairs if ":" in pair[0]}
@@ -436,11 +443,17 @@ def _pairs(pairs: Iterable[tuple[str, int]]) -> list[str]:
     return [f"{address} . {port}" for address, port in sorted(pairs)]
 
 
-def _by_name(sets: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
+def _by_name(sets: Mapping[str, Iterable[str]]) -> Held:
     """The addresses of each allowed name, from what its sets hold."""
+    return _joined(*({name.partition("-")[2]: its} for name, its in sets.items()))
+
+
+def _joined(*several: Held) -> Held:
+    """All addresses of each name."""
     found: dict[str, set[str]] = {}
-    for name, addresses in sets.items():
-        found.setdefault(name.partition("-")[2], set()).update(addresses)
+    for each in several:
+        for name, addresses in each.items():
+            found.setdefault(name, set()).update(addresses)
     return found
 
 
