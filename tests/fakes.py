@@ -20,6 +20,7 @@ from vmrunner.hypervisor.seam import (
     SNAPSHOT_PREFIX,
     File,
     Output,
+    Purged,
     Residue,
     Snapshot,
     Volume,
@@ -275,9 +276,10 @@ class FakeSnapshots:
 
     def verify(self, snapshot: Snapshot) -> None: ...
 
-    def drop(self, key: str) -> None:
+    def drop(self, key: str) -> list[str]:
         self.host.step("drop_snapshot")
         self.host.kept.pop(key, None)
+        return []
 
 
 @dataclass
@@ -392,11 +394,11 @@ class FakeHypervisor:
     def reopen(self) -> bool:
         return False
 
-    def purge(self) -> list[str]:
-        names = [f"machine {machine}" for machine in self.domains]
+    def purge(self) -> Purged:
+        names = tuple(f"machine {machine}" for machine in self.domains)
         self.domains.clear()
         self.files.clear()
-        return names
+        return Purged(names, ())
 
     def report(self, machine: MachineId, *kinds: EventKind, text: str = "") -> None:
         """The guest reports these phases."""

@@ -31,7 +31,9 @@ class LibvirtFacts:
             }
 
     def capacity(self) -> Capacity:
-        """What the host has, and what all active domains on it may take."""
+        """What the host has, and what all domains on it may take that are active, or start with
+        it.
+        """
         connection = self._link.connection
         with asking("asking what the host has"):
             _, memory_mib, cores, *_ = connection.getInfo()
@@ -43,7 +45,13 @@ class LibvirtFacts:
                     >> 10
                 )
             used_kib = used_vcpus = 0
-            for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+            active = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            # Right after the host's start they may not be up yet.
+            starting = connection.listAllDomains(
+                libvirt.VIR_CONNECT_LIST_DOMAINS_INACTIVE
+                | libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART
+            )
+            for domain in active + starting:
                 try:
                     _, most_kib, _, vcpus, _ = domain.info()
                 except libvirt.libvirtError as error:

@@ -17,8 +17,10 @@ from vmrunner.hypervisor.facts import LibvirtFacts
 from vmrunner.hypervisor.images import LibvirtImages
 from vmrunner.hypervisor.machines import LibvirtMachines
 from vmrunner.hypervisor.network import Network
+from vmrunner.hypervisor.seam import Purged
 from vmrunner.hypervisor.snapshot import LibvirtSnapshots
 from vmrunner.hypervisor.storage import Storage
+from vmrunner.hypervisor.strangers import Strangers
 from vmrunner.model.image import Golden
 from vmrunner.network.firewall import Firewall
 
@@ -45,14 +47,23 @@ class LibvirtHost:
         kvm = _uses_kvm(self._link, accelerator, warn)
         self._storage = Storage(self._link, manager, storage_path)
         self._network = Network(self._link, manager, subnet, ipv6, firewall)
+        self._strangers = Strangers(self._link, manager, self._storage.name, self._storage.folder)
         self._events = Events(manager)
         cgroups = Cgroups.of_host(uri)
         self._domains = Domains(self._link, manager, self._storage, self._network, cgroups, kvm=kvm)
-        self.snapshots = LibvirtSnapshots(self._link, self._storage, self._domains, kvm=kvm)
-        self.machines = LibvirtMachines(
-            self._link, self._storage, self._network, self._domains, self.snapshots, self._events
+        self.snapshots = LibvirtSnapshots(
+            self._link, self._storage, self._domains, self._strangers, kvm=kvm
         )
-        self.images = LibvirtImages(self._link, self._storage)
+        self.machines = LibvirtMachines(
+            self._link,
+            self._storage,
+            self._network,
+            self._domains,
+            self._strangers,
+            self.snapshots,
+            self._events,
+        )
+        self.images = LibvirtImages(self._link, self._storage, self._strangers)
         self.facts = LibvirtFacts(self._link, self._storage, self._network, cgroups, kvm=kvm)
 
     def watch(
@@ -88,7 +99,7 @@ class LibvirtHost:
     def prepare(self, golden: Golden) -> None:
         """Make the storage pool, the network and its rules, and bring this image there."""
         self._storage.ensure()
-        self._network.ensure(idle=not self._domains.all())
+        self._network.ensure(idle=not self._domains.all(), guest_on=self._strangers.on_network)
         self._network.ensure_rules()
         self.images.publish(golden)
 
@@ -109,14 +120,21 @@ class LibvirtHost:
             ):
                 self._network.admit(metadata)
 
-    def purge(self) -> list[str]:
-        """Remove all that carries this manager's id; returns it in words."""
-        removed = []
+    def purge(self) -> Purged:
+        """Remove all that carries this manager's id, but for what others use."""
+        machines = []
         for machine in self.machines.all():
             self.machines.destroy(machine.id)
-            removed.append(f"machine {machine.id}")
-        removed += self._storage.remove()
-        return removed + self._network.remove()
+            machines.append(f"machine {machine.id}")
+        parts = [
+            Purged(tuple(machines), ()),
+            self._storage.remove(self._strangers.held(), self._strangers.in_pool()),
+            self._network.remove(self._strangers.on_network),
+        ]
+        return Purged(
+            tuple(each for part in parts for each in part.removed),
+            tuple(each for part in parts for each in part.kept),
+        )
 
 
 def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:

@@ -29,8 +29,9 @@ import libvirt_qemu
 from vmrunner.errors import Denied, DiskFull, HypervisorError, SnapshotError
 from vmrunner.hypervisor.connection import Link, asking, dotted, is_denied
 from vmrunner.hypervisor.domains import Domains
-from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot
+from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot, snapshot_of
 from vmrunner.hypervisor.storage import Storage, image_volume
+from vmrunner.hypervisor.strangers import Strangers
 from vmrunner.log import Say
 from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import EventKind, MachineId, Metadata, Shape, parse_events
@@ -89,8 +90,11 @@ class LibvirtSnapshots:
     manifest last.
     """
 
-    def __init__(self, link: Link, storage: Storage, domains: Domains, *, kvm: bool) -> None:
+    def __init__(
+        self, link: Link, storage: Storage, domains: Domains, strangers: Strangers, *, kvm: bool
+    ) -> None:
         self._link, self._storage, self._domains, self._kvm = link, storage, domains, kvm
+        self._strangers = strangers
         self._known: _Host | None = None
         self._found: dict[str, Snapshot] = {}
 
@@ -145,20 +149,20 @@ class LibvirtSnapshots:
 
     def _keys(self) -> list[str]:
         """Of whole ones and halves."""
-        parts = [name.partition(".")[0] for name in self._storage.names()]
-        return sorted(
-            {
-                part.removeprefix(SNAPSHOT_PREFIX)
-                for part in parts
-                if part.startswith(SNAPSHOT_PREFIX)
-            }
-        )
+        return sorted({key for name in self._storage.names() if (key := snapshot_of(name))})
 
-    def drop(self, key: str) -> None:
-        """Delete one, its manifest first."""
+    def drop(self, key: str) -> list[str]:
+        """Delete one, its manifest first; what a guest of somebody else uses stays, and is
+        returned. It goes as a half when the next one is made and nobody uses it any more.
+        """
         self._found.pop(key, None)
-        for part in (_MANIFEST, *_PARTS):
-            self._storage.delete(_volume(key, part))
+        self._storage.delete(_volume(key, _MANIFEST))
+        held = self._strangers.held()
+        parts = [_volume(key, part) for part in _PARTS]
+        for name in parts:
+            if name not in held:
+                self._storage.delete(name)
+        return [name for name in parts if name in held]
 
     def verify(self, snapshot: Snapshot) -> None:
         """Compare every file with its digest."""

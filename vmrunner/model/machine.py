@@ -366,7 +366,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the host has, and what the machines on it (ours and others') may take of it.
+    """What the host has, and what the machines on it (ours and others') may take of it: those that
+    run, and those that start with the host.
 
     Memory and disk in MiB.
     """
