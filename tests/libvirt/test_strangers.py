@@ -4,6 +4,7 @@ under every command that changes something; compared by XML and by file.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -241,6 +242,7 @@ def run(
 
     yield one
     signal.signal(signal.SIGTERM, on_terminate)  # main() set it
+    gc.collect()  # so that what commands left open is closed here, and in nobody else's test
 
 
 def unchanged(run: Run, others: Others, *arguments: str) -> str:
