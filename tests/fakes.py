@@ -15,6 +15,7 @@ from pathlib import Path
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
 from vmrunner.forge.queue import LongQueue, Row
 from vmrunner.forge.trace import Place
+from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.seam import (
     SNAPSHOT_PREFIX,
@@ -314,6 +315,7 @@ class FakeFacts:
 
     host: FakeHypervisor
     kvm: bool = True
+    no_kvm: NoKvm | None = None
     cgroups: Cgroups = field(default_factory=lambda: Cgroups(memory=True, cpu=True, unified=True))
     network: str = "vmr-m"
 

@@ -15,6 +15,7 @@ import pytest
 
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
 from vmrunner.hypervisor import connection
+from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.connection import Link
 from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.host import LibvirtHost
@@ -176,7 +177,7 @@ def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(
     libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr("vmrunner.hypervisor.host.has_kvm", lambda *_: False)
+    monkeypatch.setattr("vmrunner.hypervisor.host.lacking", lambda *_: NoKvm.NO_MODULE)
     made = {
         "uri": "test:///default",
         "manager": "m",
@@ -186,8 +187,10 @@ def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(
     }
     LibvirtHost(**made, accelerator="auto")
     assert [sentence.partition(":")[0] for sentence in warnings] == ["No KVM on this host"]
-    with pytest.raises(HypervisorError, match="has no KVM"):
+    assert NoKvm.NO_MODULE.said in warnings[0]
+    with pytest.raises(HypervisorError, match=r"has no KVM: .* no /dev/kvm") as refused:
         LibvirtHost(**made, accelerator="kvm")
+    assert "modprobe" in refused.value.hint
     assert len(warnings) == 1
 
 

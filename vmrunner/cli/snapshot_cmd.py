@@ -176,4 +176,5 @@ def _chosen(found: list[Snapshot], key: str | None) -> list[Snapshot]:
 
 
 def _size(shape: Shape) -> str:
-    return f"{shape.vcpus} vCPU, {shape.memory_mib} MiB, {shape.disk_gib} GiB"
+    also = ", nested" if shape.nested else ""
+    return f"{shape.vcpus} vCPU, {shape.memory_mib} MiB, {shape.disk_gib} GiB{also}"

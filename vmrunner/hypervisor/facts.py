@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import libvirt
 
+from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import GONE, Link, asking, dotted
 from vmrunner.hypervisor.network import Network
@@ -17,10 +18,17 @@ class LibvirtFacts:
     """The Facts of the seam."""
 
     def __init__(
-        self, link: Link, storage: Storage, network: Network, cgroups: Cgroups, *, kvm: bool
+        self,
+        link: Link,
+        storage: Storage,
+        network: Network,
+        cgroups: Cgroups,
+        *,
+        kvm: bool,
+        no_kvm: NoKvm | None,
     ) -> None:
         self._link, self._storage, self._network = link, storage, network
-        self.cgroups, self.kvm = cgroups, kvm
+        self.cgroups, self.kvm, self.no_kvm = cgroups, kvm, no_kvm
 
     def versions(self) -> dict[str, str]:
         """Of libvirt and of QEMU."""

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vmrunner.config import HostConfig, is_local
 from vmrunner.errors import HypervisorError, NotPermitted
+from vmrunner.hypervisor.acceleration import NoKvm, lacking
 from vmrunner.hypervisor.cgroup import Cgroups
-from vmrunner.hypervisor.connection import Link, has_kvm
+from vmrunner.hypervisor.connection import Link
 from vmrunner.hypervisor.domain import parse_metadata
 from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.events import Events
@@ -44,7 +45,9 @@ class LibvirtHost:
     ) -> None:
         self.manager = manager
         self._link = Link(uri)
-        kvm = _uses_kvm(self._link, accelerator, warn)
+        shall = accelerator != "software"
+        no_kvm = _no_kvm(self._link, accelerator, warn) if shall else None
+        kvm = shall and no_kvm is None
         self._storage = Storage(self._link, manager, storage_path)
         self._network = Network(self._link, manager, subnet, ipv6, firewall)
         self._strangers = Strangers(self._link, manager, self._storage.name, self._storage.folder)
@@ -64,7 +67,9 @@ class LibvirtHost:
             self._events,
         )
         self.images = LibvirtImages(self._link, self._storage, self._strangers)
-        self.facts = LibvirtFacts(self._link, self._storage, self._network, cgroups, kvm=kvm)
+        self.facts = LibvirtFacts(
+            self._link, self._storage, self._network, cgroups, kvm=kvm, no_kvm=no_kvm
+        )
 
     def watch(
         self, wake: Callable[[], None], progress: Callable[[], object] = lambda: None
@@ -168,16 +173,17 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
     )
 
 
-def _uses_kvm(link: Link, accelerator: str, warn: Callable[[str], None]) -> bool:
-    """Whether machines run on the processor itself. Raises HypervisorError where they shall and
-    can't.
-    """
-    kvm = accelerator != "software" and has_kvm(link.connection, link.uri)
-    if accelerator == "kvm" and not kvm:
+def _no_kvm(link: Link, accelerator: str, warn: Callable[[str], None]) -> NoKvm | None:
+    """Why machines can't run on the processor itself. Raises HypervisorError where they shall."""
+    why = lacking(link.connection, link.uri)
+    if why and accelerator == "kvm":
         raise HypervisorError(
-            "This host has no KVM.",
-            'Enable virtualization in its firmware, or set libvirt.accelerator to "auto".',
+            f"This host has no KVM: {why.said}.",
+            f'{why.hint} Or set libvirt.accelerator to "auto".',
         )
-    if accelerator == "auto" and not kvm:
-        warn("No KVM on this host: machines run under software emulation, 10 to 50 times slower.")
-    return kvm
+    if why:
+        warn(
+            f"No KVM on this host: {why.said}. Machines run under software emulation, 10 to 50 "
+            "times slower."
+        )
+    return why

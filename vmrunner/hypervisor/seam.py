@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.log import Say
 from vmrunner.model.image import Golden
@@ -82,6 +83,7 @@ class Snapshot:
     libvirt: str
     files: dict[str, str]  # volume -> sha256
     disk_mib: int = 0  # what its files take of the host's disk
+    basis: str = ""  # a digest of what it rests on of the host; empty: an older vmrunner made it
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,10 @@ class Facts(Protocol):
         """Whether machines run on the processor itself; else it is emulated, 10 to 50 times
         slower.
         """
+
+    @property
+    def no_kvm(self) -> NoKvm | None:
+        """Why they don't; None where they do, or where the configuration says so."""
 
     @property
     def cgroups(self) -> Cgroups:

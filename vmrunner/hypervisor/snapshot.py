@@ -18,15 +18,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import libvirt
 import libvirt_qemu
 
 from vmrunner.errors import Denied, DiskFull, HypervisorError, SnapshotError
+from vmrunner.hypervisor.basis import Basis
 from vmrunner.hypervisor.connection import Link, asking, dotted, is_denied
 from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot, snapshot_of
@@ -49,42 +49,6 @@ _MANIFEST = "manifest.json"
 _PARTS = ("ram", "state", "qcow2")
 
 
-@dataclass(frozen=True)
-class _Host:
-    """What a host is for snapshots; versions are libvirt's numbers."""
-
-    qemu: int
-    libvirt: int
-    user: str  # the id of QEMU's user; empty where libvirt tells none
-    fits: list[object]  # what a snapshot must fit of it
-
-    @classmethod
-    def behind(cls, connection: Any, kvm: bool) -> _Host:
-        """The host that a connection leads to. Raises HypervisorError."""
-        with asking("asking for the versions"):
-            qemu, own = connection.getVersion(), connection.getLibVersion()
-            capabilities = ElementTree.fromstring(connection.getCapabilities())  # noqa: S314 — libvirt's own words
-        processor = capabilities.find("host/cpu")
-        features = (
-            sorted(each.get("name", "") for each in processor.iter("feature"))
-            if processor is not None
-            else []
-        )
-        model = (
-            [processor.findtext("model", ""), processor.findtext("vendor", "")]
-            if processor is not None
-            else []
-        )
-        user = next(
-            (
-                label.text or ""
-                for label in capabilities.iterfind("host/secmodel[model='dac']/baselabel")
-            ),
-            "",
-        ).partition(":")[0]
-        return cls(qemu, own, user, [kvm, model, features, qemu, own])
-
-
 class LibvirtSnapshots:
     """The Snapshots of the seam, in the storage pool: volumes named `snapshot-<key>.<part>`, the
     manifest last.
@@ -95,7 +59,7 @@ class LibvirtSnapshots:
     ) -> None:
         self._link, self._storage, self._domains, self._kvm = link, storage, domains, kvm
         self._strangers = strangers
-        self._known: _Host | None = None
+        self._known: Basis | None = None
         self._found: dict[str, Snapshot] = {}
 
     def forget(self) -> None:
@@ -103,8 +67,10 @@ class LibvirtSnapshots:
         self._known, self._found = None, {}
 
     @property
-    def _host(self) -> _Host:
-        self._known = known = self._known or _Host.behind(self._link.connection, self._kvm)
+    def _host(self) -> Basis:
+        self._known = known = self._known or Basis.behind(
+            self._link.connection, self._link.uri, kvm=self._kvm
+        )
         return known
 
     @property
@@ -120,11 +86,12 @@ class LibvirtSnapshots:
         image = [golden.name, golden.version, golden.manifest.files]
         what = [
             _LAYOUT,
-            *self._host.fits,
+            self._host.digest,
             image,
             shape.vcpus,
             shape.memory_mib,
             shape.disk_gib,
+            shape.nested,
             templates,
         ]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -256,6 +223,7 @@ class LibvirtSnapshots:
             dotted(self._host.libvirt),
             digests,
             -(-taken >> 20),
+            self._host.digest,
         )
         self._storage.write(_volume(key, _MANIFEST), json.dumps(asdict(made)).encode())
         return made

@@ -218,11 +218,12 @@ class MachineId:
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a machine."""
+    """The size of a machine, and what its processors can."""
 
     vcpus: int
     memory_mib: int
     disk_gib: int
+    nested: bool = False  # virtual machines of its own
 
 
 DEFAULT_SHAPE = Shape(2, 2048, 20)
