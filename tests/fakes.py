@@ -15,11 +15,13 @@ from pathlib import Path
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
 from vmrunner.forge.queue import LongQueue, Row
 from vmrunner.forge.trace import Place
+from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.seam import (
     SNAPSHOT_PREFIX,
     File,
     Output,
+    Purged,
     Residue,
     Snapshot,
     Volume,
@@ -275,9 +277,10 @@ class FakeSnapshots:
 
     def verify(self, snapshot: Snapshot) -> None: ...
 
-    def drop(self, key: str) -> None:
+    def drop(self, key: str) -> list[str]:
         self.host.step("drop_snapshot")
         self.host.kept.pop(key, None)
+        return []
 
 
 @dataclass
@@ -312,6 +315,7 @@ class FakeFacts:
 
     host: FakeHypervisor
     kvm: bool = True
+    no_kvm: NoKvm | None = None
     cgroups: Cgroups = field(default_factory=lambda: Cgroups(memory=True, cpu=True, unified=True))
     network: str = "vmr-m"
 
@@ -392,11 +396,11 @@ class FakeHypervisor:
     def reopen(self) -> bool:
         return False
 
-    def purge(self) -> list[str]:
-        names = [f"machine {machine}" for machine in self.domains]
+    def purge(self) -> Purged:
+        names = tuple(f"machine {machine}" for machine in self.domains)
         self.domains.clear()
         self.files.clear()
-        return names
+        return Purged(names, ())
 
     def report(self, machine: MachineId, *kinds: EventKind, text: str = "") -> None:
         """The guest reports these phases."""

@@ -259,6 +259,7 @@ class PoolConfig(Section):
     vcpus: Annotated[int, Field(ge=1, le=1024)] = DEFAULT_SHAPE.vcpus
     memory: Mebibytes = DEFAULT_SHAPE.memory_mib
     disk: Mebibytes = DEFAULT_SHAPE.disk_gib * 1024
+    nested: bool = False
     cpu_weight: Annotated[int, Field(ge=1, le=10_000)] = 100
     disk_bandwidth: Annotated[Mebibytes, Field(ge=1)] | None = None
     disk_iops: Annotated[int, Field(ge=10, le=10_000_000)] | None = None
@@ -324,7 +325,7 @@ class PoolConfig(Section):
     @property
     def shape(self) -> Shape:
         """The machine's size in libvirt's units."""
-        return Shape(self.vcpus, self.memory, max(1, self.disk // 1024))
+        return Shape(self.vcpus, self.memory, max(1, self.disk // 1024), self.nested)
 
     @property
     def limits(self) -> Limits:

@@ -15,10 +15,12 @@ import pytest
 
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
 from vmrunner.hypervisor import connection
+from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.connection import Link
 from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.network import ensure_network, network_drift
+from vmrunner.hypervisor.seam import Volume
 from vmrunner.hypervisor.storage import Storage
 from vmrunner.model.machine import MachineId
 
@@ -175,7 +177,7 @@ def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(
     libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: list[str] = []
-    monkeypatch.setattr("vmrunner.hypervisor.host.has_kvm", lambda *_: False)
+    monkeypatch.setattr("vmrunner.hypervisor.host.lacking", lambda *_: NoKvm.NO_MODULE)
     made = {
         "uri": "test:///default",
         "manager": "m",
@@ -185,8 +187,10 @@ def test_kvm_absent_is_one_warning_or_an_error_where_it_is_demanded(
     }
     LibvirtHost(**made, accelerator="auto")
     assert [sentence.partition(":")[0] for sentence in warnings] == ["No KVM on this host"]
-    with pytest.raises(HypervisorError, match="has no KVM"):
+    assert NoKvm.NO_MODULE.said in warnings[0]
+    with pytest.raises(HypervisorError, match=r"has no KVM: .* no /dev/kvm") as refused:
         LibvirtHost(**made, accelerator="kvm")
+    assert "modprobe" in refused.value.hint
     assert len(warnings) == 1
 
 
@@ -207,7 +211,8 @@ def test_a_connection_that_was_lost_is_replaced_for_every_part_that_somebody_hol
         with pytest.raises(HypervisorError):
             machines.all()
         assert host.reopen()
-        assert (machines.all(), images.volumes(), facts.network_drift()) == ([], [], None)
+        assert (machines.all(), facts.network_drift()) == ([], None)
+        assert {volume.name for volume in images.volumes()} == {"the guest test"}
         assert facts.capacity().cores > 0
         host.close()
     finally:
@@ -242,10 +247,40 @@ def test_how_a_machine_ended_is_waited_for_when_libvirt_tells_it_late(
     )
 
 
+def test_what_others_take_of_the_host_and_what_starts_with_it_is_no_room_for_us(
+    host: LibvirtHost, libvirt_mock: Any
+) -> None:
+    before = host.facts.capacity()
+    described = (
+        "<domain type='test'><name>{name}</name><memory unit='MiB'>512</memory><vcpu>3</vcpu>"
+        "<os><type>hvm</type></os></domain>"
+    )
+    defined = [libvirt_mock.defineXML(described.format(name=each)) for each in ("shop", "spare")]
+    try:
+        assert host.facts.capacity() == before, "what is only defined takes nothing"
+        defined[0].setAutostart(1)
+        for act in (lambda: None, defined[0].create, defined[0].suspend):
+            act()
+            now = host.facts.capacity()
+            assert now.used_memory_mib - before.used_memory_mib == 512
+            assert now.used_vcpus - before.used_vcpus == 3
+        defined[0].setAutostart(0)
+        defined[0].destroy()
+        assert host.facts.capacity() == before
+    finally:
+        for domain in defined:
+            domain.undefine()
+
+
 VOLUME = (
     "<volume><name>{name}</name><capacity>1024</capacity><target><format type='qcow2'/></target>"
     "<backingStore><path>{backing}</path><format type='qcow2'/></backingStore></volume>"
 )
+
+
+def in_pools(host: LibvirtHost) -> list[Volume]:
+    """Without what the mock's own guest uses."""
+    return [volume for volume in host.images.volumes() if volume.path]
 
 
 def test_no_volume_that_another_lies_on_is_deleted_whosever_pool_that_is_in(
@@ -262,17 +297,17 @@ def test_no_volume_that_another_lies_on_is_deleted_whosever_pool_that_is_in(
     overlay = pools["other"].createXML(
         VOLUME.format(name="o.qcow2", backing=f"/nowhere/m/{base}"), 0
     )
-    assert {(volume.name, volume.is_ours) for volume in host.images.volumes()} == {
+    assert {(volume.name, volume.is_ours) for volume in in_pools(host)} == {
         (base, True),
         ("image-web-2.disk.qcow2", True),
         ("o.qcow2", False),
     }
     with pytest.raises(HypervisorError, match=r"o\.qcow2 lies on it"):
         host.images.drop(["image-web-2.disk.qcow2", base])
-    assert len(host.images.volumes()) == 3
+    assert len(in_pools(host)) == 3
     overlay.delete(0)
     host.images.drop(["image-web-2.disk.qcow2", base])
-    assert host.images.volumes() == []
+    assert in_pools(host) == []
 
 
 def test_a_pool_of_ours_that_cant_be_looked_into_stops_the_deleting(

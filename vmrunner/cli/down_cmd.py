@@ -58,7 +58,10 @@ def down(
     manager = open_manager(config.load(config_path), open_log(log_format), warn)
     outcome = manager.down(manager.pools(pool), now=now, timeout=limit)
     if purge and not outcome.failures:
-        for removed in manager.purge():
+        done = manager.purge()
+        for removed in done.removed:
             out.print(f"removed {removed}", markup=False)
+        for kept in done.kept:
+            out.print(f"kept {kept}", markup=False)
         out.print(f"Golden images and history stay in {manager.settings.state_dir}.", markup=False)
     finish(outcome)

@@ -155,8 +155,9 @@ def drop(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PAT
     """
     host = open_host(config.load_host(config_path), warn)
     for each in _chosen(host.snapshots.all(), key):
-        host.snapshots.drop(each.key)
-        out.print(f"snapshot {each.key}: deleted", markup=False)
+        kept = host.snapshots.drop(each.key)
+        but = f", but for {', '.join(kept)}, which other guests of this host use" if kept else ""
+        out.print(f"snapshot {each.key}: deleted{but}", markup=False)
 
 
 @snapshot.command("apparmor")
@@ -175,4 +176,5 @@ def _chosen(found: list[Snapshot], key: str | None) -> list[Snapshot]:
 
 
 def _size(shape: Shape) -> str:
-    return f"{shape.vcpus} vCPU, {shape.memory_mib} MiB, {shape.disk_gib} GiB"
+    also = ", nested" if shape.nested else ""
+    return f"{shape.vcpus} vCPU, {shape.memory_mib} MiB, {shape.disk_gib} GiB{also}"

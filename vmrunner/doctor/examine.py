@@ -23,8 +23,12 @@ def examine(settings: Config, open_host: Callable[[], Hypervisor]) -> Iterator[F
         yield failed("libvirt", why)
     else:
         yield from host.look(settings, libvirt.facts)
-        yield from images.look(settings, libvirt.snapshots)
-        machines = libvirt.machines.all()
+        try:
+            yield from images.look(settings, libvirt.snapshots)
+            machines = libvirt.machines.all()
+        except VmrunnerError as why:
+            yield failed("machines", why)
+            machines = []
         names = {str(machine.id) for machine in machines}
         strays = [str(machine.id) for machine in machines if machine.metadata is None]
         if strays:

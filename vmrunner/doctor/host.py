@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmrunner.config import Config
+from vmrunner.config import Config, is_local
 from vmrunner.doctor.findings import Finding, error, failed, good, warning
 from vmrunner.errors import NotPermitted, VmrunnerError
+from vmrunner.hypervisor.acceleration import NoKvm
+from vmrunner.hypervisor.basis import nested
 from vmrunner.hypervisor.seam import Facts
 from vmrunner.support import numbers
 from vmrunner.text import dotted
@@ -84,32 +86,39 @@ def _versions(facts: Facts) -> Iterator[Finding]:
 def _accelerator(facts: Facts, settings: Config) -> Iterator[Finding]:
     if facts.kvm:
         yield good("accelerator", "KVM")
-        nested = [
-            path.read_text(encoding="ascii").strip() in "1Y"
-            for path in Path("/sys/module").glob("kvm_*/parameters/nested")
-        ]
-        yield good(
-            "accelerator",
-            "virtual machines inside the machines: "
-            + ("possible" if any(nested) else "not possible"),
-        )
+        yield from _nested(settings)
         return
-    chosen = settings.libvirt.accelerator == "software"
+    why = facts.no_kvm
     yield warning(
         "accelerator",
         "Machines run under software emulation, 10 to 50 times slower"
-        + (", as configured." if chosen else ": there is no KVM."),
-        'Set libvirt.accelerator to "auto".'
-        if chosen
-        else "Enable virtualization in the firmware; in a virtual machine, nested virtualization.",
+        + (f": there is no KVM, as {why.said}." if why else ", as configured."),
+        why.hint if why else 'Set libvirt.accelerator to "auto".',
     )
-    if Path("/dev/kvm").exists():
+    if why is NoKvm.NO_FLAG and Path("/dev/kvm").exists():
         yield warning(
             "accelerator",
             "/dev/kvm is there, but the processor has no virtualization: libvirt tries it again "
             "for each machine, for a minute and more.",
             "Hide it from libvirtd, in a drop-in of libvirtd.service: `[Service]` "
             "`InaccessiblePaths=/dev/kvm`.",
+        )
+
+
+def _nested(settings: Config) -> Iterator[Finding]:
+    """Whether machines can have virtual machines of their own, where a pool wants that."""
+    pools = [name for name, pool in settings.pools.items() if pool.nested]
+    if not pools or not is_local(settings.libvirt.uri):
+        return
+    if any(each in {"1", "Y"} for each in nested()):
+        yield good("accelerator", f"machines of {', '.join(pools)} may have virtual machines")
+    else:
+        yield warning(
+            "accelerator",
+            f"Machines of {', '.join(pools)} shall have virtual machines, which this host's KVM "
+            "does not permit.",
+            "Load its module with `nested=1`: `options kvm_intel nested=1` (or kvm_amd) in "
+            "/etc/modprobe.d.",
         )
 
 

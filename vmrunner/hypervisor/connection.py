@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import libvirt
 
-from vmrunner.config import is_local
 from vmrunner.errors import Denied, DiskFull, HypervisorError, NameClash
 
 THREADS_MAY_SHARE = libvirt.getVersion() >= 10_002_000
@@ -129,27 +125,6 @@ class Link:
         """Close the connection; one that is lost is fine."""
         with suppress(libvirt.libvirtError):
             self.connection.close()
-
-
-def has_kvm(connection: Any, uri: str) -> bool:
-    """Whether hardware virtualization can be used: libvirt offers it and, on this host, the
-    processor has it.
-
-    The second check matters: a /dev/kvm on a processor without vmx or svm opens, is offered by
-    libvirt, and hangs its guests.
-    """
-    with asking("listing what the host can do"):
-        capabilities = ElementTree.fromstring(connection.getCapabilities())  # noqa: S314 — libvirt's own words
-    offered = any(domain.get("type") == "kvm" for domain in capabilities.iter("domain"))
-    if not offered or not is_local(uri):
-        return offered
-    return bool(
-        re.search(
-            r"^flags\s*:.*\b(vmx|svm)\b",
-            Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace"),
-            re.MULTILINE,
-        )
-    )
 
 
 def dotted(version: int) -> str:

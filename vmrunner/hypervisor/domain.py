@@ -66,6 +66,8 @@ def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
         found = ElementTree.fromstring(text).find(f"./metadata/{{{NAMESPACE}}}machine")  # noqa: S314 — libvirt's own words
         if found is None or found.get("manager") != machine.manager:
             return None
+        if any(found.get(name) is None for name in ("pool", "image", "created")):
+            return None  # every vmrunner has written these
         if found.get("scope"):
             Scope.parse(found.get("scope", ""))
         return Metadata(

@@ -44,7 +44,8 @@ class Domains:
     def all(self) -> dict[MachineId, Any]:
         """Those whose names look like ours."""
         with asking("listing domains"):
-            domains = self._link.connection.listAllDomains(0)
+            # Ours are transient: what is defined and does not run is somebody's copy.
+            domains = self._link.connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             return {
                 machine: domain
                 for domain in domains
@@ -52,16 +53,17 @@ class Domains:
             }
 
     def _named(self, machine: MachineId) -> Any | None:
-        """The domain of this name, whoever made it."""
+        """The domain of this name that runs, whoever made it."""
         try:
-            return self._link.connection.lookupByName(str(machine))
+            domain = self._link.connection.lookupByName(str(machine))
+            return domain if domain.isActive() else None
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise translate(error, f"looking for {machine}") from error
 
     def exists(self, machine: MachineId) -> bool:
-        """Whether there is a domain of this name."""
+        """Whether a domain of this name runs."""
         return self._named(machine) is not None
 
     def own(self, machine: MachineId) -> Any | None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import libvirt
 
+from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import GONE, Link, asking, dotted
 from vmrunner.hypervisor.network import Network
@@ -17,10 +18,17 @@ class LibvirtFacts:
     """The Facts of the seam."""
 
     def __init__(
-        self, link: Link, storage: Storage, network: Network, cgroups: Cgroups, *, kvm: bool
+        self,
+        link: Link,
+        storage: Storage,
+        network: Network,
+        cgroups: Cgroups,
+        *,
+        kvm: bool,
+        no_kvm: NoKvm | None,
     ) -> None:
         self._link, self._storage, self._network = link, storage, network
-        self.cgroups, self.kvm = cgroups, kvm
+        self.cgroups, self.kvm, self.no_kvm = cgroups, kvm, no_kvm
 
     def versions(self) -> dict[str, str]:
         """Of libvirt and of QEMU."""
@@ -31,7 +39,9 @@ class LibvirtFacts:
             }
 
     def capacity(self) -> Capacity:
-        """What the host has, and what all active domains on it may take."""
+        """What the host has, and what all domains on it may take that are active, or start with
+        it.
+        """
         connection = self._link.connection
         with asking("asking what the host has"):
             _, memory_mib, cores, *_ = connection.getInfo()
@@ -43,7 +53,13 @@ class LibvirtFacts:
                     >> 10
                 )
             used_kib = used_vcpus = 0
-            for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+            active = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            # Right after the host's start they may not be up yet.
+            starting = connection.listAllDomains(
+                libvirt.VIR_CONNECT_LIST_DOMAINS_INACTIVE
+                | libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART
+            )
+            for domain in active + starting:
                 try:
                     _, most_kib, _, vcpus, _ = domain.info()
                 except libvirt.libvirtError as error:

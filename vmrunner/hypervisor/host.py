@@ -8,8 +8,9 @@ from pathlib import Path
 
 from vmrunner.config import HostConfig, is_local
 from vmrunner.errors import HypervisorError, NotPermitted
+from vmrunner.hypervisor.acceleration import NoKvm, lacking
 from vmrunner.hypervisor.cgroup import Cgroups
-from vmrunner.hypervisor.connection import Link, has_kvm
+from vmrunner.hypervisor.connection import Link
 from vmrunner.hypervisor.domain import parse_metadata
 from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.events import Events
@@ -17,8 +18,10 @@ from vmrunner.hypervisor.facts import LibvirtFacts
 from vmrunner.hypervisor.images import LibvirtImages
 from vmrunner.hypervisor.machines import LibvirtMachines
 from vmrunner.hypervisor.network import Network
+from vmrunner.hypervisor.seam import Purged
 from vmrunner.hypervisor.snapshot import LibvirtSnapshots
 from vmrunner.hypervisor.storage import Storage
+from vmrunner.hypervisor.strangers import Strangers
 from vmrunner.model.image import Golden
 from vmrunner.network.firewall import Firewall
 
@@ -42,18 +45,31 @@ class LibvirtHost:
     ) -> None:
         self.manager = manager
         self._link = Link(uri)
-        kvm = _uses_kvm(self._link, accelerator, warn)
+        shall = accelerator != "software"
+        no_kvm = _no_kvm(self._link, accelerator, warn) if shall else None
+        kvm = shall and no_kvm is None
         self._storage = Storage(self._link, manager, storage_path)
         self._network = Network(self._link, manager, subnet, ipv6, firewall)
+        self._strangers = Strangers(self._link, manager, self._storage.name, self._storage.folder)
         self._events = Events(manager)
         cgroups = Cgroups.of_host(uri)
         self._domains = Domains(self._link, manager, self._storage, self._network, cgroups, kvm=kvm)
-        self.snapshots = LibvirtSnapshots(self._link, self._storage, self._domains, kvm=kvm)
-        self.machines = LibvirtMachines(
-            self._link, self._storage, self._network, self._domains, self.snapshots, self._events
+        self.snapshots = LibvirtSnapshots(
+            self._link, self._storage, self._domains, self._strangers, kvm=kvm
         )
-        self.images = LibvirtImages(self._link, self._storage)
-        self.facts = LibvirtFacts(self._link, self._storage, self._network, cgroups, kvm=kvm)
+        self.machines = LibvirtMachines(
+            self._link,
+            self._storage,
+            self._network,
+            self._domains,
+            self._strangers,
+            self.snapshots,
+            self._events,
+        )
+        self.images = LibvirtImages(self._link, self._storage, self._strangers)
+        self.facts = LibvirtFacts(
+            self._link, self._storage, self._network, cgroups, kvm=kvm, no_kvm=no_kvm
+        )
 
     def watch(
         self, wake: Callable[[], None], progress: Callable[[], object] = lambda: None
@@ -88,7 +104,7 @@ class LibvirtHost:
     def prepare(self, golden: Golden) -> None:
         """Make the storage pool, the network and its rules, and bring this image there."""
         self._storage.ensure()
-        self._network.ensure(idle=not self._domains.all())
+        self._network.ensure(idle=not self._domains.all(), guest_on=self._strangers.on_network)
         self._network.ensure_rules()
         self.images.publish(golden)
 
@@ -109,14 +125,21 @@ class LibvirtHost:
             ):
                 self._network.admit(metadata)
 
-    def purge(self) -> list[str]:
-        """Remove all that carries this manager's id; returns it in words."""
-        removed = []
+    def purge(self) -> Purged:
+        """Remove all that carries this manager's id, but for what others use."""
+        machines = []
         for machine in self.machines.all():
             self.machines.destroy(machine.id)
-            removed.append(f"machine {machine.id}")
-        removed += self._storage.remove()
-        return removed + self._network.remove()
+            machines.append(f"machine {machine.id}")
+        parts = [
+            Purged(tuple(machines), ()),
+            self._storage.remove(self._strangers.held(), self._strangers.in_pool()),
+            self._network.remove(self._strangers.on_network),
+        ]
+        return Purged(
+            tuple(each for part in parts for each in part.removed),
+            tuple(each for part in parts for each in part.kept),
+        )
 
 
 def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
@@ -150,16 +173,17 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
     )
 
 
-def _uses_kvm(link: Link, accelerator: str, warn: Callable[[str], None]) -> bool:
-    """Whether machines run on the processor itself. Raises HypervisorError where they shall and
-    can't.
-    """
-    kvm = accelerator != "software" and has_kvm(link.connection, link.uri)
-    if accelerator == "kvm" and not kvm:
+def _no_kvm(link: Link, accelerator: str, warn: Callable[[str], None]) -> NoKvm | None:
+    """Why machines can't run on the processor itself. Raises HypervisorError where they shall."""
+    why = lacking(link.connection, link.uri)
+    if why and accelerator == "kvm":
         raise HypervisorError(
-            "This host has no KVM.",
-            'Enable virtualization in its firmware, or set libvirt.accelerator to "auto".',
+            f"This host has no KVM: {why.said}.",
+            f'{why.hint} Or set libvirt.accelerator to "auto".',
         )
-    if accelerator == "auto" and not kvm:
-        warn("No KVM on this host: machines run under software emulation, 10 to 50 times slower.")
-    return kvm
+    if why:
+        warn(
+            f"No KVM on this host: {why.said}. Machines run under software emulation, 10 to 50 "
+            "times slower."
+        )
+    return why

@@ -7,15 +7,12 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
-
-import libvirt
 
 from vmrunner.errors import HypervisorError
 from vmrunner.hypervisor.connection import Link, asking
 from vmrunner.hypervisor.seam import Volume
 from vmrunner.hypervisor.storage import Digested, Storage, image_volume, refresh
+from vmrunner.hypervisor.strangers import Strangers, described_volume
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import PREFIX
 
@@ -23,8 +20,8 @@ from vmrunner.model.machine import PREFIX
 class LibvirtImages:
     """The Images of the seam: volumes named `image-<name>-<version>.<part>`, the manifest last."""
 
-    def __init__(self, link: Link, storage: Storage) -> None:
-        self._link, self._storage = link, storage
+    def __init__(self, link: Link, storage: Storage, strangers: Strangers) -> None:
+        self._link, self._storage, self._strangers = link, storage, strangers
 
     def publish(self, golden: Golden) -> None:
         """Upload an image's files; its manifest comes last, so that a half-published image is never
@@ -57,7 +54,9 @@ class LibvirtImages:
         self._storage.write(marker, wanted)
 
     def volumes(self) -> list[Volume]:
-        """Every volume of every manager's storage pool, as libvirt reads it now."""
+        """Every volume of every manager's storage pool, as libvirt reads it now; then what else is
+        on the host.
+        """
         found = []
         with asking("listing the storage pools"):
             for pool in self._link.connection.listAllStoragePools(0):
@@ -72,12 +71,13 @@ class LibvirtImages:
                         "manager is gone for good.",
                     )
                 refresh(pool)
-                found += [
-                    each
-                    for volume in pool.listAllVolumes(0)
-                    if (each := _described(volume, name == self._storage.name))
-                ]
-        return found
+                if name == self._storage.name:
+                    found += [
+                        each
+                        for volume in pool.listAllVolumes(0)
+                        if (each := described_volume(volume, is_ours=True))
+                    ]
+        return found + self._strangers.volumes()
 
     def drop(self, names: Sequence[str]) -> None:
         """Delete volumes of published images, none where anything lies on one."""
@@ -98,17 +98,3 @@ class LibvirtImages:
                 )
         for name in names:
             self._storage.delete(name)
-
-
-def _described(volume: Any, is_ours: bool) -> Volume | None:
-    """What libvirt has read in the volume's own header; None for one that is gone meanwhile."""
-    try:
-        described = ElementTree.fromstring(volume.XMLDesc(0))  # noqa: S314 — libvirt's own words
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_VOL:
-            return None
-        raise
-    backing = described.findtext("backingStore/path", "")
-    return Volume(
-        described.findtext("name", ""), described.findtext("target/path", ""), backing, is_ours
-    )

@@ -17,6 +17,7 @@ from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import SEED_SIZE, File, Output, Residue, Snapshot
 from vmrunner.hypervisor.snapshot import LibvirtSnapshots, failed
 from vmrunner.hypervisor.storage import Storage, image_volume
+from vmrunner.hypervisor.strangers import Strangers
 from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import (
     NO_LIMITS,
@@ -53,16 +54,25 @@ class LibvirtMachines:
         storage: Storage,
         network: Network,
         domains: Domains,
+        strangers: Strangers,
         snapshots: LibvirtSnapshots,
         events: Events,
     ) -> None:
         self._link, self._storage, self._network = link, storage, network
-        self._domains, self._snapshots, self._events = domains, snapshots, events
+        self._domains, self._strangers = domains, strangers
+        self._snapshots, self._events = snapshots, events
 
     def all(self) -> list[Machine]:
         """Every machine, as libvirt and the storage pool show it now."""
         domains = self._domains.all()
         files = self._storage.machine_files()
+        if strays := files.keys() - domains.keys():
+            # Seldom: one that is being made, or that powered off. A guest of somebody else may have
+            # such a file, too: a copy of a machine, to look into.
+            held = self._strangers.held_by_guests()
+            for machine in strays:
+                if not held.keys().isdisjoint(files[machine]):
+                    del files[machine]
         self._events.keep(domains.keys() | files.keys())
         dropped = self._network.dropped() if domains else {}
         told_by: Deadline | None = None

@@ -4,15 +4,17 @@ rules that filter it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Interface, IPv4Network, IPv6Network
 from typing import Any
 from xml.etree import ElementTree
 
 import libvirt
 
-from vmrunner.errors import HypervisorError
+from vmrunner.errors import HypervisorError, NameClash
 from vmrunner.hypervisor.connection import Link, asking
+from vmrunner.hypervisor.domain import NAMESPACE
+from vmrunner.hypervisor.seam import Purged
 from vmrunner.model.machine import MachineId, Metadata
 from vmrunner.network.addresses import gateway
 from vmrunner.network.firewall import Firewall
@@ -51,7 +53,7 @@ class Network:
     def _dns_options(self) -> tuple[str, ...]:
         return self._firewall.dns_options if self._firewall else ()
 
-    def ensure(self, *, idle: bool) -> None:
+    def ensure(self, *, idle: bool, guest_on: Callable[..., str]) -> None:
         """See ensure_network."""
         ensure_network(
             self._link.connection,
@@ -60,6 +62,7 @@ class Network:
             self._dns_options,
             self._ipv6,
             idle=idle,
+            guest_on=guest_on,
         )
 
     def ensure_rules(self) -> set[MachineId]:
@@ -97,10 +100,24 @@ class Network:
         """
         return self._firewall.drift() if self._firewall else None
 
-    def remove(self) -> list[str]:
-        """Remove the network and its rules; returns what was removed, in words."""
-        removed = remove_network(self._link.connection, self._manager)
-        return removed + (self._firewall.remove() if self._firewall else [])
+    def remove(self, guest_on: Callable[..., str]) -> Purged:
+        """Remove the network, unless a guest of somebody else is on it, and its rules."""
+        removed: list[str] = []
+        kept: list[str] = []
+        try:
+            if self.drift() is not None and (
+                guest := guest_on(self.name, bridge_name(self._manager))
+            ):
+                kept.append(f"network {self.name}: the guest {guest} is on it")
+            else:
+                removed += remove_network(self._link.connection, self._manager)
+        except NameClash as why:
+            kept.append(f"network {self.name}: {why.sentence}")
+        try:
+            removed += self._firewall.remove() if self._firewall else []
+        except NameClash as why:
+            kept.append(f"nftables table {self.name}: {why.sentence}")
+        return Purged(tuple(removed), tuple(kept))
 
 
 def network_xml(
@@ -128,20 +145,31 @@ def network_xml(
     )
 
 
-def _find(connection: Any, name: str) -> Any | None:
+def _find(connection: Any, manager: str) -> Any | None:
+    """Our network, or None where there is none. Raises NameClash where somebody else's has its
+    name.
+    """
+    name = network_name(manager)
     try:
-        return connection.networkLookupByName(name)
+        network = connection.networkLookupByName(name)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_NETWORK:
             return None
         raise
+    described = ElementTree.fromstring(network.XMLDesc(0))  # noqa: S314 — libvirt's own words
+    if described.findtext(f"metadata/{{{NAMESPACE}}}network") != manager:
+        raise NameClash(
+            f"The network {name} is not vmrunner's.",
+            "It is somebody else's, and vmrunner leaves it alone: choose another `manager`.",
+        )
+    return network
 
 
 def remove_network(connection: Any, manager: str) -> list[str]:
     """Stop and undefine the network; returns what was removed, in words."""
     name = network_name(manager)
     with asking(f"removing the network {name}"):
-        network = _find(connection, name)
+        network = _find(connection, manager)
         if network is None:
             return []
         if network.isActive():
@@ -158,15 +186,21 @@ def ensure_network(
     ipv6: IPv6Network | None = None,
     *,
     idle: bool = False,
+    guest_on: Callable[..., str] = lambda *_: "",
 ) -> None:
     """Define and start the network where it is missing; one that differs is made anew when it is
-    `idle`: no machine is on it.
+    `idle`: no machine is on it, nor any guest of somebody else (`guest_on` tells by the names of
+    networks and bridges).
     """
     name = network_name(manager)
-    if idle and network_drift(connection, manager, subnet, options, ipv6):
+    if (
+        idle
+        and network_drift(connection, manager, subnet, options, ipv6)
+        and not guest_on(name, bridge_name(manager))
+    ):
         remove_network(connection, manager)
     with asking(f"preparing the network {name}"):
-        network = _find(connection, name)
+        network = _find(connection, manager)
         if network is None:
             network = connection.networkDefineXML(network_xml(manager, subnet, options, ipv6))
             network.setAutostart(1)
@@ -191,7 +225,7 @@ def network_drift(
     none.
     """
     with asking("looking at the network"):
-        network = _find(connection, network_name(manager))
+        network = _find(connection, manager)
         if network is None:
             return None
         described, is_active = network.XMLDesc(0), bool(network.isActive())

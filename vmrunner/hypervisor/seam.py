@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.log import Say
 from vmrunner.model.image import Golden
@@ -24,6 +26,26 @@ already.
 def image_stem(name: str, version: str) -> str:
     """What the volumes of this version begin with; the part's name follows."""
     return f"{IMAGE_PREFIX}{name}-{version}."
+
+
+_OF_IMAGES = re.compile(
+    re.escape(IMAGE_PREFIX)
+    + r"[A-Za-z0-9][A-Za-z0-9._-]*-[A-Za-z0-9_]+\.(disk\.qcow2|vmlinuz|initrd|manifest\.json)"
+)
+_OF_SNAPSHOTS = re.compile(
+    re.escape(SNAPSHOT_PREFIX) + r"([0-9a-f]{16})\.(manifest\.json|ram|state|qcow2)"
+)
+
+
+def is_of_image(volume: str) -> bool:
+    """Whether a volume's name is one that parts of published images have."""
+    return _OF_IMAGES.fullmatch(volume) is not None
+
+
+def snapshot_of(volume: str) -> str:
+    """The key of the snapshot that a volume is a part of by its name; empty where it is of none."""
+    found = _OF_SNAPSHOTS.fullmatch(volume)
+    return found[1] if found else ""
 
 
 class File(StrEnum):
@@ -61,14 +83,15 @@ class Snapshot:
     libvirt: str
     files: dict[str, str]  # volume -> sha256
     disk_mib: int = 0  # what its files take of the host's disk
+    basis: str = ""  # a digest of what it rests on of the host; empty: an older vmrunner made it
 
 
 @dataclass(frozen=True)
 class Volume:
-    """One file in the storage pool of a manager on this host."""
+    """One file in a storage pool of this host, or what a guest of somebody else uses."""
 
-    name: str
-    path: str
+    name: str  # of such a guest, in words
+    path: str  # empty for such a guest
     # The path of what it lies on, as its own header says; empty where it lies on nothing.
     backing: str
     is_ours: bool  # this manager's
@@ -83,6 +106,14 @@ class Residue:
 
     def __bool__(self) -> bool:
         return bool(self.domains or self.files)
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What `purge` has done, in words."""
+
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]  # each with its reason: it is not ours, or somebody else uses it
 
 
 class Machines(Protocol):
@@ -185,16 +216,19 @@ class Snapshots(Protocol):
     def verify(self, snapshot: Snapshot) -> None:
         """Read every file of a snapshot; raises SnapshotError where one differs from its digest."""
 
-    def drop(self, key: str) -> None:
-        """Delete a snapshot. Machines that were cloned from it keep what they have open."""
+    def drop(self, key: str) -> list[str]:
+        """Delete a snapshot. Machines that were cloned from it keep what they have open.
+
+        Returns the volumes that stay, since a guest of somebody else uses them.
+        """
 
 
 class Images(Protocol):
     """What the host has of published images, and what lies on it."""
 
     def volumes(self) -> list[Volume]:
-        """Every volume of every manager's storage pool on this host, as its folder is now; raises
-        where one can't be looked into.
+        """Every volume of every manager's storage pool on this host, as its folder is now, those
+        of other pools, and what other people's guests use; raises where one can't be looked into.
         """
 
     def drop(self, names: Sequence[str]) -> None:
@@ -213,6 +247,10 @@ class Facts(Protocol):
         """
 
     @property
+    def no_kvm(self) -> NoKvm | None:
+        """Why they don't; None where they do, or where the configuration says so."""
+
+    @property
     def cgroups(self) -> Cgroups:
         """What the host's kernel can bound machines with."""
 
@@ -224,7 +262,9 @@ class Facts(Protocol):
         """Of libvirt and of QEMU, under these names."""
 
     def capacity(self) -> Capacity:
-        """What the host has, and what all active domains on it (not only ours) may take."""
+        """What the host has, and what all domains on it (not only ours) may take that are active,
+        or start with the host.
+        """
 
     def network_drift(self) -> list[str] | None:
         """How our network differs from the one that we would make, in words; None where there is
@@ -288,7 +328,7 @@ class Hypervisor(Protocol):
     def close(self) -> None:
         """Close the connection."""
 
-    def purge(self) -> list[str]:
-        """Remove every object of this manager from the host, machines included; returns what was
-        removed, in words.
+    def purge(self) -> Purged:
+        """Remove every object of this manager from the host, machines included, but for what
+        others use.
         """

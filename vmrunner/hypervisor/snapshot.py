@@ -18,19 +18,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import libvirt
 import libvirt_qemu
 
 from vmrunner.errors import Denied, DiskFull, HypervisorError, SnapshotError
+from vmrunner.hypervisor.basis import Basis
 from vmrunner.hypervisor.connection import Link, asking, dotted, is_denied
 from vmrunner.hypervisor.domains import Domains
-from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot
+from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX, File, Snapshot, snapshot_of
 from vmrunner.hypervisor.storage import Storage, image_volume
+from vmrunner.hypervisor.strangers import Strangers
 from vmrunner.log import Say
 from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import EventKind, MachineId, Metadata, Shape, parse_events
@@ -48,50 +49,17 @@ _MANIFEST = "manifest.json"
 _PARTS = ("ram", "state", "qcow2")
 
 
-@dataclass(frozen=True)
-class _Host:
-    """What a host is for snapshots; versions are libvirt's numbers."""
-
-    qemu: int
-    libvirt: int
-    user: str  # the id of QEMU's user; empty where libvirt tells none
-    fits: list[object]  # what a snapshot must fit of it
-
-    @classmethod
-    def behind(cls, connection: Any, kvm: bool) -> _Host:
-        """The host that a connection leads to. Raises HypervisorError."""
-        with asking("asking for the versions"):
-            qemu, own = connection.getVersion(), connection.getLibVersion()
-            capabilities = ElementTree.fromstring(connection.getCapabilities())  # noqa: S314 — libvirt's own words
-        processor = capabilities.find("host/cpu")
-        features = (
-            sorted(each.get("name", "") for each in processor.iter("feature"))
-            if processor is not None
-            else []
-        )
-        model = (
-            [processor.findtext("model", ""), processor.findtext("vendor", "")]
-            if processor is not None
-            else []
-        )
-        user = next(
-            (
-                label.text or ""
-                for label in capabilities.iterfind("host/secmodel[model='dac']/baselabel")
-            ),
-            "",
-        ).partition(":")[0]
-        return cls(qemu, own, user, [kvm, model, features, qemu, own])
-
-
 class LibvirtSnapshots:
     """The Snapshots of the seam, in the storage pool: volumes named `snapshot-<key>.<part>`, the
     manifest last.
     """
 
-    def __init__(self, link: Link, storage: Storage, domains: Domains, *, kvm: bool) -> None:
+    def __init__(
+        self, link: Link, storage: Storage, domains: Domains, strangers: Strangers, *, kvm: bool
+    ) -> None:
         self._link, self._storage, self._domains, self._kvm = link, storage, domains, kvm
-        self._known: _Host | None = None
+        self._strangers = strangers
+        self._known: Basis | None = None
         self._found: dict[str, Snapshot] = {}
 
     def forget(self) -> None:
@@ -99,8 +67,10 @@ class LibvirtSnapshots:
         self._known, self._found = None, {}
 
     @property
-    def _host(self) -> _Host:
-        self._known = known = self._known or _Host.behind(self._link.connection, self._kvm)
+    def _host(self) -> Basis:
+        self._known = known = self._known or Basis.behind(
+            self._link.connection, self._link.uri, kvm=self._kvm
+        )
         return known
 
     @property
@@ -116,11 +86,12 @@ class LibvirtSnapshots:
         image = [golden.name, golden.version, golden.manifest.files]
         what = [
             _LAYOUT,
-            *self._host.fits,
+            self._host.digest,
             image,
             shape.vcpus,
             shape.memory_mib,
             shape.disk_gib,
+            shape.nested,
             templates,
         ]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
@@ -145,20 +116,20 @@ class LibvirtSnapshots:
 
     def _keys(self) -> list[str]:
         """Of whole ones and halves."""
-        parts = [name.partition(".")[0] for name in self._storage.names()]
-        return sorted(
-            {
-                part.removeprefix(SNAPSHOT_PREFIX)
-                for part in parts
-                if part.startswith(SNAPSHOT_PREFIX)
-            }
-        )
+        return sorted({key for name in self._storage.names() if (key := snapshot_of(name))})
 
-    def drop(self, key: str) -> None:
-        """Delete one, its manifest first."""
+    def drop(self, key: str) -> list[str]:
+        """Delete one, its manifest first; what a guest of somebody else uses stays, and is
+        returned. It goes as a half when the next one is made and nobody uses it any more.
+        """
         self._found.pop(key, None)
-        for part in (_MANIFEST, *_PARTS):
-            self._storage.delete(_volume(key, part))
+        self._storage.delete(_volume(key, _MANIFEST))
+        held = self._strangers.held()
+        parts = [_volume(key, part) for part in _PARTS]
+        for name in parts:
+            if name not in held:
+                self._storage.delete(name)
+        return [name for name in parts if name in held]
 
     def verify(self, snapshot: Snapshot) -> None:
         """Compare every file with its digest."""
@@ -252,6 +223,7 @@ class LibvirtSnapshots:
             dotted(self._host.libvirt),
             digests,
             -(-taken >> 20),
+            self._host.digest,
         )
         self._storage.write(_volume(key, _MANIFEST), json.dumps(asdict(made)).encode())
         return made

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
+from xml.etree import ElementTree
 
 import libvirt
 
-from vmrunner.errors import DiskFull, HypervisorError
+from vmrunner.errors import DiskFull, HypervisorError, NameClash
 from vmrunner.hypervisor.connection import Link, asking
-from vmrunner.hypervisor.seam import image_stem
+from vmrunner.hypervisor.seam import Purged, image_stem, is_of_image, snapshot_of
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import PREFIX, MachineId
 from vmrunner.render import xml
@@ -41,7 +43,8 @@ class Storage:
         self._link = link
         self._manager = manager
         self.name = f"{PREFIX}-{manager}"
-        self._path = root / manager
+        self.folder = root / manager
+        self._known = ""  # the UUID of the pool that was looked at, and is ours
         # Called between the parts of a long upload.
         self.progress: Callable[[], object] = lambda: None
 
@@ -53,27 +56,40 @@ class Storage:
             pool = self._pool()
             if pool is None:
                 pool = self._link.connection.storagePoolDefineXML(
-                    xml("pool.xml.j2", name=self.name, path=self._path), 0
+                    xml("pool.xml.j2", name=self.name, path=self.folder), 0
                 )
             if not pool.isActive():
                 # Again is fine, and needed where libvirtd died between defining and building.
                 pool.build(0)
                 pool.setAutostart(1)
                 pool.create(0)
-            described = pool.XMLDesc(0)
-        if f"<path>{self._path}</path>" not in described:
-            raise HypervisorError(
-                f"The storage pool {self.name} is not at {self._path}.",
-                "Another vmrunner uses this manager id, or libvirt.storage_path changed.",
-            )
 
     def _pool(self) -> Any | None:
+        """Our pool, or None where there is none. Raises NameClash where somebody else's has its
+        name: nothing in there is ours.
+        """
         try:
-            return self._link.connection.storagePoolLookupByName(self.name)
+            pool = self._link.connection.storagePoolLookupByName(self.name)
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_STORAGE_POOL:
                 return None
             raise
+        identity = pool.UUIDString()
+        if identity != self._known:
+            described = ElementTree.fromstring(pool.XMLDesc(0))  # noqa: S314 — libvirt's own words
+            at = described.findtext("target/path", "")
+            if described.get("type") != "dir" or at != str(self.folder):
+                raise NameClash(
+                    f"The storage pool {self.name} is not at {self.folder}, but at {at or '?'}.",
+                    "Somebody else's is left alone: choose another `manager`; or has "
+                    "libvirt.storage_path changed?",
+                )
+            self._known = identity
+        return pool
+
+    def _own(self) -> Any:
+        """Our pool, which has to exist."""
+        return self._pool() or self._link.connection.storagePoolLookupByName(self.name)
 
     def _volume(self, name: str) -> Any | None:
         pool = self._pool()
@@ -88,8 +104,7 @@ class Storage:
 
     def _present(self, name: str) -> Any:
         """A volume that has to exist."""
-        pool = self._link.connection.storagePoolLookupByName(self.name)
-        return pool.storageVolLookupByName(name)
+        return self._own().storageVolLookupByName(name)
 
     def exists(self, name: str) -> bool:
         """Whether there is such a volume."""
@@ -120,24 +135,41 @@ class Storage:
                 return 1 << 40
             return int(pool.info()[3]) >> 20
 
-    def remove(self) -> list[str]:
-        """Delete every volume and the pool itself; returns what was removed, in words."""
-        removed = [f"volume {name}" for name in self.names()]
+    def is_ours(self, name: str) -> bool:
+        """Whether a volume's name is one that this manager gives."""
+        return bool(MachineId.of(self._manager, name) or snapshot_of(name) or is_of_image(name))
+
+    def remove(self, held: Mapping[str, str] = MappingProxyType({}), user: str = "") -> Purged:
+        """Delete our volumes, but for those that somebody else holds (with whose they are), and
+        the pool itself, unless a guest, the `user`, is defined with it.
+        """
+        names = self.names()
+        going = [name for name in names if self.is_ours(name) and name not in held]
+        kept = [
+            f"volume {name}: "
+            + (f"{held[name]} lies on it" if name in held else "vmrunner did not make it")
+            for name in names
+            if name not in going
+        ]
         with asking(f"removing the storage pool {self.name}"):
             pool = self._pool()
             if pool is None:
-                return []
+                return Purged((), ())
+            for name in going:
+                self.delete(name)
+            removed = [f"volume {name}" for name in going]
+            if user:
+                kept.append(f"storage pool {self.name}: the guest {user} is defined with it")
+                return Purged(tuple(removed), tuple(kept))
             if pool.isActive():
-                for volume in pool.listAllVolumes(0):
-                    volume.delete(0)
                 pool.destroy()
             with suppress(libvirt.libvirtError):  # its folder may hold what is not ours
                 pool.delete(0)
             pool.undefine()
         with suppress(OSError):
             # If this host is the libvirt host, and no other manager is on it.
-            self._path.parent.rmdir()
-        return [*removed, f"storage pool {self.name}"]
+            self.folder.parent.rmdir()
+        return Purged((*removed, f"storage pool {self.name}"), tuple(kept))
 
     def machine_files(self) -> dict[MachineId, list[str]]:
         """The files of each machine of this manager."""
@@ -149,7 +181,7 @@ class Storage:
 
     def path(self, name: str) -> str:
         """Where a volume is on the libvirt host, whether it exists yet or not."""
-        return str(self._path / name)
+        return str(self.folder / name)
 
     def image_path(self, golden: Golden, part: str) -> str:
         """Where a part of a published image is on the libvirt host."""
@@ -188,7 +220,7 @@ class Storage:
             mode=mode,
             owner=owner,
         )
-        return self._link.connection.storagePoolLookupByName(self.name).createXML(described, 0)
+        return self._own().createXML(described, 0)
 
     def create_blank(self, name: str, size: int, owner: str = "") -> None:
         """A sparse raw volume of zeros; `owner` is a user id on the host, default root."""
@@ -200,7 +232,7 @@ class Storage:
         system can do that.
         """
         with asking(f"copying {source}"):
-            pool = self._link.connection.storagePoolLookupByName(self.name)
+            pool = self._own()
             original = pool.storageVolLookupByName(source)
             described = xml(
                 "volume.xml.j2",
@@ -216,9 +248,7 @@ class Storage:
     def overwrite(self, name: str, content: bytes) -> None:
         """Write into a volume that exists, be it open or not."""
         with asking(f"writing {name}"):
-            volume = self._link.connection.storagePoolLookupByName(
-                self.name
-            ).storageVolLookupByName(name)
+            volume = self._present(name)
             stream = self._link.connection.newStream(0)
             volume.upload(stream, 0, len(content), 0)
             self._send(stream, content)
@@ -227,9 +257,7 @@ class Storage:
     def digest(self, name: str) -> str:
         """The sha256 of a volume, as hex; holes are read as the zeros that they are."""
         with asking(f"reading {name}"):
-            volume = self._link.connection.storagePoolLookupByName(
-                self.name
-            ).storageVolLookupByName(name)
+            volume = self._present(name)
             found = hashlib.sha256()
             if not (size := volume.info()[1]):
                 return found.hexdigest()
@@ -262,7 +290,7 @@ class Storage:
     def upload(self, name: str, size: int, content: bytes | Digested, mode: str = "0600") -> None:
         """A raw volume of `size` bytes; an unfinished one is deleted again. Raises DiskFull."""
         with asking(f"writing {name}"):
-            pool = self._link.connection.storagePoolLookupByName(self.name)
+            pool = self._own()
             if size:  # a refresh looks into every file of the pool, and an empty one needs no room
                 refresh(pool)
             if size and pool.info()[3] < size + _RESERVE:

@@ -106,7 +106,7 @@ class Shelf:
 
 def prune(snapshots: Snapshots, shelf: Shelf, made: Snapshot) -> list[str]:
     """Drop those that no machine has been cloned from for a week, and those that do not fit this
-    host's QEMU and libvirt any more.
+    host any more: its QEMU and libvirt, its processor, its kernel.
 
     `made` was made just now. Machines that run keep their files open. Returns the keys.
     """
@@ -115,7 +115,7 @@ def prune(snapshots: Snapshots, shelf: Shelf, made: Snapshot) -> list[str]:
         for each in snapshots.all()
         if each.key != made.key
         and (
-            (each.qemu, each.libvirt) != (made.qemu, made.libvirt)
+            (each.qemu, each.libvirt, each.basis) != (made.qemu, made.libvirt, made.basis)
             or shelf.clock() - shelf.last_use(each) > _UNUSED
         )
     ]

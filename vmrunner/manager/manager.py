@@ -29,7 +29,7 @@ from vmrunner.forge.connect import connect
 from vmrunner.forge.seam import Forge
 from vmrunner.hypervisor.connection import THREADS_MAY_SHARE
 from vmrunner.hypervisor.host import open_host
-from vmrunner.hypervisor.seam import File, Hypervisor
+from vmrunner.hypervisor.seam import File, Hypervisor, Purged
 from vmrunner.image.versions import store
 from vmrunner.log import Log
 from vmrunner.machine import identity, ownership
@@ -923,8 +923,8 @@ class Manager:
             return [job for job in running if binding.job_key in ("", job.key)]
         return [job for job in running if job.runner_name == str(binding.machine)]
 
-    def purge(self) -> list[str]:
-        """Remove all that this manager has made on the libvirt host; returns what, in words."""
+    def purge(self) -> Purged:
+        """Remove all that this manager has made on the libvirt host, but for what others use."""
         with self.lock():
             return self.hypervisor.purge()
 

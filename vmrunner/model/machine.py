@@ -218,11 +218,12 @@ class MachineId:
 
 @dataclass(frozen=True)
 class Shape:
-    """The size of a machine."""
+    """The size of a machine, and what its processors can."""
 
     vcpus: int
     memory_mib: int
     disk_gib: int
+    nested: bool = False  # virtual machines of its own
 
 
 DEFAULT_SHAPE = Shape(2, 2048, 20)
@@ -366,7 +367,8 @@ class Machine:
 
 @dataclass(frozen=True)
 class Capacity:
-    """What the host has, and what the machines on it (ours and others') may take of it.
+    """What the host has, and what the machines on it (ours and others') may take of it: those that
+    run, and those that start with the host.
 
     Memory and disk in MiB.
     """

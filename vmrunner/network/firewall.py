@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vmrunner import files
-from vmrunner.errors import HypervisorError, NotPermitted
+from vmrunner.errors import HypervisorError, NameClash, NotPermitted
 from vmrunner.model.machine import MachineId
 from vmrunner.network import queries
 from vmrunner.network.addresses import gateway, paired
@@ -42,6 +42,7 @@ _CACHED = 60  # … that the resolver knows an answer, which then fills no set
 # … that a machine may believe an answer, at most: less than _KEPT, and enough of it is left when
 # the answer was cached, or passes are minutes apart.
 _BELIEVED = 1800
+_MARK = "made by vmrunner"  # in the comment of both, see the template
 _CHANGING = {
     "machines",
     "machines6",
@@ -371,9 +372,11 @@ class Firewall:
         )
 
     def remove(self) -> list[str]:
-        """Remove both tables; returns what was removed, in words."""
-        there = self._listed() is not None
-        for family in _FAMILIES:
+        """Remove both tables; returns what was removed, in words. Raises NameClash where one of
+        them is somebody else's.
+        """
+        there = [family for family in _FAMILIES if self._table_of(family)]
+        for family in there:
             self._nft(f"table {family} {self._table}\ndelete table {family} {self._table}\n")
         self._state.unlink(missing_ok=True)
         return [f"nftables table {self._table}"] if there else []
@@ -412,15 +415,35 @@ class Firewall:
 
     def _listed(self) -> _Listed | None:
         """Both tables; None where one of them is missing."""
-        try:
-            # One program for each: nft (1.1.3) finds only the last of several tables that it is to
-            # list.
-            said = [self._run(["-j", "list", "table", family, self._table]) for family in _FAMILIES]
-        except _NoTable:
+        # One program for each: nft (1.1.3) finds only the last of several tables that it is to
+        # list.
+        found = [self._table_of(family) for family in _FAMILIES]
+        if not all(found):
             return None
-        return _parse(
-            [found for each in said for found in json.loads(each)["nftables"]], self._manager
-        )
+        return _parse([each for objects in found for each in objects], self._manager)
+
+    def _table_of(self, family: str) -> list[dict[str, dict[str, Any]]]:
+        """One of the tables, as nft lists it; nothing where it is missing. Raises NameClash where
+        somebody else's has its name.
+        """
+        table = [family, self._table]
+        try:
+            found: list[dict[str, dict[str, Any]]] = json.loads(
+                self._run(["-j", "list", "table", *table])
+            )["nftables"]
+            said = [each["table"].get("comment") for each in found if "table" in each]
+            # Before nft 1.1 JSON has no comments.
+            words = (
+                said[0] if said and said[0] is not None else self._run(["list", "table", *table])
+            )
+        except _NoTable:
+            return []
+        if _MARK not in words:
+            raise NameClash(
+                f"The nftables table {family} {self._table} is not vmrunner's.",
+                "It is somebody else's, and vmrunner leaves it alone: choose another `manager`.",
+            )
+        return found
 
 
 def _program() -> str:

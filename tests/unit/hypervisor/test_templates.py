@@ -3,21 +3,25 @@
 from collections import Counter
 from xml.etree import ElementTree
 
+import pytest
+
 from vmrunner.model.machine import NO_LIMITS, Limits, MachineId, Metadata, Shape
 from vmrunner.render import xml
 
 MACHINE = MachineId("ci-1", "00c0ffee")
 
 
-def domain(job: str, limits: Limits = NO_LIMITS) -> ElementTree.Element:
+def domain(
+    job: str, limits: Limits = NO_LIMITS, *, kvm: bool = False, nested: bool = False
+) -> ElementTree.Element:
     return ElementTree.fromstring(  # noqa: S314 — our own output
         xml(
             "domain.xml.j2",
-            kvm=False,
+            kvm=kvm,
             name=str(MACHINE),
             manager="ci-1",
             metadata=Metadata(MACHINE, "p", "debian-12/1", 1.0, job_key=job),
-            shape=Shape(2, 1024, 10),
+            shape=Shape(2, 1024, 10, nested),
             limits=limits,
             kernel="/k",
             initrd="/i",
@@ -34,6 +38,26 @@ def domain(job: str, limits: Limits = NO_LIMITS) -> ElementTree.Element:
             streams=["stdout"],
         )
     )
+
+
+def test_with_kvm_the_processor_is_the_hosts_as_far_as_it_can_be_saved() -> None:
+    tree = domain("1", kvm=True)
+    processor = tree.find("cpu")
+    assert processor is not None
+    assert tree.get("type") == "kvm"
+    assert processor.attrib == {"mode": "host-passthrough", "check": "none", "migratable": "on"}
+    emulated = domain("1")
+    assert emulated.get("type") == "qemu"
+    assert emulated.find("cpu").attrib == {"mode": "maximum"}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kvm", [True, False])
+def test_virtual_machines_in_machines_only_where_that_is_said(kvm: bool) -> None:
+    def taken_away(tree: ElementTree.Element) -> dict[str | None, str | None]:
+        return {each.get("name"): each.get("policy") for each in tree.iterfind("cpu/feature")}
+
+    assert taken_away(domain("1", kvm=kvm)) == {"vmx": "disable", "svm": "disable"}
+    assert taken_away(domain("1", kvm=kvm, nested=True)) == {}
 
 
 def test_domain_escapes_what_the_forge_says() -> None:

@@ -51,9 +51,12 @@ def test_one_that_nobody_uses_goes_when_another_one_is_made(world: World) -> Non
     ]
 
 
-def test_one_of_another_qemu_goes_at_once(world: World) -> None:
+@pytest.mark.parametrize(
+    "other", [{"qemu": "9.9.9"}, {"libvirt": "9.0.0"}, {"basis": "another kernel"}]
+)
+def test_one_of_another_qemu_or_host_goes_at_once(world: World, other: dict[str, str]) -> None:
     old = world.make_snapshot("big")
-    world.hypervisor.kept[old.key] = replace(old, qemu="9.9.9")
+    world.hypervisor.kept[old.key] = replace(old, **other)
     made = world.make_snapshot("p")
     assert world.hypervisor.snapshots.all() == [made]
 

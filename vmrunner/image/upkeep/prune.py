@@ -21,6 +21,8 @@ from vmrunner.hypervisor.seam import (
     Hypervisor,
     Volume,
     image_stem,
+    is_of_image,
+    snapshot_of,
 )
 from vmrunner.image.build import bootstrap, downloads
 from vmrunner.image.versions import promotion, proof, store, workshop
@@ -187,7 +189,7 @@ def _find(
     gone = [
         volume.name
         for volume in mine
-        if volume.name.startswith(IMAGE_PREFIX)
+        if is_of_image(volume.name)
         and only in (None, _owner(volume.name, homes))
         and volume.name not in used
         and not volume.name.startswith(tuple(stems))
@@ -197,7 +199,7 @@ def _find(
     keys = [
         _key(volume.name)
         for volume in mine
-        if volume.name.startswith(SNAPSHOT_PREFIX)
+        if snapshot_of(volume.name)
         and Path(volume.backing).name in gone
         and _key(volume.name) not in snapshots
     ]
