@@ -4,6 +4,7 @@ docs/security.md says.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,16 @@ SHUT: list[tuple[Rival, str, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("rival", "backend", "shut"),
-    [pytest.param(*each, id=f"{each[0].name}-{each[1]}") for each in SHUT if each[1] in BACKENDS],
-)
+def each_case() -> Iterator[Any]:
+    """The slower ones are for `make long`."""
+    for rival, backend, shut in SHUT:
+        if backend in BACKENDS:
+            is_quick = backend == BACKENDS[-1] and not isinstance(rival, Firewalld)
+            marks = () if is_quick else pytest.mark.long
+            yield pytest.param(rival, backend, shut, id=f"{rival.name}-{backend}", marks=marks)
+
+
+@pytest.mark.parametrize(("rival", "backend", "shut"), list(each_case()))
 def test_beside(rival: Rival, backend: str, shut: set[str], tmp_path: Path) -> None:
     with host(backend, has_forge=not rival.has_forge) as its, ExitStack() as stack:
         ours = build(tmp_path)
