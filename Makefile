@@ -13,6 +13,7 @@ BENCH ?=
 CONFORMANCE ?=
 IMAGES ?=
 FLEET ?=
+KVM ?=
 
 # $(call in_rig,COMMANDS): with the rig running, and stopped afterwards if it was started here.
 define in_rig
@@ -50,7 +51,7 @@ lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/ri
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long images soak bench faults unfinished outage conformance model scale fleet audit lint rig rig-stop rig-shell
+.PHONY: demo quick test long images soak bench kvm faults unfinished outage conformance model scale fleet audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -90,6 +91,11 @@ faults:
 # Queue to first step, the same step by step, whole lives, memory, throughput, 200 clones in a row; BENCH="--only queue --runs 5" for a part, "--save docs" for the docs.
 bench:
 	$(call in_rig,$(test_image); $(bench_tools); rig/rig run -- python -m tests.bench $(BENCH))
+
+# On a host with KVM: the bench, and a report to send (kvm-report.txt: versions, processor, figures; no name and no address). Elsewhere a sentence says
+# why there is none.
+kvm:
+	$(call in_rig,rig/rig run -- python -m tests.kvm --check; $(test_image); rig/rig run -- python -m tests.kvm $(KVM))
 
 # Every way for a machine or its runner to end in the middle of a job, in booted, cloned and parked machines: no verdict is a success.
 unfinished:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -22,7 +23,9 @@ from vmrunner.errors import ConfigError
 from vmrunner.forge.connect import connect
 from vmrunner.hypervisor.host import open_host
 from vmrunner.image.versions import store
+from vmrunner.manager.history import History
 
+_LAST = 20  # machines that a pool's pace is measured by
 _MARKS = {
     Level.GOOD: ("ok", "green"),
     Level.WARNING: ("warning", "yellow"),
@@ -66,8 +69,8 @@ def doctor(
         else:
             out.print(_matrix(cells))
         raise typer.Exit(Level.GOOD if all(cell.is_right for cell in cells) else Level.ERROR)
-    findings = []
-    for finding in examine(settings, lambda: open_host(settings, lambda _: None)):
+    findings, starts = [], _starts(settings)
+    for finding in examine(settings, lambda: open_host(settings, lambda _: None), starts):
         findings.append(finding)
         if not as_json:
             word, colour = _MARKS[finding.level]
@@ -82,6 +85,15 @@ def doctor(
             )
         )
     raise typer.Exit(max(each.level for each in findings))
+
+
+def _starts(settings: config.Config) -> dict[str, list[float]]:
+    """How long the last jobs of each pool waited for their runner."""
+    path = settings.state_dir / "history.sqlite"
+    if not os.access(path, os.R_OK):
+        return {}
+    with closing(History(path, lambda _: None, keep_days=settings.history.keep_days)) as history:
+        return {name: history.starts(name, _LAST) for name in settings.pools}
 
 
 def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[Cell]:

@@ -4,17 +4,24 @@ fix. Nothing is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from vmrunner.config import Config
-from vmrunner.doctor import forge, host, images
+from vmrunner.doctor import forge, host, images, pace
 from vmrunner.doctor.findings import Finding, failed, good, warning
 from vmrunner.errors import VmrunnerError
 from vmrunner.hypervisor.seam import Hypervisor
 
 
-def examine(settings: Config, open_host: Callable[[], Hypervisor]) -> Iterator[Finding]:
-    """Every finding, as it is found."""
+def examine(
+    settings: Config,
+    open_host: Callable[[], Hypervisor],
+    starts: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> Iterator[Finding]:
+    """Every finding, as it is found. `starts` has the seconds that each pool's last jobs waited for
+    their runner.
+    """
     yield from host.folders(settings)
     names: set[str] | None = None
     try:
@@ -25,6 +32,7 @@ def examine(settings: Config, open_host: Callable[[], Hypervisor]) -> Iterator[F
         yield from host.look(settings, libvirt.facts)
         try:
             yield from images.look(settings, libvirt.snapshots)
+            yield from pace.look(settings, libvirt, starts)
             machines = libvirt.machines.all()
         except VmrunnerError as why:
             yield failed("machines", why)

@@ -165,6 +165,14 @@ class Record:
         )
 
     @property
+    def start_seconds(self) -> float | None:
+        """From its job's turn, when it was queued and this machine was there or was begun, to its
+        runner's start; None where that was not seen.
+        """
+        began = max(self.queued, self.created)
+        return self.runner - began if self.runner > began > 0 else None
+
+    @property
     def boot(self) -> tuple[float, float]:
         """When its guest began to come up, and when it was.
 
@@ -610,6 +618,11 @@ class History:
         """
         times = [up - began for record in self._ended(pool) for began, up in [record.boot] if up]
         return statistics.median(times) if times else 0.0
+
+    def starts(self, pool: str, most: int) -> list[float]:
+        """How long the last jobs of a pool waited for their runner, in seconds; at most so many."""
+        found = (record.start_seconds for record in reversed(self.all()) if record.pool == pool)
+        return [seconds for seconds in found if seconds is not None][:most]
 
     def held_back(self, since: float) -> dict[str, tuple[int, float]]:
         """Jobs that the forge held back from their runners since then: job key -> how often, and
