@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 from vmrunner.config import HostConfig, is_local
@@ -38,13 +38,14 @@ class LibvirtHost:
         ipv6: IPv6Network | None = None,
         accelerator: str = "auto",
         firewall: Firewall | None = None,
+        mtu: int | None = None,
         warn: Callable[[str], None],
     ) -> None:
         self.manager = manager
         self._link = Link(uri)
         kvm = _uses_kvm(self._link, accelerator, warn)
         self._storage = Storage(self._link, manager, storage_path)
-        self._network = Network(self._link, manager, subnet, ipv6, firewall)
+        self._network = Network(self._link, manager, subnet, ipv6, firewall, mtu)
         self._events = Events(manager)
         cgroups = Cgroups.of_host(uri)
         self._domains = Domains(self._link, manager, self._storage, self._network, cgroups, kvm=kvm)
@@ -109,6 +110,10 @@ class LibvirtHost:
             ):
                 self._network.admit(metadata)
 
+    def vacate(self, addresses: Sequence[IPv4Address]) -> None:
+        """Have the host forget whoever had these addresses."""
+        self._network.vacate(addresses)
+
     def purge(self) -> list[str]:
         """Remove all that carries this manager's id; returns it in words."""
         removed = []
@@ -146,6 +151,7 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
         ipv6=settings.network.ipv6,
         accelerator=section.accelerator,
         firewall=firewall,
+        mtu=settings.network.mtu,
         warn=warn,
     )
 

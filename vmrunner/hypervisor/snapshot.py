@@ -122,6 +122,7 @@ class LibvirtSnapshots:
             shape.memory_mib,
             shape.disk_gib,
             templates,
+            self._domains.mtu,
         ]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 

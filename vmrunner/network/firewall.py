@@ -35,16 +35,8 @@ _HINT = (
 _PLACES = "/usr/local/sbin:/usr/sbin:/sbin"
 _Network = TypeVar("_Network", IPv4Network, IPv6Network)
 _FAMILIES = ("bridge", "inet")
-_CHANGING = {
-    "machines",
-    "machines6",
-    "forge",
-    "forge6",
-    "dropped",
-    "connections",
-    "openings",
-    "queries",
-}
+_COUNTING = {"connections", "openings", "queries"}
+_CHANGING = {"machines", "machines6", "forge", "forge6", "dropped", *_COUNTING}
 """Sets whose elements come and go; beside them those of names, whose names begin with _NAMES."""
 _NAMES = ("to-", "to6-")
 
@@ -71,6 +63,8 @@ class _Listed:
     forge: set[tuple[str, int]] = field(default_factory=set)
     names: dict[str, list[str]] = field(default_factory=dict)  # set -> addresses
     dropped: dict[str, int] = field(default_factory=dict)  # interface, address or MAC -> packets
+    # Set -> addresses or MACs whose connections and openings it counts.
+    counted: dict[str, set[str]] = field(default_factory=dict)
 
 
 class _NoTable(HypervisorError):
@@ -267,9 +261,16 @@ class Firewall:
             for each in (address, machine.mac)
             if each in listed.dropped
         ]
-        if gone:
+        # What counts for it goes by itself in a while, or not: to add it makes its end sure.
+        counted = [
+            ("inet", name, change, [each])
+            for name, those in listed.counted.items()
+            for each in those & {address, machine.mac}
+            for change in ("add", "delete")
+        ]
+        if gone or counted:
             with suppress(HypervisorError):  # whoever was quicker has done it
-                self._nft("".join(self._elements(*each) for each in gone))
+                self._nft("".join(self._elements(*each) for each in counted + gone))
 
     def _gone(self, listed: _Listed, address: IPv4Address) -> list[tuple[str, str, str, list[str]]]:
         """The ends of an address's verdicts, of those that there are."""
@@ -420,6 +421,8 @@ def _take(
         elif name in {"forge", "forge6"}:
             address, port = value["concat"]
             listed.forge.add((address, port))
+        elif name in _COUNTING:
+            listed.counted.setdefault(name, set()).add(value)
         elif name == "dropped":
             listed.dropped[value] = inner.get("counter", {}).get("packets", 0)
         elif name.startswith(_NAMES):

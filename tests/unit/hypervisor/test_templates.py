@@ -9,7 +9,9 @@ from vmrunner.render import xml
 MACHINE = MachineId("ci-1", "00c0ffee")
 
 
-def domain(job: str, limits: Limits = NO_LIMITS) -> ElementTree.Element:
+def domain(
+    job: str = "1", limits: Limits = NO_LIMITS, mtu: int | None = None
+) -> ElementTree.Element:
     return ElementTree.fromstring(  # noqa: S314 — our own output
         xml(
             "domain.xml.j2",
@@ -29,6 +31,7 @@ def domain(job: str, limits: Limits = NO_LIMITS) -> ElementTree.Element:
             mac=MACHINE.mac,
             tap=MACHINE.tap,
             network="n",
+            mtu=mtu,
             console="/c",
             events="/e",
             streams=["stdout"],
@@ -66,6 +69,11 @@ def test_a_disk_is_as_fast_as_its_limits_say() -> None:
         ("total_bytes_sec", str(20 << 20)),
         ("total_iops_sec", "100"),
     ]
+
+
+def test_a_machines_card_is_told_how_big_packets_are() -> None:
+    sizes = [domain(mtu=mtu).find("devices/interface/mtu") for mtu in (None, 1400)]
+    assert [size is not None and size.get("size") for size in sizes] == [False, "1400"]
 
 
 def test_a_machine_has_no_more_devices_than_docs_security_lists() -> None:
