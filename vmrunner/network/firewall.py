@@ -43,17 +43,16 @@ _CACHED = 60  # … that the resolver knows an answer, which then fills no set
 # the answer was cached, or passes are minutes apart.
 _BELIEVED = 1800
 _MARK = "made by vmrunner"  # in the comment of both, see the template
+_COUNTING = {"connections", "openings", "queries"}
 _CHANGING = {
     "machines",
     "machines6",
     "forge",
     "forge6",
     "dropped",
-    "connections",
-    "openings",
-    "queries",
     "held",
     "lookups",
+    *_COUNTING,
     *queries.MAPS,
 }
 """Sets whose elements come and go; beside them those of names, whose names begin with _NAMES."""
@@ -85,6 +84,8 @@ class _Listed:
     # Address -> what its machine has of its own for DNS, in words that are the same for each.
     lanes: dict[str, list[str]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # interface, address or MAC -> packets
+    # Set -> addresses or MACs whose connections and openings it counts.
+    counted: dict[str, set[str]] = field(default_factory=dict)
 
 
 class _NoTable(HypervisorError):
@@ -324,11 +325,18 @@ class Firewall:
             for each in (address, machine.mac)
             if each in listed.dropped
         ]
-        with suppress(HypervisorError):  # whoever was quicker has done it
-            self._nft(
-                "".join(self._elements(*each) for each in gone)
-                + (self._gone(listed, IPv4Address(address)) if address else "")
-            )
+        # What counts for it goes by itself in a while, or not: to add it makes its end sure.
+        counted = [
+            ("inet", name, change, [each])
+            for name, those in listed.counted.items()
+            for each in those & {address, machine.mac}
+            for change in ("add", "delete")
+        ]
+        words = "".join(self._elements(*each) for each in counted + gone)
+        words += self._gone(listed, IPv4Address(address)) if address else ""
+        if words:
+            with suppress(HypervisorError):  # whoever was quicker has done it
+                self._nft(words)
 
     def _gone(self, listed: _Listed, address: IPv4Address) -> str:
         """The ends of an address's verdicts and of what it has for DNS, of those that there are."""
@@ -535,6 +543,8 @@ def _take(
         elif name in {"forge", "forge6"}:
             address, port = value["concat"]
             listed.forge.add((address, port))
+        elif name in _COUNTING:
+            listed.counted.setdefault(name, set()).add(value)
         elif name == "dropped":
             listed.dropped[value] = inner.get("counter", {}).get("packets", 0)
         elif name.startswith(_NAMES):
