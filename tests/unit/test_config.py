@@ -52,6 +52,7 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
         "disk_bandwidth",
         "disk_iops",
         "ipv6",
+        "mtu",
     )
     without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config", "secret_file")
     spelled_out = load(
