@@ -14,7 +14,7 @@ import libvirt
 import pytest
 
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
-from vmrunner.hypervisor import connection
+from vmrunner.hypervisor import connection, strangers
 from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.connection import Link
 from vmrunner.hypervisor.domains import Domains
@@ -125,6 +125,33 @@ def test_a_storage_pool_of_our_name_elsewhere_is_not_used(libvirt_mock: Any) -> 
     )
     with pytest.raises(HypervisorError, match=r"is not at /nowhere/m"):
         Storage(Link("test:///default"), "m", Path("/nowhere")).ensure()
+
+
+def test_a_storage_pool_of_others_at_our_place_is_not_used(libvirt_mock: Any) -> None:
+    pool = libvirt_mock.storagePoolDefineXML(
+        "<pool type='dir'><name>theirs</name><target><path>/nowhere/m</path></target></pool>", 0
+    )
+    try:
+        with pytest.raises(NameClash, match="theirs") as refused:
+            Storage(Link("test:///default"), "m", Path("/nowhere")).ensure()
+        assert "storage_path" in refused.value.hint
+        assert not pool.isActive()
+    finally:
+        pool.undefine()
+
+
+def test_a_guest_whose_disk_cant_be_looked_into_stops_the_deleting_and_no_pass(
+    host: LibvirtHost, libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(strangers, "backing", refuse)
+    with pytest.raises(HypervisorError, match="what the guest test lies on") as refused:
+        host.images.drop(["image-web-1.disk.qcow2"])
+    assert "root" in refused.value.hint
+    assert host.machines.all() == []
+    assert host.snapshots.drop("0123456789abcdef") == []
 
 
 def test_the_network_is_made_once_and_a_changed_subnet_is_said(libvirt_mock: Any) -> None:
