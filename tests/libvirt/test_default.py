@@ -102,6 +102,23 @@ def test_domains_of_others_are_neither_seen_nor_touched(
     assert not host.machines.residue()
 
 
+def test_a_definition_with_our_whole_metadata_is_somebodys_copy(
+    host: LibvirtHost, libvirt_mock: Any
+) -> None:
+    """Ours are transient. To destroy it failed, for as long as one waits for a QEMU to go."""
+    more = OURS.format(manager="m")
+    copy = libvirt_mock.defineXML(DOMAIN.format(name="vmr-m-0123abcd", more=more))
+    try:
+        machine = MachineId("m", "0123abcd")
+        assert host.machines.all() == []
+        assert not host.machines.alive(machine)
+        host.machines.destroy(machine)
+        assert not host.machines.residue()
+        assert libvirt_mock.lookupByName("vmr-m-0123abcd").UUIDString() == copy.UUIDString()
+    finally:
+        copy.undefine()
+
+
 def test_a_domain_of_ours_is_known_by_its_metadata(host: LibvirtHost, libvirt_mock: Any) -> None:
     libvirt_mock.createXML(DOMAIN.format(name="vmr-m-0123abcd", more=OURS.format(manager="m")))
     (machine,) = host.machines.all()
