@@ -14,7 +14,7 @@ import libvirt
 import pytest
 
 from vmrunner.errors import DiskFull, HypervisorError, NameClash
-from vmrunner.hypervisor import connection
+from vmrunner.hypervisor import connection, strangers
 from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.connection import Link
 from vmrunner.hypervisor.domains import Domains
@@ -102,6 +102,23 @@ def test_domains_of_others_are_neither_seen_nor_touched(
     assert not host.machines.residue()
 
 
+def test_a_definition_with_our_whole_metadata_is_somebodys_copy(
+    host: LibvirtHost, libvirt_mock: Any
+) -> None:
+    """Ours are transient. To destroy it failed, for as long as one waits for a QEMU to go."""
+    more = OURS.format(manager="m")
+    copy = libvirt_mock.defineXML(DOMAIN.format(name="vmr-m-0123abcd", more=more))
+    try:
+        machine = MachineId("m", "0123abcd")
+        assert host.machines.all() == []
+        assert not host.machines.alive(machine)
+        host.machines.destroy(machine)
+        assert not host.machines.residue()
+        assert libvirt_mock.lookupByName("vmr-m-0123abcd").UUIDString() == copy.UUIDString()
+    finally:
+        copy.undefine()
+
+
 def test_a_domain_of_ours_is_known_by_its_metadata(host: LibvirtHost, libvirt_mock: Any) -> None:
     libvirt_mock.createXML(DOMAIN.format(name="vmr-m-0123abcd", more=OURS.format(manager="m")))
     (machine,) = host.machines.all()
@@ -125,6 +142,33 @@ def test_a_storage_pool_of_our_name_elsewhere_is_not_used(libvirt_mock: Any) -> 
     )
     with pytest.raises(HypervisorError, match=r"is not at /nowhere/m"):
         Storage(Link("test:///default"), "m", Path("/nowhere")).ensure()
+
+
+def test_a_storage_pool_of_others_at_our_place_is_not_used(libvirt_mock: Any) -> None:
+    pool = libvirt_mock.storagePoolDefineXML(
+        "<pool type='dir'><name>theirs</name><target><path>/nowhere/m</path></target></pool>", 0
+    )
+    try:
+        with pytest.raises(NameClash, match="theirs") as refused:
+            Storage(Link("test:///default"), "m", Path("/nowhere")).ensure()
+        assert "storage_path" in refused.value.hint
+        assert not pool.isActive()
+    finally:
+        pool.undefine()
+
+
+def test_a_guest_whose_disk_cant_be_looked_into_stops_the_deleting_and_no_pass(
+    host: LibvirtHost, libvirt_mock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(strangers, "backing", refuse)
+    with pytest.raises(HypervisorError, match="what the guest test lies on") as refused:
+        host.images.drop(["image-web-1.disk.qcow2"])
+    assert "root" in refused.value.hint
+    assert host.machines.all() == []
+    assert host.snapshots.drop("0123456789abcdef") == []
 
 
 def test_the_network_is_made_once_and_a_changed_subnet_is_said(libvirt_mock: Any) -> None:

@@ -294,11 +294,17 @@ def test_a_guest_defined_with_our_pool_and_network_keeps_both(
     devices = (
         f"<disk type='volume'><source pool='vmr-{MANAGER}' volume='{base}'/>"
         "<target dev='vda' bus='virtio'/><readonly/></disk>"
+        f"<disk type='file'><source file='{STORAGE / MANAGER}/{SNAPSHOT_PREFIX}{KEY}.qcow2'/>"
+        "<target dev='vdb' bus='virtio'/></disk>"
         f"<interface type='network'><source network='vmr-{MANAGER}'/></interface>"
     )
     with ExitStack() as stack:
         others = Others(qemu, tmp_path, stack)
         others.domain("shop", devices=devices)
+        for part in ("ram", "qcow2"):
+            host._storage.write(f"{SNAPSHOT_PREFIX}{KEY}.{part}", b"x")
+        assert host.snapshots.drop(KEY) == [f"{SNAPSHOT_PREFIX}{KEY}.qcow2"]
+        assert not host._storage.exists(f"{SNAPSHOT_PREFIX}{KEY}.ram")
         before = others.seen()
         network = qemu.networkLookupByName(f"vmr-{MANAGER}")
         done = host.purge()
@@ -306,7 +312,8 @@ def test_a_guest_defined_with_our_pool_and_network_keeps_both(
         assert host._storage.exists(base)
         assert network.isActive()
         assert {each.partition(":")[0] for each in done.kept} == {
-            f"volume {base}", f"storage pool vmr-{MANAGER}", f"network vmr-{MANAGER}",
+            f"volume {base}", f"volume {SNAPSHOT_PREFIX}{KEY}.qcow2",
+            f"storage pool vmr-{MANAGER}", f"network vmr-{MANAGER}",
         }  # fmt: skip
     assert not host.purge().kept
 

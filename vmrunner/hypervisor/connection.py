@@ -47,6 +47,11 @@ def translate(error: Any, doing: str) -> HypervisorError:
             f"The machines' network overlaps with one of this host: {said}",
             "Choose another libvirt.subnet.",
         )
+    if "Storage source conflict" in said:
+        return NameClash(
+            f"The folder of our storage pool is another one's already: {said}",
+            "Choose another libvirt.storage_path; vmrunner leaves alone what it did not make.",
+        )
     if code in _PERMISSION or is_denied(said):
         return Denied(
             f"libvirt does not permit {doing}: {said}",
