@@ -335,3 +335,23 @@ def test_what_is_resolved_again_stays_as_long_as_what_is_new(firewall: Firewall)
     assert re.search(r"expires (1h|59m)", left("kept"))
     nft("add", "element", "inet", TABLE, "to-mirror.test", f"{{ {MIRROR} }}")
     assert re.search(r"expires (1h|59m)", left("to"))
+
+
+BELIEVED = """
+import socket, struct, sys
+from vmrunner.network.lookup import query
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.connect((sys.argv[1], 53))
+client.settimeout(20)
+for number in (1, 2):
+    client.send(query(number, "mirror.test", 1))
+    print(struct.unpack("!I", client.recv(2048)[-10:-6])[0])
+"""
+
+
+def test_no_answer_is_believed_for_longer_than_its_address_stays(firewall: Firewall) -> None:
+    """New, and from the cache."""
+    with resolving(firewall), inside(ONE, "-c", BELIEVED, GATEWAY) as process:
+        seconds = [int(line) for line in process.communicate()[0].split()]
+    assert len(seconds) == 2
+    assert all(0 < each <= 1800 for each in seconds), "of the day that the name server says"

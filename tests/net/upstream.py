@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 PUBLIC = "198.18.0.10"
 """An address that dnsmasq takes for a public one: those for documentation it does not."""
-DELAYS, TTL = {"late.test": 0.1, "near.test": 0.02}, 300
+DELAYS, TTL = {"late.test": 0.1, "near.test": 0.02}, 86_400
 ZONE = {
     "ok.test": [PUBLIC],
     "late.test": [PUBLIC],
