@@ -13,11 +13,21 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.bench import clones, life, load, memory, path, queue, report, steps
+from tests.bench import clones, life, load, memory, path, queue, report, resolver, steps
 from tests.bench.common import Gate
 from tests.forge.gitea import Site
 
-PARTS = ("queue", "steps", "life", "path", "load", "memory", "throughput", "clones")
+PARTS = (
+    "queue",
+    "steps",
+    "life",
+    "path",
+    "load",
+    "memory",
+    "throughput",
+    "clones",
+    "resolver",
+)
 
 
 def main() -> None:
@@ -64,6 +74,7 @@ def main() -> None:
             },
             "memory": lambda: {start: memory.idle(site, start) for start in ("snapshot", "boot")},
             "clones": lambda: clones.in_a_row(site, options.clones),
+            "resolver": lambda: resolver.beside(max(1, options.runs // 4)),
         }
         for part, measure in measures.items():
             if part in (options.only or measures):

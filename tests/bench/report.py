@@ -142,6 +142,25 @@ def tables(figures: dict[str, Any]) -> list[Table]:
             "yes" if clones["snapshot_intact"] else "NO",
         )
         found.append(table)
+    if resolver := figures.get("resolver"):
+        kinds = [kind for kind in resolver["usual"] if kind != "unanswered"]
+        table = _table(
+            "A neighbour's DNS beside a machine that asks for a dead zone, ms (stand-ins)",
+            "the other machine asks",
+            *(f"{kind}, {which}" for kind in kinds for which in ("median", "p95")),
+            "as long",
+            "unanswered",
+        )
+        for side, each in resolver.items():
+            times = [each[kind][which] for kind in kinds for which in ("median", "p95")]
+            slower = max(each[kind]["median"] / resolver["usual"][kind]["median"] for kind in kinds)
+            table.add_row(
+                "nothing" if side == "usual" else side,
+                *(f"{value:.2f}" for value in times),
+                f"{slower:.2f}",
+                str(each["unanswered"]),
+            )
+        found.append(table)
     return found
 
 

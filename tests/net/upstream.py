@@ -1,7 +1,7 @@
 """A name server for tests, of the world behind the host: `python -m tests.net.upstream ADDRESS`.
 
-What it answers is in ZONE; what is below `slow.test` it never answers, and `late.test` only after
-LATE seconds.
+What it answers is in ZONE; what is below `slow.test` it never answers, and what is below the names
+of DELAYS only after so many seconds.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from ipaddress import ip_address
 
 PUBLIC = "198.18.0.10"
 """An address that dnsmasq takes for a public one: those for documentation it does not."""
-LATE, TTL = 0.1, 300
+DELAYS, TTL = {"late.test": 0.1, "near.test": 0.02}, 86_400
 ZONE = {
     "ok.test": [PUBLIC],
     "late.test": [PUBLIC],
+    "near.test": [PUBLIC],
     "cdn.mirror.test": ["198.51.100.10"],
     "mirror.test": ["198.51.100.20"],
     "app.localtest.test": ["127.0.0.1", "::1"],
@@ -67,7 +68,7 @@ def main() -> None:
         name, answer = answered(query)
         if name.endswith("slow.test"):
             continue
-        delay = LATE if name.endswith("late.test") else 0
+        delay = next((each for end, each in DELAYS.items() if name.endswith(end)), 0.0)
         threading.Timer(delay, server.sendto, (answer, client)).start()
 
 
