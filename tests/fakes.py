@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 from vmrunner.errors import ForgeDenied, ForgeUnreachable, HypervisorError, NameClash, SnapshotError
@@ -193,6 +194,9 @@ class FakeMachines:
             raise NameClash("It exists.", "")
         assert (metadata.machine, File.OVERLAY) in self.host.files
         assert (metadata.machine, File.SEED) in self.host.files
+        address = IPv4Interface(metadata.address).ip
+        assert address not in self.host.known, "it meets what another machine has left"
+        self.host.known.add(address)
         self.host.domains[metadata.machine], self.host.shapes[metadata.machine] = metadata, shape
         self.host.limits[metadata.machine] = limits
         if self.host.wake:
@@ -338,6 +342,9 @@ class FakeFacts:
     def rules_drift(self) -> str | None:
         return ""
 
+    def leftovers_lack(self) -> str:
+        return self.host.leftovers_lack
+
 
 @dataclass
 class FakeHypervisor:
@@ -360,6 +367,8 @@ class FakeHypervisor:
     kept: dict[str, Snapshot] = field(default_factory=dict)
     paused: set[MachineId] = field(default_factory=set)
     published: list[str] = field(default_factory=list)  # volumes of images
+    leftovers_lack: str = ""
+    known: set[IPv4Address] = field(default_factory=set)  # addresses that left something
     lies_on: dict[MachineId, str] = field(default_factory=dict)  # an overlay's base
     clones_fail: bool = False
     wake: Callable[[], None] | None = None
@@ -385,6 +394,10 @@ class FakeHypervisor:
         ]
 
     def guard(self) -> None: ...
+
+    def vacate(self, addresses: Sequence[IPv4Address]) -> None:
+        self.step("vacate")
+        self.known -= set(addresses)
 
     def watch(
         self, wake: Callable[[], None], progress: Callable[[], object] = lambda: None

@@ -209,6 +209,7 @@ class NetworkConfig(Section):
 
     ipv6: IPv6Network | None = None
     filter: bool = True
+    mtu: Annotated[int, Field(ge=1280, le=9216)] | None = None
     connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     new_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     dns_queries: Annotated[int, Field(ge=1, le=1_000_000)] = 200

@@ -161,6 +161,17 @@ def test_ipv6_asked_for_later_is_drift_until_the_network_is_idle(
     assert network_drift(libvirt_mock, "m", SUBNET), "and when it is no longer asked for"
 
 
+def test_another_mtu_is_drift_until_the_network_is_idle(libvirt_mock: Any) -> None:
+    ensure_network(libvirt_mock, "m", SUBNET)
+    drift = network_drift(libvirt_mock, "m", SUBNET, mtu=1400)
+    assert drift == ["the MTU is missing instead of size=1400"]
+    ensure_network(libvirt_mock, "m", SUBNET, mtu=1400, idle=True)
+    assert network_drift(libvirt_mock, "m", SUBNET, mtu=1400) == []
+    assert network_drift(libvirt_mock, "m", SUBNET, mtu=9000) == [
+        "the MTU is size=1400 instead of size=9000"
+    ]
+
+
 def test_libvirts_refusals_are_sentences_with_hints(libvirt_mock: Any) -> None:
     with pytest.raises(NameClash) as clash, connection.asking("starting x"):
         libvirt_mock.createXML(DOMAIN.format(name="test", more=""))

@@ -117,7 +117,7 @@ class Host:
 
 
 @contextmanager
-def _at(namespace: Path) -> Iterator[None]:
+def at(namespace: Path) -> Iterator[None]:
     """This thread, and all that it starts, in another network namespace.
 
     os.setns is there since Python 3.12 only.
@@ -166,7 +166,7 @@ def host(backend: str, *, has_forge: bool) -> Iterator[Host]:
         stack.callback(holder.kill)
         assert holder.stdout
         made = Host(int(holder.stdout.readline()))
-        stack.enter_context(_at(Path(f"/proc/{made.pid}/ns/net")))
+        stack.enter_context(at(Path(f"/proc/{made.pid}/ns/net")))
         until(
             lambda: made.answers("virsh", "-c", "network:///system", "net-list"), "libvirtd answers"
         )

@@ -46,6 +46,12 @@ def ip(*words: str, check: bool = True) -> None:
     subprocess.run(["ip", *words], check=check, capture_output=True)
 
 
+def ip_batch(lines: list[str], *words: str) -> None:
+    """Many of ip's commands by one program."""
+    command = ["ip", *words, "-batch", "-"]
+    subprocess.run(command, check=True, capture_output=True, input="\n".join(lines), text=True)
+
+
 def address6(address: IPv4Address) -> str:
     """What a machine with this address has in IPv6."""
     found = paired(IPv4Interface((address, SUBNET.prefixlen)), PREFIX)
@@ -197,35 +203,33 @@ def bridge() -> Iterator[None]:
         ip("link", "del", BRIDGE)
 
 
+def stand_in(stack: ExitStack, machine: MachineId, address: IPv4Address) -> None:
+    """A machine on the bridge that is there, as long as the stack lasts."""
+    name = str(machine)
+    namespace(stack, name)
+    # A namespace that was deleted a moment ago still has its wires.
+    ip("link", "del", machine.tap, check=False)
+    peer = f"peer name eth0 netns {name} address {machine.mac}"
+    outside = [
+        f"link add {machine.tap} type veth {peer}",
+        f"link set {machine.tap} master {BRIDGE} up",
+        f"link set {machine.tap} type bridge_slave isolated on",
+    ]
+    inside = [
+        f"addr add {address}/{SUBNET.prefixlen} dev eth0",
+        "link set eth0 up",
+        f"route add default via {GATEWAY}",
+    ]
+    ip_batch(outside)
+    ip_batch(inside, "-n", name)
+
+
 @contextmanager
 def machines(*, ipv6: bool = False, ports: Sequence[int] = (53, 8080)) -> Iterator[None]:
     """Two stand-ins on the bridge that is there, and what listens on these ports of the gateway."""
     with ExitStack() as stack:
-        for name in map(str, ADDRESSES):
-            namespace(stack, name)
         for machine, address in ADDRESSES.items():
-            name = str(machine)
-            # A namespace that was deleted a moment ago still has its wires.
-            ip("link", "del", machine.tap, check=False)
-            ip(
-                "link",
-                "add",
-                machine.tap,
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "eth0",
-                "netns",
-                name,
-                "address",
-                machine.mac,
-            )
-            ip("link", "set", machine.tap, "master", BRIDGE, "up")
-            ip("link", "set", machine.tap, "type", "bridge_slave", "isolated", "on")
-            ip("-n", name, "addr", "add", f"{address}/{SUBNET.prefixlen}", "dev", "eth0")
-            ip("-n", name, "link", "set", "eth0", "up")
-            ip("-n", name, "route", "add", "default", "via", GATEWAY)
+            stand_in(stack, machine, address)
         if ipv6:
             hosts = Path("/etc/hosts")
             stack.enter_context(written(hosts, f"{hosts.read_text()}{FORGE6} forge.example\n"))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Network
+from ipaddress import IPv4Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from vmrunner.doctor.isolation import network
 from vmrunner.doctor.isolation.ears import Ears
 from vmrunner.errors import HypervisorError
 from vmrunner.model.machine import MachineId
+from vmrunner.network import leftovers
 from vmrunner.network.firewall import Firewall
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import Bounds, Destination, Policy, Reach, pool_policy
@@ -472,6 +473,35 @@ def test_bounds(tmp_path: Path, ipv6: IPv6Network | None) -> None:
         )
     finally:
         firewall.remove()
+
+
+def test_nothing_of_a_machine_is_left_in_either_family(
+    firewall: Firewall, ipv6: IPv6Network | None
+) -> None:
+    admit(firewall, "internet")
+    cells = ["our resolver", "the internet", "the internet by UDP"]
+    six = ["the internet, IPv6", "the internet by UDP, IPv6"] if ipv6 else []
+    tried = [(CELLS | CELLS6)[name][0] for name in cells + six]
+    for machine in ADDRESSES:
+        assert all(ask(machine, tried))
+
+    def left(machine: MachineId, *addresses: str) -> list[bool]:
+        table = nft("list", "table", "inet", TABLE) + nft("list", "table", "bridge", TABLE)
+        known = subprocess.run(
+            ["ip", "neigh", "show", "dev", BRIDGE], check=True, capture_output=True, text=True
+        )
+        return [
+            any(word in table for word in (machine.mac, machine.tap, f"{addresses[0]} ")),
+            any(f"{address} " in known.stdout for address in addresses),
+            *(leftovers.connections([ip_address(each)]) > 0 for each in addresses),
+        ]
+
+    one, two = ((A, A6), (B, B6)) if ipv6 else ((A,), (B,))
+    assert all(left(ONE, *one))
+    firewall.forget(ONE)
+    leftovers.remove(BRIDGE, [ip_address(each) for each in one])
+    assert not any(left(ONE, *one)), left(ONE, *one)
+    assert all(left(TWO, *two)), "its neighbour keeps all of its own"
 
 
 def test_an_address_that_comes_again_follows_its_new_machine(firewall: Firewall) -> None:

@@ -167,6 +167,12 @@ def _network(facts: Facts) -> Iterator[Finding]:
         yield failed("network", why)
         return
     yield from _rules(facts)
+    if lack := facts.leftovers_lack():
+        yield warning(
+            "network",
+            f"What a machine leaves open stays for the next one on its address: {lack}.",
+            "`modprobe nf_conntrack_netlink`; in a container its host has to do that.",
+        )
     if drift is None:
         yield good("network", f"{facts.network} is made with the first machine")
     elif drift:

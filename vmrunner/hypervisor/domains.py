@@ -41,6 +41,11 @@ class Domains:
         self._link, self._manager, self._storage, self._network = link, manager, storage, network
         self._cgroups, self._kvm = cgroups, kvm
 
+    @property
+    def mtu(self) -> int | None:
+        """The biggest packet of their network, in bytes; None: the usual one."""
+        return self._network.mtu
+
     def all(self) -> dict[MachineId, Any]:
         """Those whose names look like ours."""
         with asking("listing domains"):
@@ -122,6 +127,7 @@ class Domains:
             shape=shape,
             metadata=metadata,
             network=self._network.name,
+            mtu=self._network.mtu,
             files=files,
             boot=boot,
             backing=tuple(self._storage.path(name) for name in backing),

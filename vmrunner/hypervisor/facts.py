@@ -85,3 +85,7 @@ class LibvirtFacts:
         make none.
         """
         return self._network.rules_drift()
+
+    def leftovers_lack(self) -> str:
+        """Why the host can't forget whoever had an address, in words; empty where it can."""
+        return self._network.leftovers_lack()

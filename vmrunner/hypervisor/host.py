@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ipaddress import IPv4Network, IPv6Network
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 from vmrunner.config import HostConfig, is_local
@@ -41,6 +41,7 @@ class LibvirtHost:
         ipv6: IPv6Network | None = None,
         accelerator: str = "auto",
         firewall: Firewall | None = None,
+        mtu: int | None = None,
         warn: Callable[[str], None],
     ) -> None:
         self.manager = manager
@@ -49,7 +50,7 @@ class LibvirtHost:
         no_kvm = _no_kvm(self._link, accelerator, warn) if shall else None
         kvm = shall and no_kvm is None
         self._storage = Storage(self._link, manager, storage_path)
-        self._network = Network(self._link, manager, subnet, ipv6, firewall)
+        self._network = Network(self._link, manager, subnet, ipv6, firewall, mtu)
         self._strangers = Strangers(self._link, manager, self._storage.name, self._storage.folder)
         self._events = Events(manager)
         cgroups = Cgroups.of_host(uri)
@@ -125,6 +126,10 @@ class LibvirtHost:
             ):
                 self._network.admit(metadata)
 
+    def vacate(self, addresses: Sequence[IPv4Address]) -> None:
+        """Have the host forget whoever had these addresses."""
+        self._network.vacate(addresses)
+
     def purge(self) -> Purged:
         """Remove all that carries this manager's id, but for what others use."""
         machines = []
@@ -169,6 +174,7 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
         ipv6=settings.network.ipv6,
         accelerator=section.accelerator,
         firewall=firewall,
+        mtu=settings.network.mtu,
         warn=warn,
     )
 

@@ -5,18 +5,20 @@ rules that filter it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from ipaddress import IPv4Interface, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from typing import Any
 from xml.etree import ElementTree
 
 import libvirt
 
+from vmrunner.config import is_local
 from vmrunner.errors import HypervisorError, NameClash
 from vmrunner.hypervisor.connection import Link, asking
 from vmrunner.hypervisor.domain import NAMESPACE
 from vmrunner.hypervisor.seam import Purged
 from vmrunner.model.machine import MachineId, Metadata
-from vmrunner.network.addresses import gateway
+from vmrunner.network import leftovers
+from vmrunner.network.addresses import gateway, paired
 from vmrunner.network.firewall import Firewall
 from vmrunner.network.names import bridge_name, network_name
 from vmrunner.network.policy import UNIQUE_LOCAL
@@ -35,9 +37,10 @@ class Network:
         subnet: IPv4Network,
         ipv6: IPv6Network | None,
         firewall: Firewall | None,
+        mtu: int | None = None,
     ) -> None:
         self._link, self._manager, self._firewall = link, manager, firewall
-        self._subnet, self._ipv6 = subnet, ipv6
+        self._subnet, self._ipv6, self.mtu = subnet, ipv6, mtu
 
     @property
     def name(self) -> str:
@@ -61,6 +64,7 @@ class Network:
             self._subnet,
             self._dns_options,
             self._ipv6,
+            self.mtu,
             idle=idle,
             guest_on=guest_on,
         )
@@ -84,6 +88,23 @@ class Network:
         if self._firewall:
             self._firewall.forget(machine)
 
+    def vacate(self, addresses: Sequence[IPv4Address]) -> None:
+        """Have this host's kernel forget whoever had these addresses; another host's can't be
+        asked.
+        """
+        if is_local(self._link.uri):
+            pairs = (
+                paired(IPv4Interface((address, self._subnet.prefixlen)), self._ipv6)
+                for address in addresses
+                if address in self._subnet
+            )
+            sixes = [pair.ip for pair in pairs if pair]
+            leftovers.remove(bridge_name(self._manager), [*addresses, *sixes])
+
+    def leftovers_lack(self) -> str:
+        """Why `vacate` can't work here, in words; empty where it can, or is not for us."""
+        return leftovers.lack() if is_local(self._link.uri) else ""
+
     def dropped(self) -> dict[MachineId, int]:
         """How many packets of each machine were dropped, as far as they are counted."""
         return self._firewall.dropped() if self._firewall else {}
@@ -91,7 +112,12 @@ class Network:
     def drift(self) -> list[str] | None:
         """See network_drift."""
         return network_drift(
-            self._link.connection, self._manager, self._subnet, self._dns_options, self._ipv6
+            self._link.connection,
+            self._manager,
+            self._subnet,
+            self._dns_options,
+            self._ipv6,
+            self.mtu,
         )
 
     def rules_drift(self) -> str | None:
@@ -121,10 +147,14 @@ class Network:
 
 
 def network_xml(
-    manager: str, subnet: IPv4Network, options: Sequence[str] = (), ipv6: IPv6Network | None = None
+    manager: str,
+    subnet: IPv4Network,
+    options: Sequence[str] = (),
+    ipv6: IPv6Network | None = None,
+    mtu: int | None = None,
 ) -> str:
     """The network as libvirt wants it. The first address is the gateway; `options` are for its
-    dnsmasq.
+    dnsmasq; `mtu` in bytes.
 
     IPv6 addresses that are unique local ones are translated like those of IPv4, others only routed.
     """
@@ -139,6 +169,7 @@ def network_xml(
         gateway=gateway(subnet),
         netmask=subnet.netmask,
         options=options,
+        mtu=mtu,
         ipv6=ipv6,
         gateway6=ipv6 and gateway(ipv6),
         nat6=bool(ipv6 and ipv6.subnet_of(UNIQUE_LOCAL)),
@@ -184,6 +215,7 @@ def ensure_network(
     subnet: IPv4Network,
     options: Sequence[str] = (),
     ipv6: IPv6Network | None = None,
+    mtu: int | None = None,
     *,
     idle: bool = False,
     guest_on: Callable[..., str] = lambda *_: "",
@@ -195,14 +227,14 @@ def ensure_network(
     name = network_name(manager)
     if (
         idle
-        and network_drift(connection, manager, subnet, options, ipv6)
+        and network_drift(connection, manager, subnet, options, ipv6, mtu)
         and not guest_on(name, bridge_name(manager))
     ):
         remove_network(connection, manager)
     with asking(f"preparing the network {name}"):
         network = _find(connection, manager)
         if network is None:
-            network = connection.networkDefineXML(network_xml(manager, subnet, options, ipv6))
+            network = connection.networkDefineXML(network_xml(manager, subnet, options, ipv6, mtu))
             network.setAutostart(1)
         if f"address='{gateway(subnet)}' netmask='{subnet.netmask}'" not in network.XMLDesc(0):
             raise HypervisorError(
@@ -220,6 +252,7 @@ def network_drift(
     subnet: IPv4Network,
     options: Sequence[str] = (),
     ipv6: IPv6Network | None = None,
+    mtu: int | None = None,
 ) -> list[str] | None:
     """How the network that exists differs from `network_xml`, in words; None where there is
     none.
@@ -230,7 +263,7 @@ def network_drift(
             return None
         described, is_active = network.XMLDesc(0), bool(network.isActive())
     found, wanted = (
-        _essence(text) for text in (described, network_xml(manager, subnet, options, ipv6))
+        _essence(text) for text in (described, network_xml(manager, subnet, options, ipv6, mtu))
     )
     return ([] if is_active else ["it is not active"]) + [
         f"{name} is {found[name] or 'missing'} instead of {wanted[name] or 'missing'}"
@@ -254,6 +287,7 @@ def _essence(described: str) -> dict[str, str]:
         "forwarding": attributes("forward", "mode", "dev"),
         "translation of IPv6": attributes("forward/nat", "ipv6"),
         "the bridge": attributes("bridge", "name", "stp"),
+        "the MTU": attributes("mtu", "size"),
         "the address": attributes("ip", "address", "netmask", "prefix"),
         "DHCP": attributes("ip/dhcp/range", "start", "end"),
         "DNS": attributes(f"{{{_DNSMASQ}}}options/{{{_DNSMASQ}}}option", "value"),

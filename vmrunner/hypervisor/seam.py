@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Address
 from typing import Protocol
 
 from vmrunner.hypervisor.acceleration import NoKvm
@@ -276,6 +277,11 @@ class Facts(Protocol):
         they don't; None where we make none. Raises NotPermitted.
         """
 
+    def leftovers_lack(self) -> str:
+        """Why the host can't forget whoever had an address (`vacate`), in words; empty where it
+        can.
+        """
+
 
 class Hypervisor(Protocol):
     """One manager's part of a host. Its four parts are the same ones as long as it lives.
@@ -312,6 +318,11 @@ class Hypervisor(Protocol):
     def guard(self) -> None:
         """Bring what filters the machines' network to what it should be: rules, and which machines
         are let through.
+        """
+
+    def vacate(self, addresses: Sequence[IPv4Address]) -> None:
+        """Have the host forget whoever had these addresses: their connections, their MACs. Nobody
+        has them now.
         """
 
     def watch(self, wake: Callable[[], None], progress: Callable[[], object] = ...) -> None:

@@ -93,6 +93,7 @@ class LibvirtSnapshots:
             shape.disk_gib,
             shape.nested,
             templates,
+            self._domains.mtu,
         ]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -75,6 +75,7 @@ def run(
     with ExitStack() as stack:
         with claiming(hypervisor, settings, golden, machine, until=stack, say=say):
             address = addresses.take(machine)
+        stack.callback(addresses.release, machine, hypervisor.vacate)
         stack.callback(_destroy, hypervisor.machines, machine, say)
         metadata = Metadata(
             machine, "", golden.id, time.time(), address=str(address), network=command.network

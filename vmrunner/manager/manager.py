@@ -509,7 +509,8 @@ class Manager:
             | {
                 str(machine)
                 for machine in ownership.owned(self.settings.manager, self.settings.runtime_dir)
-            }
+            },
+            self.hypervisor.vacate,
         )
         problems = {
             queue.problem: queue.hint for queue in survey.observed.queues.values() if queue.problem
@@ -709,6 +710,7 @@ class Manager:
             binding = replace(binding, ending=action.ending.value, reason=reason)
             self._bindings.save(binding)
         self.hypervisor.machines.destroy(machine)
+        self._addresses.release(machine, self.hypervisor.vacate)
         outcome.gone.add(machine)
         if action.seen and action.seen.dropped:
             self.history.count(Counted.DROPPED_PACKETS, _pool(action.seen), by=action.seen.dropped)
@@ -926,7 +928,9 @@ class Manager:
     def purge(self) -> Purged:
         """Remove all that this manager has made on the libvirt host, but for what others use."""
         with self.lock():
-            return self.hypervisor.purge()
+            removed = self.hypervisor.purge()
+            self._addresses.sweep((), self.hypervisor.vacate)
+            return removed
 
     # ---- down ----
 

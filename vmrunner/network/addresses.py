@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from ipaddress import (
     IPv4Address,
@@ -23,6 +23,8 @@ from pathlib import Path
 from vmrunner.errors import ConfigError, HypervisorError
 from vmrunner.model.machine import MachineId
 
+Vacate = Callable[[Sequence[IPv4Address]], object]
+"""Makes the host forget whoever had these addresses."""
 _FOLDER = "addresses"
 
 
@@ -86,9 +88,24 @@ class Addresses:
         """The IPv6 address of the machine that has this one; none where machines have no IPv6."""
         return paired(address, self._ipv6)
 
-    def sweep(self, living: Container[str]) -> None:
+    def release(self, machine: MachineId, vacate: Vacate) -> None:
+        """Give back the address of a machine that is gone, if it has one."""
+        self._give_back(lambda owner: owner == str(machine), vacate)
+
+    def sweep(self, living: Container[str], vacate: Vacate) -> None:
         """Give back the addresses of all machines but these. Call it under the manager's lock."""
+        self._give_back(lambda owner: owner not in living, vacate)
+
+    def _give_back(self, is_gone: Callable[[str], bool], vacate: Vacate) -> None:
+        """An address is free when nothing on the host knows its last machine any more, and not
+        before: who is killed in between leaves it taken, and the next pass goes on here.
+        """
+        gone = []
         for path in sorted(self._folder.glob("*")):
             with suppress(OSError):
-                if path.read_text() not in living:
-                    path.unlink()
+                if is_gone(path.read_text()):
+                    gone.append(path)
+        if gone:
+            vacate([IPv4Address(path.name) for path in gone])
+        for path in gone:
+            path.unlink(missing_ok=True)

@@ -43,19 +43,8 @@ _CACHED = 60  # … that the resolver knows an answer, which then fills no set
 # the answer was cached, or passes are minutes apart.
 _BELIEVED = 1800
 _MARK = "made by vmrunner"  # in the comment of both, see the template
-_CHANGING = {
-    "machines",
-    "machines6",
-    "forge",
-    "forge6",
-    "dropped",
-    "connections",
-    "openings",
-    "queries",
-    "held",
-    "lookups",
-    *queries.MAPS,
-}
+_COUNTING = {"connections", "openings", "queries", "held", "lookups"}
+_CHANGING = {"machines", "machines6", "forge", "forge6", "dropped", *_COUNTING, *queries.MAPS}
 """Sets whose elements come and go; beside them those of names, whose names begin with _NAMES."""
 _HEARD, _TAKEN_OVER = ("to-", "to6-"), ("kept-", "kept6-")
 _NAMES = _HEARD + _TAKEN_OVER
@@ -85,6 +74,8 @@ class _Listed:
     # Address -> what its machine has of its own for DNS, in words that are the same for each.
     lanes: dict[str, list[str]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)  # interface, address or MAC -> packets
+    # Set -> addresses or MACs whose connections and openings it counts.
+    counted: dict[str, set[str]] = field(default_factory=dict)
 
 
 class _NoTable(HypervisorError):
@@ -324,6 +315,13 @@ class Firewall:
             for each in (address, machine.mac)
             if each in listed.dropped
         ]
+        # What counts for it goes by itself in a while, or not: to add it makes its end sure.
+        gone += [
+            ("inet", name, change, [each])
+            for name, those in listed.counted.items()
+            for each in those & {address, machine.mac}
+            for change in ("add", "delete")
+        ]
         with suppress(HypervisorError):  # whoever was quicker has done it
             self._nft(
                 "".join(self._elements(*each) for each in gone)
@@ -535,6 +533,8 @@ def _take(
         elif name in {"forge", "forge6"}:
             address, port = value["concat"]
             listed.forge.add((address, port))
+        elif name in _COUNTING:
+            listed.counted.setdefault(name, set()).add(value)
         elif name == "dropped":
             listed.dropped[value] = inner.get("counter", {}).get("packets", 0)
         elif name.startswith(_NAMES):

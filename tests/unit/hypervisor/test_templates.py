@@ -12,7 +12,12 @@ MACHINE = MachineId("ci-1", "00c0ffee")
 
 
 def domain(
-    job: str, limits: Limits = NO_LIMITS, *, kvm: bool = False, nested: bool = False
+    job: str = "1",
+    limits: Limits = NO_LIMITS,
+    *,
+    kvm: bool = False,
+    nested: bool = False,
+    mtu: int | None = None,
 ) -> ElementTree.Element:
     return ElementTree.fromstring(  # noqa: S314 — our own output
         xml(
@@ -33,6 +38,7 @@ def domain(
             mac=MACHINE.mac,
             tap=MACHINE.tap,
             network="n",
+            mtu=mtu,
             console="/c",
             events="/e",
             streams=["stdout"],
@@ -90,6 +96,11 @@ def test_a_disk_is_as_fast_as_its_limits_say() -> None:
         ("total_bytes_sec", str(20 << 20)),
         ("total_iops_sec", "100"),
     ]
+
+
+def test_a_machines_card_is_told_how_big_packets_are() -> None:
+    sizes = [domain(mtu=mtu).find("devices/interface/mtu") for mtu in (None, 1400)]
+    assert [size is not None and size.get("size") for size in sizes] == [False, "1400"]
 
 
 def test_a_machine_has_no_more_devices_than_docs_security_lists() -> None:

@@ -5,7 +5,7 @@ families that machines have.
 from __future__ import annotations
 
 import socket
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,29 @@ def test_what_is_taken_has_a_pair_where_there_is_ipv6(tmp_path: Path) -> None:
     assert len(pairs) == 5
     assert gateway(prefix) not in {pair.ip for pair in pairs if pair}
     assert Addresses(tmp_path, subnet).beside(taken[0]) is None
+
+
+def test_an_address_is_free_when_the_host_has_forgotten_its_machine(tmp_path: Path) -> None:
+    addresses = Addresses(tmp_path, IPv4Network("10.87.0.0/29"))
+    one, two = MachineId("m", "0a0b0c0d"), MachineId("m", "0a0b0c0e")
+    first, second = addresses.take(one).ip, addresses.take(two).ip
+    vacated: list[IPv4Address] = []
+
+    addresses.release(MachineId("m", "0a0b0c0f"), vacated.extend)
+    addresses.sweep({str(one), str(two)}, vacated.extend)
+    assert vacated == [], "who has none, and who lives"
+    addresses.release(one, vacated.extend)
+    assert vacated == [first]
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        addresses.sweep((), killed)
+    addresses.sweep((), vacated.extend)
+    assert vacated == [first, second]
+    addresses.sweep((), vacated.extend)
+    assert vacated == [first, second], "nothing went: nobody is asked"
 
 
 def test_a_forges_addresses_are_of_the_families_that_machines_have(
