@@ -195,8 +195,8 @@ class FakeMachines:
         assert (metadata.machine, File.OVERLAY) in self.host.files
         assert (metadata.machine, File.SEED) in self.host.files
         address = IPv4Interface(metadata.address).ip
-        assert address not in self.host.known, "it meets what another machine has left"
-        self.host.known.add(address)
+        owner = self.host.known.setdefault(address, metadata.machine)
+        assert owner == metadata.machine, "it meets what another machine has left"
         self.host.domains[metadata.machine], self.host.shapes[metadata.machine] = metadata, shape
         self.host.limits[metadata.machine] = limits
         if self.host.wake:
@@ -368,7 +368,8 @@ class FakeHypervisor:
     paused: set[MachineId] = field(default_factory=set)
     published: list[str] = field(default_factory=list)  # volumes of images
     leftovers_lack: str = ""
-    known: set[IPv4Address] = field(default_factory=set)  # addresses that left something
+    # Whose connections it knows, by their addresses.
+    known: dict[IPv4Address, MachineId] = field(default_factory=dict)
     lies_on: dict[MachineId, str] = field(default_factory=dict)  # an overlay's base
     clones_fail: bool = False
     wake: Callable[[], None] | None = None
@@ -397,7 +398,8 @@ class FakeHypervisor:
 
     def vacate(self, addresses: Sequence[IPv4Address]) -> None:
         self.step("vacate")
-        self.known -= set(addresses)
+        for address in addresses:
+            self.known.pop(address, None)
 
     def watch(
         self, wake: Callable[[], None], progress: Callable[[], object] = lambda: None

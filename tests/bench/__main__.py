@@ -13,11 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.bench import clones, life, memory, path, queue, report, steps
+from tests.bench import clones, life, load, memory, path, queue, report, steps
 from tests.bench.common import Gate
 from tests.forge.gitea import Site
 
-PARTS = ("queue", "steps", "life", "path", "memory", "throughput", "clones")
+PARTS = ("queue", "steps", "life", "path", "load", "memory", "throughput", "clones")
 
 
 def main() -> None:
@@ -57,6 +57,7 @@ def main() -> None:
             },
             "life": lambda: life.whole_lives(site, options.runs),
             "path": lambda: path.steps(site, options.runs),
+            "load": lambda: load.side_by_side(site, options.runs),
             "throughput": lambda: {
                 start: queue.throughput(site, gate, start, options.runs)
                 for start in ("snapshot", "boot")

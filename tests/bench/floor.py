@@ -5,6 +5,7 @@ libvirt and without vmrunner.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import socket
@@ -94,7 +95,7 @@ class Floor:
                 self.give(content)
             self.resume()
             self.mark("bind")
-            self._await_exit()
+            self.await_exit()
             self.mark("command")
         self.mark("destroy")
         self.steps = {name: at - before for (_, before), (name, at) in pairwise(self.marks.items())}
@@ -112,7 +113,9 @@ class Floor:
         try:
             overlay(self._folder / "machine.qcow2", self._backing)
             self.mark("overlay")
-            qemu = subprocess.Popen(self._argv, stdin=subprocess.DEVNULL)
+            # As libvirt does it, whatever its own process is bound to.
+            everywhere = ["taskset", "--cpu-list", f"0-{(os.cpu_count() or 1) - 1}"]
+            qemu = subprocess.Popen([*everywhere, *self._argv], stdin=subprocess.DEVNULL)
             try:
                 with _Monitor(self._folder / "monitor") as self._monitor:
                     self.mark("create")
@@ -152,7 +155,7 @@ class Floor:
         while self._monitor.say("query-migrate").get("status") != "completed":
             time.sleep(0.002)
 
-    def _await_exit(self) -> None:
+    def await_exit(self) -> None:
         """Until the guest has said that its command has ended."""
         deadline = time.monotonic() + _DEADLINE
         while b"exit " not in self.events.read_bytes():

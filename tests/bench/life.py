@@ -36,7 +36,7 @@ def _exec(place: Ground, *options: str) -> tuple[float, str]:
     return seconds, found[1]
 
 
-def floor_of(place: Ground) -> tuple[Floor, str]:
+def floor_of(place: Ground, address: IPv4Interface = _ADDRESS) -> tuple[Floor, str]:
     """A clone's QEMU without libvirt, and the state that it begins with; makes the snapshot."""
     place.run("snapshot", "drop")
     place.run("snapshot", "create", "--image", GITEA, "--memory", MEMORY)
@@ -44,7 +44,7 @@ def floor_of(place: Ground) -> tuple[Floor, str]:
     state = next(
         str(STORAGE / MANAGER / name) for name in snapshot["files"] if name.endswith(".state")
     )
-    return Floor(_exec(place)[1], _ADDRESS), state
+    return Floor(_exec(place)[1], address), state
 
 
 def whole_lives(site: Site, runs: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import steps
+from tests.bench import load, steps
 from tests.bench.path import STEPS
 
 WAYS = {
@@ -66,6 +66,19 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         )
         for name, each in life.items():
             table.add_row(name, f"{each['median']:.2f}", f"{each['p95']:.2f}", str(each["runs"]))
+        found.append(table)
+    if measured := figures.get("load"):
+        table = _table(
+            "A download, and writes with fsync (medians)",
+            "",
+            load.RULES,
+            load.PLAIN,
+            "ratio",
+            "aim",
+        )
+        for what, aim in load.AIMS.items():
+            sides = (f"{measured[side][what]:.1f}" for side in (load.RULES, load.PLAIN))
+            table.add_row(what, *sides, f"{measured['ratio'][what]:.2f}", f"≥ {aim}")
         found.append(table)
     if memory := figures.get("memory"):
         table = _table("Idle machines of 1 GiB, MiB", "", *(WAYS[start] for start in memory))

@@ -17,6 +17,7 @@ from vmrunner.hypervisor.seam import Hypervisor
 from vmrunner.log import Say
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import MachineId
+from vmrunner.network.addresses import Addresses
 
 LOCK_WAIT = 60.0
 """Seconds that such a process waits for a pass to end."""
@@ -38,7 +39,7 @@ def claiming(
     In the block no pass is at work: what a pass would sweep is noted there.
     """
     with lock.exclusive(settings.runtime_dir, settings.manager, wait=LOCK_WAIT, say=say):
-        sweep(hypervisor, settings.runtime_dir)
+        sweep(hypervisor, settings.runtime_dir, settings.addresses())
         until.enter_context(owning(settings.runtime_dir, machine))
         hypervisor.prepare(golden)
         yield
@@ -74,12 +75,15 @@ def owned(manager: str, runtime_dir: Path) -> set[MachineId]:
     }
 
 
-def sweep(hypervisor: Hypervisor, runtime_dir: Path) -> None:
-    """Destroy the machines whose process was killed. Call it under the manager's lock."""
+def sweep(hypervisor: Hypervisor, runtime_dir: Path, addresses: Addresses) -> None:
+    """Destroy the machines whose process was killed, and give back their addresses. Call it under
+    the manager's lock.
+    """
     for path in _locks(runtime_dir):
         machine = MachineId.of(hypervisor.manager, path.name)
         if machine and _is_free(path):
             hypervisor.machines.destroy(machine)
+            addresses.release(machine, hypervisor.vacate)
             path.unlink(missing_ok=True)
 
 

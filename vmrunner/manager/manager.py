@@ -493,7 +493,7 @@ class Manager:
         """
         self._pass_began = self._clock()
         self.hypervisor.guard()
-        ownership.sweep(self.hypervisor, self.settings.runtime_dir)
+        ownership.sweep(self.hypervisor, self.settings.runtime_dir, self._addresses)
         self._bindings.sweep()
         for folder in (self.settings.state_dir, self.settings.runtime_dir):
             files.sweep(folder)

@@ -183,7 +183,26 @@ def test_a_command_has_a_machine_of_its_own_and_nothing_of_it_stays(
         f"machine {MACHINE}: destroyed",
     ]
     assert not host.machines.residue()
-    assert list((world.settings.runtime_dir / "exec").iterdir()) == []
+    assert left(world, host) == []
+
+
+def left(world: World, host: FakeHypervisor) -> list[object]:
+    """Locks, addresses, and what the host knows of those who had them."""
+    folders = (world.settings.runtime_dir / name for name in ("exec", "addresses"))
+    return [*(path.name for folder in folders for path in folder.iterdir()), *host.known]
+
+
+def test_the_address_of_a_command_that_was_killed_comes_back_without_a_pass(world: World) -> None:
+    host = talkative(world)
+    host.known[world.settings.addresses().take(MACHINE).ip] = MACHINE
+    lock = world.settings.runtime_dir / "exec" / f"{MACHINE}.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    command = Command(
+        golden(world), ["true"], world.settings.pools["p"].shape, timedelta(minutes=1)
+    )
+    oneshot.run(host, world.settings, command, write=lambda *_: None, say=lambda _: None)
+    assert left(world, host) == []
 
 
 def test_a_machine_that_does_not_come_up_in_time_goes(world: World) -> None:

@@ -54,7 +54,7 @@ def test_a_jobs_life(world: World) -> None:
     assert [world.step(machine) for _ in range(2)] == ["finished", "powered off"]
     assert world.up() == (0, 1, 0, 0)
     assert world.left() == []
-    assert world.hypervisor.known == set(), "the host has forgotten its address"
+    assert world.hypervisor.known == {}, "the host has forgotten its address"
     (row,) = world.history.all()
     assert (row.machine, row.job, row.repository, row.ending) == (
         str(machine),
@@ -301,7 +301,7 @@ def test_killed_at_any_step_of_a_jobs_life_it_still_runs_once(tmp_path: Path) ->
             world.settle_but_for_warm()
             assert world.forge.verdicts == {1: ["success"]}, f"killed at step {steps}"
             assert world.starts == {1: 1}
-            assert world.hypervisor.known == set(), "the host has forgotten their addresses"
+            assert world.hypervisor.known == {}, "the host has forgotten their addresses"
             if not killed:
                 break
         assert killed == 0, "every step was reached"
