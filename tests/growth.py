@@ -95,7 +95,7 @@ def main() -> None:
                 failed += 1
             else:
                 refused += options.connections - int(done.stdout)
-            if number % 10 == 9:
+            if number >= 0 and number % 10 == 9:
                 say(f"{number + 1}/{options.machines}: {refused} refused, {failed} failed")
         marks.append((time.monotonic(), _state()))
         before = marks[0][1]["connections"]
