@@ -43,18 +43,8 @@ _CACHED = 60  # … that the resolver knows an answer, which then fills no set
 # the answer was cached, or passes are minutes apart.
 _BELIEVED = 1800
 _MARK = "made by vmrunner"  # in the comment of both, see the template
-_COUNTING = {"connections", "openings", "queries"}
-_CHANGING = {
-    "machines",
-    "machines6",
-    "forge",
-    "forge6",
-    "dropped",
-    "held",
-    "lookups",
-    *_COUNTING,
-    *queries.MAPS,
-}
+_COUNTING = {"connections", "openings", "queries", "held", "lookups"}
+_CHANGING = {"machines", "machines6", "forge", "forge6", "dropped", *_COUNTING, *queries.MAPS}
 """Sets whose elements come and go; beside them those of names, whose names begin with _NAMES."""
 _HEARD, _TAKEN_OVER = ("to-", "to6-"), ("kept-", "kept6-")
 _NAMES = _HEARD + _TAKEN_OVER
@@ -326,17 +316,17 @@ class Firewall:
             if each in listed.dropped
         ]
         # What counts for it goes by itself in a while, or not: to add it makes its end sure.
-        counted = [
+        gone += [
             ("inet", name, change, [each])
             for name, those in listed.counted.items()
             for each in those & {address, machine.mac}
             for change in ("add", "delete")
         ]
-        words = "".join(self._elements(*each) for each in counted + gone)
-        words += self._gone(listed, IPv4Address(address)) if address else ""
-        if words:
-            with suppress(HypervisorError):  # whoever was quicker has done it
-                self._nft(words)
+        with suppress(HypervisorError):  # whoever was quicker has done it
+            self._nft(
+                "".join(self._elements(*each) for each in gone)
+                + (self._gone(listed, IPv4Address(address)) if address else "")
+            )
 
     def _gone(self, listed: _Listed, address: IPv4Address) -> str:
         """The ends of an address's verdicts and of what it has for DNS, of those that there are."""
