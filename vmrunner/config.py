@@ -42,10 +42,10 @@ from vmrunner.network.policy import (
     Reach,
     pool_policy,
 )
-from vmrunner.resources import folder
+from vmrunner.resources import CONFIG, folder
 from vmrunner.runner_config import LONGEST, VARIABLE, fault
 
-DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
+DEFAULT_PATH = CONFIG
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
 
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}

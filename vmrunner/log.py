@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any, Literal, Protocol, cast
 
 Format = Literal["text", "json"]
+Level = Literal["debug", "info", "warning", "error"]
 Say = Callable[[str], object]
 """Tells a person how something goes on, a line at a time."""
 _LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog's
@@ -18,6 +18,9 @@ _LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # sy
 
 class Log(Protocol):
     """What the manager needs of a logger."""
+
+    def debug(self, event: str, **fields: object) -> object:
+        """What helps to find a fault of ours: each step of a pass."""
 
     def info(self, event: str, **fields: object) -> object:
         """Something that is as it should be."""
@@ -29,8 +32,8 @@ class Log(Protocol):
         """Something that failed."""
 
 
-def open_log(form: Format) -> Log:
-    """A logger that writes lines of text, or JSON."""
+def open_log(form: Format, level: Level = "info") -> Log:
+    """A logger that writes lines of text, or JSON, from this level on."""
     # here: it takes longer to load than all of ours, and some commands log nothing.
     import structlog
 
@@ -45,7 +48,7 @@ def open_log(form: Format) -> Log:
     logger = structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level.upper()),
     )
     return cast("Log", logger)
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, config_app, out, warn
-from vmrunner.forge.connect import connect
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, config_app, out, warn
 
 
 @config_app.command("example")
 def example() -> None:
     """Print a configuration with every key explained."""
+    from vmrunner import config
+
     print(config.example(), end="")
 
 
 @config_app.command("check")
-def check(config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def check(config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Read the configuration and the files that it names, look up the forge's name, and say whether
     all that is right. Nobody else is asked: `vmrunner doctor` does that.
     """
+    from vmrunner import config
+    from vmrunner.forge.connect import connect
+
     settings = config.load(config_path)
     connect(settings.forge, config.forge_token(settings.forge, warn)).close()
     settings.forge.ca()

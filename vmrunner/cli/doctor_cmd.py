@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, app, out, say, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, out, say, warn
 from vmrunner.doctor.examine import examine
 from vmrunner.doctor.findings import Level
 from vmrunner.doctor.isolation import credentials, load, residue
@@ -51,7 +51,7 @@ def doctor(
         bool,
         typer.Option("--boot", help="With --isolation: boot them, also if there is a snapshot."),
     ] = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Look at everything that machines and jobs need, and say how to mend what is wrong. Changes
     nothing.

@@ -6,12 +6,20 @@ from typing import Annotated
 
 import typer
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, LogOption, PoolArgument, app, out, warn
+from vmrunner.cli.app import (
+    DEFAULT_PATH,
+    ConfigOption,
+    LevelOption,
+    LogOption,
+    PoolArgument,
+    app,
+    out,
+    warn,
+)
 from vmrunner.cli.up_cmd import finish
-from vmrunner.errors import ConfigError
+from vmrunner.errors import WrongCommand
 from vmrunner.log import open_log
-from vmrunner.manager.manager import open_manager
+from vmrunner.text import sentence
 
 
 @app.command("down")
@@ -38,24 +46,28 @@ def down(
         typer.Option("--purge", help="Then remove all that vmrunner has made on the libvirt host."),
     ] = False,
     log_format: LogOption = "text",
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    log_level: LevelOption = "info",
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Drain: start nothing, destroy idle machines, let running jobs finish. Returns when no machine
     is left.
 
     The pools stay down, also over a restart, until `vmrunner up POOL`.
     """
+    from vmrunner import config
+    from vmrunner.manager.manager import open_manager
+
     try:
         limit = config.parse_duration(timeout).total_seconds() if timeout else None
     except ValueError as error:
-        raise ConfigError(f"{error}.".capitalize(), "See `vmrunner down --help`.") from None
+        raise WrongCommand(sentence(str(error)), "See `vmrunner down --help`.") from None
     if purge and (not everything or pool):
-        raise ConfigError(
+        raise WrongCommand(
             "--purge removes all pools' things.", "Say `vmrunner down --all --purge`."
         )
     if everything and pool:
-        raise ConfigError("Either one pool or --all.", "See `vmrunner down --help`.")
-    manager = open_manager(config.load(config_path), open_log(log_format), warn)
+        raise WrongCommand("Either one pool or --all.", "See `vmrunner down --help`.")
+    manager = open_manager(config.load(config_path), open_log(log_format, log_level), warn)
     outcome = manager.down(manager.pools(pool), now=now, timeout=limit)
     if purge and not outcome.failures:
         done = manager.purge()

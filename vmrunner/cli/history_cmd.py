@@ -6,16 +6,17 @@ import json
 import time
 from contextlib import closing
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
-from vmrunner.manager.history import History, Ran, Record
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, warn
 from vmrunner.text import presentable
+
+if TYPE_CHECKING:
+    from vmrunner.manager.history import Record
 
 _LONGEST = 1000  # characters of one cell
 
@@ -29,11 +30,14 @@ def history(
         int, typer.Option("--limit", "-n", min=1, help="At most so many, the newest.")
     ] = 50,
     as_json: JsonOption = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Show finished machines, oldest first: the job that ran on each, its verdict, the times of
     their phases, how they ended and why.
     """
+    from vmrunner import config
+    from vmrunner.manager.history import History
+
     settings = config.load(config_path)
     with closing(
         History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days)
@@ -83,6 +87,8 @@ def history(
 
 def _job(record: Record) -> str:
     """What ran on it, and what it was made for where that is another job."""
+    from vmrunner.manager.history import Ran
+
     title = record.title or {
         Ran.ASKED.value: "(the forge is asked)",
         Ran.UNKNOWN.value: "(not known)",

@@ -8,29 +8,32 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, image, out, report, say, warn
-from vmrunner.config import HostConfig
+from vmrunner.cli.app import (
+    DEFAULT_PATH,
+    ConfigOption,
+    JsonOption,
+    host_settings,
+    image,
+    open_libvirt,
+    out,
+    report,
+    say,
+    warn,
+)
 from vmrunner.errors import ConfigError, HypervisorError, ImageError, VmrunnerError
-from vmrunner.hypervisor.host import open_host
-from vmrunner.hypervisor.seam import Output
-from vmrunner.image.build import build as builder
-from vmrunner.image.build import stock
-from vmrunner.image.build.context import BootStock
-from vmrunner.image.recipe import lock as locks
-from vmrunner.image.recipe import recipe
-from vmrunner.image.upkeep import prune as pruning
-from vmrunner.image.upkeep import rotation
-from vmrunner.image.upkeep.rotation import Stage
-from vmrunner.image.versions import diff as differ
-from vmrunner.image.versions import promotion, proof, store, transfer
-from vmrunner.model.image import Golden
+
+if TYPE_CHECKING:
+    from vmrunner.config import HostConfig
+    from vmrunner.hypervisor.seam import Output
+    from vmrunner.image.build.context import BootStock
+    from vmrunner.image.upkeep.rotation import Stage
+    from vmrunner.model.image import Golden
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
 VersionArgument = Annotated[
@@ -83,12 +86,16 @@ def build(
             "--verify/--no-verify", help="Whether a machine of it is looked at before that."
         ),
     ] = True,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Build a golden image from the recipe NAME, boot a machine of it to verify it, and make it the
     current version.
     """
-    settings, began = config.load_host(config_path), time.monotonic()
+    from vmrunner.image.build import build as builder
+    from vmrunner.image.recipe import recipe
+    from vmrunner.image.versions import store
+
+    settings, began = host_settings(config_path), time.monotonic()
     wanted, images = recipe.load(name, _own(recipes, settings)), settings.images_dir
     if ignore_lock:
         wanted = wanted.model_copy(update={"lock": None})
@@ -132,15 +139,19 @@ def _by_hand(golden: Golden) -> str:
     )
 
 
-def _stage(settings: config.HostConfig) -> Stage:
-    return Stage(open_host(settings, warn), settings, say)
+def _stage(settings: HostConfig) -> Stage:
+    from vmrunner.image.upkeep.rotation import Stage
+
+    return Stage(open_libvirt(settings), settings, say)
 
 
 def _boot(settings: HostConfig) -> BootStock:
     """For builds that need it, which open a connection of their own then."""
 
     def run(golden: Golden, command: Sequence[str], write: Callable[[Output, bytes], None]) -> int:
-        host = open_host(settings, warn)
+        from vmrunner.image.build import stock
+
+        host = open_libvirt(settings)
         try:
             return stock.boot(host, settings, golden, command, write)
         finally:
@@ -159,11 +170,11 @@ def _own(recipes: Path | None, settings: HostConfig) -> Path:
 
 
 @image.command("list")
-def list_images(
-    as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH
-) -> None:
+def list_images(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """List the published versions of every image."""
-    images = config.load_host(config_path).images_dir
+    from vmrunner.image.versions import promotion, proof, store
+
+    images = host_settings(config_path).images_dir
     published = store.list_all(images)
     last = {
         (name, each.to): each
@@ -214,6 +225,8 @@ def list_images(
 
 def current_version(images: Path, name: str) -> str:
     """The version that new machines use, or nothing."""
+    from vmrunner.image.versions import store
+
     known = store.current(images, name)
     return known.version if known else ""
 
@@ -233,14 +246,16 @@ def promote_version(
             "--force", help="Also one that was not verified, or was found bad; its manifest tells."
         ),
     ] = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Make a version current that was verified, once its files are found to be as its manifest
     says. Machines that run keep theirs.
 
     The snapshots that machines of it will be cloned from are made first.
     """
-    settings = config.load_host(config_path)
+    from vmrunner.image.versions import promotion, proof
+
+    settings = host_settings(config_path)
     golden = promotion.chosen(settings.images_dir, name, version)
     if not force:  # one that does not come up can't be saved either
         proof.demand(golden)
@@ -253,16 +268,18 @@ def promote_version(
 
 
 @image.command("rollback")
-def rollback(name: NameArgument, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def rollback(name: NameArgument, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Make the version current that was so before. Once more, and it goes one further back."""
-    golden = promotion.rollback(config.load_host(config_path).images_dir, name, say)
+    from vmrunner.image.versions import promotion
+
+    golden = promotion.rollback(host_settings(config_path).images_dir, name, say)
     out.print(f"{name} {golden.version}: new machines use it again", markup=False)
 
 
 @image.command("prune")
 def prune(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One image; all of them without it.")
+        str | None, typer.Argument(metavar="NAME", help="One image; all of them without it.")
     ] = None,
     keep: Annotated[
         int | None,
@@ -275,14 +292,16 @@ def prune(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: JsonOption = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Remove old versions that no machine uses, with their snapshots, what the host still has of
     versions that are gone, and, without NAME, what builds have left: kept packages that are too old
     to be taken again, logs, folders of builds that were killed.
     """
-    settings = config.load_host(config_path)
-    host, most = open_host(settings, warn), keep or settings.images.keep
+    from vmrunner.image.upkeep import prune as pruning
+
+    settings = host_settings(config_path)
+    host, most = open_libvirt(settings), keep or settings.images.keep
     waste = (
         pruning.find(host, settings, name, most)
         if dry_run
@@ -312,12 +331,14 @@ def verify_(
         typer.Option("--files-only", help="Compare the files with the manifest, and boot nothing."),
     ] = False,
     as_json: JsonOption = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Compare every file with the manifest and the packages with the lock; then boot a machine of
     it, and look at it from inside.
     """
-    settings = config.load_host(config_path)
+    from vmrunner.image.versions import store
+
+    settings = host_settings(config_path)
     golden = store.find_version(settings.images_dir, name)
     if files_only:
         store.verify(golden)
@@ -366,10 +387,10 @@ def verify_(
 def refresh(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME…]", help="Images; those that the pools use without it."),
+        typer.Argument(metavar="NAME", help="Images; those that the pools use without it."),
     ] = None,
     recipes: RecipesOption = None,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Build images anew; what differs from the current version and is good becomes current, and old
     versions go.
@@ -377,7 +398,11 @@ def refresh(
     An image whose recipe is not there is left as it is. `vmrunner systemd install` has a timer for
     this.
     """
-    settings = config.load_host(config_path)
+    from vmrunner.image.build import build as builder
+    from vmrunner.image.recipe import recipe
+    from vmrunner.image.upkeep import rotation
+
+    settings = host_settings(config_path)
     own, stage, failures = _own(recipes, settings), _stage(settings), list[VmrunnerError]()
     with rotation.only_one(settings.images_dir, say):
         for name in rotation.used(settings, names or ()):
@@ -405,12 +430,16 @@ def refresh(
 def lock(
     name: NameArgument,
     recipes: RecipesOption = None,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Write the packages of the image's current version, with their digests, into the lock that the
     recipe NAME names.
     """
-    settings = config.load_host(config_path)
+    from vmrunner.image.recipe import lock as locks
+    from vmrunner.image.recipe import recipe
+    from vmrunner.image.versions import store
+
+    settings = host_settings(config_path)
     path = recipe.locked_by(name, _own(recipes, settings))
     golden = store.find(settings.images_dir, name)
     locks.write(path, name, golden.manifest.packages)
@@ -424,10 +453,13 @@ def diff(
     first: VersionArgument,
     second: VersionArgument,
     as_json: JsonOption = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Show what differs between two images: packages, files of the recipe, runner, kernel."""
-    images = config.load_host(config_path).images_dir
+    from vmrunner.image.versions import diff as differ
+    from vmrunner.image.versions import store
+
+    images = host_settings(config_path).images_dir
     found = differ.between(store.find_version(images, first), store.find_version(images, second))
     if as_json:
         print(json.dumps(asdict(found), indent=1))
@@ -454,11 +486,12 @@ def diff(
 
 
 @image.command("sbom")
-def sbom(name: VersionArgument, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def sbom(name: VersionArgument, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Print the image's bill of materials: CycloneDX, as JSON."""
     from vmrunner.image.versions import sbom as bill  # it needs the extra `sbom`, and says so
+    from vmrunner.image.versions import store
 
-    print(bill.text(store.find_version(config.load_host(config_path).images_dir, name)))
+    print(bill.text(store.find_version(host_settings(config_path).images_dir, name)))
 
 
 @image.command("export")
@@ -467,12 +500,14 @@ def export(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Where to write it.", show_default=False)
     ],
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Write a version of an image into a file that `vmrunner image import` takes on another
     host.
     """
-    golden = store.find_version(config.load_host(config_path).images_dir, name)
+    from vmrunner.image.versions import store, transfer
+
+    golden = store.find_version(host_settings(config_path).images_dir, name)
     out.print(
         f"{file}: {golden.name} {golden.version}, {transfer.export(golden, file) >> 20} MiB",
         markup=False,
@@ -487,9 +522,11 @@ def import_file(
             metavar="FILE", help="What `vmrunner image export` wrote.", show_default=False
         ),
     ],
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Take a version of an image from a file; new machines use it when it is promoted."""
-    golden = transfer.fetch(file, config.load_host(config_path).images_dir, say)
+    from vmrunner.image.versions import transfer
+
+    golden = transfer.fetch(file, host_settings(config_path).images_dir, say)
     out.print(f"{golden.name} {golden.version}: imported", markup=False)
     say(f"New machines use it after {_by_hand(golden)}.")

@@ -8,28 +8,35 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, age, out, say, snapshot, warn
+from vmrunner.cli.app import (
+    DEFAULT_PATH,
+    ConfigOption,
+    JsonOption,
+    age,
+    host_settings,
+    open_libvirt,
+    out,
+    say,
+    snapshot,
+)
 from vmrunner.cli.exec_cmd import DISK, MEMORY, CpusOption, ImageOption, MemoryOption, shape_of
 from vmrunner.errors import ConfigError
-from vmrunner.hypervisor.host import open_host
-from vmrunner.hypervisor.seam import Snapshot
-from vmrunner.image.versions import store
-from vmrunner.machine import clones
-from vmrunner.machine.clones import Shelf
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
-from vmrunner.render import text
+
+if TYPE_CHECKING:
+    from vmrunner.config import HostConfig
+    from vmrunner.hypervisor.seam import Snapshot
 
 _TIMEOUT = 600.0  # seconds
 
 KeyArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[KEY]", help="One snapshot of the list; all of them without it."),
+    typer.Argument(metavar="KEY", help="One snapshot of the list; all of them without it."),
 ]
 
 
@@ -73,12 +80,16 @@ def create(
             "--pool", help="The image and size of this pool, instead of the options above."
         ),
     ] = None,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Boot a machine once and keep its memory, so that machines of this image and size start in a
     second or two.
     """
-    settings: config.HostConfig
+    from vmrunner import config
+    from vmrunner.image.versions import store
+    from vmrunner.machine import clones
+
+    settings: HostConfig
     if pool:
         full = config.load(config_path)
         if pool not in full.pools:
@@ -89,8 +100,7 @@ def create(
     else:
         settings, shape = config.load_host(config_path), shape_of(cpus, memory, disk)
     began, golden = time.monotonic(), store.find(settings.images_dir, image)
-    host = open_host(settings, warn)
-    made = clones.make(host, settings, golden, shape, timeout=_TIMEOUT, say=say)
+    made = clones.make(open_libvirt(settings), settings, golden, shape, timeout=_TIMEOUT, say=say)
     out.print(
         f"snapshot {made.key} of {made.image}: {_size(made.shape)}, {time.monotonic() - began:.0f} "
         "s",
@@ -99,12 +109,12 @@ def create(
 
 
 @snapshot.command("list")
-def list_snapshots(
-    as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH
-) -> None:
+def list_snapshots(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """List the snapshots on this host."""
-    settings = config.load_host(config_path)
-    found, shelf = open_host(settings, warn).snapshots.all(), Shelf(settings.state_dir)
+    from vmrunner.machine.clones import Shelf
+
+    settings = host_settings(config_path)
+    found, shelf = open_libvirt(settings).snapshots.all(), Shelf(settings.state_dir)
     if as_json:
         print(
             json.dumps(
@@ -137,9 +147,9 @@ def list_snapshots(
 
 
 @snapshot.command("verify")
-def verify(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def verify(key: KeyArgument = None, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Read every file of the snapshots and compare it with its digest."""
-    host = open_host(config.load_host(config_path), warn)
+    host = open_libvirt(host_settings(config_path))
     for each in _chosen(host.snapshots.all(), key):
         host.snapshots.verify(each)
         out.print(
@@ -148,12 +158,12 @@ def verify(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_P
 
 
 @snapshot.command("drop")
-def drop(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def drop(key: KeyArgument = None, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Delete snapshots.
 
     Machines that were cloned from them run on; new ones are booted until there is a snapshot again.
     """
-    host = open_host(config.load_host(config_path), warn)
+    host = open_libvirt(host_settings(config_path))
     for each in _chosen(host.snapshots.all(), key):
         kept = host.snapshots.drop(each.key)
         but = f", but for {', '.join(kept)}, which other guests of this host use" if kept else ""
@@ -161,11 +171,13 @@ def drop(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PAT
 
 
 @snapshot.command("apparmor")
-def apparmor(config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def apparmor(config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Print the rules that a host with AppArmor needs, or its machines are booted: for
     /etc/apparmor.d/local/abstractions/libvirt-qemu.
     """
-    print(text("apparmor.j2", folder=config.load_host(config_path).libvirt.storage_path), end="")
+    from vmrunner.render import text
+
+    print(text("apparmor.j2", folder=host_settings(config_path).libvirt.storage_path), end="")
 
 
 def _chosen(found: list[Snapshot], key: str | None) -> list[Snapshot]:

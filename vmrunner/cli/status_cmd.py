@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, warn
 from vmrunner.log import open_log
 from vmrunner.manager.actions import Wait
 from vmrunner.manager.manager import Manager, Survey, open_manager
@@ -31,7 +31,7 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Again every two seconds, until Ctrl-C.")
     ] = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Show pools, machines with phase and age, and every waiting job with the reason why it waits.
 

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import typer
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, LogOption, PoolArgument, app, out, report, say, warn
+from vmrunner.cli.app import (
+    DEFAULT_PATH,
+    ConfigOption,
+    LevelOption,
+    LogOption,
+    PoolArgument,
+    app,
+    out,
+    report,
+    say,
+    warn,
+)
 from vmrunner.cli.snapshot_cmd import make_in_background
 from vmrunner.log import open_log
-from vmrunner.manager import metrics
-from vmrunner.manager.manager import Outcome, open_manager
+
+if TYPE_CHECKING:
+    from vmrunner.manager.manager import Outcome
 
 
 @app.command("up")
 def up(
     pool: PoolArgument = None,
     log_format: LogOption = "text",
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    log_level: LevelOption = "info",
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """One pass: start a machine for each waiting job, finish what is done, sweep what is orphaned.
     Run it as often as you like.
 
     With POOL: that pool was taken down by `vmrunner down` and shall work again.
     """
+    from vmrunner import config
+    from vmrunner.manager import metrics
+    from vmrunner.manager.manager import open_manager
+
     settings = config.load(config_path)
-    manager = open_manager(settings, open_log(log_format), warn)
+    manager = open_manager(settings, open_log(log_format, log_level), warn)
     named = manager.pools(pool) if pool else []
     with manager.lock():
         manager.resume(named)
