@@ -7,7 +7,7 @@ import re
 import socket
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -25,7 +25,9 @@ from pydantic import (
     model_validator,
 )
 
+from vmrunner import faults
 from vmrunner.errors import ConfigError, VmrunnerError
+from vmrunner.faults import Fault
 from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
 from vmrunner.model.machine import DEFAULT_SHAPE, Limits, Shape
@@ -44,6 +46,7 @@ from vmrunner.network.policy import (
 )
 from vmrunner.resources import CONFIG, folder
 from vmrunner.runner_config import LONGEST, VARIABLE, fault
+from vmrunner.text import sentence
 
 DEFAULT_PATH = CONFIG
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
@@ -85,6 +88,12 @@ def _scopes(value: object) -> tuple[Scope, ...]:
     if not listed:
         raise ValueError("a pool needs a scope")
     return tuple(dict.fromkeys(_scope(each) for each in listed))
+
+
+def _network(value: object) -> str:
+    if not isinstance(value, str):  # a number would be an address, too
+        raise ValueError('has to be a network in quotes, like "10.87.0.0/24" or "fd87::/64"')
+    return value
 
 
 def _cron(value: object) -> str:
@@ -137,9 +146,14 @@ def _listen(value: object) -> str:
 
 
 _MANAGER, _IMAGE = r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_NAMES = {
+_RUNNER, _NO_PROXY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$", r"^[A-Za-z0-9.*:/-]{1,255}$"
+_LISTEN = r"^\S+:\d{1,5}$"
+_PATTERNS = {
     _MANAGER: 'a name here has small letters, digits and "-", and 24 of them at most',
     _IMAGE: 'a name here has letters, digits, ".", "_" and "-"',
+    _RUNNER: 'a name here has letters, digits, ".", "_" and "-", and 31 of them at most',
+    _NO_PROXY: 'has to be a host, a network or a beginning of names, like "packages.example"',
+    _LISTEN: 'an address to listen at is written like "127.0.0.1:9750"',
 }
 Mebibytes = Annotated[int, BeforeValidator(parse_size)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
@@ -193,7 +207,7 @@ class LibvirtConfig(Section):
 
     uri: str = "qemu:///system"
     storage_path: Path = Path("/var/lib/libvirt/vmrunner")
-    subnet: IPv4Network = IPv4Network("10.87.0.0/24")
+    subnet: Annotated[IPv4Network, BeforeValidator(_network)] = IPv4Network("10.87.0.0/24")
     accelerator: Literal["auto", "kvm", "software"] = "auto"
 
     @field_validator("subnet")
@@ -207,7 +221,7 @@ class LibvirtConfig(Section):
 class NetworkConfig(Section):
     """What guards the machines' network, and whether it has IPv6."""
 
-    ipv6: IPv6Network | None = None
+    ipv6: Annotated[IPv6Network, BeforeValidator(_network)] | None = None
     filter: bool = True
     connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
     new_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 200
@@ -246,7 +260,7 @@ class PoolConfig(Section):
 
     labels: Annotated[tuple[Annotated[Label, BeforeValidator(_label)], ...], Field(min_length=1)]
     image: Annotated[str, Field(pattern=_IMAGE)]
-    runner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")] | None = None
+    runner: Annotated[str, Field(pattern=_RUNNER)] | None = None
     runner_config: dict[str, Any] = {}
     job_user: Literal["root", "runner"] = "root"
     takes_unlabelled: bool = False
@@ -268,7 +282,7 @@ class PoolConfig(Section):
     allow: tuple[Annotated[Destination, BeforeValidator(_destination)], ...] = ()
     registry_mirror: Site | None = None
     proxy: Site | None = None
-    no_proxy: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.*:/-]{1,255}$")], ...] = ()
+    no_proxy: tuple[Annotated[str, Field(pattern=_NO_PROXY)], ...] = ()
     boot_timeout: Duration = timedelta(minutes=5)
     pickup_timeout: Duration = timedelta(minutes=2)
     job_timeout: Duration = timedelta(hours=3)
@@ -390,7 +404,7 @@ class HistoryConfig(Section):
 class MetricsConfig(Section):
     """Prometheus."""
 
-    listen: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] | None = None
+    listen: Annotated[str, Field(pattern=_LISTEN)] | None = None
     textfile: Path | None = None
 
 
@@ -515,7 +529,7 @@ def example() -> str:
 
 
 def load(path: Path) -> Config:
-    """Read and check the file; every fault is one ConfigError that names the key."""
+    """Read and check the file; its faults are one ConfigError, which names each line and key."""
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -537,34 +551,17 @@ def load(path: Path) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        where = f"{path}: {key}" if key else str(path)
-        said = _said(first).removesuffix(".") + more
         raise ConfigError(
-            f"{where}: {said}" if said.endswith("?") else f"{where}: {said}.",
+            _sentence(path, faults.found(error, Config, text, data, _PATTERNS)),
             "Every key is described in `vmrunner config example`.",
         ) from None
 
 
-def _said(fault: Mapping[str, Any]) -> str:
-    """What is wrong, in words that need no pydantic."""
-    match fault["type"]:
-        case "missing":
-            return "is missing"
-        case "extra_forbidden":
-            return "is not a key that vmrunner knows"
-        case "too_short":
-            return "is empty"
-        case "tuple_type":
-            return 'is written as a list, like ["a", "b"]'
-        case "model_type" | "dict_type":
-            return "is a table, not a value"
-        case "string_pattern_mismatch" if fault["ctx"]["pattern"] in _NAMES:
-            return _NAMES[fault["ctx"]["pattern"]]
-    said: str = fault["msg"]
-    return said.removeprefix("Value error, ")
+def _sentence(path: Path, found: Sequence[Fault]) -> str:
+    """One fault in a line, more of them each in its own."""
+    if len(found) == 1:
+        return sentence(f"{path}: {found[0]}")
+    return "\n  ".join([f"{path} has {len(found)} faults:", *(str(fault) for fault in found)])
 
 
 def load_host(path: Path) -> HostConfig:

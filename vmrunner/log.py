@@ -7,6 +7,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
 Format = Literal["text", "json"]
@@ -32,9 +34,38 @@ class Log(Protocol):
         """Something that failed."""
 
 
+@dataclass(frozen=True)
+class _Unopened:
+    """A logger that is opened by its first line: structlog takes longer to load than all of ours,
+    and many commands log nothing.
+    """
+
+    form: Format
+    level: Level
+
+    @cached_property
+    def _opened(self) -> Log:
+        return _open(self.form, self.level)
+
+    def debug(self, event: str, **fields: object) -> object:
+        return self._opened.debug(event, **fields)
+
+    def info(self, event: str, **fields: object) -> object:
+        return self._opened.info(event, **fields)
+
+    def warning(self, event: str, **fields: object) -> object:
+        return self._opened.warning(event, **fields)
+
+    def error(self, event: str, **fields: object) -> object:
+        return self._opened.error(event, **fields)
+
+
 def open_log(form: Format, level: Level = "info") -> Log:
     """A logger that writes lines of text, or JSON, from this level on."""
-    # here: it takes longer to load than all of ours, and some commands log nothing.
+    return _Unopened(form, level)
+
+
+def _open(form: Format, level: Level) -> Log:
     import structlog
 
     processors: list[Any] = [_line]

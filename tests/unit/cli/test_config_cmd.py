@@ -10,7 +10,8 @@ import pytest
 import trustme
 
 from vmrunner.cli.main import main
-from vmrunner.config import load
+from vmrunner.config import Config, PoolConfig, Section, WebhookConfig, load
+from vmrunner.errors import ConfigError
 
 GOOD = """manager = "m"
 [forge]
@@ -58,16 +59,16 @@ def token(folder: Path, content: bytes = b"s3cret\n", mode: int = 0o600) -> None
 
 
 def refused(done: Done, code: int, said: str) -> None:
-    """One sentence and a hint; and never what the token is."""
+    """One sentence, or a line for each fault, and a hint; and never what the token is."""
     assert (done.code, done.out, said in done.err) == (code, "", True), done
-    lines = done.err.splitlines()
-    assert len(lines) == 2, done.err
-    assert lines[0].startswith("vmrunner: ")
-    assert lines[0].endswith(".")
-    assert lines[1].startswith("  ")
+    first, *more = done.err.splitlines()
+    assert first.startswith("vmrunner: ")
+    assert first.endswith((".", "?") if len(more) == 1 else " faults:"), done.err
+    assert all(line.startswith("  ") for line in more)
     assert "s3cret" not in done.err
-    assert "pattern" not in done.err
-    assert ".." not in lines[0].replace("...", "")
+    for library in ("pattern", "Input should", "should be", "valid dict", "Value error", "tuple"):
+        assert library not in done.err
+    assert ".." not in done.err.replace("...", "")
 
 
 def test_what_is_right(check: Check, tmp_path: Path) -> None:
@@ -133,9 +134,9 @@ def test_no_tokens_file(check: Check, tmp_path: Path) -> None:
         ('"forgejo"', '"Forgejo"', 3, "forge.kind: "),
         ('"forgejo"', '"github"', 3, "forge.kind: "),
         ('"forgejo"', "forgejo", 3, "is not valid TOML"),
-        ("[forge]\n", "", 3, "vmrunner.toml: "),
+        ("[forge]\n", "", 3, "vmrunner.toml has 4 faults:"),
         ("token_file", "token", 3, "forge.token: is not a key that vmrunner knows"),
-        ("[pools.p]", "[pool.p]", 3, "vmrunner.toml: "),
+        ("[pools.p]", "[pool.p]", 3, "vmrunner.toml has 2 faults:"),
         ("[pools.p]", "[pools.P]", 3, "pools.P"),
         ('["debian-12"]', '"debian-12"', 3, "pools.p.labels: "),
         ('["debian-12"]', "[]", 3, "pools.p.labels: "),
@@ -164,6 +165,94 @@ def test_what_is_wrong(
 ) -> None:
     token(tmp_path)
     refused(check(GOOD.replace(old, new, 1)), code, said)
+
+
+FAULTY = """manager = "Host_1"
+
+[forge]
+kind = "github"
+url = "http://192.0.2.7:3000"
+[libvirt]
+subnet = "10.87.0.1/24"
+uri = 7
+[pools.p]
+lables = ["debian-12"]
+image = "debian 12"
+max = 0
+warm = 1.5
+schedule = [
+  { cron = "0 8 * * 1-5", warm = 4 },
+  { cron = "0 8 * * 1-5", warm = "many" },
+]
+"""
+
+
+def test_all_faults_at_once_each_with_its_line(check: Check) -> None:
+    assert [line.strip() for line in check(FAULTY).err.splitlines()[1:-1]] == [
+        'line 1, manager: a name here has small letters, digits and "-", and 24 of them at most',
+        "line 4, forge.kind: has to be 'forgejo' or 'gitea'",
+        'line 7, libvirt.subnet: has to be an IPv4 network, like "10.87.0.0/24"',
+        'line 8, libvirt.uri: has to be a text in quotes, like "this"',
+        "line 9, pools.p.labels: is missing",
+        "line 10, pools.p.lables: is not a key that vmrunner knows; did you mean labels?",
+        'line 11, pools.p.image: a name here has letters, digits, ".", "_" and "-"',
+        "line 12, pools.p.max: has to be 1 or more",
+        "line 13, pools.p.warm: has to be a whole number, without quotes",
+        "line 14, pools.p.schedule.1.warm: has to be a whole number, without quotes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("[forg]\n", "forge"),
+        ("[poool.x]\n", "pools"),
+        ("[serve]\nwebhok = {}\n", "webhook"),
+        ("[serve.webhook]\nlissten = 1\n", "listen"),
+        ("[pools.q]\nimages = 1\n", "image"),
+        ("[[pools.q.schedule]]\ncorn = 1\n", "cron"),
+        ("[forge]\nKind = 1\n", "kind"),
+    ],
+)
+def test_a_near_name_is_offered_at_every_depth(check: Check, written: str, meant: str) -> None:
+    assert f"is not a key that vmrunner knows; did you mean {meant}?\n" in check(written).err
+
+
+VALUES = (
+    "text",
+    "7",
+    "-7",
+    "1.5",
+    "nan",
+    "true",
+    "[]",
+    "[1]",
+    "{}",
+    "{ a = 1 }",
+    "'('",
+    "1979-05-27",
+)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_whatever_stands_there_is_answered_in_our_words(tmp_path: Path, value: str) -> None:
+    """Every key of every table, with values of every kind."""
+    tables = {"": Config, "pools.p": PoolConfig, "serve.webhook": WebhookConfig}
+    tables |= {
+        name: field.annotation
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    for table, model in tables.items():
+        for name in model.model_fields:
+            key = f"{table}.{name}".removeprefix(".")
+            path = tmp_path / "c.toml"
+            path.write_text(f"{key} = {value}\n" if value != "text" else f'{key} = "text"\n')
+            with pytest.raises(ConfigError) as caught:
+                load(path)
+            said = caught.value.sentence
+            for library in ("nput", "should", "alid", "attern", "type=", "Error", "uple", "regex"):
+                assert library not in said, (key, said)
 
 
 def test_a_guess_ends_as_a_question(check: Check, tmp_path: Path) -> None:

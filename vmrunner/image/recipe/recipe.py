@@ -16,7 +16,7 @@ from vmrunner import files
 from vmrunner.config import Mebibytes
 from vmrunner.errors import ImageError
 from vmrunner.image.recipe import lock
-from vmrunner.image.recipe.lines import line_of
+from vmrunner.lines import line_of
 from vmrunner.resources import folder
 
 GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._@+-]+)+$")]
