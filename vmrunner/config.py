@@ -7,7 +7,7 @@ import re
 import socket
 import stat
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -20,7 +20,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -52,7 +54,7 @@ DEFAULT_PATH = CONFIG
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
 
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
-_DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 def parse_size(value: object) -> int:
@@ -68,10 +70,16 @@ def parse_duration(value: object) -> timedelta:
     found = re.fullmatch(r"(\d{1,18})\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if not found or not int(found[1]):
         raise ValueError('a duration is written like "90s", "15m" or "3h"')
-    seconds = int(found[1]) * _DURATIONS[found[2]]
-    if seconds > LONGEST.total_seconds():
+    milliseconds = int(found[1]) * _MILLISECONDS[found[2]]
+    if milliseconds > LONGEST.total_seconds() * 1000:
         raise ValueError(f'a duration is "{LONGEST.days}d" at most')
-    return timedelta(seconds=seconds)
+    return timedelta(milliseconds=milliseconds)
+
+
+def _in_units(number: int, units: Mapping[str, int]) -> str:
+    """`2048` -> `"2GiB"`: in the largest unit of which it is a whole number."""
+    name = max((unit for unit in units if number % units[unit] == 0), key=lambda unit: units[unit])
+    return f"{number // units[name]}{name}"
 
 
 def _scope(value: object) -> Scope:
@@ -155,9 +163,41 @@ _PATTERNS = {
     _NO_PROXY: 'has to be a host, a network or a beginning of names, like "packages.example"',
     _LISTEN: 'an address to listen at is written like "127.0.0.1:9750"',
 }
-Mebibytes = Annotated[int, BeforeValidator(parse_size)]
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+
+# Written back, for `vmrunner config show`, and described, for editors, in the words of the file.
+_TEXT = WithJsonSchema({"type": "string"})
+Mebibytes = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(lambda size: _in_units(size, _SIZES), return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(MiB|GiB|TiB)$"}),
+]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    PlainSerializer(
+        lambda span: _in_units(round(span.total_seconds() * 1000), _MILLISECONDS), return_type=str
+    ),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(ms|s|m|h|d)$"}),
+]
 Site = Annotated[str, BeforeValidator(_site)]
+LabelText = Annotated[Label, BeforeValidator(_label), PlainSerializer(str, return_type=str), _TEXT]
+DestinationText = Annotated[
+    Destination, BeforeValidator(_destination), PlainSerializer(str, return_type=str), _TEXT
+]
+Scopes = Annotated[
+    tuple[Scope, ...],
+    BeforeValidator(_scopes),
+    PlainSerializer(lambda scopes: [str(each) for each in scopes], return_type=list[str]),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "minItems": 1, "items": {"type": "string"}},
+            ]
+        }
+    ),
+]
 ManagerId = Annotated[str, Field(pattern=_MANAGER)]
 
 
@@ -258,13 +298,13 @@ class WarmAt(Section):
 class PoolConfig(Section):
     """One kind of machine."""
 
-    labels: Annotated[tuple[Annotated[Label, BeforeValidator(_label)], ...], Field(min_length=1)]
+    labels: Annotated[tuple[LabelText, ...], Field(min_length=1)]
     image: Annotated[str, Field(pattern=_IMAGE)]
     runner: Annotated[str, Field(pattern=_RUNNER)] | None = None
     runner_config: dict[str, Any] = {}
     job_user: Literal["root", "runner"] = "root"
     takes_unlabelled: bool = False
-    scope: Annotated[tuple[Scope, ...], BeforeValidator(_scopes)] = (Scope.parse("instance"),)
+    scope: Scopes = (Scope.parse("instance"),)
     max: Annotated[int, Field(ge=1, le=10_000)] = 1
     warm: Annotated[int, Field(ge=0, le=10_000)] = 0
     schedule: tuple[WarmAt, ...] = ()
@@ -279,7 +319,7 @@ class PoolConfig(Section):
     disk_iops: Annotated[int, Field(ge=10, le=10_000_000)] | None = None
     start: Literal["auto", "snapshot", "boot"] = "auto"
     network: Reach = Reach.INTERNET
-    allow: tuple[Annotated[Destination, BeforeValidator(_destination)], ...] = ()
+    allow: tuple[DestinationText, ...] = ()
     registry_mirror: Site | None = None
     proxy: Site | None = None
     no_proxy: tuple[Annotated[str, Field(pattern=_NO_PROXY)], ...] = ()
@@ -552,16 +592,20 @@ def load(path: Path) -> Config:
         return Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(
-            _sentence(path, faults.found(error, Config, text, data, _PATTERNS)),
+            listed(path, [str(fault) for fault in _faults(error, text, data)]),
             "Every key is described in `vmrunner config example`.",
         ) from None
 
 
-def _sentence(path: Path, found: Sequence[Fault]) -> str:
-    """One fault in a line, more of them each in its own."""
+def _faults(error: ValidationError, text: str, data: Mapping[str, Any]) -> list[Fault]:
+    return faults.found(error, Config, text, data, _PATTERNS)
+
+
+def listed(path: Path, found: Sequence[str]) -> str:
+    """The faults of a file as one sentence, or each in its own line."""
     if len(found) == 1:
         return sentence(f"{path}: {found[0]}")
-    return "\n  ".join([f"{path} has {len(found)} faults:", *(str(fault) for fault in found)])
+    return "\n  ".join([f"{path} has {len(found)} faults:", *found])
 
 
 def load_host(path: Path) -> HostConfig:
@@ -612,6 +656,8 @@ def _secret(what: str, path: Path, hint: str, warn: Callable[[str], None]) -> Se
         raise ConfigError(f"The {what} file {path} does not exist.", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not plain text"
+        if isinstance(error, PermissionError):
+            hint = "Run it with sudo, or as the user that may read it."
         raise ConfigError(f"The {what} file {path} can't be read: {reason}.", hint) from None
     if not value or any(c.isspace() or not c.isprintable() for c in value):
         raise ConfigError(f"The {what} file {path} does not hold one {what}.", hint)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, config_app, out, warn
+import json
+
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, config_app, out, warn
+from vmrunner.errors import ConfigError
 
 
 @config_app.command("example")
@@ -13,12 +16,39 @@ def example() -> None:
     print(config.example(), end="")
 
 
+@config_app.command("show")
+def show(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
+    """Print the values that are in force, defaults included, as a file that means the same.
+
+    No secret is in it: tokens are in files of their own.
+    """
+    from vmrunner import config
+    from vmrunner.cli import config_text
+
+    settings = config.load(config_path)
+    if as_json:
+        print(json.dumps(config_text.plain(settings), indent=1))
+    else:
+        print(config_text.toml(settings), end="")
+
+
+@config_app.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of the file, by which editors complete and check it."""
+    from vmrunner import config
+    from vmrunner.cli import config_text
+
+    print(json.dumps(config_text.schema(config.example()), indent=1))
+
+
 @config_app.command("check")
 def check(config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Read the configuration and the files that it names, look up the forge's name, and say whether
     all that is right. Nobody else is asked: `vmrunner doctor` does that.
     """
     from vmrunner import config
+    from vmrunner.doctor import configuration
+    from vmrunner.doctor.findings import Level
     from vmrunner.forge.connect import connect
 
     settings = config.load(config_path)
@@ -28,7 +58,11 @@ def check(config_path: ConfigOption = DEFAULT_PATH) -> None:
         config.webhook_secret(secret, warn)
     if wrong := settings.forge_fault():
         raise wrong
-    out.print(
-        f"{config_path}: manager {settings.manager}, pools {', '.join(settings.pools)}.",
-        markup=False,
-    )
+    doubts = list(configuration.look(settings, configuration.this_host(settings)))
+    faults = [each.said for each in doubts if each.level is Level.ERROR]
+    if faults:
+        raise ConfigError(config.listed(config_path, faults), "See `vmrunner config example`.")
+    for each in doubts:
+        warn(f"{each.said} {each.fix}")
+    pools = ", ".join(settings.pools)
+    out.print(f"{config_path} is valid: manager {settings.manager}, pools {pools}.")

@@ -58,9 +58,9 @@ def doctor(
 
     Exit code: 0 all is well, 10 there are warnings, 11 there are errors.
     """
-    settings = config.load(config_path)
+    settings = config.load_host(config_path)
     if isolation:
-        cells = list(_isolation(settings, only, boots=boots))
+        cells = list(_isolation(config.load(config_path), only, boots=boots))
         if as_json:
             print(json.dumps([asdict(cell) for cell in cells], indent=1))
         else:

@@ -6,15 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from vmrunner.config import Config
-from vmrunner.doctor import forge, host, images
-from vmrunner.doctor.findings import Finding, failed, good, warning
+from vmrunner.config import DEFAULT_PATH, CapacityConfig, Config, HostConfig
+from vmrunner.doctor import configuration, forge, host, images
+from vmrunner.doctor.findings import Finding, Level, failed, good, warning
 from vmrunner.errors import VmrunnerError
 from vmrunner.hypervisor.seam import Hypervisor
 
 
-def examine(settings: Config, open_host: Callable[[], Hypervisor]) -> Iterator[Finding]:
-    """Every finding, as it is found."""
+def examine(settings: HostConfig, open_host: Callable[[], Hypervisor]) -> Iterator[Finding]:
+    """Every finding, as it is found; without pools and a forge, of the host alone."""
+    full = settings if isinstance(settings, Config) else None
+    if full is None:
+        yield warning(
+            "configuration",
+            f"There is no configuration at {DEFAULT_PATH}: only the host is looked at.",
+            "Start from `vmrunner config example`.",
+        )
+    else:
+        yield from _doubts(full)
     yield from host.folders(settings)
     names: set[str] | None = None
     try:
@@ -22,9 +31,11 @@ def examine(settings: Config, open_host: Callable[[], Hypervisor]) -> Iterator[F
     except VmrunnerError as why:
         yield failed("libvirt", why)
     else:
-        yield from host.look(settings, libvirt.facts)
+        capacity = full.capacity if full else CapacityConfig()
+        yield from host.look(settings, libvirt.facts, capacity.disk_floor)
         try:
-            yield from images.look(settings, libvirt.snapshots)
+            if full:
+                yield from images.look(full, libvirt.snapshots)
             machines = libvirt.machines.all()
         except VmrunnerError as why:
             yield failed("machines", why)
@@ -39,5 +50,17 @@ def examine(settings: Config, open_host: Callable[[], Hypervisor]) -> Iterator[F
             )
         else:
             yield good("leftovers", f"{len(machines)} machines, no files without one")
-    yield from forge.look(settings, names)
-    yield from forge.webhook(settings)
+    if full:
+        yield from forge.look(full, names)
+        yield from forge.webhook(full)
+
+
+def _doubts(settings: Config) -> Iterator[Finding]:
+    """Without those of images, which are looked at more closely."""
+    wrong = [
+        each
+        for each in configuration.look(settings, configuration.this_host(settings))
+        if each.level is Level.ERROR
+    ]
+    pools = ", ".join(settings.pools)
+    yield from wrong or [good("configuration", f"manager {settings.manager}, pools {pools}")]

@@ -146,6 +146,11 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
     """The libvirt host that the configuration describes. Raises HypervisorError."""
     section, firewall = settings.libvirt, None
     if settings.network.filter:
+        if "://" not in section.uri:
+            raise HypervisorError(
+                f"libvirt.uri {section.uri!r} is not the address of a libvirt.",
+                'On this host it is "qemu:///system".',
+            )
         if not is_local(section.uri):
             raise HypervisorError(
                 f"The network of machines at {section.uri} can't be filtered from here: nftables "

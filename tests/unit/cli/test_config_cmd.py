@@ -10,8 +10,10 @@ import pytest
 import trustme
 
 from vmrunner.cli.main import main
-from vmrunner.config import Config, PoolConfig, Section, WebhookConfig, load
-from vmrunner.errors import ConfigError
+from vmrunner.config import Config, HostConfig, PoolConfig, Section, WebhookConfig, load
+from vmrunner.doctor.examine import examine
+from vmrunner.errors import ConfigError, HypervisorError
+from vmrunner.hypervisor.seam import Hypervisor
 
 GOOD = """manager = "m"
 [forge]
@@ -74,8 +76,12 @@ def refused(done: Done, code: int, said: str) -> None:
 def test_what_is_right(check: Check, tmp_path: Path) -> None:
     token(tmp_path)
     done = check(GOOD)
-    assert (done.code, done.err) == (0, "")
-    assert done.out.endswith("vmrunner.toml: manager m, pools p.\n")
+    assert done.code == 0
+    assert done.out.endswith("vmrunner.toml is valid: manager m, pools p.\n")
+    assert done.err == (
+        "warning: pools.p.image: there is no image debian-12 on this host yet. `vmrunner image "
+        "build debian-12` makes it.\n"
+    )
 
 
 @pytest.mark.parametrize("content", [b"s3cret", b"s3cret\n", b"s3cret\r\n", b"\n s3cret \n\n"])
@@ -253,6 +259,49 @@ def test_whatever_stands_there_is_answered_in_our_words(tmp_path: Path, value: s
             said = caught.value.sentence
             for library in ("nput", "should", "alid", "attern", "type=", "Error", "uple", "regex"):
                 assert library not in said, (key, said)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('memory = "1MiB"', "pools.p.memory is less than 256MiB: no image boots with that."),
+        ('memory = "900000GiB"', "pools.p.memory is 921600000MiB, and this host has "),
+        ("vcpus = 1024", "pools.p.vcpus is 1024, and this host has "),
+        ('disk = "1MiB"', "pools.p.disk is less than 1024MiB: no image is that small."),
+        ("warm = 2", "pools.p.warm is 2, and max is 1: raise max."),
+        ("register_idle = 3", "pools.p.register_idle is 3, and max is 1: raise max."),
+        (
+            'schedule = [{ cron = "0 8 * * *", warm = 4 }]',
+            "pools.p.schedule.warm is 4, and max is 1: raise max.",
+        ),
+        ('[libvirt]\nsubnet = "8.8.8.0/24"', "libvirt.subnet 8.8.8.0/24 is not one of private"),
+        ('[libvirt]\nsubnet = "127.0.0.0/24"', "libvirt.subnet 127.0.0.0/24 is not one of private"),
+        ('[libvirt]\nsubnet = "0.0.0.0/8"', "libvirt.subnet 0.0.0.0/8 is not one of private"),
+    ],
+)
+def test_what_can_be_read_but_not_be_meant(
+    check: Check, tmp_path: Path, more: str, said: str
+) -> None:
+    token(tmp_path)
+    refused(check(GOOD + more), 3, said)
+    other_host = '\n[libvirt]\nuri = "qemu+ssh://other.example/system"\n'
+    if "this host has" in said:
+        assert check(GOOD + more + other_host).code == 0, "it may be a larger one"
+
+
+def test_an_image_that_nothing_makes(check: Check, tmp_path: Path) -> None:
+    token(tmp_path)
+    done = check(GOOD.replace('image = "debian-12"', 'image = "mine"'))
+    assert (done.code, "Write its recipe, /etc/vmrunner/recipes/mine.toml" in done.err) == (0, True)
+
+
+def test_a_host_without_a_configuration_is_looked_at_alone() -> None:
+    def open_host() -> Hypervisor:
+        raise HypervisorError("libvirt does not answer.", "Start it.")
+
+    findings = list(examine(HostConfig(), open_host))
+    assert findings[0].check == "configuration"
+    assert {each.check for each in findings} == {"configuration", "permissions", "libvirt"}
 
 
 def test_a_guess_ends_as_a_question(check: Check, tmp_path: Path) -> None:
