@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +14,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from vmrunner import __version__, resources
-from vmrunner.errors import VmrunnerError
+from vmrunner.cli import shown
+from vmrunner.errors import VmrunnerError, WrongCommand
 from vmrunner.log import Format, Level
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ COMMANDS = {
     "image": (_PREPARE, "Golden images."),
     "snapshot": (_PREPARE, "Saved machines that others are cloned from."),
     "systemd": (_PREPARE, "systemd units that run vmrunner."),
+    "schema": (_PREPARE, "What --json prints, as JSON Schema."),
 }
 """Each command's group and line in `vmrunner --help`; the module NAME_cmd.py has the command."""
 
@@ -148,7 +152,48 @@ LevelOption = Annotated[
     Level,
     typer.Option("--log-level", envvar="VMRUNNER_LOG_LEVEL", help="The least that is logged."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+class _Json:
+    """Whether the command that runs prints JSON, and whether it has: there is one document."""
+
+    wanted = False
+    shown = False
+
+
+def _remember_json(wanted: bool) -> bool:
+    _Json.wanted, _Json.shown = wanted, False
+    return wanted
+
+
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", callback=_remember_json, help="Print JSON instead of text; see `vmrunner schema`."
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def show(value: object) -> None:
+    """A record of `shown`, or plain values, as the one JSON document of this command."""
+    _Json.shown = True
+    print(json.dumps(shown.plain(value), indent=1))
+
+
+def confirm(question: str, *, yes: bool, always: bool = False) -> None:
+    """Ask before what can't be undone; where nobody can be asked, a script knows what it does, or
+    has to say --yes (`always`). Ends the command where the answer is no; raises WrongCommand.
+    """
+    asked = sys.stdin is not None and sys.stdin.isatty() and err.is_terminal
+    if yes or not (asked or always):
+        return
+    if not asked:
+        raise WrongCommand(f"{question} Nobody can be asked here.", "Say so with --yes.")
+    err.print(f"{question} [y/N] ", end="")
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        err.print("Nothing was done.")
+        raise typer.Exit(VmrunnerError.exit_code)
 
 
 def say(sentence: str) -> None:
@@ -167,10 +212,23 @@ def warn(sentence: str) -> None:
 
 
 def report(error: VmrunnerError) -> None:
-    """Print an error as its sentence and its hint, to stderr."""
+    """Print an error as its sentence and its hint, to stderr; see also `failure`."""
     err.print(f"vmrunner: {error.sentence}", style="red", markup=False)
     if error.hint:
         err.print(f"  {error.hint}", markup=False)
+
+
+def failure(error: VmrunnerError) -> shown.Failure:
+    """The same for programs."""
+    return shown.Failure(error.sentence, error.hint, error.exit_code)
+
+
+def give_up(error: VmrunnerError) -> int:
+    """Report what has ended the command, to a program that waits for JSON, too; its exit code."""
+    report(error)
+    if _Json.wanted and not _Json.shown:
+        show(shown.Failed(failure(error)))
+    return error.exit_code
 
 
 def host_settings(config_path: Path) -> HostConfig:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, config_app, out, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, config_app, out, show, warn
+from vmrunner.cli.shown import Checked
 from vmrunner.errors import ConfigError
 
 
@@ -17,7 +18,7 @@ def example() -> None:
 
 
 @config_app.command("show")
-def show(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
+def show_values(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Print the values that are in force, defaults included, as a file that means the same.
 
     No secret is in it: tokens are in files of their own.
@@ -27,7 +28,7 @@ def show(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) 
 
     settings = config.load(config_path)
     if as_json:
-        print(json.dumps(config_text.plain(settings), indent=1))
+        show(config_text.plain(settings))
     else:
         print(config_text.toml(settings), end="")
 
@@ -42,7 +43,7 @@ def schema() -> None:
 
 
 @config_app.command("check")
-def check(config_path: ConfigOption = DEFAULT_PATH) -> None:
+def check(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Read the configuration and the files that it names, look up the forge's name, and say whether
     all that is right. Nobody else is asked: `vmrunner doctor` does that.
     """
@@ -62,7 +63,11 @@ def check(config_path: ConfigOption = DEFAULT_PATH) -> None:
     faults = [each.said for each in doubts if each.level is Level.ERROR]
     if faults:
         raise ConfigError(config.listed(config_path, faults), "See `vmrunner config example`.")
-    for each in doubts:
-        warn(f"{each.said} {each.fix}")
-    pools = ", ".join(settings.pools)
-    out.print(f"{config_path} is valid: manager {settings.manager}, pools {pools}.")
+    notes = [f"{each.said} {each.fix}" for each in doubts]
+    for note in notes:
+        warn(note)
+    manager, pools = settings.manager, tuple(settings.pools)
+    if as_json:
+        show(Checked(str(config_path), manager, pools, tuple(notes)))
+    else:
+        out.print(f"{config_path} is valid: manager {manager}, pools {', '.join(pools)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
@@ -12,7 +11,7 @@ import typer
 from rich.table import Table
 
 from vmrunner import config
-from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, out, say, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, out, say, show, warn
 from vmrunner.doctor.examine import examine
 from vmrunner.doctor.findings import Level
 from vmrunner.doctor.isolation import credentials, load, residue
@@ -62,7 +61,7 @@ def doctor(
     if isolation:
         cells = list(_isolation(config.load(config_path), only, boots=boots))
         if as_json:
-            print(json.dumps([asdict(cell) for cell in cells], indent=1))
+            show(cells)
         else:
             out.print(_matrix(cells))
         raise typer.Exit(Level.GOOD if all(cell.is_right for cell in cells) else Level.ERROR)
@@ -76,11 +75,7 @@ def doctor(
             if finding.fix:
                 out.print(f"{'':8}  {finding.fix}", markup=False)
     if as_json:
-        print(
-            json.dumps(
-                [asdict(each) | {"level": each.level.name.lower()} for each in findings], indent=1
-            )
-        )
+        show([asdict(each) | {"level": each.level.name.lower()} for each in findings])
     raise typer.Exit(max(each.level for each in findings))
 
 

@@ -9,10 +9,13 @@ import typer
 from vmrunner.cli.app import (
     DEFAULT_PATH,
     ConfigOption,
+    JsonOption,
     LevelOption,
     LogOption,
     PoolArgument,
+    YesOption,
     app,
+    confirm,
     out,
     warn,
 )
@@ -45,6 +48,8 @@ def down(
         bool,
         typer.Option("--purge", help="Then remove all that vmrunner has made on the libvirt host."),
     ] = False,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
     log_format: LogOption = "text",
     log_level: LevelOption = "info",
     config_path: ConfigOption = DEFAULT_PATH,
@@ -68,12 +73,20 @@ def down(
     if everything and pool:
         raise WrongCommand("Either one pool or --all.", "See `vmrunner down --help`.")
     manager = open_manager(config.load(config_path), open_log(log_format, log_level), warn)
-    outcome = manager.down(manager.pools(pool), now=now, timeout=limit)
+    pools = manager.pools(pool)
+    if purge:
+        confirm("Remove all machines, images and networks of this manager from libvirt?", yes=yes)
+    elif not pool and not everything and len(pools) > 1:
+        confirm(f"Take all pools down: {', '.join(pools)}?", yes=yes)
+    outcome = manager.down(pools, now=now, timeout=limit)
+    removed, kept = list[str](), list[str]()
     if purge and not outcome.failures:
         done = manager.purge()
-        for removed in done.removed:
-            out.print(f"removed {removed}", markup=False)
-        for kept in done.kept:
-            out.print(f"kept {kept}", markup=False)
-        out.print(f"Golden images and history stay in {manager.settings.state_dir}.", markup=False)
-    finish(outcome)
+        removed, kept = done.removed, done.kept
+        if not as_json:
+            for each in removed:
+                out.print(f"removed {each}")
+            for each in kept:
+                out.print(f"kept {each}")
+            out.print(f"Golden images and history stay in {manager.settings.state_dir}.")
+    finish(outcome, removed, kept, as_json=as_json)

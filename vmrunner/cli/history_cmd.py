@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import closing
 from dataclasses import asdict
@@ -12,7 +11,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, show, warn
 from vmrunner.text import presentable
 
 if TYPE_CHECKING:
@@ -50,11 +49,7 @@ def history(
         and (not failed or record.known_ending is None or record.known_ending.is_failure)
     ][-limit:]
     if as_json:
-        print(
-            json.dumps(
-                [asdict(record) | {"job_seconds": record.job_seconds} for record in ended], indent=1
-            )
-        )
+        show([asdict(record) | {"job_seconds": record.job_seconds} for record in ended])
         return
     headers = ("pool", "ended", "job", "verdict", "job took", "commit", "boot", "ending")
     # What has not room on a screen goes on in the next line: nothing of it is left out.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -18,14 +17,19 @@ from vmrunner.cli.app import (
     DEFAULT_PATH,
     ConfigOption,
     JsonOption,
+    YesOption,
+    confirm,
+    failure,
     host_settings,
     image,
     open_libvirt,
     out,
     report,
     say,
+    show,
     warn,
 )
+from vmrunner.cli.shown import Published, Refreshed, Version
 from vmrunner.errors import ConfigError, HypervisorError, ImageError, VmrunnerError
 
 if TYPE_CHECKING:
@@ -86,6 +90,7 @@ def build(
             "--verify/--no-verify", help="Whether a machine of it is looked at before that."
         ),
     ] = True,
+    as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Build a golden image from the recipe NAME, boot a machine of it to verify it, and make it the
@@ -106,17 +111,16 @@ def build(
         and (known := store.current(images, name))
         and known.manifest.recipe_digest == wanted.digest()
     ):
-        out.print(f"{name} {known.version} is up to date with its recipe", markup=False)
+        _tell(known, f"{name} {known.version} is up to date with its recipe", as_json=as_json)
         return
     golden = builder.build(
         wanted, images, say, promote=promote and not verify, fresh=fresh, boot_stock=_boot(settings)
     )
-    size = sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
-    out.print(
-        f"{name} {golden.version}: {len(golden.manifest.packages)} packages, {size} MiB, "
-        f"{time.monotonic() - began:.0f} s",
-        markup=False,
-    )
+    if not as_json:
+        out.print(
+            f"{name} {golden.version}: {len(golden.manifest.packages)} packages, "
+            f"{_mib(golden)} MiB, {time.monotonic() - began:.0f} s"
+        )
     if not promote:
         say(f"New machines use it after {_by_hand(golden)}.")
     elif verify:
@@ -129,7 +133,42 @@ def build(
                 f"When that is mended: {_by_hand(golden)}; or build it with --no-verify.",
             ) from None
         stage.go_live(golden)
-        out.print(f"{name} {golden.version}: verified, new machines use it", markup=False)
+        if not as_json:
+            out.print(f"{name} {golden.version}: verified, new machines use it")
+    if as_json:
+        show(_version(golden, current=promote, built=True, verified=promote and verify))
+
+
+def _version(
+    golden: Golden,
+    *,
+    current: bool,
+    built: bool = False,
+    verified: bool = False,
+    file: Path | None = None,
+) -> Version:
+    return Version(
+        golden.name,
+        golden.version,
+        current,
+        built,
+        verified,
+        len(golden.manifest.packages),
+        _mib(golden),
+        str(file or ""),
+    )
+
+
+def _tell(golden: Golden, said: str, *, as_json: bool) -> None:
+    """Of the version that is current now."""
+    if as_json:
+        show(_version(golden, current=True))
+    else:
+        out.print(said)
+
+
+def _mib(golden: Golden) -> int:
+    return sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
 
 
 def _by_hand(golden: Golden) -> str:
@@ -182,26 +221,26 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT
         for each in promotion.history(images, name)
     }
     found = [
-        {
-            "name": golden.name,
-            "version": golden.version,
-            "current": golden.version == current_version(images, golden.name),
-            "kernel": golden.manifest.kernel,
-            "runner": golden.manifest.runner.kind if golden.manifest.runner else "",
-            "packages": len(golden.manifest.packages),
-            "built_at": golden.manifest.built_at,
-            "promoted_at": promoted.at
+        Published(
+            name=golden.name,
+            version=golden.version,
+            current=golden.version == current_version(images, golden.name),
+            kernel=golden.manifest.kernel,
+            runner=golden.manifest.runner.kind if golden.manifest.runner else "",
+            packages=len(golden.manifest.packages),
+            built_at=golden.manifest.built_at,
+            promoted_at=promoted.at
             if (promoted := last.get((golden.name, golden.version)))
             else "",
-            "promoted_why": promoted.why.value if promoted else "",
-            "promoted_by": promoted.by if promoted else "",
-            "forced": [each.model_dump() for each in golden.manifest.forced],
-            "verified": None if (found_ := proof.read(golden)) is None else found_.is_good,
-        }
+            promoted_why=promoted.why.value if promoted else "",
+            promoted_by=promoted.by if promoted else "",
+            forced=tuple(each.model_dump() for each in golden.manifest.forced),
+            verified=None if (found_ := proof.read(golden)) is None else found_.is_good,
+        )
         for golden in published
     ]
     if as_json:
-        print(json.dumps(found, indent=1))
+        show(found)
         return
     # Are typed again.
     columns = [
@@ -210,15 +249,14 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT
     ]
     table = Table(*columns, Column("runner", overflow="fold"), box=None, pad_edge=False)
     for row in found:
-        row["verified"] = {None: "no", True: "good", False: "BAD"}[row["verified"]]  # type: ignore[index]  # one of the three
-        row["verified"] = f"{row['verified']}, forced" if row["forced"] else row["verified"]
-        row["built_at"] = str(row["built_at"])[:10]  # the day
-        texts = ("name", "version", "current", "built_at", "verified", "runner")
+        verified = {None: "no", True: "good", False: "BAD"}[row.verified]
         table.add_row(
-            *(
-                "*" if row[key] is True else "" if row[key] is False else str(row[key])
-                for key in texts
-            )
+            row.name,
+            row.version,
+            "*" if row.current else "",
+            row.built_at[:10],  # the day
+            f"{verified}, forced" if row.forced else verified,
+            row.runner,
         )
     out.print(table)
 
@@ -246,6 +284,7 @@ def promote_version(
             "--force", help="Also one that was not verified, or was found bad; its manifest tells."
         ),
     ] = False,
+    as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Make a version current that was verified, once its files are found to be as its manifest
@@ -264,16 +303,18 @@ def promote_version(
         except HypervisorError as error:
             warn(f"No snapshot of it is made before: {error.sentence}")
     promotion.promote(settings.images_dir, name, golden.version, say, force=force)
-    out.print(f"{name} {golden.version}: new machines use it", markup=False)
+    _tell(golden, f"{name} {golden.version}: new machines use it", as_json=as_json)
 
 
 @image.command("rollback")
-def rollback(name: NameArgument, config_path: ConfigOption = DEFAULT_PATH) -> None:
+def rollback(
+    name: NameArgument, as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH
+) -> None:
     """Make the version current that was so before. Once more, and it goes one further back."""
     from vmrunner.image.versions import promotion
 
     golden = promotion.rollback(host_settings(config_path).images_dir, name, say)
-    out.print(f"{name} {golden.version}: new machines use it again", markup=False)
+    _tell(golden, f"{name} {golden.version}: new machines use it again", as_json=as_json)
 
 
 @image.command("prune")
@@ -291,6 +332,7 @@ def prune(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
@@ -302,13 +344,13 @@ def prune(
 
     settings = host_settings(config_path)
     host, most = open_libvirt(settings), keep or settings.images.keep
-    waste = (
-        pruning.find(host, settings, name, most)
-        if dry_run
-        else pruning.prune(host, settings, name, most, say)
-    )
+    if dry_run:
+        waste = pruning.find(host, settings, name, most)
+    else:
+        confirm(f"Remove what is older than each image's {most} newest versions?", yes=yes)
+        waste = pruning.prune(host, settings, name, most, say)
     if as_json:
-        print(json.dumps(asdict(waste) | {"removed": not dry_run}, indent=1))
+        show(asdict(waste) | {"removed": not dry_run})
         return
     what = "would be removed" if dry_run else "removed"
     snapshots = (f"snapshot {key}" for key in waste.snapshots)
@@ -342,6 +384,10 @@ def verify_(
     golden = store.find_version(settings.images_dir, name)
     if files_only:
         store.verify(golden)
+        if as_json:
+            current = golden.version == current_version(settings.images_dir, golden.name)
+            show(_version(golden, current=current, verified=True))
+            return
         locked = (
             f", its {len(golden.manifest.packages)} packages as the lock says"
             if golden.manifest.lock
@@ -355,13 +401,8 @@ def verify_(
         return
     found = _stage(settings).verify(golden)
     if as_json:
-        print(
-            json.dumps(
-                {"image": golden.name, "version": golden.version, "good": found.is_good}
-                | found.model_dump(),
-                indent=1,
-            )
-        )
+        head = {"image": golden.name, "version": golden.version, "good": found.is_good}
+        show(head | found.model_dump())
     else:
         table = Table(
             "check", "result", Column("measured", overflow="fold"), box=None, pad_edge=False
@@ -390,6 +431,7 @@ def refresh(
         typer.Argument(metavar="NAME", help="Images; those that the pools use without it."),
     ] = None,
     recipes: RecipesOption = None,
+    as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Build images anew; what differs from the current version and is good becomes current, and old
@@ -404,10 +446,13 @@ def refresh(
 
     settings = host_settings(config_path)
     own, stage, failures = _own(recipes, settings), _stage(settings), list[VmrunnerError]()
+    done = list[Refreshed]()
     with rotation.only_one(settings.images_dir, say):
         for name in rotation.used(settings, names or ()):
             if not names and not recipe.exists(name, own):
-                say(f"{name}: there is no recipe of it, so it is left as it is")
+                lacks = "there is no recipe of it, so it is left as it is"
+                say(f"{name}: {lacks}")
+                done.append(Refreshed(name, lacks, None))
                 continue
             try:
                 candidate = builder.build(
@@ -418,10 +463,15 @@ def refresh(
                     fresh=True,
                     boot_stock=_boot(settings),
                 )
-                out.print(f"{name}: {stage.settle(candidate)}", markup=False)
+                done.append(Refreshed(name, stage.settle(candidate), None))
+                if not as_json:
+                    out.print(f"{name}: {done[-1].said}")
             except VmrunnerError as error:
                 report(error)
                 failures.append(error)
+                done.append(Refreshed(name, "", failure(error)))
+    if as_json:
+        show(done)
     if failures:
         raise typer.Exit(failures[0].exit_code)
 
@@ -430,6 +480,7 @@ def refresh(
 def lock(
     name: NameArgument,
     recipes: RecipesOption = None,
+    as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Write the packages of the image's current version, with their digests, into the lock that the
@@ -443,9 +494,10 @@ def lock(
     path = recipe.locked_by(name, _own(recipes, settings))
     golden = store.find(settings.images_dir, name)
     locks.write(path, name, golden.manifest.packages)
-    out.print(
-        f"{path}: {len(golden.manifest.packages)} packages of {name} {golden.version}", markup=False
-    )
+    if as_json:
+        show(_version(golden, current=True, file=path))
+        return
+    out.print(f"{path}: {len(golden.manifest.packages)} packages of {name} {golden.version}")
 
 
 @image.command("diff")
@@ -462,7 +514,7 @@ def diff(
     images = host_settings(config_path).images_dir
     found = differ.between(store.find_version(images, first), store.find_version(images, second))
     if as_json:
-        print(json.dumps(asdict(found), indent=1))
+        show(found)
         return
     if found.is_empty:
         out.print(f"{found.first} and {found.second} do not differ", markup=False)
@@ -500,6 +552,7 @@ def export(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Where to write it.", show_default=False)
     ],
+    as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Write a version of an image into a file that `vmrunner image import` takes on another
@@ -507,11 +560,14 @@ def export(
     """
     from vmrunner.image.versions import store, transfer
 
-    golden = store.find_version(host_settings(config_path).images_dir, name)
-    out.print(
-        f"{file}: {golden.name} {golden.version}, {transfer.export(golden, file) >> 20} MiB",
-        markup=False,
-    )
+    images = host_settings(config_path).images_dir
+    golden = store.find_version(images, name)
+    size = transfer.export(golden, file) >> 20
+    if as_json:
+        current = golden.version == current_version(images, golden.name)
+        show(_version(golden, current=current, file=file))
+        return
+    out.print(f"{file}: {golden.name} {golden.version}, {size} MiB")
 
 
 @image.command("import")
@@ -522,11 +578,15 @@ def import_file(
             metavar="FILE", help="What `vmrunner image export` wrote.", show_default=False
         ),
     ],
+    as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Take a version of an image from a file; new machines use it when it is promoted."""
     from vmrunner.image.versions import transfer
 
     golden = transfer.fetch(file, host_settings(config_path).images_dir, say)
-    out.print(f"{golden.name} {golden.version}: imported", markup=False)
+    if as_json:
+        show(_version(golden, current=False, file=file))
+    else:
+        out.print(f"{golden.name} {golden.version}: imported")
     say(f"New machines use it after {_by_hand(golden)}.")

@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from vmrunner.cli.app import app, report
+from vmrunner.cli.app import app, give_up, report
 from vmrunner.errors import VmrunnerError
 
 _INTERRUPTED, _TERMINATED = 130, 143
@@ -50,16 +50,14 @@ def _run() -> int:
     try:
         code = app(standalone_mode=False)
     except VmrunnerError as error:
-        report(error)
-        return error.exit_code
+        return give_up(error)
     except PermissionError as error:  # the service's folders are not everybody's
-        report(
+        return give_up(
             VmrunnerError(
                 f"This user may not open {error.filename}.",
                 "Run it with sudo, or as the service's user.",
             )
         )
-        return VmrunnerError.exit_code
     except Exception as error:  # typer's own: a wrong command line
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
             raise

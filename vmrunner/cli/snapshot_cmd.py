@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -17,14 +16,18 @@ from vmrunner.cli.app import (
     DEFAULT_PATH,
     ConfigOption,
     JsonOption,
+    YesOption,
     age,
+    confirm,
     host_settings,
     open_libvirt,
     out,
     say,
+    show,
     snapshot,
 )
 from vmrunner.cli.exec_cmd import DISK, MEMORY, CpusOption, ImageOption, MemoryOption, shape_of
+from vmrunner.cli.shown import Keys
 from vmrunner.errors import ConfigError
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
 
@@ -80,6 +83,7 @@ def create(
             "--pool", help="The image and size of this pool, instead of the options above."
         ),
     ] = None,
+    as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Boot a machine once and keep its memory, so that machines of this image and size start in a
@@ -101,11 +105,11 @@ def create(
         settings, shape = config.load_host(config_path), shape_of(cpus, memory, disk)
     began, golden = time.monotonic(), store.find(settings.images_dir, image)
     made = clones.make(open_libvirt(settings), settings, golden, shape, timeout=_TIMEOUT, say=say)
-    out.print(
-        f"snapshot {made.key} of {made.image}: {_size(made.shape)}, {time.monotonic() - began:.0f} "
-        "s",
-        markup=False,
-    )
+    took = time.monotonic() - began
+    if as_json:
+        show(made)
+    else:
+        out.print(f"snapshot {made.key} of {made.image}: {_size(made.shape)}, {took:.0f} s")
 
 
 @snapshot.command("list")
@@ -116,11 +120,7 @@ def list_snapshots(as_json: JsonOption = False, config_path: ConfigOption = DEFA
     settings = host_settings(config_path)
     found, shelf = open_libvirt(settings).snapshots.all(), Shelf(settings.state_dir)
     if as_json:
-        print(
-            json.dumps(
-                [asdict(each) | {"used_at": shelf.last_use(each)} for each in found], indent=1
-            )
-        )
+        show([asdict(each) | {"used_at": shelf.last_use(each)} for each in found])
         return
     columns = [Column(name, no_wrap=True) for name in ("disk", "QEMU", "libvirt", "made", "used")]
     table = Table(
@@ -147,27 +147,45 @@ def list_snapshots(as_json: JsonOption = False, config_path: ConfigOption = DEFA
 
 
 @snapshot.command("verify")
-def verify(key: KeyArgument = None, config_path: ConfigOption = DEFAULT_PATH) -> None:
+def verify(
+    key: KeyArgument = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = DEFAULT_PATH,
+) -> None:
     """Read every file of the snapshots and compare it with its digest."""
     host = open_libvirt(host_settings(config_path))
-    for each in _chosen(host.snapshots.all(), key):
+    chosen = _chosen(host.snapshots.all(), key)
+    for each in chosen:
         host.snapshots.verify(each)
-        out.print(
-            f"snapshot {each.key}: {len(each.files)} files are as they were made", markup=False
-        )
+        if not as_json:
+            out.print(f"snapshot {each.key}: {len(each.files)} files are as they were made")
+    if as_json:
+        show(Keys(tuple(each.key for each in chosen), ()))
 
 
 @snapshot.command("drop")
-def drop(key: KeyArgument = None, config_path: ConfigOption = DEFAULT_PATH) -> None:
-    """Delete snapshots.
+def drop(
+    key: KeyArgument = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = DEFAULT_PATH,
+) -> None:
+    """Delete one snapshot, or all of them, which has to be confirmed.
 
     Machines that were cloned from them run on; new ones are booted until there is a snapshot again.
     """
     host = open_libvirt(host_settings(config_path))
-    for each in _chosen(host.snapshots.all(), key):
+    chosen, stays = _chosen(host.snapshots.all(), key), list[str]()
+    if not key and chosen:
+        confirm(f"Delete all {len(chosen)} snapshots?", yes=yes, always=True)
+    for each in chosen:
         kept = host.snapshots.drop(each.key)
+        stays += kept
         but = f", but for {', '.join(kept)}, which other guests of this host use" if kept else ""
-        out.print(f"snapshot {each.key}: deleted{but}", markup=False)
+        if not as_json:
+            out.print(f"snapshot {each.key}: deleted{but}")
+    if as_json:
+        show(Keys(tuple(each.key for each in chosen), tuple(stays)))
 
 
 @snapshot.command("apparmor")
