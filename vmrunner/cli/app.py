@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from vmrunner import __version__, resources
-from vmrunner.cli import shown
+from vmrunner.cli import names, shown
 from vmrunner.errors import VmrunnerError, WrongCommand
 from vmrunner.log import Format, Level
 
@@ -35,6 +35,7 @@ COMMANDS = {
     "image": (_PREPARE, "Golden images."),
     "snapshot": (_PREPARE, "Saved machines that others are cloned from."),
     "systemd": (_PREPARE, "systemd units that run vmrunner."),
+    "completion": (_PREPARE, "Completion for bash, zsh and fish."),
     "schema": (_PREPARE, "What --json prints, as JSON Schema."),
 }
 """Each command's group and line in `vmrunner --help`; the module NAME_cmd.py has the command."""
@@ -117,6 +118,8 @@ def _every_command(
 
 
 _CONFIG_VARIABLE = "VMRUNNER_CONFIG"
+COMPLETE = "_VMRUNNER_COMPLETE"
+"""The variable by which a shell asks for names."""
 _UNBOUND = 10_000  # columns of what nobody sees on a screen: a file, or a program that searches it
 
 # Others' words are printed, such as a job's name: nothing in them is markup or a picture's name.
@@ -142,7 +145,11 @@ ConfigOption = Annotated[
 ]
 PoolArgument = Annotated[
     str | None,
-    typer.Argument(metavar="POOL", help="One pool of the configuration; all of them without it."),
+    typer.Argument(
+        metavar="POOL",
+        help="One pool of the configuration; all of them without it.",
+        autocompletion=names.pools,
+    ),
 ]
 LogOption = Annotated[
     Format,

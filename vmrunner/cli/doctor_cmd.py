@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from vmrunner import config
+from vmrunner.cli import names
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, out, say, show, warn
-from vmrunner.doctor.examine import examine
 from vmrunner.doctor.findings import Level
-from vmrunner.doctor.isolation import credentials, load, residue
-from vmrunner.doctor.isolation.lab import Cell, Lab
-from vmrunner.doctor.isolation.network import Matrix
-from vmrunner.errors import ConfigError
-from vmrunner.forge.connect import connect
-from vmrunner.hypervisor.host import open_host
-from vmrunner.image.versions import store
+from vmrunner.errors import WrongCommand
+
+if TYPE_CHECKING:
+    from vmrunner.config import Config
+    from vmrunner.doctor.isolation.lab import Cell
 
 _MARKS = {
     Level.GOOD: ("ok", "green"),
@@ -44,6 +41,7 @@ def doctor(
         typer.Option(
             "--policy",
             help="With --isolation: only the network, and of it internet, none, or pool-NAME.",
+            autocompletion=names.policies,
         ),
     ] = "",
     boots: Annotated[
@@ -57,6 +55,10 @@ def doctor(
 
     Exit code: 0 all is well, 10 there are warnings, 11 there are errors.
     """
+    from vmrunner import config
+    from vmrunner.doctor.examine import examine
+    from vmrunner.hypervisor.host import open_host
+
     settings = config.load_host(config_path)
     if isolation:
         cells = list(_isolation(config.load(config_path), only, boots=boots))
@@ -79,10 +81,18 @@ def doctor(
     raise typer.Exit(max(each.level for each in findings))
 
 
-def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[Cell]:
+def _isolation(settings: Config, only: str, *, boots: bool) -> Iterator[Cell]:
     """Everything, or the network under the named policy, on machines of the first pool's image and
     size.
     """
+    from vmrunner import config
+    from vmrunner.doctor.isolation import credentials, load, residue
+    from vmrunner.doctor.isolation.lab import Lab
+    from vmrunner.doctor.isolation.network import Matrix
+    from vmrunner.forge.connect import connect
+    from vmrunner.hypervisor.host import open_host
+    from vmrunner.image.versions import store
+
     policies = {
         (policy.reach, policy.allow): policy for policy in reversed(settings.policies)
     }.values()
@@ -90,7 +100,7 @@ def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[C
         [policy for policy in settings.policies if policy.name == only] if only else list(policies)
     )
     if not wanted:
-        raise ConfigError(
+        raise WrongCommand(
             f"There is no policy {only!r}.",
             f"There are: {', '.join(policy.name for policy in settings.policies)}.",
         )

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vmrunner.cli import names
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, app, say, warn
 from vmrunner.errors import WrongCommand
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
@@ -16,7 +17,9 @@ from vmrunner.text import sentence
 MEMORY, DISK = f"{DEFAULT_SHAPE.memory_mib // 1024}GiB", f"{DEFAULT_SHAPE.disk_gib}GiB"
 """Of a machine that is made without a pool."""
 
-ImageOption = Annotated[str, typer.Option("--image", "-i", help="The golden image.")]
+ImageOption = Annotated[
+    str, typer.Option("--image", "-i", help="The golden image.", autocompletion=names.images)
+]
 CpusOption = Annotated[int, typer.Option("--cpus", min=1, max=1024, help="Virtual processors.")]
 MemoryOption = Annotated[str, typer.Option("--memory", help='Like "512MiB" or "2GiB".')]
 

@@ -11,6 +11,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
+from vmrunner.cli import names
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, show, warn
 from vmrunner.text import presentable
 
@@ -22,6 +23,14 @@ _LONGEST = 1000  # characters of one cell
 
 @app.command("history")
 def history(
+    machine: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MACHINE",
+            help="One machine, or what several names begin with; all without it.",
+            autocompletion=names.machines,
+        ),
+    ] = None,
     failed: Annotated[
         bool, typer.Option("--failed", help="Only machines whose ending somebody should look into.")
     ] = False,
@@ -46,6 +55,7 @@ def history(
         record
         for record in found
         if record.ending
+        and record.machine.startswith(machine or "")
         and (not failed or record.known_ending is None or record.known_ending.is_failure)
     ][-limit:]
     if as_json:

@@ -13,6 +13,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
+from vmrunner.cli import names
 from vmrunner.cli.app import (
     DEFAULT_PATH,
     ConfigOption,
@@ -39,11 +40,18 @@ if TYPE_CHECKING:
     from vmrunner.image.upkeep.rotation import Stage
     from vmrunner.model.image import Golden
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The image's name.")]
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The image's name.", autocompletion=names.images)
+]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The recipe's name.", autocompletion=names.recipes)
+]
 VersionArgument = Annotated[
     str,
     typer.Argument(
-        metavar="NAME[/VERSION]", help="An image; its current version if none is named."
+        metavar="NAME[/VERSION]",
+        help="An image; its current version if none is named.",
+        autocompletion=names.versions,
     ),
 ]
 RecipesOption = Annotated[
@@ -55,7 +63,7 @@ _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")  # of which people need 
 
 @image.command("build")
 def build(
-    name: NameArgument,
+    name: RecipeArgument,
     recipes: RecipesOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Build even if the current version has this recipe.")
@@ -275,7 +283,9 @@ def promote_version(
     version: Annotated[
         str,
         typer.Argument(
-            metavar="VERSION", help="A version of the list, or a beginning that no other one has."
+            metavar="VERSION",
+            help="A version of the list, or a beginning that no other one has.",
+            autocompletion=names.versions_of,
         ),
     ],
     force: Annotated[
@@ -320,7 +330,10 @@ def rollback(
 @image.command("prune")
 def prune(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="One image; all of them without it.")
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="One image; all of them without it.", autocompletion=names.images
+        ),
     ] = None,
     keep: Annotated[
         int | None,
@@ -428,7 +441,11 @@ def verify_(
 def refresh(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME", help="Images; those that the pools use without it."),
+        typer.Argument(
+            metavar="NAME",
+            help="Images; those that the pools use without it.",
+            autocompletion=names.recipes,
+        ),
     ] = None,
     recipes: RecipesOption = None,
     as_json: JsonOption = False,
@@ -478,7 +495,7 @@ def refresh(
 
 @image.command("lock")
 def lock(
-    name: NameArgument,
+    name: RecipeArgument,
     recipes: RecipesOption = None,
     as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,

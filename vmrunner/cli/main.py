@@ -9,7 +9,7 @@ import signal
 import sys
 from typing import NoReturn
 
-from vmrunner.cli.app import app, give_up, report
+from vmrunner.cli.app import COMPLETE, app, give_up, report
 from vmrunner.errors import VmrunnerError
 
 _INTERRUPTED, _TERMINATED = 130, 143
@@ -32,6 +32,10 @@ def main() -> None:
     Exit codes: errors.py; 2 for a wrong command line; 130 when interrupted, 143 by SIGTERM.
     """
     _open_standard_files()
+    if COMPLETE in os.environ:
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # imported there
+
+        completion_init()
     signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Where that is not UTF-8, a job's name may have letters that it does not.

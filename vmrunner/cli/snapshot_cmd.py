@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
+from vmrunner.cli import names
 from vmrunner.cli.app import (
     DEFAULT_PATH,
     ConfigOption,
@@ -39,7 +40,11 @@ _TIMEOUT = 600.0  # seconds
 
 KeyArgument = Annotated[
     str | None,
-    typer.Argument(metavar="KEY", help="One snapshot of the list; all of them without it."),
+    typer.Argument(
+        metavar="KEY",
+        help="One snapshot of the list; all of them without it.",
+        autocompletion=names.snapshots,
+    ),
 ]
 
 
@@ -80,7 +85,9 @@ def create(
     pool: Annotated[
         str | None,
         typer.Option(
-            "--pool", help="The image and size of this pool, instead of the options above."
+            "--pool",
+            help="The image and size of this pool, instead of the options above.",
+            autocompletion=names.pools,
         ),
     ] = None,
     as_json: JsonOption = False,

@@ -43,7 +43,7 @@ from vmrunner.model.machine import Ending
 Run = Callable[..., tuple[int, str]]
 # Those print what is a text by itself, or run until they are stopped.
 WITHOUT = {
-    *("config example", "config schema", "schema", "systemd install"),
+    *("config example", "config schema", "schema", "completion", "systemd install"),
     *("snapshot apparmor", "image sbom", "exec", "serve"),
 }
 
