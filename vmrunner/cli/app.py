@@ -104,7 +104,9 @@ def _print_version(wanted: bool) -> None:
 def _every_command(
     config_path: Annotated[
         Path | None,
-        typer.Option("--config", "-c", help="The configuration file, for any command."),
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="The configuration file, for any command."
+        ),
     ] = None,
     version: Annotated[
         bool,
@@ -138,6 +140,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
+        metavar="FILE",
         envvar=_CONFIG_VARIABLE,
         help="The configuration file.",
         show_default=str(DEFAULT_PATH),
