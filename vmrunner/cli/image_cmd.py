@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +30,7 @@ from vmrunner.cli.app import (
     show,
     warn,
 )
+from vmrunner.cli.progress import steps
 from vmrunner.cli.shown import Published, Refreshed, Version
 from vmrunner.errors import ConfigError, HypervisorError, ImageError, VmrunnerError
 
@@ -121,9 +122,15 @@ def build(
     ):
         _tell(known, f"{name} {known.version} is up to date with its recipe", as_json=as_json)
         return
-    golden = builder.build(
-        wanted, images, say, promote=promote and not verify, fresh=fresh, boot_stock=_boot(settings)
-    )
+    with steps(f"image build {name}", settings.state_dir) as told:
+        golden = builder.build(
+            wanted,
+            images,
+            told,
+            promote=promote and not verify,
+            fresh=fresh,
+            boot_stock=_boot(settings),
+        )
     if not as_json:
         out.print(
             f"{name} {golden.version}: {len(golden.manifest.packages)} packages, "
@@ -140,7 +147,8 @@ def build(
                 f"promoted: {error.sentence}",
                 f"When that is mended: {_by_hand(golden)}; or build it with --no-verify.",
             ) from None
-        stage.go_live(golden)
+        with steps(f"image verify {name}", settings.state_dir) as told:
+            replace(stage, say=told).go_live(golden)
         if not as_json:
             out.print(f"{name} {golden.version}: verified, new machines use it")
     if as_json:
@@ -309,7 +317,9 @@ def promote_version(
     if not force:  # one that does not come up can't be saved either
         proof.demand(golden)
         try:
-            _stage(settings).make_snapshots(golden)
+            stage = _stage(settings)
+            with steps(f"image promote {name}", settings.state_dir) as told:
+                replace(stage, say=told).make_snapshots(golden)
         except HypervisorError as error:
             warn(f"No snapshot of it is made before: {error.sentence}")
     promotion.promote(settings.images_dir, name, golden.version, say, force=force)
@@ -412,7 +422,9 @@ def verify_(
             markup=False,
         )
         return
-    found = _stage(settings).verify(golden)
+    stage = _stage(settings)
+    with steps(f"image verify {golden.name}", settings.state_dir) as told:
+        found = replace(stage, say=told).verify(golden)
     if as_json:
         head = {"image": golden.name, "version": golden.version, "good": found.is_good}
         show(head | found.model_dump())
@@ -472,15 +484,17 @@ def refresh(
                 done.append(Refreshed(name, lacks, None))
                 continue
             try:
-                candidate = builder.build(
-                    recipe.load(name, own),
-                    settings.images_dir,
-                    say,
-                    promote=False,
-                    fresh=True,
-                    boot_stock=_boot(settings),
-                )
-                done.append(Refreshed(name, stage.settle(candidate), None))
+                with steps(f"image refresh {name}", settings.state_dir) as told:
+                    candidate = builder.build(
+                        recipe.load(name, own),
+                        settings.images_dir,
+                        told,
+                        promote=False,
+                        fresh=True,
+                        boot_stock=_boot(settings),
+                    )
+                    settled = replace(stage, say=told).settle(candidate)
+                done.append(Refreshed(name, settled, None))
                 if not as_json:
                     out.print(f"{name}: {done[-1].said}")
             except VmrunnerError as error:

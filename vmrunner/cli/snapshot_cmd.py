@@ -23,11 +23,11 @@ from vmrunner.cli.app import (
     host_settings,
     open_libvirt,
     out,
-    say,
     show,
     snapshot,
 )
 from vmrunner.cli.exec_cmd import DISK, MEMORY, CpusOption, ImageOption, MemoryOption, shape_of
+from vmrunner.cli.progress import steps
 from vmrunner.cli.shown import Keys
 from vmrunner.errors import ConfigError
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
@@ -111,7 +111,9 @@ def create(
     else:
         settings, shape = config.load_host(config_path), shape_of(cpus, memory, disk)
     began, golden = time.monotonic(), store.find(settings.images_dir, image)
-    made = clones.make(open_libvirt(settings), settings, golden, shape, timeout=_TIMEOUT, say=say)
+    host = open_libvirt(settings)
+    with steps(f"snapshot create {golden.name}", settings.state_dir) as told:
+        made = clones.make(host, settings, golden, shape, timeout=_TIMEOUT, say=told)
     took = time.monotonic() - began
     if as_json:
         show(made)

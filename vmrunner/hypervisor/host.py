@@ -22,6 +22,7 @@ from vmrunner.hypervisor.seam import Purged
 from vmrunner.hypervisor.snapshot import LibvirtSnapshots
 from vmrunner.hypervisor.storage import Storage
 from vmrunner.hypervisor.strangers import Strangers
+from vmrunner.log import Say
 from vmrunner.model.image import Golden
 from vmrunner.network.firewall import Firewall
 
@@ -101,12 +102,12 @@ class LibvirtHost:
             self._open()
         return lost
 
-    def prepare(self, golden: Golden) -> None:
+    def prepare(self, golden: Golden, say: Say = lambda _: None) -> None:
         """Make the storage pool, the network and its rules, and bring this image there."""
         self._storage.ensure()
         self._network.ensure(idle=not self._domains.all(), guest_on=self._strangers.on_network)
         self._network.ensure_rules()
-        self.images.publish(golden)
+        self.images.publish(golden, say)
 
     def guard(self) -> None:
         """Bring the rules to what they should be, and have them let through our machines alone."""
