@@ -82,7 +82,7 @@ def down(
     removed, kept = list[str](), list[str]()
     if purge and not outcome.failures:
         done = manager.purge()
-        removed, kept = done.removed, done.kept
+        removed, kept = list(done.removed), list(done.kept)
         if not as_json:
             for each in removed:
                 out.print(f"removed {each}")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmrunner.config import HostConfig, is_local
+from vmrunner.config import Config, HostConfig, is_local
 from vmrunner.doctor.findings import Finding, error, failed, good, warning
 from vmrunner.errors import NotPermitted, VmrunnerError
 from vmrunner.hypervisor.acceleration import NoKvm
@@ -107,7 +107,8 @@ def _accelerator(facts: Facts, settings: HostConfig) -> Iterator[Finding]:
 
 def _nested(settings: HostConfig) -> Iterator[Finding]:
     """Whether machines can have virtual machines of their own, where a pool wants that."""
-    pools = [name for name, pool in settings.pools.items() if pool.nested]
+    configured = settings.pools if isinstance(settings, Config) else {}
+    pools = [name for name, pool in configured.items() if pool.nested]
     if not pools or not is_local(settings.libvirt.uri):
         return
     if any(each in {"1", "Y"} for each in nested()):
