@@ -46,7 +46,7 @@ def doctor(
     ] = "",
     boots: Annotated[
         bool,
-        typer.Option("--boot", help="With --isolation: boot them, also if there is a snapshot."),
+        typer.Option("--boot", help="With --isolation: boot them even if there is a snapshot."),
     ] = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:

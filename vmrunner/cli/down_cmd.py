@@ -38,7 +38,7 @@ def down(
     timeout: Annotated[
         str | None,
         typer.Option(
-            "--timeout", help='Like "10m": so long running jobs may take, then as with --now.'
+            "--timeout", help='How long to wait for running jobs, like "10m"; then as with --now.'
         ),
     ] = None,
     everything: Annotated[

@@ -43,7 +43,7 @@ def exec_(
     cpus: CpusOption = DEFAULT_SHAPE.vcpus,
     memory: MemoryOption = MEMORY,
     boots: Annotated[
-        bool, typer.Option("--boot", help="Boot the machine, also if there is a snapshot of it.")
+        bool, typer.Option("--boot", help="Boot the machine even if there is a snapshot.")
     ] = False,
     network: Annotated[
         Reach,

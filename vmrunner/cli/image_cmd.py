@@ -86,7 +86,7 @@ def build(
     ignore_lock: Annotated[
         bool,
         typer.Option(
-            "--ignore-lock", help="Take the packages that there are, whatever the lock says."
+            "--ignore-lock", help="Ignore the lock: take the versions that the mirror has now."
         ),
     ] = False,
     promote: Annotated[
@@ -299,7 +299,8 @@ def promote_version(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Also one that was not verified, or was found bad; its manifest tells."
+            "--force",
+            help="Even if it was not verified, or was found bad; its manifest notes that.",
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -359,9 +360,10 @@ def prune(
     as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
-    """Remove old versions that no machine uses, with their snapshots, what the host still has of
-    versions that are gone, and, without NAME, what builds have left: kept packages that are too old
-    to be taken again, logs, folders of builds that were killed.
+    """Remove old versions that no machine uses, with their snapshots and volumes.
+
+    Without NAME also what builds have left: kept packages that are too old, logs, folders of builds
+    that were killed.
     """
     from vmrunner.image.upkeep import prune as pruning
 

@@ -15,6 +15,7 @@ from rich.text import Text
 from vmrunner import config
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, show, warn
 from vmrunner.cli.shown import BackedOff, MachineShown, Pool, Queue, Status, Waiting
+from vmrunner.errors import WrongCommand
 from vmrunner.log import open_log
 from vmrunner.manager.actions import Wait
 from vmrunner.manager.manager import Manager, Survey, open_manager
@@ -37,6 +38,8 @@ def status(
 
     Changes nothing.
     """
+    if as_json and watch:
+        raise WrongCommand("--json prints once.", "Leave --watch out, and call it again.")
     manager = open_manager(config.load(config_path), open_log("text"), warn)
     if as_json:
         show(_shown(manager, manager.survey(), time.time()))
@@ -80,6 +83,9 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
                     style="yellow" if old else "dim",
                 )
             )
+        if not pool.image and (configured := manager.settings.pools.get(pool.pool)):
+            missing = f"  there is no image {configured.image}: see `vmrunner doctor`"
+            parts.append(Text(missing, style="red"))
         if pool.image_note:
             parts.append(Text(f"  {pool.image_note}", style="red"))
         if pool.snapshot:
