@@ -52,7 +52,7 @@ lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/ri
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long images soak growth bench kvm faults unfinished outage conformance model scale fleet audit lint rig rig-stop rig-shell
+.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model scale fleet audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -130,6 +130,10 @@ fleet:
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:
 	$(call in_rig,$(audit_tools); rig/rig run --outside -- python -m tests.audit)
+
+# Man pages of every command, into dist/man.
+man:
+	$(call in_rig,rig/rig run -- python -m vmrunner.cli.man dist/man)
 
 lint:
 	$(call in_rig,$(lint))

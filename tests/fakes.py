@@ -125,6 +125,8 @@ class FakeLog:
     def info(self, event: str, **fields: object) -> None:
         self.lines.append((event, fields))
 
+    def debug(self, event: str, **fields: object) -> None: ...
+
     warning = error = info
 
 
@@ -387,7 +389,7 @@ class FakeHypervisor:
             self.fail_at = ""
             raise HypervisorError(f"The fake fails at {name}.", "It was told to.")
 
-    def prepare(self, golden: Golden) -> None:
+    def prepare(self, golden: Golden, say: Say = lambda _: None) -> None:
         self.step("prepare")
         stem = image_stem(golden.name, golden.version)
         self.published += [

@@ -147,6 +147,8 @@ class Notes:
     def info(self, event: str, **fields: object) -> None:
         self.write(log=event, **fields)
 
+    def debug(self, event: str, **fields: object) -> None: ...
+
     warning = error = info
 
 

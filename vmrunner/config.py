@@ -7,7 +7,7 @@ import re
 import socket
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -20,12 +20,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from vmrunner import faults
 from vmrunner.errors import ConfigError, VmrunnerError
+from vmrunner.faults import Fault
 from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
 from vmrunner.model.machine import DEFAULT_SHAPE, Limits, Shape
@@ -42,14 +46,15 @@ from vmrunner.network.policy import (
     Reach,
     pool_policy,
 )
-from vmrunner.resources import folder
+from vmrunner.resources import CONFIG, folder
 from vmrunner.runner_config import LONGEST, VARIABLE, fault
+from vmrunner.text import sentence
 
-DEFAULT_PATH = Path("/etc/vmrunner/vmrunner.toml")
+DEFAULT_PATH = CONFIG
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
 
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
-_DURATIONS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 def parse_size(value: object) -> int:
@@ -65,10 +70,16 @@ def parse_duration(value: object) -> timedelta:
     found = re.fullmatch(r"(\d{1,18})\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if not found or not int(found[1]):
         raise ValueError('a duration is written like "90s", "15m" or "3h"')
-    seconds = int(found[1]) * _DURATIONS[found[2]]
-    if seconds > LONGEST.total_seconds():
+    milliseconds = int(found[1]) * _MILLISECONDS[found[2]]
+    if milliseconds > LONGEST.total_seconds() * 1000:
         raise ValueError(f'a duration is "{LONGEST.days}d" at most')
-    return timedelta(seconds=seconds)
+    return timedelta(milliseconds=milliseconds)
+
+
+def _in_units(number: int, units: Mapping[str, int]) -> str:
+    """`2048` -> `"2GiB"`: in the largest unit of which it is a whole number."""
+    name = max((unit for unit in units if number % units[unit] == 0), key=lambda unit: units[unit])
+    return f"{number // units[name]}{name}"
 
 
 def _scope(value: object) -> Scope:
@@ -85,6 +96,12 @@ def _scopes(value: object) -> tuple[Scope, ...]:
     if not listed:
         raise ValueError("a pool needs a scope")
     return tuple(dict.fromkeys(_scope(each) for each in listed))
+
+
+def _network(value: object) -> str:
+    if not isinstance(value, str):  # a number would be an address, too
+        raise ValueError('has to be a network in quotes, like "10.87.0.0/24" or "fd87::/64"')
+    return value
 
 
 def _cron(value: object) -> str:
@@ -137,13 +154,50 @@ def _listen(value: object) -> str:
 
 
 _MANAGER, _IMAGE = r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-_NAMES = {
+_RUNNER, _NO_PROXY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$", r"^[A-Za-z0-9.*:/-]{1,255}$"
+_LISTEN = r"^\S+:\d{1,5}$"
+_PATTERNS = {
     _MANAGER: 'a name here has small letters, digits and "-", and 24 of them at most',
     _IMAGE: 'a name here has letters, digits, ".", "_" and "-"',
+    _RUNNER: 'a name here has letters, digits, ".", "_" and "-", and 31 of them at most',
+    _NO_PROXY: 'has to be a host, a network or a beginning of names, like "packages.example"',
+    _LISTEN: 'an address to listen at is written like "127.0.0.1:9750"',
 }
-Mebibytes = Annotated[int, BeforeValidator(parse_size)]
-Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
+
+# Written back, for `vmrunner config show`, and described, for editors, in the words of the file.
+_TEXT = WithJsonSchema({"type": "string"})
+Mebibytes = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(lambda size: _in_units(size, _SIZES), return_type=str),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(MiB|GiB|TiB)$"}),
+]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration),
+    PlainSerializer(
+        lambda span: _in_units(round(span.total_seconds() * 1000), _MILLISECONDS), return_type=str
+    ),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(ms|s|m|h|d)$"}),
+]
 Site = Annotated[str, BeforeValidator(_site)]
+LabelText = Annotated[Label, BeforeValidator(_label), PlainSerializer(str, return_type=str), _TEXT]
+DestinationText = Annotated[
+    Destination, BeforeValidator(_destination), PlainSerializer(str, return_type=str), _TEXT
+]
+Scopes = Annotated[
+    tuple[Scope, ...],
+    BeforeValidator(_scopes),
+    PlainSerializer(lambda scopes: [str(each) for each in scopes], return_type=list[str]),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "minItems": 1, "items": {"type": "string"}},
+            ]
+        }
+    ),
+]
 ManagerId = Annotated[str, Field(pattern=_MANAGER)]
 
 
@@ -193,7 +247,7 @@ class LibvirtConfig(Section):
 
     uri: str = "qemu:///system"
     storage_path: Path = Path("/var/lib/libvirt/vmrunner")
-    subnet: IPv4Network = IPv4Network("10.87.0.0/24")
+    subnet: Annotated[IPv4Network, BeforeValidator(_network)] = IPv4Network("10.87.0.0/24")
     accelerator: Literal["auto", "kvm", "software"] = "auto"
 
     @field_validator("subnet")
@@ -207,7 +261,7 @@ class LibvirtConfig(Section):
 class NetworkConfig(Section):
     """What guards the machines' network, and whether it has IPv6."""
 
-    ipv6: IPv6Network | None = None
+    ipv6: Annotated[IPv6Network, BeforeValidator(_network)] | None = None
     filter: bool = True
     mtu: Annotated[int, Field(ge=1280, le=9216, strict=True)] | None = None
     connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
@@ -245,13 +299,13 @@ class WarmAt(Section):
 class PoolConfig(Section):
     """One kind of machine."""
 
-    labels: Annotated[tuple[Annotated[Label, BeforeValidator(_label)], ...], Field(min_length=1)]
+    labels: Annotated[tuple[LabelText, ...], Field(min_length=1)]
     image: Annotated[str, Field(pattern=_IMAGE)]
-    runner: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")] | None = None
+    runner: Annotated[str, Field(pattern=_RUNNER)] | None = None
     runner_config: dict[str, Any] = {}
     job_user: Literal["root", "runner"] = "root"
     takes_unlabelled: bool = False
-    scope: Annotated[tuple[Scope, ...], BeforeValidator(_scopes)] = (Scope.parse("instance"),)
+    scope: Scopes = (Scope.parse("instance"),)
     max: Annotated[int, Field(ge=1, le=10_000)] = 1
     warm: Annotated[int, Field(ge=0, le=10_000)] = 0
     schedule: tuple[WarmAt, ...] = ()
@@ -266,10 +320,10 @@ class PoolConfig(Section):
     disk_iops: Annotated[int, Field(ge=10, le=10_000_000)] | None = None
     start: Literal["auto", "snapshot", "boot"] = "auto"
     network: Reach = Reach.INTERNET
-    allow: tuple[Annotated[Destination, BeforeValidator(_destination)], ...] = ()
+    allow: tuple[DestinationText, ...] = ()
     registry_mirror: Site | None = None
     proxy: Site | None = None
-    no_proxy: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.*:/-]{1,255}$")], ...] = ()
+    no_proxy: tuple[Annotated[str, Field(pattern=_NO_PROXY)], ...] = ()
     boot_timeout: Duration = timedelta(minutes=5)
     pickup_timeout: Duration = timedelta(minutes=2)
     job_timeout: Duration = timedelta(hours=3)
@@ -391,7 +445,7 @@ class HistoryConfig(Section):
 class MetricsConfig(Section):
     """Prometheus."""
 
-    listen: Annotated[str, Field(pattern=r"^\S+:\d{1,5}$")] | None = None
+    listen: Annotated[str, Field(pattern=_LISTEN)] | None = None
     textfile: Path | None = None
 
 
@@ -516,7 +570,7 @@ def example() -> str:
 
 
 def load(path: Path) -> Config:
-    """Read and check the file; every fault is one ConfigError that names the key."""
+    """Read and check the file; its faults are one ConfigError, which names each line and key."""
     try:
         text = path.read_bytes().decode("utf-8")
     except FileNotFoundError:
@@ -538,34 +592,21 @@ def load(path: Path) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        where = f"{path}: {key}" if key else str(path)
-        said = _said(first).removesuffix(".") + more
         raise ConfigError(
-            f"{where}: {said}" if said.endswith("?") else f"{where}: {said}.",
+            listed(path, [str(fault) for fault in _faults(error, text, data)]),
             "Every key is described in `vmrunner config example`.",
         ) from None
 
 
-def _said(fault: Mapping[str, Any]) -> str:
-    """What is wrong, in words that need no pydantic."""
-    match fault["type"]:
-        case "missing":
-            return "is missing"
-        case "extra_forbidden":
-            return "is not a key that vmrunner knows"
-        case "too_short":
-            return "is empty"
-        case "tuple_type":
-            return 'is written as a list, like ["a", "b"]'
-        case "model_type" | "dict_type":
-            return "is a table, not a value"
-        case "string_pattern_mismatch" if fault["ctx"]["pattern"] in _NAMES:
-            return _NAMES[fault["ctx"]["pattern"]]
-    said: str = fault["msg"]
-    return said.removeprefix("Value error, ")
+def _faults(error: ValidationError, text: str, data: Mapping[str, Any]) -> list[Fault]:
+    return faults.found(error, Config, text, data, _PATTERNS)
+
+
+def listed(path: Path, found: Sequence[str]) -> str:
+    """The faults of a file as one sentence, or each in its own line."""
+    if len(found) == 1:
+        return sentence(f"{path}: {found[0]}")
+    return "\n  ".join([f"{path} has {len(found)} faults:", *found])
 
 
 def load_host(path: Path) -> HostConfig:
@@ -616,6 +657,8 @@ def _secret(what: str, path: Path, hint: str, warn: Callable[[str], None]) -> Se
         raise ConfigError(f"The {what} file {path} does not exist.", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not plain text"
+        if isinstance(error, PermissionError):
+            hint = "Run it with sudo, or as the user that may read it."
         raise ConfigError(f"The {what} file {path} can't be read: {reason}.", hint) from None
     if not value or any(c.isspace() or not c.isprintable() for c in value):
         raise ConfigError(f"The {what} file {path} does not hold one {what}.", hint)

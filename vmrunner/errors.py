@@ -22,6 +22,12 @@ class VmrunnerError(Exception):
         self.hint = hint
 
 
+class WrongCommand(VmrunnerError):
+    """The command line: an option's value that can't be, or options that exclude each other."""
+
+    exit_code = 2
+
+
 class ConfigError(VmrunnerError):
     """The configuration file, or a file that it names, is missing or wrong."""
 

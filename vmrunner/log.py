@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol, cast
 
 Format = Literal["text", "json"]
+Level = Literal["debug", "info", "warning", "error"]
 Say = Callable[[str], object]
 """Tells a person how something goes on, a line at a time."""
 _LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog's
@@ -18,6 +20,9 @@ _LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # sy
 
 class Log(Protocol):
     """What the manager needs of a logger."""
+
+    def debug(self, event: str, **fields: object) -> object:
+        """What helps to find a fault of ours: each step of a pass."""
 
     def info(self, event: str, **fields: object) -> object:
         """Something that is as it should be."""
@@ -29,9 +34,38 @@ class Log(Protocol):
         """Something that failed."""
 
 
-def open_log(form: Format) -> Log:
-    """A logger that writes lines of text, or JSON."""
-    # here: it takes longer to load than all of ours, and some commands log nothing.
+@dataclass(frozen=True)
+class _Unopened:
+    """A logger that is opened by its first line: structlog takes longer to load than all of ours,
+    and many commands log nothing.
+    """
+
+    form: Format
+    level: Level
+
+    @cached_property
+    def _opened(self) -> Log:
+        return _open(self.form, self.level)
+
+    def debug(self, event: str, **fields: object) -> object:
+        return self._opened.debug(event, **fields)
+
+    def info(self, event: str, **fields: object) -> object:
+        return self._opened.info(event, **fields)
+
+    def warning(self, event: str, **fields: object) -> object:
+        return self._opened.warning(event, **fields)
+
+    def error(self, event: str, **fields: object) -> object:
+        return self._opened.error(event, **fields)
+
+
+def open_log(form: Format, level: Level = "info") -> Log:
+    """A logger that writes lines of text, or JSON, from this level on."""
+    return _Unopened(form, level)
+
+
+def _open(form: Format, level: Level) -> Log:
     import structlog
 
     processors: list[Any] = [_line]
@@ -45,7 +79,7 @@ def open_log(form: Format) -> Log:
     logger = structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level.upper()),
     )
     return cast("Log", logger)
 

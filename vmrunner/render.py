@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import shlex
 from functools import cache
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from typing import TYPE_CHECKING
 
 from vmrunner.resources import folder
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @cache
 def _environment(escape: bool) -> Environment:
+    # here: commands that only look render nothing
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     # Escaping is for XML; shell and YAML templates quote with the `sh` filter or use values of a
     # checked form.
     environment = Environment(

@@ -1,10 +1,13 @@
-"""Where templates and image recipes are: inside the installed package, or beside it in a
-checkout.
+"""Where things are: templates and image recipes (inside the installed package, or beside it in a
+checkout), and the configuration.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+CONFIG = Path("/etc/vmrunner/vmrunner.toml")
+"""The configuration, where no other one is named."""
 
 _PACKAGE = Path(__file__).parent
 

@@ -18,6 +18,11 @@ def some(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
+def sentence(words: str) -> str:
+    """Words as a sentence: with a capital letter, and a full stop where nothing else ends it."""
+    return words[:1].upper() + words[1:] + ("" if words.endswith((".", "?", "!")) else ".")
+
+
 def dotted(version: Iterable[int]) -> str:
     """A version's numbers as people write it."""
     return ".".join(map(str, version))

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.ground import Ground, lay
-from vmrunner.errors import ConfigError, ForgeUnreachable, HypervisorError, ImageError
+from vmrunner.errors import (
+    ConfigError,
+    ForgeUnreachable,
+    HypervisorError,
+    ImageError,
+    WrongCommand,
+)
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
@@ -127,7 +133,7 @@ BAD = {
     "size wrong": (
         lambda _: None,
         "exec --memory 2G -- true",
-        ConfigError,
+        WrongCommand,
         "a size is written like",
     ),
 }

@@ -34,6 +34,7 @@ from rich.console import Console
 from tests.fakes import FakeBindings
 from tests.world import World
 from vmrunner.cli import status_cmd
+from vmrunner.cli.shown import plain
 from vmrunner.errors import VmrunnerError
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.gitea import Gitea
@@ -257,7 +258,7 @@ def shown(manager: Manager) -> None:
     console = Console(file=io.StringIO(), width=200, color_system=None)
     console.print(status_cmd._picture(manager, survey, time.time()))
     check_output(console.file.getvalue())  # type: ignore[attr-defined]
-    check_output(json.dumps(status_cmd._plain(manager, survey, time.time()), indent=1))
+    check_output(json.dumps(plain(status_cmd._shown(manager, survey, time.time())), indent=1))
 
 
 started: Counter[str] = Counter()

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from vmrunner.log import Format, open_log
+from vmrunner.log import Format, Level, open_log
 from vmrunner.model.machine import MachineId
 
 MACHINE = MachineId("m", "0123abcd")
@@ -108,3 +108,21 @@ def test_json_lines_carry_the_machine_the_pool_and_the_job(
         "job": "o/r: build\nit",
     }
     assert (second["level"], second["machine"]) == ("warning", "vmr-m-0123abcd")
+
+
+@pytest.mark.parametrize(
+    ("level", "heard"),
+    [
+        ("debug", ["debug", "info", "warning", "error"]),
+        ("info", ["info", "warning", "error"]),
+        ("warning", ["warning", "error"]),
+        ("error", ["error"]),
+    ],
+)
+def test_only_what_is_asked_for_is_said(
+    capsys: pytest.CaptureFixture[str], level: Level, heard: list[str]
+) -> None:
+    log = open_log("json", level)
+    for each in ("debug", "info", "warning", "error"):
+        getattr(log, each)(each)
+    assert [json.loads(line)["event"] for line in said(capsys).splitlines()] == heard

@@ -36,7 +36,7 @@ def test_the_contracts_are_kept() -> None:
         ("model/job.py", "from vmrunner.config import Config"),
         ("forge/http.py", "from vmrunner.hypervisor import seam"),
         ("image/versions/store.py", "from vmrunner.image.build import build"),
-        ("image/recipe/lines.py", "def later() -> None:\n    import vmrunner.cli.app"),
+        ("image/recipe/recipe.py", "def later() -> None:\n    import vmrunner.cli.app"),
     ],
 )
 def test_an_import_against_them_is_found(tmp_path: Path, module: str, line: str) -> None:

@@ -2,33 +2,126 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-from vmrunner import config
-from vmrunner.errors import VmrunnerError
-from vmrunner.log import Format
+from vmrunner import __version__, resources
+from vmrunner.cli import names, shown
+from vmrunner.errors import VmrunnerError, WrongCommand
+from vmrunner.log import Format, Level
+
+if TYPE_CHECKING:
+    from vmrunner.config import HostConfig
+    from vmrunner.hypervisor.seam import Hypervisor
+
+_RUN, _LOOK, _PREPARE = "Run machines", "Look", "Prepare"
+COMMANDS = {
+    "up": (_RUN, "One pass: start what waiting jobs need, finish what is done."),
+    "serve": (_RUN, "The same continuously, as a service."),
+    "down": (_RUN, "Drain pools: start nothing, let running jobs finish."),
+    "exec": (_RUN, "Run one command in a throwaway machine, without a forge."),
+    "status": (_LOOK, "Pools, machines, and why each waiting job waits."),
+    "history": (_LOOK, "Finished machines: their jobs, verdicts and times."),
+    "doctor": (_LOOK, "Check this host, the images and the forge; each finding with its fix."),
+    "config": (_PREPARE, "The configuration file."),
+    "image": (_PREPARE, "Golden images."),
+    "snapshot": (_PREPARE, "Saved machines that others are cloned from."),
+    "systemd": (_PREPARE, "systemd units that run vmrunner."),
+    "completion": (_PREPARE, "Completion for bash, zsh and fish."),
+    "schema": (_PREPARE, "What --json prints, as JSON Schema."),
+}
+"""Each command's group and line in `vmrunner --help`; the module NAME_cmd.py has the command."""
+
+
+class Commands(TyperGroup):
+    """Lists all commands without loading them, and loads the one that is called: the whole manager
+    takes as long to load as a clone takes to start.
+    """
+
+    # typer's own context and command, whose class differs between its versions: Any.
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of the table, not in that of loading."""
+        return [name for name in COMMANDS if name in self.commands]
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """By their groups."""
+        for group in dict.fromkeys(group for group, _ in COMMANDS.values()):
+            with formatter.section(group):
+                formatter.write_dl(
+                    [(name, line) for name, (of, line) in COMMANDS.items() if of == group]
+                )
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command itself in place of its line."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in COMMANDS:
+            import_module(f"vmrunner.cli.{name}_cmd")
+            command = typer.main.get_group(app).commands[name]
+        return name, command, rest
+
 
 app = typer.Typer(
     name="vmrunner",
+    cls=Commands,
     help="A fresh, hypervisor-isolated virtual machine for every Forgejo or Gitea Actions job.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain text, wrapped as the screen is wide, in a quarter less time
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-image = typer.Typer(help="Golden images.", no_args_is_help=True)
-snapshot = typer.Typer(help="Saved machines that others are cloned from.", no_args_is_help=True)
-config_app = typer.Typer(help="The configuration file.", no_args_is_help=True)
-systemd_app = typer.Typer(help="systemd units that run vmrunner.", no_args_is_help=True)
-app.add_typer(image, name="image")
-app.add_typer(snapshot, name="snapshot")
-app.add_typer(config_app, name="config")
-app.add_typer(systemd_app, name="systemd")
+image, snapshot, config_app, systemd_app = (typer.Typer(no_args_is_help=True) for _ in range(4))
+_GROUPS = {"image": image, "snapshot": snapshot, "config": config_app, "systemd": systemd_app}
 
+
+def _only_a_line() -> None:
+    """A command that is not loaded."""
+
+
+for _name, (_, _line) in COMMANDS.items():
+    if _name in _GROUPS:
+        app.add_typer(_GROUPS[_name], name=_name, help=_line)
+    else:
+        app.command(_name, help=_line)(_only_a_line)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vmrunner {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    config_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", metavar="FILE", help="The configuration file, for any command."
+        ),
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    if config_path:
+        os.environ[_CONFIG_VARIABLE] = str(config_path)  # where the command's own option looks
+
+
+_CONFIG_VARIABLE = "VMRUNNER_CONFIG"
+COMPLETE = "_VMRUNNER_COMPLETE"
+"""The variable by which a shell asks for names."""
 _UNBOUND = 10_000  # columns of what nobody sees on a screen: a file, or a program that searches it
 
 # Others' words are printed, such as a job's name: nothing in them is markup or a picture's name.
@@ -41,25 +134,76 @@ out = Console(
 )
 err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
+DEFAULT_PATH = resources.CONFIG
 ConfigOption = Annotated[
     Path,
     typer.Option(
         "--config",
         "-c",
-        envvar="VMRUNNER_CONFIG",
+        metavar="FILE",
+        envvar=_CONFIG_VARIABLE,
         help="The configuration file.",
-        show_default=str(config.DEFAULT_PATH),
+        show_default=str(DEFAULT_PATH),
     ),
 ]
 PoolArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[POOL]", help="One pool of the configuration; all of them without it."),
+    typer.Argument(
+        metavar="POOL",
+        help="One pool of the configuration; all of them without it.",
+        autocompletion=names.pools,
+    ),
 ]
 LogOption = Annotated[
     Format,
     typer.Option("--log-format", envvar="VMRUNNER_LOG_FORMAT", help="Lines of text, or JSON."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+LevelOption = Annotated[
+    Level,
+    typer.Option("--log-level", envvar="VMRUNNER_LOG_LEVEL", help="The least that is logged."),
+]
+
+
+class _Json:
+    """Whether the command that runs prints JSON, and whether it has: there is one document."""
+
+    wanted = False
+    shown = False
+
+
+def _remember_json(wanted: bool) -> bool:
+    _Json.wanted, _Json.shown = wanted, False
+    return wanted
+
+
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", callback=_remember_json, help="Print JSON instead of text; see `vmrunner schema`."
+    ),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def show(value: object) -> None:
+    """A record of `shown`, or plain values, as the one JSON document of this command."""
+    _Json.shown = True
+    print(json.dumps(shown.plain(value), indent=1))
+
+
+def confirm(question: str, *, yes: bool, always: bool = False) -> None:
+    """Ask before what can't be undone; where nobody can be asked, a script knows what it does, or
+    has to say --yes (`always`). Ends the command where the answer is no; raises WrongCommand.
+    """
+    asked = sys.stdin is not None and sys.stdin.isatty() and err.is_terminal
+    if yes or not (asked or always):
+        return
+    if not asked:
+        raise WrongCommand(f"{question} Nobody can be asked here.", "Say so with --yes.")
+    err.print(f"{question} [y/N] ", end="")
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        err.print("Nothing was done.")
+        raise typer.Exit(VmrunnerError.exit_code)
 
 
 def say(sentence: str) -> None:
@@ -78,10 +222,37 @@ def warn(sentence: str) -> None:
 
 
 def report(error: VmrunnerError) -> None:
-    """Print an error as its sentence and its hint, to stderr."""
+    """Print an error as its sentence and its hint, to stderr; see also `failure`."""
     err.print(f"vmrunner: {error.sentence}", style="red", markup=False)
     if error.hint:
         err.print(f"  {error.hint}", markup=False)
+
+
+def failure(error: VmrunnerError) -> shown.Failure:
+    """The same for programs."""
+    return shown.Failure(error.sentence, error.hint, error.exit_code)
+
+
+def give_up(error: VmrunnerError) -> int:
+    """Report what has ended the command, to a program that waits for JSON, too; its exit code."""
+    report(error)
+    if _Json.wanted and not _Json.shown:
+        show(shown.Failed(failure(error)))
+    return error.exit_code
+
+
+def host_settings(config_path: Path) -> HostConfig:
+    """The configuration of commands that need no forge. Raises ConfigError."""
+    from vmrunner import config  # here, as it takes longer to load than all of this
+
+    return config.load_host(config_path)
+
+
+def open_libvirt(settings: HostConfig) -> Hypervisor:
+    """The libvirt host that the configuration names. Raises HypervisorError."""
+    from vmrunner.hypervisor.host import open_host
+
+    return open_host(settings, warn)
 
 
 def age(since: float, now: float) -> str:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, app, out, say, warn
-from vmrunner.doctor.examine import examine
+from vmrunner.cli import names
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, out, say, show, warn
 from vmrunner.doctor.findings import Level
-from vmrunner.doctor.isolation import credentials, load, residue
-from vmrunner.doctor.isolation.lab import Cell, Lab
-from vmrunner.doctor.isolation.network import Matrix
-from vmrunner.errors import ConfigError
-from vmrunner.forge.connect import connect
-from vmrunner.hypervisor.host import open_host
-from vmrunner.image.versions import store
-from vmrunner.manager.history import History
+from vmrunner.errors import WrongCommand
+
+if TYPE_CHECKING:
+    from vmrunner.config import Config, HostConfig
+    from vmrunner.doctor.isolation.lab import Cell
 
 _LAST = 20  # machines that a pool's pace is measured by
 _MARKS = {
@@ -48,24 +43,29 @@ def doctor(
         typer.Option(
             "--policy",
             help="With --isolation: only the network, and of it internet, none, or pool-NAME.",
+            autocompletion=names.policies,
         ),
     ] = "",
     boots: Annotated[
         bool,
-        typer.Option("--boot", help="With --isolation: boot them, also if there is a snapshot."),
+        typer.Option("--boot", help="With --isolation: boot them even if there is a snapshot."),
     ] = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Look at everything that machines and jobs need, and say how to mend what is wrong. Changes
     nothing.
 
     Exit code: 0 all is well, 10 there are warnings, 11 there are errors.
     """
-    settings = config.load(config_path)
+    from vmrunner import config
+    from vmrunner.doctor.examine import examine
+    from vmrunner.hypervisor.host import open_host
+
+    settings = config.load_host(config_path)
     if isolation:
-        cells = list(_isolation(settings, only, boots=boots))
+        cells = list(_isolation(config.load(config_path), only, boots=boots))
         if as_json:
-            print(json.dumps([asdict(cell) for cell in cells], indent=1))
+            show(cells)
         else:
             out.print(_matrix(cells))
         raise typer.Exit(Level.GOOD if all(cell.is_right for cell in cells) else Level.ERROR)
@@ -79,27 +79,34 @@ def doctor(
             if finding.fix:
                 out.print(f"{'':8}  {finding.fix}", markup=False)
     if as_json:
-        print(
-            json.dumps(
-                [asdict(each) | {"level": each.level.name.lower()} for each in findings], indent=1
-            )
-        )
+        show([asdict(each) | {"level": each.level.name.lower()} for each in findings])
     raise typer.Exit(max(each.level for each in findings))
 
 
-def _starts(settings: config.Config) -> dict[str, list[float]]:
-    """How long the last jobs of each pool waited for their runner."""
+def _starts(settings: HostConfig) -> dict[str, list[float]]:
+    """How long the last jobs of each pool waited for their runner; none without pools."""
+    from vmrunner.config import Config
+    from vmrunner.manager.history import History
+
     path = settings.state_dir / "history.sqlite"
-    if not os.access(path, os.R_OK):
+    if not isinstance(settings, Config) or not os.access(path, os.R_OK):
         return {}
     with closing(History(path, lambda _: None, keep_days=settings.history.keep_days)) as history:
         return {name: history.starts(name, _LAST) for name in settings.pools}
 
 
-def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[Cell]:
+def _isolation(settings: Config, only: str, *, boots: bool) -> Iterator[Cell]:
     """Everything, or the network under the named policy, on machines of the first pool's image and
     size.
     """
+    from vmrunner import config
+    from vmrunner.doctor.isolation import credentials, load, residue
+    from vmrunner.doctor.isolation.lab import Lab
+    from vmrunner.doctor.isolation.network import Matrix
+    from vmrunner.forge.connect import connect
+    from vmrunner.hypervisor.host import open_host
+    from vmrunner.image.versions import store
+
     policies = {
         (policy.reach, policy.allow): policy for policy in reversed(settings.policies)
     }.values()
@@ -107,7 +114,7 @@ def _isolation(settings: config.Config, only: str, *, boots: bool) -> Iterator[C
         [policy for policy in settings.policies if policy.name == only] if only else list(policies)
     )
     if not wanted:
-        raise ConfigError(
+        raise WrongCommand(
             f"There is no policy {only!r}.",
             f"There are: {', '.join(policy.name for policy in settings.policies)}.",
         )

@@ -6,12 +6,23 @@ from typing import Annotated
 
 import typer
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, LogOption, PoolArgument, app, out, warn
+from vmrunner.cli.app import (
+    DEFAULT_PATH,
+    ConfigOption,
+    JsonOption,
+    LevelOption,
+    LogOption,
+    PoolArgument,
+    YesOption,
+    app,
+    confirm,
+    out,
+    warn,
+)
 from vmrunner.cli.up_cmd import finish
-from vmrunner.errors import ConfigError
+from vmrunner.errors import WrongCommand
 from vmrunner.log import open_log
-from vmrunner.manager.manager import open_manager
+from vmrunner.text import sentence
 
 
 @app.command("down")
@@ -27,7 +38,7 @@ def down(
     timeout: Annotated[
         str | None,
         typer.Option(
-            "--timeout", help='Like "10m": so long running jobs may take, then as with --now.'
+            "--timeout", help='How long to wait for running jobs, like "10m"; then as with --now.'
         ),
     ] = None,
     everything: Annotated[
@@ -37,31 +48,45 @@ def down(
         bool,
         typer.Option("--purge", help="Then remove all that vmrunner has made on the libvirt host."),
     ] = False,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
     log_format: LogOption = "text",
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    log_level: LevelOption = "info",
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Drain: start nothing, destroy idle machines, let running jobs finish. Returns when no machine
     is left.
 
     The pools stay down, also over a restart, until `vmrunner up POOL`.
     """
+    from vmrunner import config
+    from vmrunner.manager.manager import open_manager
+
     try:
         limit = config.parse_duration(timeout).total_seconds() if timeout else None
     except ValueError as error:
-        raise ConfigError(f"{error}.".capitalize(), "See `vmrunner down --help`.") from None
+        raise WrongCommand(sentence(str(error)), "See `vmrunner down --help`.") from None
     if purge and (not everything or pool):
-        raise ConfigError(
+        raise WrongCommand(
             "--purge removes all pools' things.", "Say `vmrunner down --all --purge`."
         )
     if everything and pool:
-        raise ConfigError("Either one pool or --all.", "See `vmrunner down --help`.")
-    manager = open_manager(config.load(config_path), open_log(log_format), warn)
-    outcome = manager.down(manager.pools(pool), now=now, timeout=limit)
+        raise WrongCommand("Either one pool or --all.", "See `vmrunner down --help`.")
+    manager = open_manager(config.load(config_path), open_log(log_format, log_level), warn)
+    pools = manager.pools(pool)
+    if purge:
+        confirm("Remove all machines, images and networks of this manager from libvirt?", yes=yes)
+    elif not pool and not everything and len(pools) > 1:
+        confirm(f"Take all pools down: {', '.join(pools)}?", yes=yes)
+    outcome = manager.down(pools, now=now, timeout=limit)
+    removed, kept = list[str](), list[str]()
     if purge and not outcome.failures:
         done = manager.purge()
-        for removed in done.removed:
-            out.print(f"removed {removed}", markup=False)
-        for kept in done.kept:
-            out.print(f"kept {kept}", markup=False)
-        out.print(f"Golden images and history stay in {manager.settings.state_dir}.", markup=False)
-    finish(outcome)
+        removed, kept = list(done.removed), list(done.kept)
+        if not as_json:
+            for each in removed:
+                out.print(f"removed {each}")
+            for each in kept:
+                out.print(f"kept {each}")
+            out.print(f"Golden images and history stay in {manager.settings.state_dir}.")
+    finish(outcome, removed, kept, as_json=as_json)

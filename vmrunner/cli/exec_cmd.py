@@ -7,42 +7,43 @@ from typing import Annotated
 
 import typer
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, app, say, warn
-from vmrunner.errors import ConfigError
-from vmrunner.hypervisor.host import open_host
-from vmrunner.hypervisor.seam import Output
-from vmrunner.image.versions import store
-from vmrunner.machine import oneshot
+from vmrunner.cli import names
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, app, say, warn
+from vmrunner.errors import WrongCommand
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
 from vmrunner.network.policy import Reach
+from vmrunner.text import sentence
 
 MEMORY, DISK = f"{DEFAULT_SHAPE.memory_mib // 1024}GiB", f"{DEFAULT_SHAPE.disk_gib}GiB"
 """Of a machine that is made without a pool."""
 
-ImageOption = Annotated[str, typer.Option("--image", "-i", help="The golden image.")]
+ImageOption = Annotated[
+    str, typer.Option("--image", "-i", help="The golden image.", autocompletion=names.images)
+]
 CpusOption = Annotated[int, typer.Option("--cpus", min=1, max=1024, help="Virtual processors.")]
 MemoryOption = Annotated[str, typer.Option("--memory", help='Like "512MiB" or "2GiB".')]
 
 
 def shape_of(cpus: int, memory: str, disk: str) -> Shape:
-    """The size of a machine, from the command line. Raises ConfigError."""
+    """The size of a machine, from the command line. Raises WrongCommand."""
+    from vmrunner import config
+
     try:
         return Shape(cpus, config.parse_size(memory), max(1, config.parse_size(disk) // 1024))
     except ValueError as error:
-        raise ConfigError(f"{error}.".capitalize(), "See --help.") from None
+        raise WrongCommand(sentence(str(error)), "See --help.") from None
 
 
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_(
     command: Annotated[
-        list[str], typer.Argument(metavar="-- CMD…", help="The command and its arguments.")
+        list[str], typer.Argument(metavar="COMMAND", help="The command and its arguments.")
     ],
     image: ImageOption = "debian-12",
     cpus: CpusOption = DEFAULT_SHAPE.vcpus,
     memory: MemoryOption = MEMORY,
     boots: Annotated[
-        bool, typer.Option("--boot", help="Boot the machine, also if there is a snapshot of it.")
+        bool, typer.Option("--boot", help="Boot the machine even if there is a snapshot.")
     ] = False,
     network: Annotated[
         Reach,
@@ -54,18 +55,24 @@ def exec_(
     timeout: Annotated[
         str, typer.Option("--timeout", help='For the command, like "90s" or "15m".')
     ] = "1h",
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Run one command in a throwaway machine, without a forge.
 
     Output streams live; the exit code is the command's.
     """
+    from vmrunner import config
+    from vmrunner.hypervisor.host import open_host
+    from vmrunner.hypervisor.seam import Output
+    from vmrunner.image.versions import store
+    from vmrunner.machine import oneshot
+
     try:
         limit = config.parse_duration(timeout)
     except ValueError as error:
-        raise ConfigError(f"{error}.".capitalize(), "See `vmrunner exec --help`.") from None
+        raise WrongCommand(sentence(str(error)), "See `vmrunner exec --help`.") from None
     if network is Reach.ALLOWLIST:
-        raise ConfigError(
+        raise WrongCommand(
             "An allowlist belongs to a pool.",
             "For exec there are --network internet and --network none.",
         )

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import closing
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
-from vmrunner.manager.history import History, Ran, Record
+from vmrunner.cli import names
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, show, warn
 from vmrunner.text import presentable
+
+if TYPE_CHECKING:
+    from vmrunner.manager.history import Record
 
 _LONGEST = 1000  # characters of one cell
 
 
 @app.command("history")
 def history(
+    machine: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MACHINE",
+            help="One machine, or what several names begin with; all without it.",
+            autocompletion=names.machines,
+        ),
+    ] = None,
     failed: Annotated[
         bool, typer.Option("--failed", help="Only machines whose ending somebody should look into.")
     ] = False,
@@ -29,11 +38,14 @@ def history(
         int, typer.Option("--limit", "-n", min=1, help="At most so many, the newest.")
     ] = 50,
     as_json: JsonOption = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Show finished machines, oldest first: the job that ran on each, its verdict, the times of
     their phases, how they ended and why.
     """
+    from vmrunner import config
+    from vmrunner.manager.history import History
+
     settings = config.load(config_path)
     with closing(
         History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days)
@@ -43,14 +55,11 @@ def history(
         record
         for record in found
         if record.ending
+        and record.machine.startswith(machine or "")
         and (not failed or record.known_ending is None or record.known_ending.is_failure)
     ][-limit:]
     if as_json:
-        print(
-            json.dumps(
-                [asdict(record) | {"job_seconds": record.job_seconds} for record in ended], indent=1
-            )
-        )
+        show([asdict(record) | {"job_seconds": record.job_seconds} for record in ended])
         return
     headers = ("pool", "ended", "job", "verdict", "job took", "commit", "boot", "ending")
     # What has not room on a screen goes on in the next line: nothing of it is left out.
@@ -83,6 +92,8 @@ def history(
 
 def _job(record: Record) -> str:
     """What ran on it, and what it was made for where that is another job."""
+    from vmrunner.manager.history import Ran
+
     title = record.title or {
         Ran.ASKED.value: "(the forge is asked)",
         Ran.UNKNOWN.value: "(not known)",

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from vmrunner import config, lock
-from vmrunner.cli.app import ConfigOption, LogOption, app, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, LevelOption, LogOption, app, warn
 from vmrunner.cli.snapshot_cmd import make_in_background
-from vmrunner.hypervisor import events
 from vmrunner.log import open_log
-from vmrunner.manager import metrics, webhook
-from vmrunner.manager.manager import open_manager
-from vmrunner.manager.serve import Server
 
 
 @app.command("serve")
-def serve(log_format: LogOption = "text", config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def serve(
+    log_format: LogOption = "text",
+    log_level: LevelOption = "info",
+    config_path: ConfigOption = DEFAULT_PATH,
+) -> None:
     """Run until stopped: start a machine for each waiting job as soon as it waits. For systemd:
     Type=notify, SIGHUP reads the pools again.
 
     SIGTERM leaves running machines alone (the next start adopts them), or waits for their jobs: see
     serve.on_stop.
     """
-    log, settings = open_log(log_format), config.load(config_path)
+    from vmrunner import config, lock
+    from vmrunner.hypervisor import events
+    from vmrunner.manager import metrics, webhook
+    from vmrunner.manager.manager import open_manager
+    from vmrunner.manager.serve import Server
+
+    log, settings = open_log(log_format, log_level), config.load(config_path)
     with ExitStack() as stack:
         stack.enter_context(
             lock.exclusive(settings.runtime_dir, f"{settings.manager}.serve", wait=0, say=log.info)

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
-from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, age, out, say, snapshot, warn
+from vmrunner.cli import names
+from vmrunner.cli.app import (
+    DEFAULT_PATH,
+    ConfigOption,
+    JsonOption,
+    YesOption,
+    age,
+    confirm,
+    host_settings,
+    open_libvirt,
+    out,
+    show,
+    snapshot,
+)
 from vmrunner.cli.exec_cmd import DISK, MEMORY, CpusOption, ImageOption, MemoryOption, shape_of
+from vmrunner.cli.progress import steps
+from vmrunner.cli.shown import Keys
 from vmrunner.errors import ConfigError
-from vmrunner.hypervisor.host import open_host
-from vmrunner.hypervisor.seam import Snapshot
-from vmrunner.image.versions import store
-from vmrunner.machine import clones
-from vmrunner.machine.clones import Shelf
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
-from vmrunner.render import text
+
+if TYPE_CHECKING:
+    from vmrunner.config import HostConfig
+    from vmrunner.hypervisor.seam import Snapshot
 
 _TIMEOUT = 600.0  # seconds
 
 KeyArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[KEY]", help="One snapshot of the list; all of them without it."),
+    typer.Argument(
+        metavar="KEY",
+        help="One snapshot of the list; all of them without it.",
+        autocompletion=names.snapshots,
+    ),
 ]
 
 
@@ -70,15 +85,22 @@ def create(
     pool: Annotated[
         str | None,
         typer.Option(
-            "--pool", help="The image and size of this pool, instead of the options above."
+            "--pool",
+            help="The image and size of this pool, instead of the options above.",
+            autocompletion=names.pools,
         ),
     ] = None,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Boot a machine once and keep its memory, so that machines of this image and size start in a
     second or two.
     """
-    settings: config.HostConfig
+    from vmrunner import config
+    from vmrunner.image.versions import store
+    from vmrunner.machine import clones
+
+    settings: HostConfig
     if pool:
         full = config.load(config_path)
         if pool not in full.pools:
@@ -89,28 +111,25 @@ def create(
     else:
         settings, shape = config.load_host(config_path), shape_of(cpus, memory, disk)
     began, golden = time.monotonic(), store.find(settings.images_dir, image)
-    host = open_host(settings, warn)
-    made = clones.make(host, settings, golden, shape, timeout=_TIMEOUT, say=say)
-    out.print(
-        f"snapshot {made.key} of {made.image}: {_size(made.shape)}, {time.monotonic() - began:.0f} "
-        "s",
-        markup=False,
-    )
+    host = open_libvirt(settings)
+    with steps(f"snapshot create {golden.name}", settings.state_dir) as told:
+        made = clones.make(host, settings, golden, shape, timeout=_TIMEOUT, say=told)
+    took = time.monotonic() - began
+    if as_json:
+        show(made)
+    else:
+        out.print(f"snapshot {made.key} of {made.image}: {_size(made.shape)}, {took:.0f} s")
 
 
 @snapshot.command("list")
-def list_snapshots(
-    as_json: JsonOption = False, config_path: ConfigOption = config.DEFAULT_PATH
-) -> None:
+def list_snapshots(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """List the snapshots on this host."""
-    settings = config.load_host(config_path)
-    found, shelf = open_host(settings, warn).snapshots.all(), Shelf(settings.state_dir)
+    from vmrunner.machine.clones import Shelf
+
+    settings = host_settings(config_path)
+    found, shelf = open_libvirt(settings).snapshots.all(), Shelf(settings.state_dir)
     if as_json:
-        print(
-            json.dumps(
-                [asdict(each) | {"used_at": shelf.last_use(each)} for each in found], indent=1
-            )
-        )
+        show([asdict(each) | {"used_at": shelf.last_use(each)} for each in found])
         return
     columns = [Column(name, no_wrap=True) for name in ("disk", "QEMU", "libvirt", "made", "used")]
     table = Table(
@@ -137,35 +156,55 @@ def list_snapshots(
 
 
 @snapshot.command("verify")
-def verify(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def verify(
+    key: KeyArgument = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = DEFAULT_PATH,
+) -> None:
     """Read every file of the snapshots and compare it with its digest."""
-    host = open_host(config.load_host(config_path), warn)
-    for each in _chosen(host.snapshots.all(), key):
+    host = open_libvirt(host_settings(config_path))
+    chosen = _chosen(host.snapshots.all(), key)
+    for each in chosen:
         host.snapshots.verify(each)
-        out.print(
-            f"snapshot {each.key}: {len(each.files)} files are as they were made", markup=False
-        )
+        if not as_json:
+            out.print(f"snapshot {each.key}: {len(each.files)} files are as they were made")
+    if as_json:
+        show(Keys(tuple(each.key for each in chosen), ()))
 
 
 @snapshot.command("drop")
-def drop(key: KeyArgument = None, config_path: ConfigOption = config.DEFAULT_PATH) -> None:
-    """Delete snapshots.
+def drop(
+    key: KeyArgument = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = DEFAULT_PATH,
+) -> None:
+    """Delete one snapshot, or all of them, which has to be confirmed.
 
     Machines that were cloned from them run on; new ones are booted until there is a snapshot again.
     """
-    host = open_host(config.load_host(config_path), warn)
-    for each in _chosen(host.snapshots.all(), key):
+    host = open_libvirt(host_settings(config_path))
+    chosen, stays = _chosen(host.snapshots.all(), key), list[str]()
+    if not key and chosen:
+        confirm(f"Delete all {len(chosen)} snapshots?", yes=yes, always=True)
+    for each in chosen:
         kept = host.snapshots.drop(each.key)
+        stays += kept
         but = f", but for {', '.join(kept)}, which other guests of this host use" if kept else ""
-        out.print(f"snapshot {each.key}: deleted{but}", markup=False)
+        if not as_json:
+            out.print(f"snapshot {each.key}: deleted{but}")
+    if as_json:
+        show(Keys(tuple(each.key for each in chosen), tuple(stays)))
 
 
 @snapshot.command("apparmor")
-def apparmor(config_path: ConfigOption = config.DEFAULT_PATH) -> None:
+def apparmor(config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Print the rules that a host with AppArmor needs, or its machines are booted: for
     /etc/apparmor.d/local/abstractions/libvirt-qemu.
     """
-    print(text("apparmor.j2", folder=config.load_host(config_path).libvirt.storage_path), end="")
+    from vmrunner.render import text
+
+    print(text("apparmor.j2", folder=host_settings(config_path).libvirt.storage_path), end="")
 
 
 def _chosen(found: list[Snapshot], key: str | None) -> list[Snapshot]:

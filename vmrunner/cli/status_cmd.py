@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from typing import Annotated, Any
@@ -14,7 +13,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from vmrunner import config
-from vmrunner.cli.app import ConfigOption, JsonOption, age, app, out, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, show, warn
+from vmrunner.cli.shown import BackedOff, MachineShown, Pool, Queue, Status, Waiting
+from vmrunner.errors import WrongCommand
 from vmrunner.log import open_log
 from vmrunner.manager.actions import Wait
 from vmrunner.manager.manager import Manager, Survey, open_manager
@@ -31,15 +32,17 @@ def status(
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Again every two seconds, until Ctrl-C.")
     ] = False,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Show pools, machines with phase and age, and every waiting job with the reason why it waits.
 
     Changes nothing.
     """
+    if as_json and watch:
+        raise WrongCommand("--json prints once.", "Leave --watch out, and call it again.")
     manager = open_manager(config.load(config_path), open_log("text"), warn)
     if as_json:
-        print(json.dumps(_plain(manager, manager.survey(), time.time()), indent=1))
+        show(_shown(manager, manager.survey(), time.time()))
         return
     if not watch:
         out.print(_picture(manager, manager.survey(), time.time()))
@@ -80,6 +83,9 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
                     style="yellow" if old else "dim",
                 )
             )
+        if not pool.image and (configured := manager.settings.pools.get(pool.pool)):
+            missing = f"  there is no image {configured.image}: see `vmrunner doctor`"
+            parts.append(Text(missing, style="red"))
         if pool.image_note:
             parts.append(Text(f"  {pool.image_note}", style="red"))
         if pool.snapshot:
@@ -150,75 +156,66 @@ def _job_of(machine: Machine, view: View) -> Job | None:
     return view.job_on(machine.id, machine.metadata.job_key) if machine.metadata else None
 
 
-def _plain(manager: Manager, survey: Survey, now: float) -> dict[str, Any]:
+def _shown(manager: Manager, survey: Survey, now: float) -> Status:
     view = View(survey.observed)
-    return {
-        "manager": manager.settings.manager,
-        "host": socket.gethostname(),
-        "forge": [
-            {
-                "scope": str(scope),
-                "problem": queue.problem,
-                "hint": queue.hint,
-                "jobs": len(queue.jobs),
-            }
-            for scope, queue in survey.observed.queues.items()
-        ],
-        "pools": [_plain_pool(pool, survey, view, now) for pool in survey.pools],
-        "waiting": [_plain_wait(wait, now) for wait in survey.plan.waits],
-    }
+    queues = survey.observed.queues.items()
+    return Status(
+        manager=manager.settings.manager,
+        host=socket.gethostname(),
+        forge=tuple(
+            Queue(str(scope), queue.problem, queue.hint, len(queue.jobs)) for scope, queue in queues
+        ),
+        pools=tuple(_shown_pool(pool, survey, view, now) for pool in survey.pools),
+        waiting=tuple(_shown_wait(wait, now) for wait in survey.plan.waits),
+    )
 
 
-def _plain_pool(pool: Desired, survey: Survey, view: View, now: float) -> dict[str, Any]:
+def _shown_pool(pool: Desired, survey: Survey, view: View, now: float) -> Pool:
     backoff = pool.backoff
     machines = _machines(pool, survey)
-    return {
-        "name": pool.pool,
-        "max": pool.max,
-        "warm": pool.warm,
-        "image": pool.image,
-        "image_age_seconds": round(now - pool.image_built) if pool.image_built else None,
-        "image_note": pool.image_note,
-        "drained": pool.drain is not Drain.NO,
-        "snapshot": pool.snapshot,
-        "running": sum(machine.phase is Phase.RUNNING for machine in machines),
-        "failed": backoff.failures if backoff else 0,
-        "backoff": {
-            "failures": backoff.failures,
-            "seconds": round(max(0.0, backoff.until - now), 1),
-            "last": backoff.last,
-        }
+    return Pool(
+        name=pool.pool,
+        max=pool.max,
+        warm=pool.warm,
+        image=pool.image,
+        image_age_seconds=round(now - pool.image_built) if pool.image_built else None,
+        image_note=pool.image_note,
+        drained=pool.drain is not Drain.NO,
+        snapshot=pool.snapshot,
+        running=sum(machine.phase is Phase.RUNNING for machine in machines),
+        failed=backoff.failures if backoff else 0,
+        backoff=BackedOff(backoff.failures, round(max(0.0, backoff.until - now), 1), backoff.last)
         if backoff
         else None,
-        "machines": [
-            {
-                "name": str(machine.id),
-                "phase": machine.phase.value,
-                "paused": machine.is_paused,
-                "age_seconds": round(view.awake(machine.metadata, machine.metadata.created_at), 1)
-                if machine.metadata
-                else None,
-                "image": machine.metadata.image if machine.metadata else "",
-                "job": job.title if (job := _job_of(machine, view)) else "",
-                "job_url": job.url if job else "",
-                "trouble": machine.trouble,
-                "dropped_packets": machine.dropped,
-            }
-            for machine in machines
-        ],
-    }
+        machines=tuple(_shown_machine(machine, view) for machine in machines),
+    )
 
 
-def _plain_wait(wait: Wait, now: float) -> dict[str, Any]:
+def _shown_machine(machine: Machine, view: View) -> MachineShown:
+    metadata, job = machine.metadata, _job_of(machine, view)
+    return MachineShown(
+        name=str(machine.id),
+        phase=machine.phase.value,
+        paused=machine.is_paused,
+        age_seconds=round(view.awake(metadata, metadata.created_at), 1) if metadata else None,
+        image=metadata.image if metadata else "",
+        job=job.title if job else "",
+        job_url=job.url if job else "",
+        trouble=machine.trouble,
+        dropped_packets=machine.dropped,
+    )
+
+
+def _shown_wait(wait: Wait, now: float) -> Waiting:
     job = wait.job
-    return {
-        "name": job.name,
-        "id": job.id,
-        "repository": job.repository,
-        "labels": list(job.labels),
-        "url": job.url,
-        "pool": wait.pool,
-        "kind": wait.reason.kind.value,
-        "reason": wait.reason.said,
-        "age_seconds": round(now - job.queued_at.timestamp(), 1) if job.queued_at else None,
-    }
+    return Waiting(
+        name=job.name,
+        id=job.id,
+        repository=job.repository,
+        labels=tuple(job.labels),
+        url=job.url,
+        pool=wait.pool,
+        kind=wait.reason.kind.value,
+        reason=wait.reason.said,
+        age_seconds=round(now - job.queued_at.timestamp(), 1) if job.queued_at else None,
+    )

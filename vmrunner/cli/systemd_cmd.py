@@ -15,7 +15,7 @@ import typer
 import vmrunner
 from vmrunner import config
 from vmrunner.cli import systemd_units
-from vmrunner.cli.app import ConfigOption, out, systemd_app, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, out, systemd_app, warn
 from vmrunner.cli.systemd_units import Installation, Way
 from vmrunner.errors import ConfigError
 from vmrunner.files import replacing
@@ -40,7 +40,7 @@ def install(
     directory: Annotated[
         Path, typer.Option("--directory", help="Where the units go, for packagers.")
     ] = systemd_units.UNITS,
-    config_path: ConfigOption = config.DEFAULT_PATH,
+    config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Write units for this host, and say how to start them.
 

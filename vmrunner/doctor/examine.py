@@ -7,21 +7,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from vmrunner.config import Config
-from vmrunner.doctor import forge, host, images, pace
-from vmrunner.doctor.findings import Finding, failed, good, warning
+from vmrunner.config import DEFAULT_PATH, CapacityConfig, Config, HostConfig
+from vmrunner.doctor import configuration, forge, host, images, pace
+from vmrunner.doctor.findings import Finding, Level, failed, good, warning
 from vmrunner.errors import VmrunnerError
 from vmrunner.hypervisor.seam import Hypervisor
 
 
 def examine(
-    settings: Config,
+    settings: HostConfig,
     open_host: Callable[[], Hypervisor],
     starts: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> Iterator[Finding]:
-    """Every finding, as it is found. `starts` has the seconds that each pool's last jobs waited for
-    their runner.
+    """Every finding, as it is found; without pools and a forge, of the host alone. `starts` has the
+    seconds that each pool's last jobs waited for their runner.
     """
+    full = settings if isinstance(settings, Config) else None
+    if full is None:
+        yield warning(
+            "configuration",
+            f"There is no configuration at {DEFAULT_PATH}: only the host is looked at.",
+            "Start from `vmrunner config example`.",
+        )
+    else:
+        yield from _doubts(full)
     yield from host.folders(settings)
     names: set[str] | None = None
     try:
@@ -29,10 +38,12 @@ def examine(
     except VmrunnerError as why:
         yield failed("libvirt", why)
     else:
-        yield from host.look(settings, libvirt.facts)
+        capacity = full.capacity if full else CapacityConfig()
+        yield from host.look(settings, libvirt.facts, capacity.disk_floor)
         try:
-            yield from images.look(settings, libvirt.snapshots)
-            yield from pace.look(settings, libvirt, starts)
+            if full:
+                yield from images.look(full, libvirt.snapshots)
+                yield from pace.look(full, libvirt, starts)
             machines = libvirt.machines.all()
         except VmrunnerError as why:
             yield failed("machines", why)
@@ -47,5 +58,17 @@ def examine(
             )
         else:
             yield good("leftovers", f"{len(machines)} machines, no files without one")
-    yield from forge.look(settings, names)
-    yield from forge.webhook(settings)
+    if full:
+        yield from forge.look(full, names)
+        yield from forge.webhook(full)
+
+
+def _doubts(settings: Config) -> Iterator[Finding]:
+    """Without those of images, which are looked at more closely."""
+    wrong = [
+        each
+        for each in configuration.look(settings, configuration.this_host(settings))
+        if each.level is Level.ERROR
+    ]
+    pools = ", ".join(settings.pools)
+    yield from wrong or [good("configuration", f"manager {settings.manager}, pools {pools}")]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from vmrunner.config import Config, is_local
+from vmrunner.config import Config, HostConfig, is_local
 from vmrunner.doctor.findings import Finding, error, failed, good, warning
 from vmrunner.errors import NotPermitted, VmrunnerError
 from vmrunner.hypervisor.acceleration import NoKvm
@@ -25,7 +25,7 @@ _NOT_FOR_DISKS = {
 }
 
 
-def folders(settings: Config) -> Iterator[Finding]:
+def folders(settings: HostConfig) -> Iterator[Finding]:
     """Where vmrunner writes: permitted, and credentials on no disk."""
     for key, path in (("state_dir", settings.state_dir), ("runtime_dir", settings.runtime_dir)):
         there = next(each for each in (path, *path.parents) if each.exists())
@@ -40,18 +40,18 @@ def folders(settings: Config) -> Iterator[Finding]:
             yield warning(
                 "permissions",
                 f"runtime_dir {path} is on {kind}: credentials of running jobs reach a disk.",
-                "Put it below /run.",
+                "Mount a tmpfs there." if path.is_relative_to("/run") else "Put it below /run.",
             )
         else:
             yield good("permissions", f"{key} {path}")
 
 
-def look(settings: Config, facts: Facts) -> Iterator[Finding]:
-    """Everything of a libvirt that answers."""
+def look(settings: HostConfig, facts: Facts, floor: int) -> Iterator[Finding]:
+    """Everything of a libvirt that answers; `floor` is capacity.disk_floor, in MiB."""
     yield from _versions(facts)
     yield from _accelerator(facts, settings)
     yield _bounds(facts)
-    yield from _storage(facts, settings)
+    yield from _storage(facts, settings, floor)
     yield from _network(facts)
 
 
@@ -83,7 +83,7 @@ def _versions(facts: Facts) -> Iterator[Finding]:
             yield good("libvirt", f"{name} {version}")
 
 
-def _accelerator(facts: Facts, settings: Config) -> Iterator[Finding]:
+def _accelerator(facts: Facts, settings: HostConfig) -> Iterator[Finding]:
     if facts.kvm:
         yield good("accelerator", "KVM")
         yield from _nested(settings)
@@ -105,9 +105,10 @@ def _accelerator(facts: Facts, settings: Config) -> Iterator[Finding]:
         )
 
 
-def _nested(settings: Config) -> Iterator[Finding]:
+def _nested(settings: HostConfig) -> Iterator[Finding]:
     """Whether machines can have virtual machines of their own, where a pool wants that."""
-    pools = [name for name, pool in settings.pools.items() if pool.nested]
+    configured = settings.pools if isinstance(settings, Config) else {}
+    pools = [name for name, pool in configured.items() if pool.nested]
     if not pools or not is_local(settings.libvirt.uri):
         return
     if any(each in {"1", "Y"} for each in nested()):
@@ -134,9 +135,9 @@ def _bounds(facts: Facts) -> Finding:
     )
 
 
-def _storage(facts: Facts, settings: Config) -> Iterator[Finding]:
+def _storage(facts: Facts, settings: HostConfig, floor: int) -> Iterator[Finding]:
     try:
-        free, floor = facts.capacity().free_disk_mib, settings.capacity.disk_floor
+        free = facts.capacity().free_disk_mib
     except VmrunnerError as why:
         yield failed("storage", why)
         return

@@ -22,6 +22,7 @@ from vmrunner.hypervisor.seam import Purged
 from vmrunner.hypervisor.snapshot import LibvirtSnapshots
 from vmrunner.hypervisor.storage import Storage
 from vmrunner.hypervisor.strangers import Strangers
+from vmrunner.log import Say
 from vmrunner.model.image import Golden
 from vmrunner.network.firewall import Firewall
 
@@ -102,12 +103,12 @@ class LibvirtHost:
             self._open()
         return lost
 
-    def prepare(self, golden: Golden) -> None:
+    def prepare(self, golden: Golden, say: Say = lambda _: None) -> None:
         """Make the storage pool, the network and its rules, and bring this image there."""
         self._storage.ensure()
         self._network.ensure(idle=not self._domains.all(), guest_on=self._strangers.on_network)
         self._network.ensure_rules()
-        self.images.publish(golden)
+        self.images.publish(golden, say)
 
     def guard(self) -> None:
         """Bring the rules to what they should be, and have them let through our machines alone."""
@@ -151,6 +152,11 @@ def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
     """The libvirt host that the configuration describes. Raises HypervisorError."""
     section, firewall = settings.libvirt, None
     if settings.network.filter:
+        if "://" not in section.uri:
+            raise HypervisorError(
+                f"libvirt.uri {section.uri!r} is not the address of a libvirt.",
+                'On this host it is "qemu:///system".',
+            )
         if not is_local(section.uri):
             raise HypervisorError(
                 f"The network of machines at {section.uri} can't be filtered from here: nftables "

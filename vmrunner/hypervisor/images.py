@@ -13,6 +13,7 @@ from vmrunner.hypervisor.connection import Link, asking
 from vmrunner.hypervisor.seam import Volume
 from vmrunner.hypervisor.storage import Digested, Storage, image_volume, refresh
 from vmrunner.hypervisor.strangers import Strangers, described_volume
+from vmrunner.log import Say
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import PREFIX
 
@@ -23,9 +24,9 @@ class LibvirtImages:
     def __init__(self, link: Link, storage: Storage, strangers: Strangers) -> None:
         self._link, self._storage, self._strangers = link, storage, strangers
 
-    def publish(self, golden: Golden) -> None:
-        """Upload an image's files; its manifest comes last, so that a half-published image is never
-        used. Raises ImageError.
+    def publish(self, golden: Golden, say: Say = lambda _: None) -> None:
+        """Upload an image's files, of which `say` is told; its manifest comes last, so that a
+        half-published image is never used. Raises ImageError.
         """
         marker = image_volume(golden, "manifest.json")
         wanted = json.dumps(golden.manifest.files, sort_keys=True).encode()
@@ -41,6 +42,7 @@ class LibvirtImages:
             except OSError as error:
                 raise golden.unreadable(part, error) from None
             with closing(content):
+                say(f"{golden.id}: copying {part} to libvirt, {content.size >> 20} MiB")
                 # World-readable: the QEMU user reads it as it is, and libvirt need not change its
                 # owner.
                 self._storage.upload(name, content.size, content, "0644")

@@ -310,9 +310,9 @@ class Hypervisor(Protocol):
     def facts(self) -> Facts:
         """What the host is and has."""
 
-    def prepare(self, golden: Golden) -> None:
+    def prepare(self, golden: Golden, say: Say = ...) -> None:
         """Make our storage pool and network where they are missing, and publish this image on the
-        host.
+        host; `say` hears of what takes long.
         """
 
     def guard(self) -> None:

@@ -41,7 +41,7 @@ def claiming(
     with lock.exclusive(settings.runtime_dir, settings.manager, wait=LOCK_WAIT, say=say):
         sweep(hypervisor, settings.runtime_dir, settings.addresses())
         until.enter_context(owning(settings.runtime_dir, machine))
-        hypervisor.prepare(golden)
+        hypervisor.prepare(golden, say)
         yield
 
 

@@ -16,8 +16,6 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 from urllib.parse import urlsplit
 
-import pycdlib
-
 from vmrunner.errors import ConfigError
 from vmrunner.hypervisor.seam import SEED_SIZE
 from vmrunner.model.job import Credentials
@@ -97,6 +95,8 @@ def iso(
         "network-config": network,
         "user-data": user_data,
     }
+    import pycdlib  # here: commands that make no machine need it not
+
     image = pycdlib.PyCdlib()
     image.new(
         interchange_level=3,

@@ -500,6 +500,7 @@ class Manager:
         outcome = Outcome()
         outcome.failures += self._rollback.roll_back()
         survey = self.survey(drain, whole=whole)
+        self._log_plan(survey)
         living = {str(machine.id) for machine in survey.observed.machines}
         self.history.seen(
             machine.metadata for machine in survey.observed.machines if machine.metadata
@@ -525,6 +526,14 @@ class Manager:
         self._ask_for_jobs(survey.observed, outcome)
         self.history.prune(self._clock())
         return outcome, survey
+
+    def _log_plan(self, survey: Survey) -> None:
+        """For whoever looks for a fault of ours."""
+        queues = survey.observed.queues.values()
+        jobs = sum(len(queue.jobs) for queue in queues)
+        self._log.debug("observed", machines=len(survey.observed.machines), jobs=jobs)
+        for action in survey.plan.actions:
+            self._log.debug("planned", action=type(action).__name__, what=str(action))
 
     def _act(self, actions: Sequence[Action], outcome: Outcome) -> None:
         """First what is over; then, if the pool's old machines are really gone, what is new."""

@@ -36,7 +36,7 @@ class Scope:
         word, _, name = text.partition(":")
         hint = 'Write "instance", "user", "organisation:NAME" or "repository:OWNER/NAME".'
         try:
-            kind = ScopeKind(word)
+            kind = ScopeKind(word.replace("organization", "organisation"))  # the forges' spelling
         except ValueError:
             raise ConfigError(f"There is no scope {text!r}.", hint) from None
         parts = name.split("/")

@@ -99,6 +99,11 @@ class Destination:
         """The host's DNS name; empty where it is an address or a network."""
         return self.host if isinstance(self.host, str) else ""
 
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if isinstance(self.host, IPv6Network) else str(self.host)
+        udp = "" if self.protocol == "tcp" else f"/{self.protocol}"
+        return f"{host}:{','.join(map(str, self.ports))}{udp}"
+
 
 @dataclass(frozen=True)
 class Policy:

@@ -10,7 +10,10 @@ import pytest
 import trustme
 
 from vmrunner.cli.main import main
-from vmrunner.config import load
+from vmrunner.config import Config, HostConfig, PoolConfig, Section, WebhookConfig, load
+from vmrunner.doctor.examine import examine
+from vmrunner.errors import ConfigError, HypervisorError
+from vmrunner.hypervisor.seam import Hypervisor
 
 GOOD = """manager = "m"
 [forge]
@@ -58,23 +61,27 @@ def token(folder: Path, content: bytes = b"s3cret\n", mode: int = 0o600) -> None
 
 
 def refused(done: Done, code: int, said: str) -> None:
-    """One sentence and a hint; and never what the token is."""
+    """One sentence, or a line for each fault, and a hint; and never what the token is."""
     assert (done.code, done.out, said in done.err) == (code, "", True), done
-    lines = done.err.splitlines()
-    assert len(lines) == 2, done.err
-    assert lines[0].startswith("vmrunner: ")
-    assert lines[0].endswith(".")
-    assert lines[1].startswith("  ")
+    first, *more = done.err.splitlines()
+    assert first.startswith("vmrunner: ")
+    assert first.endswith((".", "?") if len(more) == 1 else " faults:"), done.err
+    assert all(line.startswith("  ") for line in more)
     assert "s3cret" not in done.err
-    assert "pattern" not in done.err
-    assert ".." not in lines[0].replace("...", "")
+    for library in ("pattern", "Input should", "should be", "valid dict", "Value error", "tuple"):
+        assert library not in done.err
+    assert ".." not in done.err.replace("...", "")
 
 
 def test_what_is_right(check: Check, tmp_path: Path) -> None:
     token(tmp_path)
     done = check(GOOD)
-    assert (done.code, done.err) == (0, "")
-    assert done.out.endswith("vmrunner.toml: manager m, pools p.\n")
+    assert done.code == 0
+    assert done.out.endswith("vmrunner.toml is valid: manager m, pools p.\n")
+    assert done.err == (
+        "warning: pools.p.image: there is no image debian-12 on this host yet. `vmrunner image "
+        "build debian-12` makes it.\n"
+    )
 
 
 @pytest.mark.parametrize("content", [b"s3cret", b"s3cret\n", b"s3cret\r\n", b"\n s3cret \n\n"])
@@ -133,9 +140,9 @@ def test_no_tokens_file(check: Check, tmp_path: Path) -> None:
         ('"forgejo"', '"Forgejo"', 3, "forge.kind: "),
         ('"forgejo"', '"github"', 3, "forge.kind: "),
         ('"forgejo"', "forgejo", 3, "is not valid TOML"),
-        ("[forge]\n", "", 3, "vmrunner.toml: "),
+        ("[forge]\n", "", 3, "vmrunner.toml has 4 faults:"),
         ("token_file", "token", 3, "forge.token: is not a key that vmrunner knows"),
-        ("[pools.p]", "[pool.p]", 3, "vmrunner.toml: "),
+        ("[pools.p]", "[pool.p]", 3, "vmrunner.toml has 2 faults:"),
         ("[pools.p]", "[pools.P]", 3, "pools.P"),
         ('["debian-12"]', '"debian-12"', 3, "pools.p.labels: "),
         ('["debian-12"]', "[]", 3, "pools.p.labels: "),
@@ -164,6 +171,137 @@ def test_what_is_wrong(
 ) -> None:
     token(tmp_path)
     refused(check(GOOD.replace(old, new, 1)), code, said)
+
+
+FAULTY = """manager = "Host_1"
+
+[forge]
+kind = "github"
+url = "http://192.0.2.7:3000"
+[libvirt]
+subnet = "10.87.0.1/24"
+uri = 7
+[pools.p]
+lables = ["debian-12"]
+image = "debian 12"
+max = 0
+warm = 1.5
+schedule = [
+  { cron = "0 8 * * 1-5", warm = 4 },
+  { cron = "0 8 * * 1-5", warm = "many" },
+]
+"""
+
+
+def test_all_faults_at_once_each_with_its_line(check: Check) -> None:
+    assert [line.strip() for line in check(FAULTY).err.splitlines()[1:-1]] == [
+        'line 1, manager: a name here has small letters, digits and "-", and 24 of them at most',
+        "line 4, forge.kind: has to be 'forgejo' or 'gitea'",
+        'line 7, libvirt.subnet: has to be an IPv4 network, like "10.87.0.0/24"',
+        'line 8, libvirt.uri: has to be a text in quotes, like "this"',
+        "line 9, pools.p.labels: is missing",
+        "line 10, pools.p.lables: is not a key that vmrunner knows; did you mean labels?",
+        'line 11, pools.p.image: a name here has letters, digits, ".", "_" and "-"',
+        "line 12, pools.p.max: has to be 1 or more",
+        "line 13, pools.p.warm: has to be a whole number, without quotes",
+        "line 14, pools.p.schedule.1.warm: has to be a whole number, without quotes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("[forg]\n", "forge"),
+        ("[poool.x]\n", "pools"),
+        ("[serve]\nwebhok = {}\n", "webhook"),
+        ("[serve.webhook]\nlissten = 1\n", "listen"),
+        ("[pools.q]\nimages = 1\n", "image"),
+        ("[[pools.q.schedule]]\ncorn = 1\n", "cron"),
+        ("[forge]\nKind = 1\n", "kind"),
+    ],
+)
+def test_a_near_name_is_offered_at_every_depth(check: Check, written: str, meant: str) -> None:
+    assert f"is not a key that vmrunner knows; did you mean {meant}?\n" in check(written).err
+
+
+VALUES = (
+    "text",
+    "7",
+    "-7",
+    "1.5",
+    "nan",
+    "true",
+    "[]",
+    "[1]",
+    "{}",
+    "{ a = 1 }",
+    "'('",
+    "1979-05-27",
+)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_whatever_stands_there_is_answered_in_our_words(tmp_path: Path, value: str) -> None:
+    """Every key of every table, with values of every kind."""
+    tables = {"": Config, "pools.p": PoolConfig, "serve.webhook": WebhookConfig}
+    tables |= {
+        name: field.annotation
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    for table, model in tables.items():
+        for name in model.model_fields:
+            key = f"{table}.{name}".removeprefix(".")
+            path = tmp_path / "c.toml"
+            path.write_text(f"{key} = {value}\n" if value != "text" else f'{key} = "text"\n')
+            with pytest.raises(ConfigError) as caught:
+                load(path)
+            said = caught.value.sentence
+            for library in ("nput", "should", "alid", "attern", "type=", "Error", "uple", "regex"):
+                assert library not in said, (key, said)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ('memory = "1MiB"', "pools.p.memory is less than 256MiB: no image boots with that."),
+        ('memory = "900000GiB"', "pools.p.memory is 921600000MiB, and this host has "),
+        ("vcpus = 1024", "pools.p.vcpus is 1024, and this host has "),
+        ('disk = "1MiB"', "pools.p.disk is less than 1024MiB: no image is that small."),
+        ("warm = 2", "pools.p.warm is 2, and max is 1: raise max."),
+        ("register_idle = 3", "pools.p.register_idle is 3, and max is 1: raise max."),
+        (
+            'schedule = [{ cron = "0 8 * * *", warm = 4 }]',
+            "pools.p.schedule.warm is 4, and max is 1: raise max.",
+        ),
+        ('[libvirt]\nsubnet = "8.8.8.0/24"', "libvirt.subnet 8.8.8.0/24 is not one of private"),
+        ('[libvirt]\nsubnet = "127.0.0.0/24"', "libvirt.subnet 127.0.0.0/24 is not one of private"),
+        ('[libvirt]\nsubnet = "0.0.0.0/8"', "libvirt.subnet 0.0.0.0/8 is not one of private"),
+    ],
+)
+def test_what_can_be_read_but_not_be_meant(
+    check: Check, tmp_path: Path, more: str, said: str
+) -> None:
+    token(tmp_path)
+    refused(check(GOOD + more), 3, said)
+    other_host = '\n[libvirt]\nuri = "qemu+ssh://other.example/system"\n'
+    if "this host has" in said:
+        assert check(GOOD + more + other_host).code == 0, "it may be a larger one"
+
+
+def test_an_image_that_nothing_makes(check: Check, tmp_path: Path) -> None:
+    token(tmp_path)
+    done = check(GOOD.replace('image = "debian-12"', 'image = "mine"'))
+    assert (done.code, "Write its recipe, /etc/vmrunner/recipes/mine.toml" in done.err) == (0, True)
+
+
+def test_a_host_without_a_configuration_is_looked_at_alone() -> None:
+    def open_host() -> Hypervisor:
+        raise HypervisorError("libvirt does not answer.", "Start it.")
+
+    findings = list(examine(HostConfig(), open_host))
+    assert findings[0].check == "configuration"
+    assert {each.check for each in findings} == {"configuration", "permissions", "libvirt"}
 
 
 def test_a_guess_ends_as_a_question(check: Check, tmp_path: Path) -> None:

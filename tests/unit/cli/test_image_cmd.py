@@ -18,9 +18,10 @@ import pytest
 
 from tests.fakes import FakeHypervisor
 from tests.goldens import publish
-from vmrunner.cli import image_cmd
 from vmrunner.cli.main import main
 from vmrunner.errors import HypervisorError, ImageError
+from vmrunner.hypervisor import host as host_module
+from vmrunner.image.build import build as builder
 from vmrunner.image.recipe import recipe
 from vmrunner.image.versions import promotion, store, verify
 from vmrunner.image.versions.promotion import Why
@@ -93,11 +94,9 @@ def run(
 
         monkeypatch.setattr(verify, "_SKEW", 1e12)
         monkeypatch.setattr(verify.oneshot, "run", probe)
-        monkeypatch.setattr(image_cmd.builder, "build", build)
-        monkeypatch.setattr(image_cmd, "open_host", open_host)
-        monkeypatch.setattr(
-            image_cmd.recipe, "load", lambda *_: SimpleNamespace(digest=lambda: "1")
-        )
+        monkeypatch.setattr(builder, "build", build)
+        monkeypatch.setattr(host_module, "open_host", open_host)
+        monkeypatch.setattr(recipe, "load", lambda *_: SimpleNamespace(digest=lambda: "1"))
         monkeypatch.setattr(verify, "_is_unusable", lambda *_: False)
         monkeypatch.setattr(
             "sys.argv", ["vmrunner", "image", *arguments, "--config", str(config_path)]
@@ -185,7 +184,7 @@ def test_fresh_and_compress(
             main()
         return int(ended.value.code or 0)
 
-    monkeypatch.setattr(image_cmd.builder, "build", build)
+    monkeypatch.setattr(builder, "build", build)
     assert [command(*options) for options in ((), ("--no-compress",))] == [0, 0], (
         "the current version has this recipe"
     )
@@ -199,7 +198,7 @@ def test_fresh_and_compress(
 def test_refresh(run: Run, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = run("refresh")
     assert (code, out, "web: there is no recipe of it" in err) == (0, "", True)
-    monkeypatch.setattr(image_cmd.recipe, "exists", lambda *_: True)
+    monkeypatch.setattr(recipe, "exists", lambda *_: True)
     code, _, err = run("refresh", fails="The bootstrap failed.")
     assert (code, "vmrunner: The bootstrap failed." in err, promotion.current(images, "web")) == (
         ImageError.exit_code,

@@ -10,10 +10,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.world import World
+from tests.world import POOL, World
 from vmrunner.cli import status_cmd
 
 NAME = "[red]a[/red] [/b] :x: [debian-12]"
+
+
+def test_a_pool_without_its_image_says_so(tmp_path: Path) -> None:
+    world = World(tmp_path, pools={"p": POOL, "q": POOL | {"image": "gone"}})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(status_cmd._picture(world.manager, world.manager.survey(), time.time()))
+    seen = console.file.getvalue()  # type: ignore[attr-defined]
+    assert seen.count("there is no image") == 1
+    assert "there is no image gone" in seen
 
 
 @pytest.mark.parametrize("width", [80, 300])

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vmrunner import files
-from vmrunner.config import Mebibytes
+from vmrunner.config import parse_size
 from vmrunner.errors import ImageError
 from vmrunner.image.recipe import lock
-from vmrunner.image.recipe.lines import line_of
+from vmrunner.lines import line_of
 from vmrunner.resources import folder
 
 GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._@+-]+)+$")]
@@ -212,7 +212,7 @@ class Recipe(_Section):
     )
     snapshot: Annotated[str, Field(pattern=r"^\d{8}T\d{6}Z$")] | None = None
     lock: Path | None = None
-    size: Mebibytes
+    size: Annotated[int, BeforeValidator(parse_size)]  # in MiB
     packages: tuple[Word, ...]
     # The package of the one that is booted; unset: the newest that the packages bring.
     kernel: Word | None = None

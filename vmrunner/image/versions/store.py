@@ -87,10 +87,16 @@ def find(images: Path, name: str) -> Golden:
             else []
         )
         listed = f"There are: {', '.join(known)}." if known else "There is none yet."
-        raise ImageError(
-            f"There is no image {name!r}. {listed}", f"`vmrunner image build {name}` makes it."
-        )
+        raise ImageError(f"There is no image {name!r}. {listed}", _maker(name))
     return _load(directory.resolve())
+
+
+def _maker(name: str) -> str:
+    from vmrunner.image.recipe import recipe  # here, as it is needed for this alone
+
+    if recipe.exists(name):
+        return f"`vmrunner image build {name}` makes it."
+    return "Is the name right? Otherwise write its recipe, and build it: see docs/images.md."
 
 
 def versions(images: Path, name: str) -> list[str]:

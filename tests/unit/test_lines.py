@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmrunner.image.recipe.lines import line_of
+from vmrunner.lines import line_of
 
 TEXT = '''\
 # comment

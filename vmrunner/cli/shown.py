@@ -1,0 +1,300 @@
+"""What `--json` prints, as records: `vmrunner schema` describes them, and programs rely on them.
+
+A field may be added; none is renamed or taken away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error: what is wrong, what to do about it, and the exit code that it gives."""
+
+    sentence: str
+    hint: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """In place of anything else, where a command could not do what it was asked for."""
+
+    error: Failure
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a pass would do; what does not apply is empty."""
+
+    action: Literal["start", "bind", "finish", "delete runner", "pause", "drop seed", "note"]
+    pool: str
+    machine: str
+    job: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Pass:
+    """`up` and `down`: what was done. With --dry-run nothing was, and `planned` says what would."""
+
+    dry_run: bool
+    started: int
+    bound: int
+    destroyed: int
+    swept: int
+    planned: tuple[Planned, ...]
+    removed: tuple[str, ...]  # by --purge
+    kept: tuple[str, ...]  # by --purge, as other guests of the host use it
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """`config check` of a file that is valid."""
+
+    path: str
+    manager: str
+    pools: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finding of `doctor`."""
+
+    check: str
+    level: Literal["good", "warning", "error"]
+    said: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What a forge's scope has; `problem` is empty where it answers."""
+
+    scope: str
+    problem: str
+    hint: str
+    jobs: int
+
+
+@dataclass(frozen=True)
+class BackedOff:
+    """Why a pool starts nothing for a while."""
+
+    failures: int
+    seconds: float
+    last: str
+
+
+@dataclass(frozen=True)
+class MachineShown:
+    """A machine of a pool."""
+
+    name: str
+    phase: str
+    paused: bool
+    age_seconds: float | None
+    image: str  # name/version
+    job: str
+    job_url: str
+    trouble: str
+    dropped_packets: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool of `status`."""
+
+    name: str
+    max: int
+    warm: int
+    image: str  # name/version; empty where there is none
+    image_age_seconds: int | None
+    image_note: str
+    drained: bool
+    snapshot: str
+    running: int
+    failed: int
+    backoff: BackedOff | None
+    machines: tuple[MachineShown, ...]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A waiting job, and why it waits; `kind` stays the same when sentences change."""
+
+    name: str
+    id: int
+    repository: str
+    labels: tuple[str, ...]
+    url: str
+    pool: str
+    kind: str
+    reason: str
+    age_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """`status`."""
+
+    manager: str
+    host: str
+    forge: tuple[Queue, ...]
+    pools: tuple[Pool, ...]
+    waiting: tuple[Waiting, ...]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A version of an image in `image list`; `verified` is null where it was not looked at."""
+
+    name: str
+    version: str
+    current: bool
+    kernel: str
+    runner: str
+    packages: int
+    built_at: str  # ISO 8601
+    promoted_at: str
+    promoted_why: str
+    promoted_by: str
+    forced: tuple[dict[str, Any], ...]
+    verified: bool | None
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of an image that was made, changed or taken, and whether it is current now."""
+
+    name: str
+    version: str
+    current: bool
+    built: bool  # by this call
+    verified: bool  # by this call
+    packages: int
+    mib: int
+    file: str  # that was written or read
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What became of an image in `image refresh`."""
+
+    name: str
+    said: str
+    failure: Failure | None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The snapshots that were looked at or deleted."""
+
+    keys: tuple[str, ...]
+    kept: tuple[str, ...]  # files of deleted ones that other guests of the host use
+
+
+def _of(shape: Any, *, each: bool = False, **more: Schema) -> Schema:
+    """The JSON Schema of a type, or of a list of them, with more fields than it has."""
+    from pydantic import TypeAdapter
+
+    found = TypeAdapter(shape).json_schema(mode="serialization")
+    found["properties"] = found.get("properties", {}) | more
+    found["required"] = sorted(found["properties"])  # all are always there
+    if not each:
+        return found
+    tables = found.pop("$defs", {})
+    return {"type": "array", "items": found} | ({"$defs": tables} if tables else {})
+
+
+_TEXT: Schema = {"type": "string"}
+_YES: Schema = {"type": "boolean"}
+_NUMBER: Schema = {"anyOf": [{"type": "number"}, {"type": "null"}]}
+
+
+def _config() -> Schema:
+    from vmrunner import config
+    from vmrunner.cli import config_text
+
+    return config_text.schema(config.example())
+
+
+def _history() -> Schema:
+    from vmrunner.manager.history import Record
+
+    return _of(Record, each=True, job_seconds=_NUMBER)
+
+
+def _isolation() -> Schema:
+    from vmrunner.doctor.isolation.lab import Cell
+
+    return _of(Cell, each=True)
+
+
+def _verify() -> Schema:
+    from vmrunner.image.versions.proof import Proof
+
+    return _of(Proof, image=_TEXT, version=_TEXT, good=_YES)
+
+
+def _prune() -> Schema:
+    from vmrunner.image.upkeep.prune import Waste
+
+    return _of(Waste, removed=_YES)
+
+
+def _diff() -> Schema:
+    from vmrunner.image.versions.diff import Difference
+
+    return _of(Difference)
+
+
+def _snapshots(*, each: bool) -> Schema:
+    from vmrunner.hypervisor.seam import Snapshot
+
+    return _of(Snapshot, each=each, **({"used_at": _NUMBER} if each else {}))
+
+
+SCHEMAS: dict[str, Callable[[], Schema]] = {
+    "up": lambda: _of(Pass),
+    "down": lambda: _of(Pass),
+    "status": lambda: _of(Status),
+    "history": _history,
+    "doctor": lambda: _of(Found, each=True),
+    "doctor --isolation": _isolation,
+    "config check": lambda: _of(Checked),
+    "config show": _config,
+    "image list": lambda: _of(Published, each=True),
+    "image build": lambda: _of(Version),
+    "image promote": lambda: _of(Version),
+    "image rollback": lambda: _of(Version),
+    "image lock": lambda: _of(Version),
+    "image export": lambda: _of(Version),
+    "image import": lambda: _of(Version),
+    "image refresh": lambda: _of(Refreshed, each=True),
+    "image verify": _verify,
+    "image verify --files-only": lambda: _of(Version),
+    "image prune": _prune,
+    "image diff": _diff,
+    "snapshot list": lambda: _snapshots(each=True),
+    "snapshot create": lambda: _snapshots(each=False),
+    "snapshot verify": lambda: _of(Keys),
+    "snapshot drop": lambda: _of(Keys),
+    "error": lambda: _of(Failed),
+}
+"""By the command; any of them may print the one of "error" instead, and exit with its code."""
+
+
+def plain(value: object) -> Any:
+    """A record, or a list of them, as JSON's own kinds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return [plain(each) for each in value] if isinstance(value, list) else value
