@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conformance.plain import RUNNER
 from tests.fenced import quick_start
 from tests.forge.gitea import URL, Repository, Site, until
 from tests.ground import Ground
@@ -25,6 +27,36 @@ jobs:
     steps:
       - run: echo "ran on $(hostname)"
 """
+
+
+SEVERAL = """\
+on: [workflow_dispatch]
+jobs:
+  one:
+    runs-on: debian-12
+    strategy: {matrix: {number: [1, 2, 3, 4, 5, 6, 7]}}
+    steps:
+      - run: sleep 5
+"""
+
+
+@contextmanager
+def older_runner(site: Site, folder: Path) -> Iterator[None]:
+    """What people have before they move: the forge's runner as a process, one job at a time, with
+    the same label.
+    """
+    folder.mkdir()
+    token = site.call("POST", "/admin/actions/runners/registration-token")["token"]
+    registering = ["register", "--no-interactive", "--instance", URL, "--token", token]
+    registering += ["--name", "older", "--labels", "debian-12:host"]
+    subprocess.run([RUNNER, *registering], cwd=folder, check=True)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([RUNNER, "daemon"], cwd=folder, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextmanager
@@ -116,3 +148,40 @@ def test_the_timers_passes_do_a_job(site: Site, lay_ground: Callable[..., Ground
         (job,) = up_until_done(ground, repository)
         assert job["conclusion"] == "success"
     assert (records(site, ground), ground.leftovers()) == ([], [])
+
+
+@pytest.mark.long
+def test_a_runner_from_before_works_beside_it_with_the_same_label(
+    site: Site, lay_ground: Callable[..., Ground], tmp_path: Path
+) -> None:
+    """docs/howto/move.md: nothing has to stop for it."""
+    ground = lay_ground(cloned=True)
+    repository = site.repository("rig", "several", SEVERAL)
+    try:
+        with begun(ground, "Serve"):
+            with older_runner(site, tmp_path / "older"):
+                repository.dispatch()
+                both = ended(repository, 7)
+            alone = done(site.repository("rig", "one", WORKFLOW))
+
+        ours = f"vmr-{ground.manager}-"
+        assert {verdict for _, verdict in both} == {"success"}
+        assert {name.startswith(ours) or name for name, _ in both} == {True, "older"}
+        assert (alone["conclusion"], alone["runner_name"].startswith(ours)) == ("success", True)
+        assert "older" in {runner["name"] for runner in site.runners()}, "it is nobody's to sweep"
+        assert (records(site, ground), ground.leftovers()) == ([], [])
+    finally:
+        for runner in site.runners():
+            if runner["name"] == "older":
+                site.call("DELETE", f"/admin/actions/runners/{runner['id']}")
+
+
+def ended(repository: Repository, count: int) -> set[tuple[str, str]]:
+    """Runner and verdict of so many jobs, when all are over."""
+
+    def over() -> list[dict[str, Any]] | None:
+        jobs = repository.jobs()
+        return jobs if len(jobs) == count and {j["status"] for j in jobs} == {"completed"} else None
+
+    jobs: list[dict[str, Any]] = until(over, 2 * LIFE, f"the end of {count} jobs")
+    return {(job["runner_name"], job["conclusion"]) for job in jobs}
