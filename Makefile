@@ -47,12 +47,12 @@ beside = said=$$(mktemp); (set -e; $(1)) >"$$said" 2>&1 & quiet=$$!; failed=0; (
 # Those that share the rig's forge and host mostly wait.
 without_machines = $(call beside,$(units),rig/rig run -- pytest -q tests/forge tests/libvirt tests/net $(PYTEST_ARGS))
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
-shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest rig/rig tests/conformance/plain.sh
+shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest rig/browser rig/rig tests/conformance/plain.sh
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model scale fleet audit lint rig rig-stop rig-shell
+.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model scale fleet pictures audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -126,6 +126,10 @@ scale:
 # 2, 10 and 50 hosts with a manager each on one forge, on fakes: 500 jobs (FLEET="--hosts 2 --jobs 100" for a part); then two with real machines.
 fleet:
 	$(call in_rig,$(test_image); $(if $(findstring --save,$(FLEET)),$(bench_tools);) rig/rig run -- python -m tests.fleet $(FLEET); rig/rig run -- python -m tests.hosts)
+
+# The pictures of docs/setups.md: Gitea's own page, in Chromium.
+pictures:
+	$(call in_rig,$(demo_image); rig/rig browser; rig/rig run -- python -m tests.pictures docs)
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:

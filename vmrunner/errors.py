@@ -113,9 +113,18 @@ class MachineError(VmrunnerError):
         super().__init__(sentence, hint if console is None else _console_end(console))
         self.console = console or ""
 
+    @property
+    def last_lines(self) -> str:
+        """The console's end."""
+        return "\n".join(_tail(self.console))
+
+
+def _tail(console: str) -> list[str]:
+    return console.splitlines()[-_CONSOLE_TAIL:]
+
 
 def _console_end(console: str) -> str:
-    tail = console.splitlines()[-_CONSOLE_TAIL:]
+    tail = _tail(console)
     if not tail:
         return "Its console is empty."
     return "\n".join(["Its console ended with:", *(f"  {line}" for line in tail)])

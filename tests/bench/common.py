@@ -139,7 +139,14 @@ def _written(told: bytes) -> set[str]:
 
 
 def ground(
-    site: Site, start: str, *, most: int = 1, warm: int = 0, vcpus: int = 2, user: str = "root"
+    site: Site,
+    start: str,
+    *,
+    most: int = 1,
+    warm: int = 0,
+    vcpus: int = 2,
+    user: str = "root",
+    idle: int = 0,
 ) -> Ground:
     """A pool that starts machines in this way; nothing is left of an earlier run, and its snapshot
     is there if it needs one.
@@ -151,7 +158,8 @@ def ground(
         token=site.token,
         most=most,
         start=start,
-        more=f'warm = {warm}\nvcpus = {vcpus}\njob_user = "{user}"\nallow = ["{GATE}:{PORT}"]\n',
+        more=f"warm = {warm}\nregister_idle = {idle}\nvcpus = {vcpus}\n"
+        f'job_user = "{user}"\nallow = ["{GATE}:{PORT}"]\n',
     )
     made.run("down", "--now")
     (FOLDER / "state" / "history.sqlite").unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import random
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,14 +23,33 @@ JOB = """\
       - run: |
           {visit}
 """
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How machines start, how many are kept warm, or registered idle, and the user that runs their
+    jobs.
+    """
+
+    start: str
+    warm: int = 0
+    user: str = "root"
+    idle: int = 0
+
+    def ground(self, site: Site) -> Ground:
+        """With one machine at a time."""
+        return ground(site, self.start, warm=self.warm, user=self.user, idle=self.idle)
+
+
 MODES = {
-    "snapshot": ("snapshot", 0, "root"),
-    "parked": ("snapshot", 1, "root"),
-    "boot": ("boot", 0, "root"),
-    "snapshot-as-runner": ("snapshot", 0, "runner"),
-    "parked-as-runner": ("snapshot", 1, "runner"),
+    "snapshot": Mode("snapshot"),
+    "parked": Mode("snapshot", warm=1),
+    "boot": Mode("boot"),
+    "idle": Mode("snapshot", idle=1),
+    "snapshot-as-runner": Mode("snapshot", user="runner"),
+    "parked-as-runner": Mode("snapshot", warm=1, user="runner"),
 }
-"""How machines start, how many are kept warm, and the user that runs their jobs."""
+_LONG_IDLE = 15.0  # seconds
 USUAL = ("snapshot", "parked", "boot")
 PHASES = ("created", "overlay", "started", "seed", "runner", "first step")
 
@@ -45,20 +65,22 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
     """Median and p95 of `runs` jobs, one after the other, and when each phase was reached (medians,
     seconds since the job was queued).
     """
-    start, warm, user = MODES[mode]
-    place = ground(site, start, most=1, warm=warm, user=user)
+    how = MODES[mode]
+    place = how.ground(site)
     repository = site.repository("rig", "bench", workflow(["first"], gate))
     taken: list[float] = []
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
     with serving(place):
         for number in range(runs):
             until(
-                lambda: is_idle(place, warm),
+                lambda: is_idle(place, how),
                 LIFE,
                 "the machines before are gone, the warm ones parked",
                 every=1.0,
             )
             gate.arrivals.clear()
+            # A runner that waits asks less and less often.
+            time.sleep(_LONG_IDLE if how.idle else 0)
             time.sleep(random.random())  # noqa: S311 — jobs don't come in step with the manager's polls
             asked = time.time()
             repository.dispatch()
@@ -82,13 +104,14 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
     }
 
 
-def is_idle(place: Ground, warm: int) -> bool:
+def is_idle(place: Ground, how: Mode) -> bool:
     """Whether all that there is waits for a job."""
     machines = place.status()["pools"][0]["machines"]
+    count = how.warm + how.idle
     return (
-        len(machines) == warm
-        and all(machine["paused"] for machine in machines)
-        and (warm > 0 or not place.leftovers())
+        len(machines) == count
+        and all(machine["paused"] or machine["phase"] == "idle" for machine in machines)
+        and (count > 0 or not place.leftovers())
     )
 
 

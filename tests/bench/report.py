@@ -16,6 +16,7 @@ WAYS = {
     "snapshot": "clone of a snapshot",
     "parked": "parked clone (warm = 1)",
     "boot": "booted",
+    "idle": "idle clone (register_idle = 1)",
     "snapshot-as-runner": "clone, job as runner",
     "parked-as-runner": "parked clone, job as runner",
 }

@@ -109,10 +109,10 @@ class Sides:
 def side_by_side(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, dict[str, float]]:
     """Medians in seconds, of vmrunner and of the QEMU underneath, which take turns."""
     events.start()
-    start, warm, user = MODES[mode]
+    how = MODES[mode]
     place = ground(site, "boot")
     floor, state = floor_of(place)
-    place = ground(site, start, most=1, warm=warm, user=user)
+    place = how.ground(site)
     repository = site.repository("rig", "bench", workflow(["first"], gate))
     ours, theirs = Sides(), Sides()
     with closing(Wire()) as wire, closing(Watch()) as watch:
@@ -120,10 +120,10 @@ def side_by_side(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, dict
         for turn in batched(range(runs), _TURN):
             with serving(place):
                 for _ in turn:
-                    until(lambda: is_idle(place, warm), LIFE, "it waits for a job", every=1.0)
+                    until(lambda: is_idle(place, how), LIFE, "it waits for a job", every=1.0)
                     ours.add(*_managed(jobs))
             for _ in turn:
-                theirs.add(*(_raw_parked if warm else _raw)(jobs, floor, state))
+                theirs.add(*(_raw_parked if how.warm else _raw)(jobs, floor, state))
             say(f"steps/{mode} {turn[-1] + 1}/{runs}")
     repository.delete()
     return {"vmrunner": ours.medians(), "raw QEMU": theirs.medians()}

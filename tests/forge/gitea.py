@@ -69,7 +69,7 @@ class Site:
         """Cancel the run of a job, as a user does it on its page: 1.26 has no REST call for
         that.
         """
-        user, password = self._user("canceller")
+        user, password = self.user("canceller")
         self.call(
             "PATCH", f"/admin/users/{user}", {"login_name": user, "source_id": 0, "admin": True}
         )
@@ -84,7 +84,7 @@ class Site:
             page = "/".join(run[0].split("/")[-2:]) + f"/actions/{run[2]}/cancel"
             assert browser.post(f"/{page}").is_success
 
-    def _user(self, name: str) -> tuple[str, str]:
+    def user(self, name: str) -> tuple[str, str]:
         """Make a user unless there is one; name and password."""
         password = "a-Passw0rd-of-the-tests"
         body = {
@@ -98,7 +98,7 @@ class Site:
 
     def grant(self, *scopes: str, admin: bool = False) -> str:
         """A new token with just these scopes, of a user of its own."""
-        user, password = self._user("granted-admin" if admin else "granted")
+        user, password = self.user("granted-admin" if admin else "granted")
         self.call(
             "PATCH", f"/admin/users/{user}", {"login_name": user, "source_id": 0, "admin": admin}
         )

@@ -37,3 +37,23 @@ def test_every_file_that_the_documentation_names_is_there() -> None:
             if not any(place.exists() for place in places):
                 missing.append(f"{page.name}: {name}")
     assert missing == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The names of a page's headings, as the forges make them: small letters, blanks as hyphens."""
+    headings = re.findall(r"(?m)^#+ (.+)$", re.sub(r"(?ms)^```.*?^```$", "", page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_every_link_leads_somewhere() -> None:
+    root, broken = DOCS.parent, []
+    for page in (root / "README.md", root / "CONTRIBUTING.md", *DOCS.rglob("*.md")):
+        text = re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            if link.startswith(("http://", "https://")):
+                continue
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                broken.append(f"{page.relative_to(root)}: {link}")
+    assert broken == []

@@ -122,6 +122,8 @@ class Pool:
     drained: bool
     snapshot: str
     running: int
+    register_idle: int
+    idle: int  # registered, and waiting for any job
     failed: int
     backoff: BackedOff | None
     machines: tuple[MachineShown, ...]

@@ -138,8 +138,10 @@ def _head(pool: Desired, survey: Survey) -> str:
     waiting = sum(wait.pool == pool.pool for wait in survey.plan.waits)
     more = {Drain.IDLE: ", drained", Drain.ALL: ", drained"}.get(pool.drain, "")
     wanted = f" of {pool.warm}" if pool.warm else ""
+    registered = sum(machine.phase is Phase.IDLE for machine in machines)
+    idle = f"{registered} of {pool.register_idle} idle, " if pool.register_idle else ""
     return (
-        f"{pool.pool}: {len(machines)} of {pool.max} machines, {running} running, "
+        f"{pool.pool}: {len(machines)} of {pool.max} machines, {running} running, {idle}"
         f"{warm}{wanted} warm, {waiting} waiting{more}"
     )
 
@@ -183,6 +185,8 @@ def _shown_pool(pool: Desired, survey: Survey, view: View, now: float) -> Pool:
         drained=pool.drain is not Drain.NO,
         snapshot=pool.snapshot,
         running=sum(machine.phase is Phase.RUNNING for machine in machines),
+        register_idle=pool.register_idle,
+        idle=sum(machine.phase is Phase.IDLE for machine in machines),
         failed=backoff.failures if backoff else 0,
         backoff=BackedOff(backoff.failures, round(max(0.0, backoff.until - now), 1), backoff.last)
         if backoff

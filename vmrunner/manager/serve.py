@@ -260,8 +260,10 @@ class Server:
                 self._manager.hypervisor.reopen()
             return None
         for failure in outcome.failures:
-            if not isinstance(failure, MachineError):  # logged with its machine already
+            if not isinstance(failure, MachineError):
                 self._complain(failure)
+            elif failure.console:  # the rest is logged already
+                self._log.warning(failure.sentence, console=failure.last_lines)
         self._figures.saw(survey, time.time())
         self._poll.saw(survey)
         return survey

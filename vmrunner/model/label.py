@@ -27,6 +27,12 @@ class Label:
         Raises ValueError.
         """
         found = _LABEL.fullmatch(text)
+        name, _, place = text.partition(":")
+        if place.startswith("lxc"):
+            raise ValueError(
+                f'"{name}" alone will do: each job has a machine of its own, which takes the place '
+                "of an lxc container"
+            )
         if not found:
             raise ValueError(
                 'a label is written like "debian-13", "debian-13:host" or '

@@ -19,6 +19,7 @@ class Phase(StrEnum):
     STARTED = "started"  # the domain exists, the guest boots
     READY = "ready"  # the guest is up; a warm one waits for its job's seed
     BOUND = "bound"  # it has a runner's credentials, its runner is starting
+    IDLE = "idle"  # its runner is registered for any job, and none was seen on it yet
     RUNNING = "running"  # the runner runs, or the forge shows the job on it
     FINISHED = "finished"  # its runner has ended, or the domain is gone: power-off
     FAILED = "failed"  # a deadline passed, or the host refused
@@ -29,12 +30,14 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.ABSENT: frozenset({Phase.CLONED, Phase.FAILED}),
     Phase.CLONED: frozenset({Phase.STARTED, Phase.FAILED}),
     # Odd edges from STARTED: the manager sees phases only when it looks, so a quick guest can be
-    # BOUND, RUNNING or already powered off at the second look.
+    # BOUND, IDLE, RUNNING or already powered off at the second look.
     Phase.STARTED: frozenset(
-        {Phase.READY, Phase.BOUND, Phase.RUNNING, Phase.FINISHED, Phase.FAILED}
+        {Phase.READY, Phase.BOUND, Phase.IDLE, Phase.RUNNING, Phase.FINISHED, Phase.FAILED}
     ),
-    Phase.READY: frozenset({Phase.BOUND, Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
-    Phase.BOUND: frozenset({Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
+    Phase.READY: frozenset({Phase.BOUND, Phase.IDLE, Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
+    Phase.BOUND: frozenset({Phase.IDLE, Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
+    # Its job may come and go between two looks.
+    Phase.IDLE: frozenset({Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
     Phase.RUNNING: frozenset({Phase.FINISHED, Phase.FAILED}),
     # Odd: a guest whose runner has ended may refuse to power off.
     Phase.FINISHED: frozenset({Phase.DESTROYED, Phase.FAILED}),
@@ -358,8 +361,10 @@ class Machine:
             return Phase.FINISHED
         if not self.is_bound:
             return Phase.READY if self.is_ready else Phase.STARTED
-        if self.event(EventKind.RUNNER) or (self.metadata and self.metadata.running_at):
+        if self.metadata and self.metadata.running_at:
             return Phase.RUNNING
+        if self.event(EventKind.RUNNER):
+            return Phase.RUNNING if self.metadata and self.metadata.job_key else Phase.IDLE
         if self.event(EventKind.SEED) or self.event(EventKind.READY):
             return Phase.BOUND
         return Phase.READY if self.is_up else Phase.STARTED

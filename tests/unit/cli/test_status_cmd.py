@@ -43,3 +43,29 @@ def test_a_jobs_name_is_no_markup(tmp_path: Path, width: int) -> None:
     assert str(machine) in seen
     assert "\u2026" not in seen
     assert width == 80 or all(f"o/r: {NAME} {number}" in seen for number in (1, 2))
+
+
+def test_registered_idle_machines_are_no_running_ones(tmp_path: Path) -> None:
+    world = World(tmp_path, pools={"p": POOL | {"register_idle": 2, "max": 3}})
+    world.up()
+    for machine in world.machines():
+        world.step(machine)
+    assert _seen(world) == (["idle", "idle"], 0, 2, "2 of 3 machines, 0 running, 2 of 2 idle")
+
+    world.forge.queue(1, ["debian-12"])
+    world.step(world.machines()[0])
+    world.up()
+    assert _seen(world)[:3] == (["idle", "running", "started"], 1, 1), "and another one comes"
+
+
+def _seen(world: World) -> tuple[list[str], int, int, str]:
+    """All phases, running and idle ones of the JSON, and the head of the table."""
+    survey = world.manager.survey()
+    (pool,) = status_cmd._plain(world.manager, survey, time.time())["pools"]
+    head = status_cmd._head(survey.pools[0], survey).partition(": ")[2].partition(", 0 of")[0]
+    return (
+        sorted(machine["phase"] for machine in pool["machines"]),
+        pool["running"],
+        pool["idle"],
+        ", ".join(head.split(", ")[:3]),
+    )

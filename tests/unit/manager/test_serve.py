@@ -21,6 +21,7 @@ from tests.fakes import FakeLog
 from tests.fleet import meet
 from tests.world import POOL, World
 from vmrunner.errors import Busy, ConfigError, ForgeUnreachable, HypervisorError
+from vmrunner.hypervisor.seam import File
 from vmrunner.manager.manager import Manager
 from vmrunner.manager.serve import Server
 from vmrunner.model.fleet import TURN, called
@@ -194,6 +195,28 @@ def test_a_machine_that_ends_wakes_it(world: World) -> None:
     serving.run(3)
     assert serving.passes_within(2.0, 2.2)
     assert (world.left(), world.forge.verdicts) == ([], {1: ["failure"]})
+
+
+def test_the_end_of_a_failed_machines_console_is_logged(world: World) -> None:
+    running(world)
+    (machine,) = world.machines()
+    console = "".join(f"{number}\n" for number in range(100)) + "Kernel panic \x1b[31m\n"
+    world.hypervisor.files[machine, File.CONSOLE] = console.encode()
+    serving = Serving(world)
+    serving.at(2.0, lambda: world.hypervisor.die(machine))
+    serving.run(3)
+    ((event, fields),) = [line for line in world.log.lines if "console" in line[1]]
+    assert str(machine) in event
+    shown = str(fields["console"]).splitlines()
+    assert (shown[0], shown[-1], len(shown)) == ("89", "Kernel panic \x1b[31m", 12)
+
+
+def test_a_machine_that_said_nothing_makes_no_line_of_its_console(world: World) -> None:
+    running(world)
+    serving = Serving(world)
+    serving.at(2.0, lambda: world.hypervisor.die(world.machines()[0]))
+    serving.run(3)
+    assert [line for line in world.log.lines if "console" in line[1]] == []
 
 
 def test_a_guests_report_wakes_it(world: World) -> None:

@@ -2,6 +2,8 @@
 can't do harm.
 """
 
+from dataclasses import replace
+
 import yaml
 
 from vmrunner import render
@@ -88,7 +90,8 @@ def test_reports() -> None:
 def test_phase_follows_what_is_seen() -> None:
     machine = MachineId.new("m", "0a0b0c0d")
     assert Machine(machine, alive=True).phase is Phase.STARTED
-    bound, warm = (
+    bound, idle, warm = (
+        Metadata(machine, "p", "i/1", 1.0, runner_id=7, job_key="1"),
         Metadata(machine, "p", "i/1", 1.0, runner_id=7),
         Metadata(machine, "p", "i/1", 1.0),
     )
@@ -100,6 +103,10 @@ def test_phase_follows_what_is_seen() -> None:
     assert phase(bound, b"up 1\nseed 2\n") is Phase.BOUND
     assert phase(bound, b"up 1\nseed 2\nrunner 3\n") is Phase.RUNNING
     assert phase(bound, b"up 1\nseed 2\nrunner 3\nexit 4 0\n") is Phase.FINISHED
+    assert phase(idle, b"up 1\nseed 2\n") is Phase.BOUND
+    assert phase(idle, b"up 1\nseed 2\nrunner 3\n") is Phase.IDLE
+    assert phase(replace(idle, running_at=4.0), b"up 1\nseed 2\nrunner 3\n") is Phase.RUNNING
+    assert phase(idle, b"up 1\nseed 2\nrunner 3\nexit 4 0\n") is Phase.FINISHED
     assert phase(warm, b"up 1\nseed 2\n") is Phase.STARTED
     assert phase(warm, b"up 1\nseed 2\nready 3\n") is Phase.READY
     assert Machine(machine, alive=False).phase is Phase.CLONED
