@@ -26,6 +26,7 @@ import httpx
 import libvirt
 import libvirt_qemu
 
+from tests import daemons
 from vmrunner import config
 from vmrunner.errors import VmrunnerError
 from vmrunner.forge.connect import connect
@@ -38,7 +39,6 @@ from vmrunner.manager.manager import Manager
 from vmrunner.manager.observed import Drain
 from vmrunner.model.binding import Binding
 
-LIBVIRTD = Path("/run/libvirtd.pid")
 FAULT_HEADER = "X-Fault"  # what the proxy between manager and forge shall do to this request
 _NOBODY = "http://127.0.0.1:9"  # refuses connections
 _PATIENCE = 1.0  # seconds; the product's own is too long for a matrix
@@ -173,7 +173,7 @@ class Steps:
             self._notes.write(hit=name, kind=kind)
             self._strike(kind)
         later = (
-            Timer(_MOMENT, kill, (int(LIBVIRTD.read_text()),))
+            Timer(_MOMENT, kill, (daemons.pid_of(daemons.MACHINES),))
             if kind is Kind.LIBVIRTD_MID
             else None
         )
@@ -194,7 +194,7 @@ class Steps:
             for pid in machines_of(self._manager):
                 kill(pid)
         elif kind is Kind.LIBVIRTD:
-            kill(int(LIBVIRTD.read_text()))
+            kill(daemons.pid_of(daemons.MACHINES))
         elif kind is Kind.DISK:
             fill(self._ground.disk)
 
