@@ -196,14 +196,13 @@ class Step:
 
     def faults(self) -> list[Kind]:
         """What can go wrong here. Before a call of libvirt is after the one before it."""
+        killed = [Kind.LIBVIRTD] + ([Kind.NETWORKS, Kind.STORAGE] if daemons.SEPARATE else [])
         if self.is_inner:
             return (
-                [Kind.KILL_BEFORE]
-                if self.name.startswith("rename")
-                else [Kind.KILL_AFTER, Kind.LIBVIRTD]
+                [Kind.KILL_BEFORE] if self.name.startswith("rename") else [Kind.KILL_AFTER, *killed]
             )
         is_request = self.name.split(" ")[0] in steps._FORGE
-        kinds = [Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.LIBVIRTD, Kind.DISK]
+        kinds = [Kind.KILL_BEFORE, Kind.KILL_AFTER, *killed, Kind.DISK]
         kinds += [Kind.LIBVIRTD_MID] if self.name in steps.SLOW else []
         kinds += [Kind.QEMU] if self.has_qemu else []
         return kinds + ([kind for kind in Kind if kind.is_forges] if is_request else [])

@@ -61,8 +61,10 @@ class Kind(StrEnum):
     KILL_BEFORE = "kill-before"
     KILL_AFTER = "kill-after"
     QEMU = "qemu"  # kill -9 of the machine's QEMU
-    LIBVIRTD = "libvirtd"  # kill -9 of libvirtd
+    LIBVIRTD = "libvirtd"  # kill -9 of libvirtd, or of the daemon for machines alone
     LIBVIRTD_MID = "libvirtd-mid"  # … a moment after it was asked
+    NETWORKS = "networks"  # kill -9 of libvirt's daemon for networks, where it is one of its own
+    STORAGE = "storage"  # … for storage
     DISK = "disk-full"
     REFUSE = "refuse"  # nobody listens
     HANG = "hang"  # the forge does what it is asked, its answer never comes
@@ -75,6 +77,13 @@ class Kind(StrEnum):
     def is_forges(self) -> bool:
         """Whether it needs a request to the forge."""
         return self in {Kind.REFUSE, Kind.HANG, Kind.ERROR, Kind.DENY, Kind.CUT, Kind.NULL}
+
+
+_DAEMONS = {
+    Kind.LIBVIRTD: daemons.MACHINES,
+    Kind.NETWORKS: daemons.NETWORKS,
+    Kind.STORAGE: daemons.STORAGE,
+}
 
 
 @dataclass(frozen=True)
@@ -193,8 +202,9 @@ class Steps:
         elif kind is Kind.QEMU:
             for pid in machines_of(self._manager):
                 kill(pid)
-        elif kind is Kind.LIBVIRTD:
-            kill(daemons.pid_of(daemons.MACHINES))
+        elif kind in _DAEMONS:
+            if daemons.runs(_DAEMONS[kind]):  # an idle one has ended by itself
+                kill(daemons.pid_of(_DAEMONS[kind]))
         elif kind is Kind.DISK:
             fill(self._ground.disk)
 
