@@ -1,4 +1,4 @@
-# One word per task, the same everywhere; `make test` is what .ci/run runs. All of it happens in the rig (see rig/rig): RIG=trixie or RIG=bookworm.
+# One word per task, the same everywhere; `make test` is what .ci/run runs. All of it happens in the rig (see rig/rig): RIG=trixie, bookworm or modular.
 # Needs root. A rig that was started by hand (make rig) is used and left running.
 SHELL := /bin/bash
 RIG ?= trixie

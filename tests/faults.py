@@ -34,11 +34,11 @@ from urllib.parse import urlsplit
 
 import libvirt
 
-from tests import quick, steps
+from tests import daemons, quick, steps
 from tests.forge.gitea import Repository, Site, until
 from tests.ground import lay
 from tests.protobuf import fields
-from tests.steps import FAULT_HEADER, LIBVIRTD, Fault, Kind
+from tests.steps import FAULT_HEADER, Fault, Kind
 
 MANAGER, SUBNET = "faults", "10.85.0.0/24"
 BESIDE, BESIDE_SUBNET = "beside", "10.84.0.0/24"  # the other host's
@@ -196,14 +196,13 @@ class Step:
 
     def faults(self) -> list[Kind]:
         """What can go wrong here. Before a call of libvirt is after the one before it."""
+        killed = [Kind.LIBVIRTD] + ([Kind.NETWORKS, Kind.STORAGE] if daemons.SEPARATE else [])
         if self.is_inner:
             return (
-                [Kind.KILL_BEFORE]
-                if self.name.startswith("rename")
-                else [Kind.KILL_AFTER, Kind.LIBVIRTD]
+                [Kind.KILL_BEFORE] if self.name.startswith("rename") else [Kind.KILL_AFTER, *killed]
             )
         is_request = self.name.split(" ")[0] in steps._FORGE
-        kinds = [Kind.KILL_BEFORE, Kind.KILL_AFTER, Kind.LIBVIRTD, Kind.DISK]
+        kinds = [Kind.KILL_BEFORE, Kind.KILL_AFTER, *killed, Kind.DISK]
         kinds += [Kind.LIBVIRTD_MID] if self.name in steps.SLOW else []
         kinds += [Kind.QEMU] if self.has_qemu else []
         return kinds + ([kind for kind in Kind if kind.is_forges] if is_request else [])
@@ -435,14 +434,8 @@ class World:
     def mend(self) -> None:
         """libvirtd runs, the disk has room, the forge answers."""
         (self.disk / "filler").unlink(missing_ok=True)
-        for daemon, pid_file in (
-            ("virtlogd", LIBVIRTD.with_name("virtlogd.pid")),
-            ("libvirtd", LIBVIRTD),
-        ):
-            if not _runs(pid_file):
-                pid_file.unlink(missing_ok=True)
-                subprocess.run([daemon, "-d"], check=True)
-        until(_libvirt_answers, 60, "libvirtd answers", every=0.1)
+        for daemon in (daemons.LOGS, daemons.MACHINES):
+            daemons.start(daemon)
 
     def clean(self) -> None:
         """Remove what the last attempt left, by every means: the next one shall not inherit its
@@ -486,21 +479,6 @@ def _libvirts_own(head: str) -> list[Path]:
     """What libvirt keeps of these machines for itself: sockets, keys, state."""
     folders = (Path("/run/libvirt/qemu"), Path("/var/lib/libvirt/qemu"))
     return [path for folder in folders for path in sorted(folder.rglob(f"*{head}*"))]
-
-
-def _runs(pid_file: Path) -> bool:
-    try:
-        return bool(Path(f"/proc/{int(pid_file.read_text())}/cmdline").read_bytes())
-    except (OSError, ValueError):
-        return False
-
-
-def _libvirt_answers() -> bool:
-    try:
-        libvirt.open("qemu:///system").close()
-    except libvirt.libvirtError:
-        return False
-    return True
 
 
 # ---- lives ----

@@ -26,6 +26,7 @@ import httpx
 import libvirt
 import libvirt_qemu
 
+from tests import daemons
 from vmrunner import config
 from vmrunner.errors import VmrunnerError
 from vmrunner.forge.connect import connect
@@ -38,7 +39,6 @@ from vmrunner.manager.manager import Manager
 from vmrunner.manager.observed import Drain
 from vmrunner.model.binding import Binding
 
-LIBVIRTD = Path("/run/libvirtd.pid")
 FAULT_HEADER = "X-Fault"  # what the proxy between manager and forge shall do to this request
 _NOBODY = "http://127.0.0.1:9"  # refuses connections
 _PATIENCE = 1.0  # seconds; the product's own is too long for a matrix
@@ -61,8 +61,10 @@ class Kind(StrEnum):
     KILL_BEFORE = "kill-before"
     KILL_AFTER = "kill-after"
     QEMU = "qemu"  # kill -9 of the machine's QEMU
-    LIBVIRTD = "libvirtd"  # kill -9 of libvirtd
+    LIBVIRTD = "libvirtd"  # kill -9 of libvirtd, or of the daemon for machines alone
     LIBVIRTD_MID = "libvirtd-mid"  # … a moment after it was asked
+    NETWORKS = "networks"  # kill -9 of libvirt's daemon for networks, where it is one of its own
+    STORAGE = "storage"  # … for storage
     DISK = "disk-full"
     REFUSE = "refuse"  # nobody listens
     HANG = "hang"  # the forge does what it is asked, its answer never comes
@@ -75,6 +77,13 @@ class Kind(StrEnum):
     def is_forges(self) -> bool:
         """Whether it needs a request to the forge."""
         return self in {Kind.REFUSE, Kind.HANG, Kind.ERROR, Kind.DENY, Kind.CUT, Kind.NULL}
+
+
+_DAEMONS = {
+    Kind.LIBVIRTD: daemons.MACHINES,
+    Kind.NETWORKS: daemons.NETWORKS,
+    Kind.STORAGE: daemons.STORAGE,
+}
 
 
 @dataclass(frozen=True)
@@ -175,7 +184,7 @@ class Steps:
             self._notes.write(hit=name, kind=kind)
             self._strike(kind)
         later = (
-            Timer(_MOMENT, kill, (int(LIBVIRTD.read_text()),))
+            Timer(_MOMENT, kill, (daemons.pid_of(daemons.MACHINES),))
             if kind is Kind.LIBVIRTD_MID
             else None
         )
@@ -195,8 +204,9 @@ class Steps:
         elif kind is Kind.QEMU:
             for pid in machines_of(self._manager):
                 kill(pid)
-        elif kind is Kind.LIBVIRTD:
-            kill(int(LIBVIRTD.read_text()))
+        elif kind in _DAEMONS:
+            if daemons.runs(_DAEMONS[kind]):  # an idle one has ended by itself
+                kill(daemons.pid_of(_DAEMONS[kind]))
         elif kind is Kind.DISK:
             fill(self._ground.disk)
 

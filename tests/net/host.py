@@ -1,4 +1,4 @@
-"""A host of its own for a test: namespaces with a real libvirtd, whose firewall nobody else minds.
+"""A host of its own for a test: namespaces with a real libvirt, whose firewall nobody else minds.
 
 The rig's own libvirtd and rules stay as they are. All that runs on such a host ends with it, and
 what it writes into /etc, /run and /var is in memory.
@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import daemons
 from tests.net.place import FORGE, FORGE_PORT, MANAGER, SUBNET, ip, listen, machines, world
 from vmrunner.hypervisor.network import network_xml
 from vmrunner.network.names import network_name
@@ -47,7 +48,7 @@ XML
 dbus-daemon --config-file=/run/dbus/bus.conf --fork
 # libvirt's nftables rules come with one of tc for DHCP answers, which we have none of, and which some kernels can't (act_csum).
 mount --bind /bin/true "$(command -v tc)"
-libvirtd -d
+"$DAEMON" -d
 echo "$pid"
 exec tini -- sleep infinity
 """  # noqa: E501 — a program keeps its lines
@@ -106,14 +107,14 @@ class Host:
         rules = self.run("nft", "list", "ruleset").stdout.splitlines()
         return any("masquerade" in rule and str(SUBNET) in rule for rule in rules)
 
-    def restart_libvirtd(self) -> None:
+    def restart_libvirt(self) -> None:
         """As systemctl does it."""
         # Of its own pid namespace: no other one's. Not asked, because some now and then take 30 s
         # to end.
-        self.run("pkill", "-KILL", "-x", "libvirtd")
-        until(lambda: not self.answers("pgrep", "-x", "libvirtd"), "libvirtd ends")
-        self.run("libvirtd", "-d")
-        until(self.has_network_rules, "libvirtd makes its rules again")
+        self.run("pkill", "-KILL", "-x", daemons.NETWORKS)
+        until(lambda: not self.answers("pgrep", "-x", daemons.NETWORKS), "the daemon ends")
+        self.run(daemons.NETWORKS, "-d")
+        until(self.has_network_rules, "libvirt makes its rules again")
 
 
 @contextmanager
@@ -157,7 +158,16 @@ def host(backend: str, *, has_forge: bool) -> Iterator[Host]:
     ]
     with ExitStack() as stack:
         holder = subprocess.Popen(
-            [*ends_with_us, "env", f"BACKEND={backend}", *unshare, "bash", "-c", _BOOT],
+            [
+                *ends_with_us,
+                "env",
+                f"BACKEND={backend}",
+                f"DAEMON={daemons.NETWORKS}",
+                *unshare,
+                "bash",
+                "-c",
+                _BOOT,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

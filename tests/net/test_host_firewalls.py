@@ -134,6 +134,6 @@ def test_beside_nftables_service(tmp_path: Path) -> None:
         assert reached(OPEN | CLOSED) == OPEN.keys(), "the next pass puts them back"
 
         assert documented("nftables.service") == ["systemctl restart libvirtd"]
-        its.restart_libvirtd()
+        its.restart_libvirt()
         assert reached(OPEN | CLOSED) == OPEN.keys()
         assert ours.drift() == ""

@@ -19,6 +19,7 @@ import httpx
 import libvirt
 import pytest
 
+from tests import daemons
 from tests.forge.gitea import Repository, Site, until
 from tests.ground import STORAGE, Ground
 from tests.prepare import GITEA, IMAGES
@@ -234,36 +235,17 @@ def test_a_full_disk_a_host_that_reboots_and_down_now(
 
 
 def reboot() -> None:
-    """What a manager of another host sees of it: every QEMU and libvirtd are gone at once, and
-    libvirtd comes back empty.
+    """What a manager of another host sees of it: every QEMU and libvirt's daemons are gone at once,
+    and these come back empty.
     """
-    pid = int(Path("/run/libvirtd.pid").read_text())
-    machines = [int(path.read_text()) for path in Path("/run/libvirt/qemu").glob("*.pid")]
-    for each in (pid, *machines):
+    pids = [daemons.pid_of(daemon) for daemon in daemons.ALL if daemons.runs(daemon)]
+    pids += [int(path.read_text()) for path in Path("/run/libvirt/qemu").glob("*.pid")]
+    for each in pids:
         # One that has just ended by itself, whose file libvirtd had no time to delete.
         with suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
-    start_libvirtd(pid)
-
-
-def start_libvirtd(old: int) -> None:
-    """When the old process is gone; returns when the new one answers.
-
-    libvirtd asked to stop waits for the threads of its machines, sometimes in vain, and then gives
-    up after 30 s (virnetdaemon.c).
-    """
-    until(lambda: not Path(f"/proc/{old}").exists(), 90, "libvirtd is gone")
-    subprocess.run(["libvirtd", "-d"], check=True)
-    until(
-        lambda: (
-            subprocess.run(
-                ["virsh", "-q", "-c", "qemu:///system", "version"], capture_output=True
-            ).returncode
-            == 0
-        ),
-        60,
-        "libvirtd",
-    )
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 90, "all are gone")
+    daemons.start(daemons.MACHINES)
 
 
 def test_a_cancelled_job_and_a_restart_that_disturbs_nobody(
@@ -278,7 +260,8 @@ def test_a_cancelled_job_and_a_restart_that_disturbs_nobody(
     assert "machines that run are left alone" in log_of(ground)
     with serving(ground, "--log-format", "json") as second:
         until(lambda: log_of(ground).count("serving") == 2, 30, "the second one serves")
-        restart_libvirtd()
+        for daemon in daemons.ALL:
+            daemons.restart(daemon)
         done = completed(repository, "runs")
         assert (done["conclusion"], done["runner_name"]) == ("success", machine), (
             "adopted, its job undisturbed"
@@ -317,13 +300,6 @@ def test_a_cancelled_job_and_a_restart_that_disturbs_nobody(
         repository.delete()
         assert ground.run("down").returncode == 0
     assert (ground.leftovers(), records(site, ground)) == ([], [])
-
-
-def restart_libvirtd() -> None:
-    """As an upgrade of libvirt does it; machines go on."""
-    pid = int(Path("/run/libvirtd.pid").read_text())
-    os.kill(pid, signal.SIGTERM)
-    start_libvirtd(pid)
 
 
 @pytest.mark.long

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import libvirt
 
+from vmrunner.config import is_local
 from vmrunner.errors import Denied, DiskFull, HypervisorError, NameClash
 
 THREADS_MAY_SHARE = libvirt.getVersion() >= 10_002_000
@@ -17,6 +20,11 @@ one begins to listen (virnetclient.c).
 """
 GONE = {libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID}
 """What libvirt says of a domain that is on its way out."""
+_DAEMON = re.compile(r"/(virt[a-z]+d)-sock")
+_SEPARATE = Path("/run/libvirt/virtqemud-sock")
+"""libvirt's clients on this host go by it, too: the daemon of all of libvirt is asked only where
+this one is missing.
+"""
 _PERMISSION = {
     libvirt.VIR_ERR_AUTH_FAILED,
     libvirt.VIR_ERR_AUTH_CANCELLED,
@@ -65,10 +73,19 @@ def translate(error: Any, doing: str) -> HypervisorError:
             f"{doing} failed, the name is taken: {said}",
             "Look at it with virsh; vmrunner leaves alone what it did not make.",
         )
+    if error.get_error_domain() == libvirt.VIR_FROM_RPC:
+        return HypervisorError(f"libvirt did not answer, {doing} failed: {said}", _start_hint(said))
     return HypervisorError(
         f"libvirt refused {doing}: {said}",
-        "`journalctl -u libvirtd` and /var/log/libvirt/qemu/ may say more.",
+        "`journalctl -u libvirtd -u 'virt*d'` and /var/log/libvirt/qemu/ may say more.",
     )
+
+
+def _start_hint(said: str) -> str:
+    """Which daemon it is that libvirt could not reach, and how to start it."""
+    named = _DAEMON.search(said)
+    unit = f"{named[1]}.socket" if named else "libvirtd"
+    return f"Is it running? Try `systemctl start {unit}` or check libvirt.uri."
 
 
 def is_denied(said: str) -> bool:
@@ -102,7 +119,7 @@ def connect(uri: str) -> Any:
             ) from None
         raise HypervisorError(
             f"libvirt does not answer at {uri}: {said}",
-            "Is it running? Try `systemctl start libvirtd` or check libvirt.uri.",
+            _start_hint(said),
         ) from None
 
 
@@ -120,11 +137,20 @@ class Link:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the connection still leads to libvirt."""
+        """Whether the connection still leads to all of libvirt.
+
+        Where libvirt's daemons are separate we talk to virtqemud, which keeps its connections to
+        those of networks and storage for as long as ours stays, also when they have ended: so
+        these two are asked for something that costs little, and is no error where all is well.
+        """
         try:
-            return bool(self.connection.isAlive())
+            alive = bool(self.connection.isAlive())
+            if alive and not (is_local(self.uri) and not _SEPARATE.exists()):
+                self.connection.numOfNetworks()
+                self.connection.numOfStoragePools()
         except libvirt.libvirtError:
             return False
+        return alive
 
     def close(self) -> None:
         """Close the connection; one that is lost is fine."""

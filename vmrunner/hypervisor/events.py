@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Container
+from contextlib import suppress
 from typing import Any
 
 import libvirt
@@ -44,16 +45,32 @@ class Events:
         self.wake: Callable[[], None] | None = None
         # How machines ended; empty: by themselves, or unknown.
         self._ends: dict[MachineId, str] = {}
+        self._heard: tuple[Any, int] | None = None
 
     def listen(self, connection: Any) -> None:
-        """Hear of what this connection tells, if anybody is to be woken."""
+        """Hear of what this connection tells, and of no other, if anybody is to be woken."""
+        self._leave()
         if self.wake:
             # Without keepalive a host that vanished from the network would be waited for by the
             # hour.
             connection.setKeepAlive(5, 3)
-            connection.domainEventRegisterAny(
+            callback = connection.domainEventRegisterAny(
                 None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle, None
             )
+            self._heard = connection, callback
+
+    def _leave(self) -> None:
+        """A connection that somebody listens to stays open, whoever closes it."""
+        if self._heard:
+            connection, callback = self._heard
+            self._heard = None
+            with suppress(libvirt.libvirtError):  # it is lost
+                connection.domainEventDeregisterAny(callback)
+
+    def close(self) -> None:
+        """Wake nobody any more, and hear of nothing."""
+        self.wake = None
+        self._leave()
 
     def _lifecycle(
         self, _connection: Any, domain: Any, event: int, detail: int, _data: object

@@ -90,11 +90,12 @@ class LibvirtHost:
 
     def close(self) -> None:
         """Close the connection, and wake nobody any more."""
-        self._events.wake = None
+        self._events.close()
         self._link.close()
 
     def reopen(self) -> bool:
-        """Connect again if the connection is lost (libvirtd was restarted); whether it was.
+        """Connect again if the connection is lost (a daemon of libvirt was restarted); whether it
+        was.
 
         Raises HypervisorError while it stays so.
         """

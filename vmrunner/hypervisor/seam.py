@@ -331,7 +331,8 @@ class Hypervisor(Protocol):
         """
 
     def reopen(self) -> bool:
-        """Connect again if the connection is lost (libvirtd was restarted); whether it was.
+        """Connect again if the connection is lost (a daemon of libvirt was restarted); whether it
+        was.
 
         Raises HypervisorError while it stays so.
         """
