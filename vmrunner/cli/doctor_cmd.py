@@ -67,7 +67,7 @@ def doctor(
             out.print(_matrix(cells))
         raise typer.Exit(Level.GOOD if all(cell.is_right for cell in cells) else Level.ERROR)
     findings = []
-    for finding in examine(settings, lambda: open_host(settings, lambda _: None)):
+    for finding in examine(settings, lambda: open_host(settings, lambda _: None, warn)):
         findings.append(finding)
         if not as_json:
             word, colour = _MARKS[finding.level]

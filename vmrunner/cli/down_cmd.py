@@ -37,6 +37,13 @@ def down(
         bool,
         typer.Option("--purge", help="Then remove all that vmrunner has made on the libvirt host."),
     ] = False,
+    halt: Annotated[
+        bool,
+        typer.Option(
+            "--halt",
+            help="As --now in every pool, since the host shuts down: none is drained after it.",
+        ),
+    ] = False,
     log_format: LogOption = "text",
     config_path: ConfigOption = config.DEFAULT_PATH,
 ) -> None:
@@ -55,7 +62,12 @@ def down(
         )
     if everything and pool:
         raise ConfigError("Either one pool or --all.", "See `vmrunner down --help`.")
+    if halt and (pool or now or timeout or everything):
+        raise ConfigError("--halt is for every pool, and at once.", "Say `vmrunner down --halt`.")
     manager = open_manager(config.load(config_path), open_log(log_format), warn)
+    if halt:
+        finish(manager.halt())
+        return
     outcome = manager.down(manager.pools(pool), now=now, timeout=limit)
     if purge and not outcome.failures:
         done = manager.purge()
