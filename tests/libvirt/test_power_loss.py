@@ -22,6 +22,7 @@ from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import Shape
 
 MANAGER, SUBNET = "power", "10.88.2.0/24"
+KEY = "0123456789abcdef"
 CONTENT = bytes(range(256)) * 512
 Reboot = Callable[[str], LibvirtHost]
 
@@ -130,11 +131,11 @@ def test_no_machine_is_made_of_what_is_damaged_in_the_store_as_well(
 
 def kept(host: LibvirtHost) -> Snapshot:
     """A snapshot on the host's disk, as far as its files matter."""
-    parts = {f"snapshot-k.{part}": CONTENT for part in ("ram", "state", "qcow2")}
+    parts = {f"snapshot-{KEY}.{part}": CONTENT for part in ("ram", "state", "qcow2")}
     for name, content in parts.items():
         host._storage.write(name, content)
     digests = {name: host._storage.digest(name) for name in parts}
-    return Snapshot("k", "web/v1", Shape(1, 64, 1), time.time(), "10.0.0", "11.3.0", digests)
+    return Snapshot(KEY, "web/v1", Shape(1, 64, 1), time.time(), "10.0.0", "11.3.0", digests)
 
 
 @pytest.mark.parametrize("part", ["ram", "state", "qcow2"])
@@ -144,12 +145,12 @@ def test_a_snapshot_is_read_once_after_a_start_of_the_host(
 ) -> None:
     snapshot = kept(reboot("1"))
     reboot("1").snapshots.trust(snapshot)
-    damage(volume(f"snapshot-k.{part}"))
+    damage(volume(f"snapshot-{KEY}.{part}"))
     reboot("1").snapshots.trust(snapshot)  # the same boot: nothing was lost
     for _ in range(2):
-        with pytest.raises(SnapshotError, match=rf"snapshot-k\.{part} has another sha256"):
+        with pytest.raises(SnapshotError, match=rf"snapshot-{KEY}\.{part} has another sha256"):
             reboot("2").snapshots.trust(snapshot)
-    reboot("2").snapshots.drop("k")
+    reboot("2").snapshots.drop(KEY)
     assert not list((STORAGE / MANAGER).glob("snapshot-*"))
 
 
@@ -157,8 +158,8 @@ def test_a_snapshot_without_a_word_of_its_boot_is_read(reboot: Reboot) -> None:
     snapshot = kept(reboot("1"))
     host = reboot("1")
     host.snapshots.trust(snapshot)
-    assert volume("snapshot-k.boot").read_bytes() == b"1"
-    zero(volume("snapshot-k.boot"))
-    zero(volume("snapshot-k.ram"))
+    assert volume(f"snapshot-{KEY}.boot").read_bytes() == b"1"
+    zero(volume(f"snapshot-{KEY}.boot"))
+    zero(volume(f"snapshot-{KEY}.ram"))
     with pytest.raises(SnapshotError):
         reboot("1").snapshots.trust(snapshot)

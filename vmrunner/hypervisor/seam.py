@@ -33,7 +33,7 @@ _OF_IMAGES = re.compile(
     + r"[A-Za-z0-9][A-Za-z0-9._-]*-[A-Za-z0-9_]+\.(disk\.qcow2|vmlinuz|initrd|manifest\.json)"
 )
 _OF_SNAPSHOTS = re.compile(
-    re.escape(SNAPSHOT_PREFIX) + r"([0-9a-f]{16})\.(manifest\.json|ram|state|qcow2)"
+    re.escape(SNAPSHOT_PREFIX) + r"([0-9a-f]{16})\.(manifest\.json|boot|ram|state|qcow2)"
 )
 
 
