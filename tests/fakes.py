@@ -201,6 +201,7 @@ class FakeMachines:
         assert owner == metadata.machine, "it meets what another machine has left"
         self.host.domains[metadata.machine], self.host.shapes[metadata.machine] = metadata, shape
         self.host.limits[metadata.machine] = limits
+        self.host.logs[metadata.machine] = ""
         if self.host.wake:
             self.host.wake()
 
@@ -240,13 +241,25 @@ class FakeMachines:
         self.host.shapes.pop(machine, None)
         self.host.limits.pop(machine, None)
         self.host.lies_on.pop(machine, None)
+        self.host.logs.pop(machine, None)
         for file in File:
             self.host.files.pop((machine, file), None)
+
+    def last_words(self, machine: MachineId) -> str:
+        return self.host.logs.get(machine, "")
+
+    def logged(self) -> frozenset[MachineId]:
+        return frozenset(self.host.logs)
+
+    def drop_log(self, machine: MachineId) -> None:
+        self.host.step("drop_log")
+        self.host.logs.pop(machine, None)
 
     def residue(self) -> Residue:
         return Residue(
             tuple(map(str, self.host.domains)),
             tuple(f"{machine}.{file}" for machine, file in self.host.files),
+            tuple(map(str, self.host.logs)),
         )
 
 
@@ -338,6 +351,9 @@ class FakeFacts:
             self.host.free_disk_mib,
         )
 
+    def closed_storage(self) -> tuple[str, str] | None:
+        return None
+
     def network_drift(self) -> list[str] | None:
         return []
 
@@ -373,6 +389,7 @@ class FakeHypervisor:
     # Whose connections it knows, by their addresses.
     known: dict[IPv4Address, MachineId] = field(default_factory=dict)
     lies_on: dict[MachineId, str] = field(default_factory=dict)  # an overlay's base
+    logs: dict[MachineId, str] = field(default_factory=dict)  # what QEMU said last
     clones_fail: bool = False
     wake: Callable[[], None] | None = None
     now: Callable[[], float] = time.time

@@ -32,7 +32,6 @@ from tests.fakes import FakeRunner
 from tests.world import POOL, World
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.seam import File
-from vmrunner.manager import outages
 from vmrunner.manager.actions import Plan
 from vmrunner.manager.history import History, Record
 from vmrunner.manager.manager import Manager
@@ -52,6 +51,7 @@ from vmrunner.model.machine import (
     Shape,
 )
 from vmrunner.render import xml
+from vmrunner.waiting import boot
 
 SIZES = (100, 300, 1000, 3000)  # machines
 JOBS_PER_MACHINE = 5  # that wait
@@ -128,9 +128,7 @@ def _settle_in(world: World, pool: str, number: int, place: int) -> None:
     """
     machine, forge, now = MachineId("m", f"{number:08x}"), world.forge, world.clock.now
     section = world.settings.pools[pool]
-    metadata = Metadata(
-        machine, pool, "debian-12/1", now - 60, overlay_at=now - 59, boot=outages.boot()
-    )
+    metadata = Metadata(machine, pool, "debian-12/1", now - 60, overlay_at=now - 59, boot=boot())
     boots = place % 10 == 0
     if pool == "spare":
         boots = place % 2 == 0

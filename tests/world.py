@@ -273,4 +273,4 @@ class World:
             and machine.host in ("", self.manager.host)
         ]
         bindings = [path.name for path in (self.folder / "run" / "bindings").iterdir()]
-        return [*residue.domains, *residue.files, *records, *bindings]
+        return [*residue.domains, *residue.files, *residue.logs, *records, *bindings]

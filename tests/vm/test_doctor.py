@@ -24,7 +24,18 @@ from vmrunner.machine.identity import fresh
 from vmrunner.model.job import Scope
 
 pytestmark = pytest.mark.vm
-WELL = ("libvirt", "storage", "network", "image", "snapshot", "forge", "clock", "token")
+WELL = (
+    "libvirt",
+    "storage",
+    "logs",
+    "locale",
+    "network",
+    "image",
+    "snapshot",
+    "forge",
+    "clock",
+    "token",
+)
 
 
 def findings(ground: Ground) -> tuple[int, dict[str, list[tuple[str, str, str]]]]:

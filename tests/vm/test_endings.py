@@ -349,6 +349,7 @@ def listing() -> str:
                 text=True,
                 check=True,
             ).stdout,
+            *sorted(path.name for path in Path("/var/log/libvirt/qemu").iterdir()),
         ]
     )
 

@@ -70,7 +70,7 @@ def doctor(
             out.print(_matrix(cells))
         raise typer.Exit(Level.GOOD if all(cell.is_right for cell in cells) else Level.ERROR)
     findings, starts = [], _starts(settings)
-    for finding in examine(settings, lambda: open_host(settings, lambda _: None), starts):
+    for finding in examine(settings, lambda: open_host(settings, lambda _: None, warn), starts):
         findings.append(finding)
         if not as_json:
             word, colour = _MARKS[finding.level]

@@ -48,6 +48,13 @@ def down(
         bool,
         typer.Option("--purge", help="Then remove all that vmrunner has made on the libvirt host."),
     ] = False,
+    halt: Annotated[
+        bool,
+        typer.Option(
+            "--halt",
+            help="As --now in every pool, since the host shuts down: none is drained after it.",
+        ),
+    ] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
     log_format: LogOption = "text",
@@ -72,7 +79,12 @@ def down(
         )
     if everything and pool:
         raise WrongCommand("Either one pool or --all.", "See `vmrunner down --help`.")
+    if halt and (pool or now or timeout or everything):
+        raise WrongCommand("--halt is for every pool, and at once.", "Say `vmrunner down --halt`.")
     manager = open_manager(config.load(config_path), open_log(log_format, log_level), warn)
+    if halt:
+        finish(manager.halt(), as_json=as_json)
+        return
     pools = manager.pools(pool)
     if purge:
         confirm("Remove all machines, images and networks of this manager from libvirt?", yes=yes)

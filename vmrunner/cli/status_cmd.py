@@ -136,7 +136,7 @@ def _head(pool: Desired, survey: Survey) -> str:
     running = sum(machine.phase is Phase.RUNNING for machine in machines)
     warm = sum(machine.is_ready for machine in machines)
     waiting = sum(wait.pool == pool.pool for wait in survey.plan.waits)
-    more = {Drain.IDLE: ", drained", Drain.ALL: ", drained"}.get(pool.drain, "")
+    more = "" if pool.drain is Drain.NO else ", drained"
     wanted = f" of {pool.warm}" if pool.warm else ""
     registered = sum(machine.phase is Phase.IDLE for machine in machines)
     idle = f"{registered} of {pool.register_idle} idle, " if pool.register_idle else ""

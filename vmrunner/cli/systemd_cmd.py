@@ -52,6 +52,8 @@ def install(
     way = Way.TIMER if timer else Way.SERVE
     files = {directory / name: content for name, content in wanted.units(way).items()}
     files[systemd_units.sysusers_path(directory)] = wanted.sysusers()
+    if tmpfiles := wanted.tmpfiles():
+        files[systemd_units.tmpfiles_path(directory)] = tmpfiles
     for path in files:
         if os.path.lexists(path) and not _is_ours(path):
             raise ConfigError(
@@ -131,6 +133,11 @@ def _steps(wanted: Installation, way: Way, directory: Path, *, is_update: bool) 
             else []
         ),
         f"systemd-sysusers {systemd_units.sysusers_path(directory)}",
+        *(
+            [f"systemd-tmpfiles --create {systemd_units.tmpfiles_path(directory)}"]
+            if wanted.tmpfiles()
+            else []
+        ),
         *(
             f"install -d -m 0700 -o {wanted.user} {path}   # {key}"
             for key, path in wanted.elsewhere

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vmrunner.config import DEFAULT_PATH, Config, is_local
 from vmrunner.errors import ConfigError
+from vmrunner.hypervisor.logs import SYSTEM, folder
 from vmrunner.render import text
 
 # How every file begins, so that an admin's own are told from ours.
@@ -23,6 +24,8 @@ HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 — n
 
 REFRESH = ("vmrunner-image-refresh.service", "vmrunner-image-refresh.timer")
 """The units that renew the images, whichever way passes are made."""
+HALT = "vmrunner-halt.service"
+"""The unit that ends the machines when the host shuts down; those that make passes bring it."""
 
 _STATE, _RUNTIME = Path("/var/lib"), Path("/run")
 _PIPX = "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install --system-site-packages …"
@@ -132,7 +135,12 @@ class Installation:
             "filters": self.settings.network.filter,
             # Else libvirt is reached over ssh, and no group here matters.
             "local": is_local(self.settings.libvirt.uri),
+            "logs": SYSTEM if self._keeps_logs else "",
         }
+
+    @property
+    def _keeps_logs(self) -> bool:
+        return folder(self.settings.libvirt.uri) == SYSTEM
 
     def units(self, way: Way) -> dict[str, str]:
         """The unit files, those that renew the images included: name -> content."""
@@ -146,19 +154,36 @@ class Installation:
             "credential": TOKEN if self.takes_credential else "",
             "writable": [_word(path) for _, path in self.elsewhere],
         }
-        return {name: text(f"{name}.j2", unit=name, **values) for name in (*way.units, *REFRESH)}
+        halt = (HALT,) if is_local(self.settings.libvirt.uri) else ()
+        names = (*way.units, *REFRESH, *halt)
+        return {name: text(f"{name}.j2", unit=name, **values) for name in names}
 
     def sysusers(self) -> str:
         """The content of the file in sysusers.d that makes the user."""
         return text("vmrunner.sysusers.j2", **self._shared)
+
+    def tmpfiles(self) -> str:
+        """The content of the file in tmpfiles.d that lets the user delete libvirt's logs of the
+        machines; empty where there are none on this host.
+        """
+        return text("vmrunner.tmpfiles.j2", **self._shared) if self._keeps_logs else ""
 
 
 def sysusers_path(units: Path) -> Path:
     """Where the sysusers.d file goes: /etc/sysusers.d for /etc/systemd/system, likewise below
     /usr/lib; else to the units themselves.
     """
-    folder = units.parents[1] / "sysusers.d" if units.parts[-2:] == ("systemd", "system") else units
-    return folder / "vmrunner.conf"
+    return _beside(units, "sysusers.d") or units / "vmrunner.conf"
+
+
+def tmpfiles_path(units: Path) -> Path:
+    """Where the tmpfiles.d file goes, likewise."""
+    return _beside(units, "tmpfiles.d") or units / "vmrunner-tmpfiles.conf"
+
+
+def _beside(units: Path, kind: str) -> Path | None:
+    is_system = units.parts[-2:] == ("systemd", "system")
+    return units.parents[1] / kind / "vmrunner.conf" if is_system else None
 
 
 def check_path(what: str, path: Path) -> None:

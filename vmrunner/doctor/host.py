@@ -9,6 +9,7 @@ from pathlib import Path
 from vmrunner.config import Config, HostConfig, is_local
 from vmrunner.doctor.findings import Finding, error, failed, good, warning
 from vmrunner.errors import NotPermitted, VmrunnerError
+from vmrunner.hypervisor import logs
 from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.basis import nested
 from vmrunner.hypervisor.seam import Facts
@@ -20,9 +21,13 @@ _NOT_FOR_DISKS = {
     "tmpfs": "what machines write takes the host's memory, which nobody counts",
     "overlay": "snapshots' memory is copied into its upper layer, and clones share less",
     **dict.fromkeys(
-        ("nfs", "nfs4", "cifs", "9p"), "a machine whose disk is slow to answer stands still"
+        ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse", "virtiofs"),
+        "a machine whose disk is slow to answer stands still",
     ),
 }
+_LEAST_INODES = 50
+_UNTRANSLATED = {"C", "POSIX"}
+"""Locales for which every libc looks for no translations; since glibc 2.39 C.UTF-8 is one, too."""
 
 
 def folders(settings: HostConfig) -> Iterator[Finding]:
@@ -52,6 +57,8 @@ def look(settings: HostConfig, facts: Facts, floor: int) -> Iterator[Finding]:
     yield from _accelerator(facts, settings)
     yield _bounds(facts)
     yield from _storage(facts, settings, floor)
+    yield from _logs(settings)
+    yield from locale()
     yield from _network(facts)
 
 
@@ -142,6 +149,8 @@ def _storage(facts: Facts, settings: HostConfig, floor: int) -> Iterator[Finding
         yield failed("storage", why)
         return
     path = settings.libvirt.storage_path
+    if closed := facts.closed_storage():
+        yield error("storage", *closed)
     if free < floor:
         yield error(
             "storage",
@@ -153,12 +162,79 @@ def _storage(facts: Facts, settings: HostConfig, floor: int) -> Iterator[Finding
     else:
         kind = _file_system(path) if path.exists() else "another host's disk"
         yield good("storage", f"{free >> 10} GiB free at {path} ({kind})")
-        if kind in _NOT_FOR_DISKS:
+        if what := _NOT_FOR_DISKS.get(kind.partition(".")[0]):  # fuse.sshfs
             yield warning(
                 "storage",
-                f"{path} is on {kind}: {_NOT_FOR_DISKS[kind]}.",
+                f"{path} is on {kind}: {what}.",
                 "Put libvirt.storage_path on a disk of this host.",
             )
+        if path.exists():
+            yield from disk(path)
+
+
+def disk(path: Path) -> Iterator[Finding]:
+    """What of a file system other than its space keeps machines from being made."""
+    try:
+        seen = os.statvfs(path)
+    except OSError as why:
+        yield error("storage", f"{path} can't be looked at: {why.strerror}.", "Mount it again.")
+        return
+    if seen.f_flag & os.ST_RDONLY:
+        yield error(
+            "storage",
+            f"{path} is read-only: no machine starts.",
+            "`dmesg` may say why, often a failing disk. Mount it to be written.",
+        )
+    if seen.f_files and seen.f_favail < _LEAST_INODES:
+        yield error(
+            "storage",
+            f"{seen.f_favail} inodes are free at {path}: no machine starts.",
+            "Delete small files there (`df -i`); each machine takes six.",
+        )
+
+
+def _logs(settings: Config) -> Iterator[Finding]:
+    folder = logs.folder(settings.libvirt.uri)
+    if folder is None or not folder.is_dir():
+        return  # another host's, or made with the first machine
+    if os.access(folder, os.W_OK | os.X_OK):
+        yield good("logs", f"libvirt's log of each machine in {folder} goes with it")
+    else:
+        yield warning(
+            "logs",
+            f"This user may not delete in {folder}: libvirt's log of each machine stays there.",
+            "`vmrunner systemd install` writes a file for systemd-tmpfiles that permits it to the "
+            "service's user.",
+        )
+
+
+def locale(run: Path = Path("/run"), proc: Path = Path("/proc")) -> Iterator[Finding]:
+    """Whether libvirt's daemon looks for translations; nothing where this user may not know."""
+    for name in ("libvirtd", "virtqemud"):
+        try:
+            pid = int((run / f"{name}.pid").read_text(encoding="ascii"))
+            raw = (proc / str(pid) / "environ").read_bytes()
+        except (OSError, ValueError):
+            continue
+        chosen = _messages(raw)
+        if chosen in _UNTRANSLATED:
+            yield good("locale", f"{name} runs in the locale C")
+        else:
+            yield warning(
+                "locale",
+                f"{name} runs in the locale {chosen}: now and then it hangs for ever while a "
+                "machine is made.",
+                f"`systemctl edit {name}`: `[Service]` `Environment=LC_ALL=C`, and restart it.",
+            )
+
+
+def _messages(environ: bytes) -> str:
+    """The locale of messages that a process with this environment has."""
+    pairs = (each.partition(b"=") for each in environ.split(b"\0"))
+    found = {name.decode("utf-8", "replace"): value for name, _, value in pairs}
+    names = ("LC_ALL", "LC_MESSAGES", "LANG")
+    chosen = next((value for name in names if (value := found.get(name))), b"C")
+    return "".join(c for c in chosen.decode("utf-8", "replace") if c.isprintable())
 
 
 def _network(facts: Facts) -> Iterator[Finding]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import libvirt
 
 from vmrunner.config import is_local
 from vmrunner.errors import Denied, DiskFull, HypervisorError, NameClash
+from vmrunner.hypervisor.patience import SOON, Patience, within
 
 THREADS_MAY_SHARE = libvirt.getVersion() >= 10_002_000
 """Whether several threads can use one connection at once. Before libvirt 10.2 a call is now and
@@ -24,6 +26,35 @@ _DAEMON = re.compile(r"/(virt[a-z]+d)-sock")
 _SEPARATE = Path("/run/libvirt/virtqemud-sock")
 """libvirt's clients on this host go by it, too: the daemon of all of libvirt is asked only where
 this one is missing.
+"""
+_FAR = 60.0  # seconds that a connection to another host may take: ssh, maybe a passphrase
+patience = Patience()
+"""With libvirt, of this whole process; `open_host` says whom it tells."""
+_STORAGE = {
+    "Read-only file system": (
+        "The storage is read-only: {doing} failed.",
+        "`dmesg` may say why, often a failing disk. Mount it to be written, or set "
+        "libvirt.storage_path to another one.",
+    ),
+    "Disk quota exceeded": (
+        "The storage's quota is used up: {doing} failed.",
+        "Raise the quota of libvirt's user, or set libvirt.storage_path to a disk of its own.",
+    ),
+    "Stale file handle": (
+        "The storage's server does not know the folder any more: {doing} failed.",
+        "Mount it again; a disk of this host is better for machines.",
+    ),
+    "Transport endpoint is not connected": (
+        "The program behind the storage's mount has ended: {doing} failed.",
+        "Mount it again; a disk of this host is better for machines.",
+    ),
+    "Required key not available": (
+        "The storage is encrypted, and locked: {doing} failed.",
+        "Unlock it before vmrunner starts, or set libvirt.storage_path to another folder.",
+    ),
+}
+"""What the C library calls a storage that does not work, with a sentence and a hint. Not its words
+for a failing disk, which a lost connection has, too.
 """
 _PERMISSION = {
     libvirt.VIR_ERR_AUTH_FAILED,
@@ -48,8 +79,12 @@ def translate(error: Any, doing: str) -> HypervisorError:
     if "No space left on device" in full:
         return DiskFull(
             f"The storage pool is full: {doing} failed.",
-            "Free some space, or lower the pool's `max`.",
+            "Free some space, or lower the pool's `max`. Where `df` shows space, `df -i` may show "
+            "that no inodes are left: delete small files.",
         )
+    for words, (sentence, hint) in _STORAGE.items():
+        if words in full:
+            return HypervisorError(sentence.format(doing=doing), hint)
     if "Network is already in use" in said:
         return HypervisorError(
             f"The machines' network overlaps with one of this host: {said}",
@@ -77,7 +112,7 @@ def translate(error: Any, doing: str) -> HypervisorError:
         return HypervisorError(f"libvirt did not answer, {doing} failed: {said}", _start_hint(said))
     return HypervisorError(
         f"libvirt refused {doing}: {said}",
-        "`journalctl -u libvirtd -u 'virt*d'` and /var/log/libvirt/qemu/ may say more.",
+        "`journalctl -u libvirtd -u 'virt*d'` may say more.",
     )
 
 
@@ -96,20 +131,40 @@ def is_denied(said: str) -> bool:
 
 
 @contextmanager
-def asking(doing: str) -> Iterator[None]:
-    """Wrap every call to libvirt, with the words that the error should use."""
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        raise translate(error, doing) from error
+def asking(doing: str, *, is_long: bool = False) -> Iterator[None]:
+    """Wrap every call to libvirt, with the words that the error should use. `is_long`: it may well
+    take longer than `SOON`.
+    """
+    with nullcontext() if is_long else patience.during(doing):
+        try:
+            yield
+        except libvirt.libvirtError as error:
+            raise translate(error, doing) from error
 
 
 def connect(uri: str) -> Any:
-    """Open the connection; raises HypervisorError where libvirt is not running or does not let us
-    in.
+    """Open the connection; raises HypervisorError where libvirt is not running, does not let us in,
+    or does not answer.
     """
+    limit = SOON if is_local(uri) else _FAR
+
+    late = threading.Event()
+
+    def opened() -> Any:
+        connection = libvirt.open(uri)
+        if late.is_set():  # nobody waits for it any more
+            connection.close()
+        return connection
+
     try:
-        return libvirt.open(uri)
+        if found := within(limit, opened):
+            return found[0]
+        late.set()
+        raise HypervisorError(
+            f"libvirt at {uri} takes the connection, and has not answered for {limit:.0f} s.",
+            "`systemctl status libvirtd` (or virtqemud) may say why; a restart of it leaves "
+            "machines alone.",
+        )
     except libvirt.libvirtError as error:
         said = str(error)
         if error.get_error_code() in _PERMISSION or is_denied(said):

@@ -7,9 +7,11 @@ from typing import Any
 
 import libvirt
 
-from vmrunner.errors import NameClash
+from vmrunner.config import is_local
+from vmrunner.errors import Denied, HypervisorError, NameClash
+from vmrunner.hypervisor import way
 from vmrunner.hypervisor.cgroup import Cgroups
-from vmrunner.hypervisor.connection import GONE, Link, asking, translate
+from vmrunner.hypervisor.connection import GONE, Link, asking, patience, translate
 from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, parse_metadata
 from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import File
@@ -134,10 +136,13 @@ class Domains:
             qemu_arguments=qemu_arguments,
             limits=limits,
         )
-        with asking(f"starting {machine}"):
-            domain = self._link.connection.createXML(
-                described, libvirt.VIR_DOMAIN_START_VALIDATE | flags
-            )
+        try:
+            with patience.during(f"starting {machine}"):
+                domain = self._link.connection.createXML(
+                    described, libvirt.VIR_DOMAIN_START_VALIDATE | flags
+                )
+        except libvirt.libvirtError as error:
+            raise self._refused(error, machine) from error
         # Until now its network was closed. Not before: what lets a machine through is swept where
         # there is no domain.
         try:
@@ -148,6 +153,13 @@ class Domains:
                 domain.destroy()
             raise
         return domain
+
+    def _refused(self, error: Any, machine: MachineId) -> HypervisorError:
+        """What it means that libvirt did not start a machine."""
+        found = way.refused(str(error)) if is_local(self._link.uri) else None
+        if found and (closed := way.barrier(*found)):
+            return Denied(*way.closed(closed, found[1], found[0].parent))
+        return translate(error, f"starting {machine}")
 
     def _limit(self, domain: Any, shape: Shape, limits: Limits) -> None:
         """Have the host's kernel see to its memory and its share of the processors.

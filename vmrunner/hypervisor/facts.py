@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from xml.etree import ElementTree
 
 import libvirt
 
+from vmrunner.config import is_local
 from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import GONE, Link, asking, dotted
 from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.storage import Storage
+from vmrunner.hypervisor.way import User, barrier, closed
 from vmrunner.model.machine import Capacity
 
 
@@ -37,6 +40,16 @@ class LibvirtFacts:
                 "libvirt": dotted(self._link.connection.getLibVersion()),
                 "QEMU": dotted(self._link.connection.getVersion()),
             }
+
+    def closed_storage(self) -> tuple[str, str] | None:
+        """Which folder on the way to the storage pool is closed to QEMU."""
+        if not is_local(self._link.uri):
+            return None
+        with asking("listing what the host can do"):
+            capabilities = ElementTree.fromstring(self._link.connection.getCapabilities())  # noqa: S314 — libvirt's own words
+        pool, user = self._storage.folder, User.of(capabilities)
+        found = barrier(pool, user) if user else None
+        return closed(found, user, pool) if found and user else None
 
     def capacity(self) -> Capacity:
         """What the host has, and what all domains on it may take that are active, or start with

@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
+from vmrunner import waiting
 from vmrunner.config import HostConfig, is_local
 from vmrunner.errors import HypervisorError, NotPermitted
 from vmrunner.hypervisor.acceleration import NoKvm, lacking
 from vmrunner.hypervisor.cgroup import Cgroups
-from vmrunner.hypervisor.connection import Link
+from vmrunner.hypervisor.connection import Link, patience
 from vmrunner.hypervisor.domain import parse_metadata
 from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.events import Events
 from vmrunner.hypervisor.facts import LibvirtFacts
 from vmrunner.hypervisor.images import LibvirtImages
+from vmrunner.hypervisor.logs import Logs, folder
 from vmrunner.hypervisor.machines import LibvirtMachines
 from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import Purged
@@ -43,8 +45,11 @@ class LibvirtHost:
         accelerator: str = "auto",
         firewall: Firewall | None = None,
         mtu: int | None = None,
+        boot: str = "",
         warn: Callable[[str], None],
     ) -> None:
+        """`boot` names the time since this computer's start; default: the one that goes on."""
+        boot = boot or waiting.boot()
         self.manager = manager
         self._link = Link(uri)
         shall = accelerator != "software"
@@ -57,7 +62,7 @@ class LibvirtHost:
         cgroups = Cgroups.of_host(uri)
         self._domains = Domains(self._link, manager, self._storage, self._network, cgroups, kvm=kvm)
         self.snapshots = LibvirtSnapshots(
-            self._link, self._storage, self._domains, self._strangers, kvm=kvm
+            self._link, self._storage, self._domains, self._strangers, boot, kvm=kvm
         )
         self.machines = LibvirtMachines(
             self._link,
@@ -67,8 +72,9 @@ class LibvirtHost:
             self._strangers,
             self.snapshots,
             self._events,
+            Logs(manager, folder(uri)),
         )
-        self.images = LibvirtImages(self._link, self._storage, self._strangers)
+        self.images = LibvirtImages(self._link, self._storage, self._strangers, boot)
         self.facts = LibvirtFacts(
             self._link, self._storage, self._network, cgroups, kvm=kvm, no_kvm=no_kvm
         )
@@ -149,9 +155,14 @@ class LibvirtHost:
         )
 
 
-def open_host(settings: HostConfig, warn: Callable[[str], None]) -> LibvirtHost:
-    """The libvirt host that the configuration describes. Raises HypervisorError."""
+def open_host(
+    settings: HostConfig, warn: Callable[[str], None], late: Callable[[str], None] | None = None
+) -> LibvirtHost:
+    """The libvirt host that the configuration describes. Raises HypervisorError. `late` is told of
+    calls that libvirt does not answer; default: `warn`.
+    """
     section, firewall = settings.libvirt, None
+    patience.tell = late or warn
     if settings.network.filter:
         if "://" not in section.uri:
             raise HypervisorError(

@@ -17,21 +17,44 @@ from vmrunner.log import Say
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import PREFIX
 
+_LONGEST_MARKER = 65536  # bytes
+
 
 class LibvirtImages:
-    """The Images of the seam: volumes named `image-<name>-<version>.<part>`, the manifest last."""
+    """The Images of the seam: volumes named `image-<name>-<version>.<part>`, the manifest last. It
+    has the digests, and on a second line in which boot of the host the files were found to have
+    them: what a host that lost its power had not written to the disk yet is not what is read later.
+    """
 
-    def __init__(self, link: Link, storage: Storage, strangers: Strangers) -> None:
+    def __init__(self, link: Link, storage: Storage, strangers: Strangers, boot: str) -> None:
         self._link, self._storage, self._strangers = link, storage, strangers
+        self._boot = boot.encode()
 
     def publish(self, golden: Golden, say: Say = lambda _: None) -> None:
         """Upload an image's files, of which `say` is told; its manifest comes last, so that a
-        half-published image is never used. Raises ImageError.
+        half-published image is never used. After a start of the host they are read once, and
+        uploaded again where one is damaged. Raises ImageError.
         """
         marker = image_volume(golden, "manifest.json")
-        wanted = json.dumps(golden.manifest.files, sort_keys=True).encode()
-        if self._storage.read(marker, len(wanted) + 1) == wanted:
+        digests = json.dumps(golden.manifest.files, sort_keys=True).encode()
+        found, _, boot = self._storage.read(marker, _LONGEST_MARKER).partition(b"\n")
+        if found == digests and boot == self._boot:
             return
+        if found != digests or not self._is_whole(golden):
+            self._upload(golden, marker, say)
+        self._storage.delete(marker)
+        self._storage.write(marker, digests + b"\n" + self._boot)
+
+    def _is_whole(self, golden: Golden) -> bool:
+        present = set(self._storage.names())
+        return all(
+            name in present and self._storage.digest(name) == expected
+            for part, expected in golden.manifest.files.items()
+            if (name := image_volume(golden, part))
+        )
+
+    def _upload(self, golden: Golden, marker: str, say: Say) -> None:
+        self._storage.delete(marker)
         present = set(self._storage.names())
         for part in golden.manifest.files:
             name = image_volume(golden, part)
@@ -51,9 +74,6 @@ class LibvirtImages:
                 raise golden.damaged(part)
         # A refresh: only then libvirt sees a qcow2 where raw bytes were uploaded.
         self._storage.names()
-        if marker in present:
-            self._storage.delete(marker)
-        self._storage.write(marker, wanted)
 
     def volumes(self) -> list[Volume]:
         """Every volume of every manager's storage pool, as libvirt reads it now; then what else is

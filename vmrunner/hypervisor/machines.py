@@ -13,6 +13,7 @@ from vmrunner.hypervisor.connection import GONE, Link, asking, connect, translat
 from vmrunner.hypervisor.domain import parse_metadata
 from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.events import Events
+from vmrunner.hypervisor.logs import Logs
 from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import SEED_SIZE, File, Output, Residue, Snapshot
 from vmrunner.hypervisor.snapshot import LibvirtSnapshots, failed
@@ -57,10 +58,11 @@ class LibvirtMachines:
         strangers: Strangers,
         snapshots: LibvirtSnapshots,
         events: Events,
+        logs: Logs,
     ) -> None:
         self._link, self._storage, self._network = link, storage, network
         self._domains, self._strangers = domains, strangers
-        self._snapshots, self._events = snapshots, events
+        self._snapshots, self._events, self._logs = snapshots, events, logs
 
     def all(self) -> list[Machine]:
         """Every machine, as libvirt and the storage pool show it now."""
@@ -159,6 +161,7 @@ class LibvirtMachines:
         self._storage.create_blank(f"{machine}.{File.SEED}", SEED_SIZE)
         backing = (self._snapshots.disk(snapshot.key), image_volume(golden, DISK))
         try:
+            self._snapshots.trust(snapshot)
             arguments = self._snapshots.clone_arguments(machine, snapshot)
             domain = self._domains.create(
                 golden,
@@ -223,7 +226,7 @@ class LibvirtMachines:
         """Copy a live output port; blocks."""
         connection = connect(self._link.uri)  # of its own: see THREADS_MAY_SHARE
         try:
-            with asking(f"reading the output of {machine}"):
+            with asking(f"reading the output of {machine}", is_long=True):
                 stream = connection.newStream(0)
                 domain = connection.lookupByName(str(machine))
                 domain.openChannel(
@@ -262,13 +265,27 @@ class LibvirtMachines:
         self._events.forget(machine)
         with suppress(NotPermitted):  # the next pass that may sweeps it
             self._network.forget(machine)
+        # Before its files, which have the next pass come again where this one is killed.
+        self._logs.drop(machine)
         for file in File:
             self.delete(machine, file)
         for stray in self._storage.machine_files().get(machine, []):
             self._storage.delete(stray)
 
+    def last_words(self, machine: MachineId) -> str:
+        """What QEMU said last."""
+        return self._logs.last_words(machine)
+
+    def logged(self) -> frozenset[MachineId]:
+        """Those that libvirt keeps a log of."""
+        return self._logs.machines()
+
+    def drop_log(self, machine: MachineId) -> None:
+        """Delete libvirt's log of a machine."""
+        self._logs.drop(machine)
+
     def residue(self) -> Residue:
-        """Our domains and machine files."""
+        """Our domains, machine files and logs."""
         files = self._storage.machine_files()
         domains = sorted(
             str(machine)
@@ -276,5 +293,7 @@ class LibvirtMachines:
             if self._domains.own(machine) is not None
         )
         return Residue(
-            tuple(domains), tuple(sorted(name for names in files.values() for name in names))
+            tuple(domains),
+            tuple(sorted(name for names in files.values() for name in names)),
+            tuple(sorted(map(str, self._logs.machines()))),
         )

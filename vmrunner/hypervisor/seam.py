@@ -34,7 +34,7 @@ _OF_IMAGES = re.compile(
     + r"[A-Za-z0-9][A-Za-z0-9._-]*-[A-Za-z0-9_]+\.(disk\.qcow2|vmlinuz|initrd|manifest\.json)"
 )
 _OF_SNAPSHOTS = re.compile(
-    re.escape(SNAPSHOT_PREFIX) + r"([0-9a-f]{16})\.(manifest\.json|ram|state|qcow2)"
+    re.escape(SNAPSHOT_PREFIX) + r"([0-9a-f]{16})\.(manifest\.json|boot|ram|state|qcow2)"
 )
 
 
@@ -104,9 +104,10 @@ class Residue:
 
     domains: tuple[str, ...]
     files: tuple[str, ...]
+    logs: tuple[str, ...] = ()  # machines that the hypervisor keeps a log of
 
     def __bool__(self) -> bool:
-        return bool(self.domains or self.files)
+        return bool(self.domains or self.files or self.logs)
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,25 @@ class Machines(Protocol):
         """Whether the machine's domain exists."""
 
     def destroy(self, machine: MachineId) -> None:
-        """Destroy the domain and delete every file of the machine, and check that both are gone."""
+        """Destroy the domain and delete every file of the machine, the hypervisor's log of it, too,
+        and check that domain and files are gone.
+        """
+
+    def last_words(self, machine: MachineId) -> str:
+        """What the hypervisor's log of a machine says last, in one line; empty where it says
+        nothing, or is not to be had.
+        """
+
+    def logged(self) -> frozenset[MachineId]:
+        """The machines of this manager that the hypervisor keeps a log of: also those that are
+        gone, and those of another host that has such a manager.
+        """
+
+    def drop_log(self, machine: MachineId) -> None:
+        """Delete the hypervisor's log of a machine that is gone, as far as this user may."""
 
     def residue(self) -> Residue:
-        """All domains and machine files that carry this manager's id."""
+        """All domains, machine files and logs that carry this manager's id."""
 
 
 class Snapshots(Protocol):
@@ -261,6 +277,11 @@ class Facts(Protocol):
 
     def versions(self) -> dict[str, str]:
         """Of libvirt and of QEMU, under these names."""
+
+    def closed_storage(self) -> tuple[str, str] | None:
+        """Which folder on the way to the storage pool is closed to QEMU, as a sentence and a hint;
+        None where there is none, or that can't be known from here.
+        """
 
     def capacity(self) -> Capacity:
         """What the host has, and what all domains on it (not only ours) may take that are active,

@@ -46,6 +46,7 @@ _SOCKETS = Path("/var/lib/libvirt/qemu")  # where QEMU's user may make sockets
 _LOAD_WITHIN = 30.0  # seconds; it takes 30 ms
 _SETTLE = 3.0  # seconds; what still runs in the guest when it is saved runs again in every clone
 _MANIFEST = "manifest.json"
+_BOOT = "boot"  # in which boot of the host its files were last found to be whole
 _PARTS = ("ram", "state", "qcow2")
 
 
@@ -55,16 +56,25 @@ class LibvirtSnapshots:
     """
 
     def __init__(
-        self, link: Link, storage: Storage, domains: Domains, strangers: Strangers, *, kvm: bool
+        self,
+        link: Link,
+        storage: Storage,
+        domains: Domains,
+        strangers: Strangers,
+        boot: str,
+        *,
+        kvm: bool,
     ) -> None:
         self._link, self._storage, self._domains, self._kvm = link, storage, domains, kvm
-        self._strangers = strangers
+        self._strangers, self._boot = strangers, boot.encode()
         self._known: Basis | None = None
         self._found: dict[str, Snapshot] = {}
+        self._whole: set[str] = set()  # keys of those that were looked at since the host's start
+        self._looking = threading.Lock()
 
     def forget(self) -> None:
         """Ask the host anew: the connection is another one, and libvirt may be, too."""
-        self._known, self._found = None, {}
+        self._known, self._found, self._whole = None, {}, set()
 
     @property
     def _host(self) -> Basis:
@@ -124,7 +134,9 @@ class LibvirtSnapshots:
         returned. It goes as a half when the next one is made and nobody uses it any more.
         """
         self._found.pop(key, None)
-        self._storage.delete(_volume(key, _MANIFEST))
+        self._whole.discard(key)
+        for part in (_MANIFEST, _BOOT):
+            self._storage.delete(_volume(key, part))
         held = self._strangers.held()
         parts = [_volume(key, part) for part in _PARTS]
         for name in parts:
@@ -140,6 +152,22 @@ class LibvirtSnapshots:
                     f"The snapshot {snapshot.key} is damaged: {name} has another sha256.",
                     f"vmrunner snapshot drop {snapshot.key}",
                 )
+
+    def trust(self, snapshot: Snapshot) -> None:
+        """`verify` it, once after each start of the host: what one that lost its power had not
+        written to the disk yet is not what is read later.
+        """
+        with self._looking:
+            if snapshot.key in self._whole:
+                return
+            if self._storage.read(_volume(snapshot.key, _BOOT), 64) != self._boot:
+                self.verify(snapshot)
+                self._note_whole(snapshot.key)
+            self._whole.add(snapshot.key)
+
+    def _note_whole(self, key: str) -> None:
+        self._storage.delete(_volume(key, _BOOT))
+        self._storage.write(_volume(key, _BOOT), self._boot)
 
     # ---- arguments for QEMU ----
 
@@ -205,7 +233,7 @@ class LibvirtSnapshots:
         )
         self._await_ready(domain, machine, timeout)
         say(f"snapshot {key}: saving {machine}")
-        with asking(f"saving {machine}"):
+        with asking(f"saving {machine}", is_long=True):
             domain.suspend()
             self._migrate(domain, "migrate", state)
             domain.destroy()
@@ -226,6 +254,7 @@ class LibvirtSnapshots:
             -(-taken >> 20),
             self._host.digest,
         )
+        self._note_whole(key)
         self._storage.write(_volume(key, _MANIFEST), json.dumps(asdict(made)).encode())
         return made
 

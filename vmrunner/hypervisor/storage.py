@@ -231,7 +231,7 @@ class Storage:
         """A copy of a raw volume, as sparse as the first, or sharing its blocks where the file
         system can do that.
         """
-        with asking(f"copying {source}"):
+        with asking(f"copying {source}", is_long=True):
             pool = self._own()
             original = pool.storageVolLookupByName(source)
             described = xml(
@@ -256,13 +256,14 @@ class Storage:
 
     def digest(self, name: str) -> str:
         """The sha256 of a volume, as hex; holes are read as the zeros that they are."""
-        with asking(f"reading {name}"):
+        with asking(f"reading {name}", is_long=True):
             volume = self._present(name)
             found = hashlib.sha256()
-            if not (size := volume.info()[1]):
+            if not volume.info()[1]:
                 return found.hexdigest()
             stream = self._link.connection.newStream(0)
-            volume.download(stream, 0, size, libvirt.VIR_STORAGE_VOL_DOWNLOAD_SPARSE_STREAM)
+            # To its end: what it says of its size is a disk's, and the file may be longer.
+            volume.download(stream, 0, 0, libvirt.VIR_STORAGE_VOL_DOWNLOAD_SPARSE_STREAM)
 
             def data(_stream: object, chunk: bytes, _opaque: object) -> int:
                 found.update(chunk)
@@ -289,7 +290,7 @@ class Storage:
 
     def upload(self, name: str, size: int, content: bytes | Digested, mode: str = "0600") -> None:
         """A raw volume of `size` bytes; an unfinished one is deleted again. Raises DiskFull."""
-        with asking(f"writing {name}"):
+        with asking(f"writing {name}", is_long=not isinstance(content, bytes)):
             pool = self._own()
             if size:  # a refresh looks into every file of the pool, and an empty one needs no room
                 refresh(pool)

@@ -72,7 +72,7 @@ from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
 from vmrunner.model.moment import Moment
 from vmrunner.network.policy import Reach
-from vmrunner.waiting import Deadline, retry_at
+from vmrunner.waiting import Deadline, boot, retry_at
 
 _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` bites after 300
 _WORKERS = 4  # machines that are made or destroyed at the same time
@@ -83,6 +83,7 @@ _UNANSWERED = 3  # questions without an answer after which a pass asks no more
 _ROUNDS = 3  # of planning and asking: an answer may raise another question
 # Seconds until an older vmrunner's record without a machine is swept; see Manager._leftovers.
 _OLD_NAMES_REST = 86400.0
+_LOGS_REST = 60.0  # seconds between two looks for logs of machines that are gone
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 10.0, 900.0  # seconds
 # Seconds that a job waits which the forge held back from its runner.
 _HELD_FOR, _HELD_LONGEST = 60.0, 900.0
@@ -167,8 +168,9 @@ class Manager:
             history,
         )
         self._log, self._clock, self._steady, self._workers = log, clock, steady, workers
-        self._boot = outages.boot()
+        self._boot = boot()
         self._pass_began = 0.0
+        self._logs_at = 0.0  # by the steady clock: when the logs of machines are looked at again
         self._outages = settings.runtime_dir / "outages.json"
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
@@ -483,6 +485,15 @@ class Manager:
 
     # ---- act ----
 
+    def _logged(self) -> list[MachineId]:
+        """This host's machines that the hypervisor keeps a log of, once a minute. To be asked
+        before the machines are: whose log is seen by then, and is in no later list, is gone.
+        """
+        if self._steady() < self._logs_at:
+            return []
+        self._logs_at = self._steady() + _LOGS_REST
+        return [each for each in self.hypervisor.machines.logged() if each.host == self.host]
+
     def reconcile(
         self, drain: Mapping[str, Drain] | None = None, *, whole: bool = True
     ) -> tuple[Outcome, Survey]:
@@ -499,20 +510,21 @@ class Manager:
             files.sweep(folder)
         outcome = Outcome()
         outcome.failures += self._rollback.roll_back()
+        logged = self._logged()
         survey = self.survey(drain, whole=whole)
         self._log_plan(survey)
         living = {str(machine.id) for machine in survey.observed.machines}
         self.history.seen(
             machine.metadata for machine in survey.observed.machines if machine.metadata
         )
-        self._addresses.sweep(
-            living
-            | {
-                str(machine)
-                for machine in ownership.owned(self.settings.manager, self.settings.runtime_dir)
-            },
-            self.hypervisor.vacate,
-        )
+        living |= {
+            str(machine)
+            for machine in ownership.owned(self.settings.manager, self.settings.runtime_dir)
+        }
+        self._addresses.sweep(living, self.hypervisor.vacate)
+        for machine in logged:
+            if str(machine) not in living:
+                self.hypervisor.machines.drop_log(machine)
         problems = {
             queue.problem: queue.hint for queue in survey.observed.queues.values() if queue.problem
         }
@@ -714,6 +726,9 @@ class Manager:
             if action.seen and action.ending.is_failure
             else ""
         )
+        # For this host's log alone, since it may name the host's files: the forge's is the job's.
+        failed = action.seen is not None and action.ending.is_failure
+        words = self.hypervisor.machines.last_words(machine) if failed else ""
         reason = _with_cause(action, console)
         if binding and not binding.ending:
             binding = replace(binding, ending=action.ending.value, reason=reason)
@@ -750,6 +765,7 @@ class Manager:
             pool=pool,
             ending=action.ending.value,
             reason=reason,
+            **({"qemu": words} if words else {}),
         )
         if action.ending.is_failure and action.ending is not Ending.ABANDONED:
             raise MachineError(f"The machine {machine} was destroyed: {reason}.", console=console)
@@ -939,6 +955,9 @@ class Manager:
         with self.lock():
             removed = self.hypervisor.purge()
             self._addresses.sweep((), self.hypervisor.vacate)
+            for machine in self.hypervisor.machines.logged():
+                if machine.host == self.host:
+                    self.hypervisor.machines.drop_log(machine)
             return removed
 
     # ---- down ----
@@ -955,16 +974,29 @@ class Manager:
         timeout: float | None = None,
         wait: Callable[[float], object] = time.sleep,
     ) -> Outcome:
-        """Take these pools down: no new machines, idle ones go at once, busy ones when their job is
-        done, or at once with `now`, or after `timeout` seconds. Blocks until none is left; the lock
-        is taken for each pass.
+        """Take these pools down, until `resume`: no new machines, idle ones go at once, busy ones
+        when their job is done, or at once with `now`, or after `timeout` seconds. Blocks until none
+        is left; the lock is taken for each pass.
         """
         self._drained.add(pools, self._clock())
-        total, told = Outcome(), False
+        return self._empty(pools, Drain.ALL if now else Drain.IDLE, timeout, wait)
+
+    def halt(self, *, wait: Callable[[float], object] = time.sleep) -> Outcome:
+        """End every machine at once, since the host shuts down. No pool is drained by it."""
+        return self._empty(list(self.settings.pools), Drain.HALT, None, wait)
+
+    def _empty(
+        self,
+        pools: list[str],
+        how: Drain,
+        timeout: float | None,
+        wait: Callable[[float], object],
+    ) -> Outcome:
+        total, told, now = Outcome(), False, bool(how.ends_jobs)
         deadline = Deadline(timeout) if timeout is not None else None
         while True:
             late = deadline is not None and deadline.is_over
-            drain = dict.fromkeys(pools, Drain.ALL if now or late else Drain.IDLE)
+            drain = dict.fromkeys(pools, Drain.ALL if late else how)
             with self.lock():
                 outcome, survey = self.reconcile(drain)
             total.add(outcome)

@@ -24,6 +24,12 @@ class Drain(Enum):
     NO = 0
     IDLE = 1  # no new machines, idle ones go, busy ones finish
     ALL = 2  # busy ones go, too
+    HALT = 3  # the same, for the host shuts down
+
+    @property
+    def ends_jobs(self) -> str:
+        """Why busy machines go, too, in words; empty where they don't."""
+        return {Drain.ALL: "vmrunner down --now", Drain.HALT: "the host shuts down"}.get(self, "")
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,6 @@ from pathlib import Path
 from vmrunner import files
 from vmrunner.model.moment import Silence, Silences
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-def boot() -> str:
-    """Names the time since the host was started, in which the steady clock holds."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
 
 def load(path: Path) -> Silences:
     """What the last pass knew; nothing where that can't be read."""

@@ -421,8 +421,8 @@ def _judge_bound(
         return _unasked(finish(Ending.DIED if at_work else Ending.EARLY, machine.trouble))
     if machine.is_paused:
         return _unasked(finish(Ending.ABANDONED, "the manager ended while it bound it"))
-    if pool and pool.drain is Drain.ALL:
-        return _unasked(finish(Ending.STOPPED, "vmrunner down --now"))
+    if pool and pool.drain.ends_jobs:
+        return _unasked(finish(Ending.STOPPED, pool.drain.ends_jobs))
     # A job and a boot go on while nobody looks.
     worked = view.since(metadata, metadata.running_at, unseen=True)
     if metadata.running_at and pool and worked > pool.job_timeout:

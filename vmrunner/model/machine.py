@@ -52,7 +52,7 @@ class Ending(StrEnum):
     DONE = "done"  # its job ended and it powered off
     CANCELLED = "cancelled"  # the forge ended the job; the guest never hears of it
     UNNEEDED = "unneeded"  # an idle one: drained, too many, outdated
-    STOPPED = "stopped"  # destroyed with its job by `vmrunner down --now`
+    STOPPED = "stopped"  # destroyed with its job: `vmrunner down --now`, or the host shut down
     ABANDONED = "abandoned"  # the manager died while it made or bound it
     HELD_BACK = "held-back"  # its runner was there, and the forge did not hand it its job
     DIED = "died"  # it went while its job ran

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -182,7 +184,8 @@ def test_the_service() -> None:
         "Conflicts=vmrunner-up.timer",
     ):
         assert line in unit
-    assert not any(line.startswith(("ReadWritePaths", "PrivateUsers")) for line in unit)
+    assert "ReadWritePaths=-/var/log/libvirt/qemu" in unit
+    assert not any(line.startswith("PrivateUsers") for line in unit)
 
 
 def test_without_the_filter_it_needs_no_capability() -> None:
@@ -239,8 +242,48 @@ def test_both_have_one_sandbox() -> None:
         for name, unit in installation.units(way).items()
         if name.endswith(".service") and name not in systemd_units.REFRESH
     ]
-    assert len(sandboxes) == 2
-    assert sandboxes[0] == sandboxes[1]
+    assert len(sandboxes) == 4, "vmrunner-halt.service comes with both"
+    assert len(set(sandboxes)) == 1
+
+
+@pytest.mark.parametrize("way", Way)
+def test_machines_end_after_the_manager_and_before_libvirt_guests(way: Way) -> None:
+    units = Installation(settings(), PROGRAM, Path("/etc/v.toml")).units(way)
+    manager, halt = (lines(units[name]) for name in (way.units[0], systemd_units.HALT))
+    assert {"Wants=vmrunner-halt.service", "After=vmrunner-halt.service"} <= set(manager)
+    assert {
+        "After=libvirt-guests.service",
+        "RemainAfterExit=yes",
+        "ExecStop=/usr/local/bin/vmrunner down --halt --config /etc/v.toml",
+    } <= set(halt)
+    assert not any(line.startswith(("ExecStart", "WantedBy", "DefaultDep")) for line in halt)
+
+
+def test_the_machines_of_another_host_do_not_end_with_this_one() -> None:
+    installation = Installation(
+        settings(libvirt={"uri": "qemu+ssh://host.example/system"}), PROGRAM
+    )
+    units = installation.units(Way.SERVE)
+    assert systemd_units.HALT not in units
+    assert "halt" not in "".join(lines(units["vmrunner.service"]))
+    assert installation.tmpfiles() == ""
+
+
+def test_systemd_lets_the_user_delete_logs_of_libvirt() -> None:
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    try:
+        folder.chmod(0o755)
+        (folder / "m.log").touch()
+        as_user = ["setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups"]
+        delete = [*as_user, "rm", str(folder / "m.log")]
+        assert subprocess.run(delete, capture_output=True).returncode != 0
+        text = Installation(settings(), PROGRAM, user="daemon").tmpfiles()
+        assert "/var/log/libvirt/qemu " in text
+        (folder / "conf").write_text(text.replace("/var/log/libvirt/qemu", str(folder)))
+        subprocess.run(["systemd-tmpfiles", "--create", str(folder / "conf")], check=True)
+        subprocess.run(delete, check=True)
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_folders_of_the_configuration() -> None:
@@ -352,16 +395,26 @@ def test_a_path_that_is_not_absolute(path: str) -> None:
 )
 def test_where_the_sysusers_file_goes(folder: str, sysusers: str) -> None:
     assert systemd_units.sysusers_path(Path(folder)) == Path(sysusers)
+    tmpfiles = systemd_units.tmpfiles_path(Path(folder))
+    assert tmpfiles.parent == Path(sysusers.replace("sysusers.d", "tmpfiles.d")).parent
+    assert tmpfiles != Path(sysusers)
 
 
 def test_install(run: Run, units: Path, program: Path, tmp_path: Path) -> None:
     code, out, _ = run()
     assert code == 0
     sysusers = tmp_path / "etc" / "sysusers.d" / "vmrunner.conf"
-    names = ("vmrunner-image-refresh.service", "vmrunner-image-refresh.timer", "vmrunner.service")
+    tmpfiles = tmp_path / "etc" / "tmpfiles.d" / "vmrunner.conf"
+    names = (
+        "vmrunner-halt.service",
+        "vmrunner-image-refresh.service",
+        "vmrunner-image-refresh.timer",
+        "vmrunner.service",
+    )
     assert sorted(path for path in (tmp_path / "etc").rglob("*") if path.is_file()) == [
         *(units / name for name in names),
         sysusers,
+        tmpfiles,
     ]
     assert (units / "vmrunner.service").stat().st_mode & 0o777 == 0o644
     assert f"ExecStart={program} serve --config {tmp_path}/vmrunner.toml" in lines(
@@ -371,10 +424,13 @@ def test_install(run: Run, units: Path, program: Path, tmp_path: Path) -> None:
         f"wrote {units}/vmrunner.service",
         f"wrote {units}/vmrunner-image-refresh.service",
         f"wrote {units}/vmrunner-image-refresh.timer",
+        f"wrote {units}/vmrunner-halt.service",
         f"wrote {sysusers}",
+        f"wrote {tmpfiles}",
         "",
         "Next, as root:",
         f"  systemd-sysusers {sysusers}",
+        f"  systemd-tmpfiles --create {tmpfiles}",
         f"  install -m 0600 /dev/stdin {tmp_path}/forge-token   # the forge's token",
         "  systemctl daemon-reload",
         "  systemctl enable --now vmrunner.service",

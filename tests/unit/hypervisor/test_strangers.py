@@ -88,6 +88,7 @@ def test_names_of_parts_of_images(name: str, is_part: bool) -> None:
     ("name", "key"),
     [
         ("snapshot-0123456789abcdef.ram", "0123456789abcdef"),
+        ("snapshot-0123456789abcdef.boot", "0123456789abcdef"),
         ("snapshot-0123456789abcdef.manifest.json", "0123456789abcdef"),
         ("snapshot-before-upgrade.qcow2", ""),
         ("snapshot-0123456789abcdef.tar", ""),

@@ -21,12 +21,13 @@ from vmrunner.errors import (
     MachineError,
 )
 from vmrunner.hypervisor.seam import File
+from vmrunner.machine.ownership import owning
 from vmrunner.manager.actions import WaitKind
 from vmrunner.manager.manager import Outcome
 from vmrunner.manager.observed import Drain
 from vmrunner.model.image import Golden
 from vmrunner.model.job import JobState, RunnerRecord, Scope, ScopeKind
-from vmrunner.model.machine import EventKind, Limits
+from vmrunner.model.machine import EventKind, Limits, MachineId
 
 
 def one_running(world: World) -> str:
@@ -560,3 +561,77 @@ def test_what_the_forge_hands_to_nobody_costs_no_pool_its_back_off(tmp_path: Pat
     assert {reason.kind for reason in world.reasons().values()} == {WaitKind.HELD}
     world.forge.queue(3)
     assert world.up() == (1, 0, 0, 0), "other jobs have their machines at once"
+
+
+def test_the_hypervisors_logs_of_machines_that_are_gone_are_swept_once_a_minute(
+    world: World,
+) -> None:
+    name = one_running(world)
+    gone = MachineId.new("m", world.manager.host)
+    foreign = MachineId.new("m", "00ffee00")  # a manager of this name on another computer
+    logs = world.hypervisor.logs
+    world.clock.now += 61
+    logs |= dict.fromkeys((gone, foreign), "")
+    world.up()
+    assert {str(each) for each in logs} == {name, str(foreign)}
+    logs[gone] = ""
+    world.up()
+    assert gone in logs, "not in each pass"
+    world.clock.now += 61
+    world.up()
+    assert gone not in logs
+    world.manager.purge()
+    assert logs.keys() == {foreign}
+
+
+def test_a_log_of_a_machine_that_another_process_owns_stays(world: World) -> None:
+    mine = MachineId.new("m", world.manager.host)
+    with owning(world.manager.settings.runtime_dir, mine):
+        world.hypervisor.logs[mine] = ""
+        world.up()
+        assert mine in world.hypervisor.logs
+    world.clock.now += 61
+    world.up()
+    assert mine not in world.hypervisor.logs
+
+
+def test_what_qemu_said_last_is_in_the_hosts_log_and_not_in_the_jobs(world: World) -> None:
+    one_running(world)
+    machine = world.machines()[0]
+    world.hypervisor.logs[machine] = "could not open /secret"
+    world.hypervisor.die(machine)
+    world.up()
+    (fields,) = [fields for event, fields in world.log.lines if event == "machine destroyed"]
+    assert fields["qemu"] == "could not open /secret"
+    assert "/secret" not in str(world.forge.logs)
+
+
+def test_a_host_that_shuts_down_fails_the_jobs_and_drains_nothing(world: World) -> None:
+    one_running(world)
+    world.forge.queue(2)
+    outcome = world.manager.halt(wait=lambda _: None)
+    assert (outcome.failures, world.left()) == ([], [])
+    assert world.forge.verdicts == {1: ["failure"]}
+    assert world.forge.logs[1][0].endswith(": the host shuts down")
+    assert [row.ending for row in world.history.all()] == ["stopped"]
+    assert world.up()[0] == 1, "after the next start job 2 gets its machine"
+
+
+def test_a_host_shuts_down_without_its_forge(world: World) -> None:
+    one_running(world)
+    world.forge.down = True
+    outcome = world.manager.halt(wait=lambda _: None)
+    assert outcome.failures
+    assert world.machines() == []
+    world.forge.down = False
+    world.up()
+    assert world.forge.verdicts == {1: ["failure"]}, "where the folder of the bindings is left"
+
+
+def test_idle_machines_end_with_the_host(tmp_path: Path) -> None:
+    world = World(tmp_path, pools={"p": POOL | {"warm": 2, "max": 2}})
+    world.up()
+    assert len(world.machines()) == 2
+    world.manager.halt(wait=lambda _: None)
+    assert world.left() == []
+    assert world.up()[0] == 2
