@@ -360,15 +360,6 @@ class PoolConfig(Section):
             raise ValueError("no_proxy is for pools with a proxy")
         return self
 
-    @model_validator(mode="after")
-    def _room_for_idle_ones(self) -> PoolConfig:
-        if self.register_idle > self.max:
-            raise ValueError(
-                f"register_idle = {self.register_idle} needs max = {self.register_idle} or more; "
-                f"max is {self.max}"
-            )
-        return self
-
     @property
     def destinations(self) -> tuple[Destination, ...]:
         """What `allow` names, and the mirror and the proxy, which machines are there to reach."""

@@ -159,14 +159,6 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
             ('image = "debian-12"', 'image = "a"\ntakes_unlabelled = 3'),
             "pools.p.takes_unlabelled",
         ),
-        (
-            ('image = "debian-12"', 'image = "a"\nregister_idle = 3'),
-            "pools.p: register_idle = 3 needs max = 3 or more; max is 1",
-        ),
-        (
-            ('image = "debian-12"', 'image = "a"\nregister_idle = 3\nmax = 2'),
-            "pools.p: register_idle = 3 needs max = 3 or more; max is 2",
-        ),
         (('["debian-12"]', '["a b"]'), "pools.p.labels.0: a label is written like"),
         (('["debian-12"]', '["a:lxc://b"]'), 'pools.p.labels.0: "a" alone will do'),
         (('["debian-12"]', '["a:lxc"]'), 'pools.p.labels.0: "a" alone will do'),

@@ -193,7 +193,7 @@ def disk(path: Path) -> Iterator[Finding]:
         )
 
 
-def _logs(settings: Config) -> Iterator[Finding]:
+def _logs(settings: HostConfig) -> Iterator[Finding]:
     folder = logs.folder(settings.libvirt.uri)
     if folder is None or not folder.is_dir():
         return  # another host's, or made with the first machine

@@ -119,7 +119,8 @@ def translate(error: Any, doing: str) -> HypervisorError:
 def _start_hint(said: str) -> str:
     """Which daemon it is that libvirt could not reach, and how to start it."""
     named = _DAEMON.search(said)
-    unit = f"{named[1]}.socket" if named else "libvirtd"
+    whole = "virtqemud.socket" if _SEPARATE.exists() else "libvirtd"
+    unit = f"{named[1]}.socket" if named else whole
     return f"Is it running? Try `systemctl start {unit}` or check libvirt.uri."
 
 

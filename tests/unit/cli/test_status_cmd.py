@@ -61,11 +61,11 @@ def test_registered_idle_machines_are_no_running_ones(tmp_path: Path) -> None:
 def _seen(world: World) -> tuple[list[str], int, int, str]:
     """All phases, running and idle ones of the JSON, and the head of the table."""
     survey = world.manager.survey()
-    (pool,) = status_cmd._plain(world.manager, survey, time.time())["pools"]
+    (pool,) = status_cmd._shown(world.manager, survey, time.time()).pools
     head = status_cmd._head(survey.pools[0], survey).partition(": ")[2].partition(", 0 of")[0]
     return (
-        sorted(machine["phase"] for machine in pool["machines"]),
-        pool["running"],
-        pool["idle"],
+        sorted(machine.phase for machine in pool.machines),
+        pool.running,
+        pool.idle,
         ", ".join(head.split(", ")[:3]),
     )

@@ -16,7 +16,7 @@ def test_a_kernel_that_does_not_forget_is_told(tmp_path: Path) -> None:
     world = World(tmp_path)
 
     def said() -> list[tuple[Level, str]]:
-        found = host.look(world.settings, world.hypervisor.facts)
+        found = host.look(world.settings, world.hypervisor.facts, 0)
         return [(each.level, each.fix) for each in found if "leaves open" in each.said]
 
     assert said() == []

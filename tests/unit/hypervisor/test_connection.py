@@ -13,8 +13,7 @@ from vmrunner.hypervisor import connection
 from vmrunner.hypervisor.connection import Link, translate
 
 LOCAL, REMOTE = "qemu:///system", "qemu+ssh://host.example/system"
-SEPARATE = "/var/run/libvirt/virt{}d-sock"
-WHOLE = "/var/run/libvirt/libvirt-sock"
+REFUSED = "Failed to connect socket to '/var/run/libvirt/{}-sock': Connection refused"
 
 
 def error(said: str, domain: int = libvirt.VIR_FROM_RPC) -> libvirt.libvirtError:
@@ -82,19 +81,22 @@ def test_a_connection_is_alive_as_long_as_each_daemon_behind_it_answers(
 
 
 @pytest.mark.parametrize(
-    ("socket", "hint"),
+    ("said", "separate", "hint"),
     [
-        (WHOLE, "`systemctl start libvirtd`"),
-        (SEPARATE.format("network"), "`systemctl start virtnetworkd.socket`"),
-        (SEPARATE.format("storage"), "`systemctl start virtstoraged.socket`"),
-        (SEPARATE.format("qemu"), "`systemctl start virtqemud.socket`"),
-        (SEPARATE.format("log"), "`systemctl start virtlogd.socket`"),
+        (REFUSED.format("libvirt"), False, "`systemctl start libvirtd`"),
+        (REFUSED.format("virtnetworkd"), True, "`systemctl start virtnetworkd.socket`"),
+        (REFUSED.format("virtstoraged"), True, "`systemctl start virtstoraged.socket`"),
+        (REFUSED.format("virtqemud"), True, "`systemctl start virtqemud.socket`"),
+        (REFUSED.format("virtlogd"), False, "`systemctl start virtlogd.socket`"),
+        ("client socket is closed", False, "`systemctl start libvirtd`"),
+        ("client socket is closed", True, "`systemctl start virtqemud.socket`"),
     ],
 )
 def test_a_daemon_that_is_not_there_is_named(
-    socket: str, hint: str, monkeypatch: pytest.MonkeyPatch
+    said: str, separate: bool, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refused = error(f"Failed to connect socket to '{socket}': Connection refused")
+    monkeypatch.setattr(connection, "_SEPARATE", tmp_path if separate else tmp_path / "none")
+    refused = error(said)
 
     def closed(_uri: str) -> Any:
         raise refused

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import libvirt
 import pytest
 
 from vmrunner.errors import Denied, DiskFull, HypervisorError
@@ -22,7 +23,10 @@ class Said:
         return self.message
 
     def get_error_code(self) -> int:
-        return 38  # VIR_ERR_SYSTEM_ERROR
+        return libvirt.VIR_ERR_SYSTEM_ERROR  # type: ignore[no-any-return]
+
+    def get_error_domain(self) -> int:
+        return libvirt.VIR_FROM_STORAGE  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 #!/usr/bin/python3
 """systemd's socket activation, where there is no systemd, for one of libvirt's separate daemons.
 
-usage: rig/activate DAEMON SECONDS GROUP
+usage: rig/activate.py DAEMON SECONDS GROUP
 
-Holds the daemon's sockets for the members of GROUP. Starts it at the first connection, and again at the next one after it has ended,
-which it does by itself after so many SECONDS without a client and without a machine, network or pool that is active.
+Holds the daemon's sockets for the members of GROUP. Starts it at the first connection, and again at
+the next one after it has ended, which it does by itself after so many SECONDS without a client and
+without a machine or network that is active.
 """
 
 import os
@@ -14,7 +15,11 @@ import socket
 import sys
 import time
 
-_SOCKETS = {"{}-sock": "{}.socket", "{}-sock-ro": "{}-ro.socket", "{}-admin-sock": "{}-admin.socket"}  # and what systemd calls it
+_SOCKETS = {  # and what systemd calls each
+    "{}-sock": "{}.socket",
+    "{}-sock-ro": "{}-ro.socket",
+    "{}-admin-sock": "{}-admin.socket",
+}
 _FIRST = 3  # where sd_listen_fds(3) looks for them
 
 
@@ -30,13 +35,17 @@ def listen(path: str, group: str) -> socket.socket:
 
 def become(daemon: str, seconds: str, sockets: list[socket.socket]) -> None:
     """Never returns."""
-    aside = [os.dup2(each.fileno(), _FIRST + len(sockets) + place + 100) for place, each in enumerate(sockets)]
+    aside = [os.dup2(each.fileno(), 100 + place) for place, each in enumerate(sockets)]
     for place, descriptor in enumerate(aside):
         os.dup2(descriptor, _FIRST + place)
         os.close(descriptor)
     names = ":".join(name.format(daemon) for name in _SOCKETS.values())
-    told = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(sockets)), "LISTEN_FDNAMES": names}
-    os.execvpe(daemon, [daemon, "--timeout", seconds], os.environ | told)
+    told = {
+        "LISTEN_PID": str(os.getpid()),
+        "LISTEN_FDS": str(len(sockets)),
+        "LISTEN_FDNAMES": names,
+    }
+    os.execvpe(daemon, [daemon, "--timeout", seconds], os.environ | told)  # noqa: S606 — no shell is wanted
 
 
 def main() -> None:
