@@ -196,9 +196,10 @@ class FakeMachines:
             raise NameClash("It exists.", "")
         assert (metadata.machine, File.OVERLAY) in self.host.files
         assert (metadata.machine, File.SEED) in self.host.files
-        address = IPv4Interface(metadata.address).ip
-        owner = self.host.known.setdefault(address, metadata.machine)
-        assert owner == metadata.machine, "it meets what another machine has left"
+        if metadata.address:
+            address = IPv4Interface(metadata.address).ip
+            owner = self.host.known.setdefault(address, metadata.machine)
+            assert owner == metadata.machine, "it meets what another machine has left"
         self.host.domains[metadata.machine], self.host.shapes[metadata.machine] = metadata, shape
         self.host.limits[metadata.machine] = limits
         self.host.logs[metadata.machine] = ""

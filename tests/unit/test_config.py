@@ -175,7 +175,7 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
         (("[forge]", '[network]\nipv6 = "fd87::1/64"\n[forge]'), "network.ipv6"),
         (("[forge]", "[network]\nmtu = 1279\n[forge]"), "network.mtu"),
         (("[forge]", "[network]\nmtu = 9217\n[forge]"), "network.mtu"),
-        (("[forge]", '[network]\nmtu = "1400"\n[forge]'), "network.mtu"),
+        (("[forge]", '[network]\nmtu = "big"\n[forge]'), "network.mtu"),
         (
             ("[forge]", '[network]\nipv6 = "fd87::/48"\n[forge]'),
             "an IPv6 network for machines is a /64 to /112",
