@@ -7,10 +7,13 @@ import io
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from vmrunner.cli.app import COMPLETE, app, give_up, report
 from vmrunner.errors import VmrunnerError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _INTERRUPTED, _TERMINATED = 130, 143
 
@@ -26,6 +29,21 @@ def _terminate(_number: int, _frame: object) -> NoReturn:
     raise _Terminated
 
 
+class _Output(io.FileIO):
+    """stdout, which remembers why it could not be written: of a text that is longer than its
+    buffer, nothing is left to be tried again.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            _Output.failure = error
+            raise
+
+
 def main() -> None:
     """Run one command.
 
@@ -37,15 +55,20 @@ def main() -> None:
 
         completion_init()
     signal.signal(signal.SIGTERM, _terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if type(sys.stdout) is io.TextIOWrapper:  # and nobody's who catches what is printed
         # Where that is not UTF-8, a job's name may have letters that it does not.
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(1, "w", closefd=False)),
+            encoding=sys.stdout.encoding,
+            errors="replace",
+            line_buffering=sys.stdout.line_buffering,
+        )
     try:
         code = _run()
-    except OSError:
-        if not (failed := _unwritten()):
+    except OSError as error:
+        if error is not _Output.failure:
             raise
-        code = failed
+        code = VmrunnerError.exit_code
     sys.exit(_unwritten() or code)
 
 
@@ -92,12 +115,14 @@ def _unwritten() -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
+        _Output.failure = error
+    if failure := _Output.failure:
         # Python would try once more at its end, and complain in its own words.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if error.errno != errno.EPIPE:  # who has read enough knows
+        if failure.errno != errno.EPIPE:  # who has read enough knows
             report(
                 VmrunnerError(
-                    f"The output can't be written: {error.strerror}.",
+                    f"The output can't be written: {failure.strerror}.",
                     "Look at what stdout leads to; the command itself has run.",
                 )
             )
