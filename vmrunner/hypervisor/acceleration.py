@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 from vmrunner.config import is_local
 from vmrunner.hypervisor.connection import asking
+from vmrunner.hypervisor.qemu_user import User
 
 
 class NoKvm(Enum):
@@ -80,16 +81,16 @@ class Local:
 
     @classmethod
     def look(cls, capabilities: str) -> Local:
-        """This host, with QEMU's user as libvirt tells it."""
-        label = re.search(r"<baselabel type='kvm'>\+?(\d+):\+?(\d+)<", capabilities)
-        uid, gid = (int(label[1]), int(label[2])) if label else (0, 0)
+        """This host, with QEMU's user as libvirt tells it; root, where it does not."""
+        found = User.of(ElementTree.fromstring(capabilities))  # noqa: S314 — libvirt's own words
+        uid, gid = (found.uid, found.gid) if found else (0, 0)
         gids, device = {gid}, None
         with suppress(KeyError):
             user = pwd.getpwuid(uid)
             gids |= {user.pw_gid, *(g.gr_gid for g in grp.getgrall() if user.pw_name in g.gr_mem)}
         with suppress(OSError):
-            found = Path("/dev/kvm").stat()
-            device = Device(stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
+            node = Path("/dev/kvm").stat()
+            device = Device(stat.S_IMODE(node.st_mode), node.st_uid, node.st_gid)
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
         return cls(cpuinfo, device, uid, frozenset(gids))
 

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from vmrunner.config import is_local
 from vmrunner.hypervisor.connection import asking
+from vmrunner.hypervisor.qemu_user import User
 
 _MACHINE = "q35"  # as in templates/domain.xml.j2
 _NESTED = "kvm_*/parameters/nested"
@@ -73,9 +74,7 @@ def of(
     software emulation has its own processor.
     """
     root = ElementTree.fromstring(capabilities)  # noqa: S314 — libvirt's own words
-    user = next(
-        (label.text or "" for label in root.iterfind("host/secmodel[model='dac']/baselabel")), ""
-    ).partition(":")[0]
+    user = User.of(root)
     arch = root.find("guest/arch[@name='x86_64']")
     emulator = arch.findtext("emulator", "") if arch is not None else ""
     machines = arch.findall("machine") if arch is not None else []
@@ -90,7 +89,7 @@ def of(
         [kernel.release, kernel.version, kernel.nested] if kvm and kernel else [],
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return Basis(qemu, libvirt, user, digest[:16])
+    return Basis(qemu, libvirt, str(user.uid) if user else "", digest[:16])
 
 
 def _processor(found: ElementTree.Element | None, *, kvm: bool) -> list[object]:

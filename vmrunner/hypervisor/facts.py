@@ -12,8 +12,9 @@ from vmrunner.hypervisor.acceleration import NoKvm
 from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.hypervisor.connection import GONE, Link, asking, dotted
 from vmrunner.hypervisor.network import Network
+from vmrunner.hypervisor.qemu_user import User
 from vmrunner.hypervisor.storage import Storage
-from vmrunner.hypervisor.way import User, barrier, closed
+from vmrunner.hypervisor.way import barrier, closed
 from vmrunner.model.machine import Capacity
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 import re
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+
+from vmrunner.hypervisor.qemu_user import User
 
 _SAID = re.compile(r"Cannot access .*?'(/.+?)' \(as uid:(\d+), gid:(\d+)\)")
 _MOST_LINKS = 40  # as the kernel follows
@@ -17,30 +16,6 @@ _PROBED_WITHIN = 10.0  # seconds
 _ACL = "system.posix_acl_access"
 # Exits with the number of the first argument that can't be entered; 0: there is none.
 _PROBE = 'n=0; for folder; do n=$((n + 1)); test -x "$folder" || exit $n; done'
-
-
-@dataclass(frozen=True)
-class User:
-    """Whom QEMU runs as."""
-
-    uid: int
-    gid: int
-
-    @classmethod
-    def of(cls, capabilities: ElementTree.Element) -> User | None:
-        """What libvirt's capabilities say of it, `+64055:+64055`; None where they don't."""
-        label = capabilities.findtext("host/secmodel[model='dac']/baselabel") or ""
-        uid, _, gid = label.partition(":")
-        try:
-            return cls(int(uid), int(gid))
-        except ValueError:
-            return None
-
-    def __str__(self) -> str:
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return str(self.uid)
 
 
 def refused(said: str) -> tuple[Path, User] | None:

@@ -66,7 +66,7 @@ def test_versions_count(tmp_path: Path) -> None:
     usual = of(capabilities(), QEMU, LIBVIRT, KERNEL, kvm=True)
     assert of(capabilities(), QEMU + 1, LIBVIRT, KERNEL, kvm=True).digest != usual.digest
     assert of(capabilities(), QEMU, LIBVIRT + 1, KERNEL, kvm=True).digest != usual.digest
-    assert (usual.qemu, usual.libvirt, usual.user) == (QEMU, LIBVIRT, "+64055")
+    assert (usual.qemu, usual.libvirt, usual.user) == (QEMU, LIBVIRT, "64055")
 
 
 def test_another_build_of_the_same_version_of_qemu_counts(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from vmrunner.hypervisor import way
-from vmrunner.hypervisor.way import User
+from vmrunner.hypervisor.qemu_user import User
 
 QEMU = User(64055, 64055)  # Debian's
 
