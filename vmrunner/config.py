@@ -21,6 +21,8 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    StrictBool,
+    StrictInt,
     ValidationError,
     WithJsonSchema,
     field_validator,
@@ -262,12 +264,12 @@ class NetworkConfig(Section):
     """What guards the machines' network, and whether it has IPv6."""
 
     ipv6: Annotated[IPv6Network, BeforeValidator(_network)] | None = None
-    filter: bool = True
-    mtu: Annotated[int, Field(ge=1280, le=9216, strict=True)] | None = None
-    connections: Annotated[int, Field(ge=1, le=1_000_000)] = 2048
-    new_connections: Annotated[int, Field(ge=1, le=1_000_000)] = 200
-    dns_queries: Annotated[int, Field(ge=1, le=1_000_000)] = 200
-    dns_waiting: Annotated[int, Field(ge=16, le=10_000)] = 256
+    filter: StrictBool = True
+    mtu: Annotated[StrictInt, Field(ge=1280, le=9216)] | None = None
+    connections: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 2048
+    new_connections: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 200
+    dns_queries: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 200
+    dns_waiting: Annotated[StrictInt, Field(ge=16, le=10_000)] = 256
 
     @field_validator("ipv6")
     @classmethod
@@ -293,7 +295,7 @@ class WarmAt(Section):
     """From this time on (local time), another number of warm machines."""
 
     cron: Annotated[str, BeforeValidator(_cron)]
-    warm: Annotated[int, Field(ge=0, le=10_000)]
+    warm: Annotated[StrictInt, Field(ge=0, le=10_000)]
 
 
 class PoolConfig(Section):
@@ -304,20 +306,20 @@ class PoolConfig(Section):
     runner: Annotated[str, Field(pattern=_RUNNER)] | None = None
     runner_config: dict[str, Any] = {}
     job_user: Literal["root", "runner"] = "root"
-    takes_unlabelled: bool = False
+    takes_unlabelled: StrictBool = False
     scope: Scopes = (Scope.parse("instance"),)
-    max: Annotated[int, Field(ge=1, le=10_000)] = 1
-    warm: Annotated[int, Field(ge=0, le=10_000)] = 0
+    max: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1
+    warm: Annotated[StrictInt, Field(ge=0, le=10_000)] = 0
     schedule: tuple[WarmAt, ...] = ()
-    register_idle: Annotated[int, Field(ge=0, le=10_000)] = 0
-    priority: int = 0
-    vcpus: Annotated[int, Field(ge=1, le=1024)] = DEFAULT_SHAPE.vcpus
+    register_idle: Annotated[StrictInt, Field(ge=0, le=10_000)] = 0
+    priority: StrictInt = 0
+    vcpus: Annotated[StrictInt, Field(ge=1, le=1024)] = DEFAULT_SHAPE.vcpus
     memory: Mebibytes = DEFAULT_SHAPE.memory_mib
     disk: Mebibytes = DEFAULT_SHAPE.disk_gib * 1024
-    nested: bool = False
-    cpu_weight: Annotated[int, Field(ge=1, le=10_000)] = 100
+    nested: StrictBool = False
+    cpu_weight: Annotated[StrictInt, Field(ge=1, le=10_000)] = 100
     disk_bandwidth: Annotated[Mebibytes, Field(ge=1)] | None = None
-    disk_iops: Annotated[int, Field(ge=10, le=10_000_000)] | None = None
+    disk_iops: Annotated[StrictInt, Field(ge=10, le=10_000_000)] | None = None
     start: Literal["auto", "snapshot", "boot"] = "auto"
     network: Reach = Reach.INTERNET
     allow: tuple[DestinationText, ...] = ()
@@ -431,15 +433,15 @@ class ImagesConfig(Section):
     """Versions of golden images."""
 
     boot_timeout: Duration = timedelta(minutes=5)
-    rollback_after: Annotated[int, Field(ge=0, le=100)] = 3
+    rollback_after: Annotated[StrictInt, Field(ge=0, le=100)] = 3
     max_age: Duration = timedelta(days=30)
-    keep: Annotated[int, Field(ge=1, le=1000)] = 3
+    keep: Annotated[StrictInt, Field(ge=1, le=1000)] = 3
 
 
 class HistoryConfig(Section):
     """Finished machines."""
 
-    keep_days: Annotated[int, Field(ge=1, le=10_000)] = 90
+    keep_days: Annotated[StrictInt, Field(ge=1, le=10_000)] = 90
 
 
 class MetricsConfig(Section):

@@ -215,6 +215,21 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
             ("[forge]", '[serve.webhook]\nlisten = "[::]:70000"\nsecret_file = "/s"\n[forge]'),
             "serve.webhook.listen: an address to listen at",
         ),
+        # What Python takes for a number or for yes, people do not mean as one.
+        *(
+            (
+                ('image = "debian-12"', f'image = "a"\nmax = {value}'),
+                "pools.p.max: has to be a whole",
+            )
+            for value in ("true", '"2"', "2.0")
+        ),
+        *(
+            (
+                ('image = "debian-12"', f'image = "a"\nnested = {value}'),
+                "pools.p.nested: has to be true or false",
+            )
+            for value in ("1", '"yes"')
+        ),
     ],
 )
 def test_faults_name_the_key(tmp_path: Path, change: tuple[str, str], says: str) -> None:
