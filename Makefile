@@ -13,6 +13,7 @@ BENCH ?=
 CONFORMANCE ?=
 IMAGES ?=
 FLEET ?=
+GARM ?=
 KVM ?=
 GROWTH ?=
 
@@ -52,7 +53,7 @@ lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/ri
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model scale fleet pictures audit lint rig rig-stop rig-shell
+.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -114,6 +115,11 @@ outage:
 # Small workflows in machines and, side by side, in a plain Debian tree; CONFORMANCE="--side booted --only shells" for a part.
 conformance:
 	$(call in_rig,$(conformance_images); rig/rig run -- python -m tests.conformance $(CONFORMANCE))
+
+# A job at the real Gitea on a machine that the real GARM asks for, as a timeline; GARM="--jobs 50 --idle 2" for many, with kills.
+garm:
+	rig/rig garm
+	$(call in_rig,$(demo_image); rig/rig run -- python -m tests.garm.demo $(GARM))
 
 # Random lives of a manager on fakes.
 model:

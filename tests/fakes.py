@@ -171,7 +171,8 @@ class FakeMachines:
 
     def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
         if file is File.EVENTS:
-            return repr(self.host.events.get(machine, ())).encode()
+            events = self.host.events.get(machine, ())
+            return "".join(f"{each.kind} {each.at} {each.text}\n" for each in events).encode()
         return self.host.files.get((machine, file), b"")[-tail:]
 
     def delete(self, machine: MachineId, file: File) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from cronsim import CronSim, CronSimError
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -46,6 +47,7 @@ from vmrunner.network.policy import (
     Destination,
     Policy,
     Reach,
+    flavor_policy,
     pool_policy,
 )
 from vmrunner.resources import CONFIG, folder
@@ -298,21 +300,12 @@ class WarmAt(Section):
     warm: Annotated[StrictInt, Field(ge=0, le=10_000)]
 
 
-class PoolConfig(Section):
-    """One kind of machine."""
+class MachineConfig(Section):
+    """What machines are like, whoever asks for them."""
 
-    labels: Annotated[tuple[LabelText, ...], Field(min_length=1)]
-    image: Annotated[str, Field(pattern=_IMAGE)]
     runner: Annotated[str, Field(pattern=_RUNNER)] | None = None
     runner_config: dict[str, Any] = {}
     job_user: Literal["root", "runner"] = "root"
-    takes_unlabelled: StrictBool = False
-    scope: Scopes = (Scope.parse("instance"),)
-    max: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1
-    warm: Annotated[StrictInt, Field(ge=0, le=10_000)] = 0
-    schedule: tuple[WarmAt, ...] = ()
-    register_idle: Annotated[StrictInt, Field(ge=0, le=10_000)] = 0
-    priority: StrictInt = 0
     vcpus: Annotated[StrictInt, Field(ge=1, le=1024)] = DEFAULT_SHAPE.vcpus
     memory: Mebibytes = DEFAULT_SHAPE.memory_mib
     disk: Mebibytes = DEFAULT_SHAPE.disk_gib * 1024
@@ -326,29 +319,11 @@ class PoolConfig(Section):
     registry_mirror: Site | None = None
     proxy: Site | None = None
     no_proxy: tuple[Annotated[str, Field(pattern=_NO_PROXY)], ...] = ()
-    boot_timeout: Duration = timedelta(minutes=5)
     pickup_timeout: Duration = timedelta(minutes=2)
     job_timeout: Duration = timedelta(hours=3)
-    teardown_timeout: Duration = timedelta(minutes=1)
-
-    @field_validator("labels")
-    @classmethod
-    def _one_place_each(cls, labels: tuple[Label, ...]) -> tuple[Label, ...]:
-        places: dict[str, str] = {}
-        for label in labels:
-            if places.setdefault(label.name, label.place) != label.place:
-                raise ValueError(
-                    f"the label {label.name} has two places, {places[label.name]} and {label.place}"
-                )
-        return tuple(dict.fromkeys(labels))
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """What the forge knows of the labels."""
-        return tuple(label.name for label in self.labels)
 
     @model_validator(mode="after")
-    def _allows_what_it_can(self) -> PoolConfig:
+    def _allows_what_it_can(self) -> MachineConfig:
         if self.network is Reach.NONE and self.allow:
             raise ValueError(
                 'allow is for network = "allowlist" or "internet"; with "none" only the forge is '
@@ -369,6 +344,50 @@ class PoolConfig(Section):
             _destination_of(url) for url in (self.registry_mirror, self.proxy) if url
         )
 
+    @property
+    def shape(self) -> Shape:
+        """The machine's size in libvirt's units."""
+        return Shape(self.vcpus, self.memory, max(1, self.disk // 1024), self.nested)
+
+    @property
+    def limits(self) -> Limits:
+        """What its machines may use of the host."""
+        return Limits(self.cpu_weight, self.disk_bandwidth or 0, self.disk_iops or 0)
+
+
+def _one_place_each(labels: tuple[Label, ...]) -> tuple[Label, ...]:
+    places: dict[str, str] = {}
+    for label in labels:
+        if places.setdefault(label.name, label.place) != label.place:
+            raise ValueError(
+                f"the label {label.name} has two places, {places[label.name]} and {label.place}"
+            )
+    return tuple(dict.fromkeys(labels))
+
+
+Labels = Annotated[tuple[LabelText, ...], AfterValidator(_one_place_each)]
+
+
+class PoolConfig(MachineConfig):
+    """One kind of machine, for jobs that wait at the forge."""
+
+    labels: Annotated[Labels, Field(min_length=1)]
+    image: Annotated[str, Field(pattern=_IMAGE)]
+    takes_unlabelled: StrictBool = False
+    scope: Scopes = (Scope.parse("instance"),)
+    max: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1
+    warm: Annotated[StrictInt, Field(ge=0, le=10_000)] = 0
+    schedule: tuple[WarmAt, ...] = ()
+    register_idle: Annotated[StrictInt, Field(ge=0, le=10_000)] = 0
+    priority: StrictInt = 0
+    boot_timeout: Duration = timedelta(minutes=5)
+    teardown_timeout: Duration = timedelta(minutes=1)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the forge knows of the labels."""
+        return tuple(label.name for label in self.labels)
+
     def warm_at(self, now: datetime) -> int:
         """How many warm machines there should be: what the line of the schedule says whose time
         came last, else `warm`.
@@ -379,15 +398,20 @@ class PoolConfig(Section):
         ]
         return max(last)[2] if last else self.warm
 
-    @property
-    def shape(self) -> Shape:
-        """The machine's size in libvirt's units."""
-        return Shape(self.vcpus, self.memory, max(1, self.disk // 1024), self.nested)
 
-    @property
-    def limits(self) -> Limits:
-        """What its machines may use of the host."""
-        return Limits(self.cpu_weight, self.disk_bandwidth or 0, self.disk_iops or 0)
+class FlavorConfig(MachineConfig):
+    """One kind of machine, for the pools of GARM that name it as their flavor; the image is
+    theirs.
+    """
+
+    labels: Labels = ()
+    lifetime: Duration = timedelta(days=2)
+
+
+class GarmConfig(Section):
+    """Machines that GARM asks for."""
+
+    flavors: dict[ManagerId, FlavorConfig] = {}
 
 
 class CapacityConfig(Section):
@@ -505,26 +529,48 @@ class Config(HostConfig):
     serve: ServeConfig = ServeConfig()
     history: HistoryConfig = HistoryConfig()
     metrics: MetricsConfig = MetricsConfig()
-    pools: Annotated[dict[ManagerId, PoolConfig], Field(min_length=1)]
+    garm: GarmConfig = GarmConfig()
+    pools: dict[ManagerId, PoolConfig]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _for_garm_alone(cls, data: Any) -> Any:
+        """Where there are flavors nobody needs pools."""
+        if isinstance(data, dict) and data.get("garm") and "pools" not in data:
+            return data | {"pools": {}}
+        return data
+
+    @property
+    def kinds(self) -> dict[str, MachineConfig]:
+        """Every kind of machine, by the name of its table."""
+        return {
+            **{f"pools.{name}": pool for name, pool in self.pools.items()},
+            **{f"garm.flavors.{name}": flavor for name, flavor in self.garm.flavors.items()},
+        }
+
+    @model_validator(mode="after")
+    def _makes_machines(self) -> Config:
+        if not self.kinds:
+            raise ValueError("pools is empty; only a host with flavors for GARM needs none")
+        return self
 
     @model_validator(mode="after")
     def _configures_its_runner(self) -> Config:
-        for name, pool in self.pools.items():
-            if wrong := fault(self.forge.kind, pool.runner_config):
-                raise ValueError(f"pools.{name}.runner_config: {wrong}")
-            if self.forge.kind == "gitea" and "$" in (pool.proxy or ""):
+        for name, kind in self.kinds.items():
+            if wrong := fault(self.forge.kind, kind.runner_config):
+                raise ValueError(f"{name}.runner_config: {wrong}")
+            if self.forge.kind == "gitea" and "$" in (kind.proxy or ""):
                 # It is in the environment that the runner's configuration gives to jobs.
-                raise ValueError(f"pools.{name}.proxy {VARIABLE}; in an address it is %24")
+                raise ValueError(f"{name}.proxy {VARIABLE}; in an address it is %24")
         return self
 
     @model_validator(mode="after")
     def _allows_what_there_is(self) -> Config:
         if self.network.ipv6 is None:
-            for name, pool in self.pools.items():
-                if any(isinstance(to.host, IPv6Network) for to in pool.destinations):
+            for name, kind in self.kinds.items():
+                if any(isinstance(to.host, IPv6Network) for to in kind.destinations):
                     raise ValueError(
-                        f"pools.{name} names an IPv6 address, and machines have none without "
-                        "network.ipv6"
+                        f"{name} names an IPv6 address, and machines have none without network.ipv6"
                     )
         return self
 
@@ -536,9 +582,12 @@ class Config(HostConfig):
     @property
     def policies(self) -> tuple[Policy, ...]:
         """See HostConfig."""
+        kinds: dict[str, MachineConfig] = {
+            **{pool_policy(name): pool for name, pool in self.pools.items()},
+            **{flavor_policy(name): flavor for name, flavor in self.garm.flavors.items()},
+        }
         return super().policies + tuple(
-            Policy(pool_policy(name), pool.network, pool.destinations)
-            for name, pool in self.pools.items()
+            Policy(name, kind.network, kind.destinations) for name, kind in kinds.items()
         )
 
     @property

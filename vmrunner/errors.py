@@ -134,3 +134,17 @@ class Busy(VmrunnerError):
     """Another vmrunner with the same manager id holds the lock."""
 
     exit_code = 8
+
+
+class CallError(VmrunnerError):
+    """GARM's call is not one that a provider understands, or can do."""
+
+
+class GarmError(VmrunnerError):
+    """GARM did not answer its instance as it should."""
+
+
+class UnknownInstance(VmrunnerError):
+    """GARM asked for an instance that is not there (any more)."""
+
+    exit_code = 30

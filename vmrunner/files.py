@@ -54,6 +54,16 @@ def write_whole(
                 os.fsync(file.fileno())
 
 
+def make_folder(path: Path) -> None:
+    """A folder that whoever owns the one above may use: what root does by hand, or for GARM, must
+    not lock out the service's own user. Raises OSError.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        above = path.parent.stat()
+        os.chown(path, above.st_uid, above.st_gid)
+
+
 def abandoned(folder: Path, prefix: str = PART) -> list[Path]:
     """What processes that have died left in a folder: named with this prefix, their id, and maybe a
     suffix.

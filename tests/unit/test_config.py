@@ -55,6 +55,7 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
         "mtu",
     )
     without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config", "secret_file")
+    without_default += ("flavors",)
     spelled_out = load(
         write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default)))
     )
@@ -100,6 +101,7 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
     ("change", "says"),
     [
         (("image =", "imagf ="), "pools.p.image: is missing"),
+        (("[pools.p]", "[garm.flavors.p]"), "garm.flavors.p.image: is not a key"),
         (('"gitea"', '"github"'), "forge.kind"),
         (("[forge]", "[forge"), "not valid TOML"),
         (('image = "debian-12"', 'image = "debian-12"\nmax = "two"'), "pools.p.max"),

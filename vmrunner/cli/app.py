@@ -28,6 +28,7 @@ COMMANDS = {
     "serve": (_RUN, "The same continuously, as a service."),
     "down": (_RUN, "Drain pools: start nothing, let running jobs finish."),
     "exec": (_RUN, "Run one command in a throwaway machine, without a forge."),
+    "garm": (_RUN, "Carry out one call of GARM's, as its provider."),
     "status": (_LOOK, "Pools, machines, and why each waiting job waits."),
     "history": (_LOOK, "Finished machines: their jobs, verdicts and times."),
     "doctor": (_LOOK, "Check this host, the images and the forge; each finding with its fix."),

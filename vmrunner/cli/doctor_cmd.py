@@ -14,7 +14,7 @@ from rich.table import Table
 from vmrunner.cli import names
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, out, say, show, warn
 from vmrunner.doctor.findings import Level
-from vmrunner.errors import WrongCommand
+from vmrunner.errors import ConfigError, WrongCommand
 
 if TYPE_CHECKING:
     from vmrunner.config import Config, HostConfig
@@ -118,7 +118,12 @@ def _isolation(settings: Config, only: str, *, boots: bool) -> Iterator[Cell]:
             f"There is no policy {only!r}.",
             f"There are: {', '.join(policy.name for policy in settings.policies)}.",
         )
-    pool = next(iter(settings.pools.values()))
+    pool = next(iter(settings.pools.values()), None)
+    if pool is None:
+        raise ConfigError(
+            "The isolation is tried with the image of a pool, and there is none.",
+            "Add one to the configuration.",
+        )
     golden = store.find(settings.images_dir, pool.image)
     lab = Lab(
         settings, lambda: open_host(settings, warn), golden, pool.shape, snapshot=not boots, say=say

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, LevelOption, LogOption, app, warn
-from vmrunner.cli.snapshot_cmd import make_in_background
 from vmrunner.log import open_log
+from vmrunner.machine.background import make_snapshot
 
 
 @app.command("serve")
@@ -36,7 +36,7 @@ def serve(
         server = Server(
             lambda: open_manager(config.load(config_path), log, warn),
             log,
-            make_snapshot=lambda pool: make_in_background(pool, config_path),
+            make_snapshot=lambda pool: make_snapshot(["--pool", pool], config_path),
         )
         listeners = []
         if (listen := settings.serve.webhook.listen) and (

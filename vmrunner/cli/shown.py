@@ -145,6 +145,29 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class LentShown:
+    """A machine that GARM made, which knows it as `instance`."""
+
+    name: str
+    instance: str
+    flavor: str
+    image: str  # name/version
+    phase: str
+    age_seconds: float
+    trouble: str
+    dropped_packets: int
+
+
+@dataclass(frozen=True)
+class LentPool:
+    """A pool of GARM's with machines here."""
+
+    controller: str
+    pool: str
+    machines: tuple[LentShown, ...]
+
+
+@dataclass(frozen=True)
 class Status:
     """`status`."""
 
@@ -152,6 +175,7 @@ class Status:
     host: str
     forge: tuple[Queue, ...]
     pools: tuple[Pool, ...]
+    garm: tuple[LentPool, ...]
     waiting: tuple[Waiting, ...]
 
 

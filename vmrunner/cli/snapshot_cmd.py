@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -48,34 +45,6 @@ KeyArgument = Annotated[
 ]
 
 
-def make_in_background(
-    pool: str, config_path: Path, *, quiet: bool = False
-) -> subprocess.Popen[bytes]:
-    """A process of its own makes the pool's snapshot, so that passes go on.
-
-    A second one waits for the first, and finds it made.
-    """
-    command = [
-        sys.executable,
-        "-m",
-        "vmrunner.cli.main",
-        "snapshot",
-        "create",
-        "--pool",
-        pool,
-        "--config",
-        str(config_path),
-    ]
-    errors = subprocess.DEVNULL if quiet else None
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        start_new_session=True,
-    )
-
-
 @snapshot.command("create")
 def create(
     image: ImageOption = "debian-12",
@@ -89,6 +58,10 @@ def create(
             help="The image and size of this pool, instead of the options above.",
             autocompletion=names.pools,
         ),
+    ] = None,
+    flavor: Annotated[
+        str | None,
+        typer.Option("--flavor", help="The size of this flavor for GARM; the image is --image."),
     ] = None,
     as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
@@ -108,9 +81,17 @@ def create(
                 f"There is no pool {pool!r}.", f"The configuration has: {', '.join(full.pools)}."
             )
         settings, image, shape = full, full.pools[pool].image, full.pools[pool].shape
+    elif flavor:
+        full = config.load(config_path)
+        if flavor not in full.garm.flavors:
+            raise ConfigError(
+                f"There is no flavor {flavor!r}.",
+                f"The configuration has: {', '.join(full.garm.flavors) or 'none'}.",
+            )
+        settings, shape = full, full.garm.flavors[flavor].shape
     else:
         settings, shape = config.load_host(config_path), shape_of(cpus, memory, disk)
-    began, golden = time.monotonic(), store.find(settings.images_dir, image)
+    began, golden = time.monotonic(), store.find_version(settings.images_dir, image)
     host = open_libvirt(settings)
     with steps(f"snapshot create {golden.name}", settings.state_dir) as told:
         made = clones.make(host, settings, golden, shape, timeout=_TIMEOUT, say=told)

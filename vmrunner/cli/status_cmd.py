@@ -14,9 +14,19 @@ from rich.text import Text
 
 from vmrunner import config
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, show, warn
-from vmrunner.cli.shown import BackedOff, MachineShown, Pool, Queue, Status, Waiting
+from vmrunner.cli.shown import (
+    BackedOff,
+    LentPool,
+    LentShown,
+    MachineShown,
+    Pool,
+    Queue,
+    Status,
+    Waiting,
+)
 from vmrunner.errors import WrongCommand
 from vmrunner.log import open_log
+from vmrunner.machine.instances import Lent
 from vmrunner.manager.actions import Wait
 from vmrunner.manager.manager import Manager, Survey, open_manager
 from vmrunner.manager.observed import Desired, Drain, View
@@ -110,6 +120,7 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
             table.add_row(*map(Text, cells))
         if table.rows:
             parts.append(table)
+    parts += _lent(survey, now)
     if survey.plan.waits:
         table = Table(
             Column("waiting job", overflow="fold"),
@@ -124,6 +135,68 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
             table.add_row(*map(Text, (wait.job.title, age(queued, now), wait.reason.said)))
         parts.append(table)
     return Group(*parts)
+
+
+def _lent(survey: Survey, now: float) -> list[Any]:
+    """What GARM has made here, by its controllers and their pools."""
+    parts: list[Any] = []
+    for found in _by_owner(survey).values():
+        first = found[0].instance
+        running = sum(each.machine.phase in (Phase.IDLE, Phase.RUNNING) for each in found)
+        parts.append(
+            Text(
+                f"GARM pool {first.pool} of controller {first.controller}: {len(found)} machines, "
+                f"{running} with a runner",
+                style="bold",
+            )
+        )
+        table = Table(
+            "",
+            Column("name", no_wrap=True),
+            "phase",
+            "age",
+            Column("instance", overflow="fold"),
+            box=None,
+            pad_edge=False,
+            padding=(0, 2, 0, 2),
+        )
+        for each in found:
+            made = each.instance.created_at
+            phase = each.machine.phase.value
+            cells = "machine", str(each.machine.id), phase, age(made, now), each.instance.name
+            table.add_row(*map(Text, cells))
+        parts.append(table)
+    return parts
+
+
+def _by_owner(survey: Survey) -> dict[str, list[Lent]]:
+    found: dict[str, list[Lent]] = {}
+    for each in survey.observed.lent:
+        found.setdefault(each.instance.owner, []).append(each)
+    return found
+
+
+def _shown_lent(survey: Survey, now: float) -> tuple[LentPool, ...]:
+    return tuple(
+        LentPool(
+            controller=found[0].instance.controller,
+            pool=found[0].instance.pool,
+            machines=tuple(
+                LentShown(
+                    name=str(each.machine.id),
+                    instance=each.instance.name,
+                    flavor=each.instance.flavor,
+                    image=each.instance.image,
+                    phase=each.machine.phase.value,
+                    age_seconds=round(now - each.instance.created_at, 1),
+                    trouble=each.machine.trouble,
+                    dropped_packets=each.machine.dropped,
+                )
+                for each in found
+            ),
+        )
+        for found in _by_owner(survey).values()
+    )
 
 
 def _days(seconds: float) -> str:
@@ -168,6 +241,7 @@ def _shown(manager: Manager, survey: Survey, now: float) -> Status:
             Queue(str(scope), queue.problem, queue.hint, len(queue.jobs)) for scope, queue in queues
         ),
         pools=tuple(_shown_pool(pool, survey, view, now) for pool in survey.pools),
+        garm=_shown_lent(survey, now),
         waiting=tuple(_shown_wait(wait, now) for wait in survey.plan.waits),
     )
 

@@ -25,8 +25,8 @@ from vmrunner.cli.app import (
     warn,
 )
 from vmrunner.cli.shown import Pass
-from vmrunner.cli.snapshot_cmd import make_in_background
 from vmrunner.log import open_log
+from vmrunner.machine.background import make_snapshot
 
 if TYPE_CHECKING:
     from vmrunner.manager.manager import Manager, Outcome
@@ -67,7 +67,7 @@ def up(
         metrics.write(figures, settings.metrics.textfile)
     for missing in survey.missing_snapshots():
         # The output may be a pipe that somebody reads to its end.
-        make_in_background(missing, config_path, quiet=True)
+        make_snapshot(["--pool", missing], config_path, quiet=True)
         say(f"a snapshot for pool {missing} is made in the background")
     finish(outcome, as_json=as_json)
 

@@ -94,6 +94,7 @@ def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
             job_key=found.get("job", ""),
             seen_key=found.get("seen", ""),
             repository=found.get("repository", ""),
+            instance=found.get("instance", ""),
         )
     except (ElementTree.ParseError, ValueError, ConfigError):
         return None

@@ -127,7 +127,8 @@ class LibvirtHost:
         except NotPermitted:
             return  # `down` by hand, say; a machine can't be started like that
         for machine in admitted - domains.keys():
-            self._network.forget(machine)
+            if not self._domains.exists(machine):  # it may have been made since we looked
+                self._network.forget(machine)
         for machine in domains.keys() - admitted:
             if (described := self._domains.described(domains[machine], machine)) and (
                 metadata := parse_metadata(described, machine)

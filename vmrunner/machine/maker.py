@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Interface
 
-from vmrunner.config import PoolConfig
+from vmrunner.config import Config, MachineConfig, PoolConfig
 from vmrunner.errors import ForgeDenied, ForgeNotFound, ImageError
 from vmrunner.forge.seam import Forge
 from vmrunner.hypervisor.seam import Hypervisor
@@ -22,7 +22,7 @@ from vmrunner.model.job import Claim, Credentials, Job, Scope
 from vmrunner.model.machine import MachineId, Metadata
 from vmrunner.model.moment import Moment
 from vmrunner.network.addresses import Addresses
-from vmrunner.network.policy import pool_policy
+from vmrunner.network.policy import Reach, pool_policy
 from vmrunner.runner_config import KNOWN_FROM, too_old
 from vmrunner.text import dotted
 
@@ -58,7 +58,7 @@ class Maker:
         Whatever fails, what was made before it is undone; a killed process leaves only what carries
         the machine's name, which the next pass sweeps.
         """
-        self._check(golden)
+        check(golden, self.forge.kind, self.pool)
         now, address = self.clock(), self.addresses.take(machine)
         metadata = Metadata(
             machine,
@@ -113,27 +113,6 @@ class Maker:
             revert.pop_all()
         return metadata
 
-    def _check(self, golden: Golden) -> None:
-        wanted = seed.RUNNERS[self.forge.kind]
-        name = self.pool.runner
-        found = golden.manifest.runners.get(name) if name else golden.manifest.runner
-        if found is None or found.kind != wanted:
-            has = found.kind if found else "no runner"
-            called = f" called {name}" if name else ""
-            raise ImageError(
-                f"The image {golden.name} carries {has}{called}; a {self.forge.kind} forge needs "
-                f"{wanted}.",
-                "Build an image whose recipe has that "
-                f"[{f'runners.{name}' if name else 'runner'}].",
-            )
-        if self.pool.runner_config and too_old(self.forge.kind, found.version):
-            raise ImageError(
-                f"The image {golden.name} carries {wanted} {found.version}, which may pass over "
-                "keys of the pool's runner_config.",
-                f"Those keys are known of {wanted} {dotted(KNOWN_FROM[self.forge.kind])} and "
-                "newer: build the image with such a one.",
-            )
-
     def _mint(
         self,
         machine: MachineId,
@@ -172,26 +151,69 @@ class Maker:
         raise ValueError("a runner needs a scope")
 
     def _job_script(self, machine: MachineId, credentials: Credentials, job: Job | None) -> str:
+        handle = job.handle if job else ""
         return seed.job_script(
-            seed.Job(
-                kind=self.forge.kind,
-                url=self.forge.url,
-                machine=machine,
-                credentials=credentials,
+            replace(
+                told(self.forge.kind, self.forge.url, machine, credentials, self.pool),
                 labels=self.pool.labels,
-                job_timeout=self.pool.job_timeout,
-                pickup_timeout=self.pool.pickup_timeout,
                 ca=self.ca,
                 forge_address=self.forge_address,
-                handle=job.handle if job else "",
-                user=self.pool.job_user,
-                runner=self.pool.runner or "",
-                registry_mirror=self.pool.registry_mirror or "",
-                proxy=self.pool.proxy or "",
-                no_proxy=self.pool.no_proxy,
-                runner_config=self.pool.runner_config,
+                handle=handle,
             )
         )
+
+
+def told(
+    kind: str, url: str, machine: MachineId, credentials: Credentials, section: MachineConfig
+) -> seed.Job:
+    """What a machine of this kind is told of a job, without labels yet and without what its forge
+    needs.
+    """
+    return seed.Job(
+        kind=kind,
+        url=url,
+        machine=machine,
+        credentials=credentials,
+        labels=(),
+        job_timeout=section.job_timeout,
+        pickup_timeout=section.pickup_timeout,
+        user=section.job_user,
+        runner=section.runner or "",
+        registry_mirror=section.registry_mirror or "",
+        proxy=section.proxy or "",
+        no_proxy=section.no_proxy,
+        runner_config=section.runner_config,
+    )
+
+
+def check(golden: Golden, kind: str, section: MachineConfig) -> None:
+    """Raises ImageError where the image lacks the runner for a forge of this kind."""
+    wanted = seed.RUNNERS[kind]
+    name = section.runner
+    found = golden.manifest.runners.get(name) if name else golden.manifest.runner
+    if found is None or found.kind != wanted:
+        has = found.kind if found else "no runner"
+        called = f" called {name}" if name else ""
+        raise ImageError(
+            f"The image {golden.name} carries {has}{called}; a {kind} forge needs {wanted}.",
+            f"Build an image whose recipe has that [{f'runners.{name}' if name else 'runner'}].",
+        )
+    if section.runner_config and too_old(kind, found.version):
+        raise ImageError(
+            f"The image {golden.name} carries {wanted} {found.version}, which may pass over "
+            "keys of the pool's runner_config.",
+            f"Those keys are known of {wanted} {dotted(KNOWN_FROM[kind])} and "
+            "newer: build the image with such a one.",
+        )
+
+
+def pinned(settings: Config, section: MachineConfig) -> str:
+    """The forge's address for a machine's /etc/hosts: machines that may not ask DNS, or whose
+    answers may differ from ours, are told where the forge is. Empty for others.
+    """
+    ask = settings.forge_addresses()
+    forge = ask() if section.network is not Reach.INTERNET else ()
+    return str(forge[0].address) if forge else ""
 
 
 def _bound(metadata: Metadata, binding: Binding, job: Job | None, at: float) -> Metadata:

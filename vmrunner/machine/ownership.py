@@ -87,6 +87,13 @@ def sweep(hypervisor: Hypervisor, runtime_dir: Path, addresses: Addresses) -> No
             path.unlink(missing_ok=True)
 
 
+def forget(runtime_dir: Path, machine: MachineId) -> None:
+    """Remove the lock of a machine that is destroyed, where its process was killed."""
+    path = runtime_dir / _FOLDER / f"{machine}.lock"
+    if _is_free(path):
+        path.unlink(missing_ok=True)
+
+
 def _locks(runtime_dir: Path) -> list[Path]:
     return sorted((runtime_dir / _FOLDER).glob("*.lock"))
 

@@ -148,6 +148,8 @@ class Job:
     proxy: str = ""
     no_proxy: Sequence[str] = ()
     runner_config: Mapping[str, Any] = field(default_factory=dict)
+    # How long the machine is there at most; None: as long as a job that it is made for may take.
+    lifetime: timedelta | None = None
 
     @property
     def runner_path(self) -> str:
@@ -229,7 +231,7 @@ def job_script(job: Job) -> str:
         "forge_address": job.forge_address,
         "forge_host": forge_host(job.url),
         "forge_site": urlsplit(job.url).netloc,
-        "seconds": (job.job_timeout + PATIENCE).total_seconds(),
+        "seconds": ((job.lifetime or job.job_timeout) + PATIENCE).total_seconds(),
         "pickup_seconds": (job.pickup_timeout + PATIENCE).total_seconds(),
     }
     # Two lines that a machine which waits reads: it has the code already, and only takes what it is

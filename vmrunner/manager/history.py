@@ -325,9 +325,11 @@ class History:
         """Close the file."""
         self._database.close()
 
-    def started(self, metadata: Metadata, at: float, job: Job | None = None) -> None:
-        """A machine was started at `at`, for this job if for one."""
-        self._write(_for(replace(_of(metadata), started=at), job))
+    def started(
+        self, metadata: Metadata, at: float, job: Job | None = None, made_for: str = ""
+    ) -> None:
+        """A machine was started at `at`, for this job if for one, or for what is called so."""
+        self._write(_for(replace(_of(metadata), started=at, made_for=made_for), job))
 
     def seen(self, there: Iterable[Metadata]) -> None:
         """These machines are there. What is missing of them is written: a row, or the job that it

@@ -35,7 +35,8 @@ from vmrunner.log import Log
 from vmrunner.machine import identity, ownership
 from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
-from vmrunner.machine.maker import Maker
+from vmrunner.machine.instances import Instance, Instances, Lent, lent
+from vmrunner.machine.maker import Maker, pinned
 from vmrunner.manager import fleet, outages, wanted
 from vmrunner.manager.actions import (
     Action,
@@ -51,6 +52,7 @@ from vmrunner.manager.actions import (
 from vmrunner.manager.drain import Drained
 from vmrunner.manager.figures import Counted
 from vmrunner.manager.history import History, Ran, Record, is_late
+from vmrunner.manager.lent import Ender
 from vmrunner.manager.observed import (
     INSTANCE,
     Ask,
@@ -71,7 +73,6 @@ from vmrunner.model.job import Claim, Job, JobState, Scope, Sought, Want
 from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
 from vmrunner.model.moment import Moment
-from vmrunner.network.policy import Reach
 from vmrunner.waiting import Deadline, boot, retry_at
 
 _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` bites after 300
@@ -180,6 +181,10 @@ class Manager:
         self._addresses = settings.addresses()
         self.shelf = Shelf(settings.state_dir, clock)
         self._rollback = Rollback(settings, history, log)
+        instances = Instances(settings.state_dir, settings.runtime_dir, settings.manager)
+        self._lent = Ender(
+            hypervisor, instances, self._addresses, history, True, settings.runtime_dir
+        )
         self._forge_down = settings.runtime_dir / "forge-down"  # written when the forge went away
 
     def close(self) -> None:
@@ -211,9 +216,13 @@ class Manager:
         """Machines first, then runners, then jobs: what the forge shows is never older than the
         machines. Without `whole` a long queue is read as far as these pools can use it.
         """
+        instances = self._lent.instances.all()
         seen = self.hypervisor.machines.all()
         owned = ownership.owned(self.hypervisor.manager, self.settings.runtime_dir)
-        machines = tuple(machine for machine in seen if machine.id not in owned)
+        # One that is made or ended meanwhile is in one of the two.
+        instances = tuple({*instances, *self._lent.instances.all()})
+        others = lent(seen, instances)
+        machines = tuple(m for m in seen if m.id not in owned and m.id not in others)
         bindings = self._bindings.all()
         configured = {
             scope: None for section in self.settings.pools.values() for scope in section.scope
@@ -247,6 +256,7 @@ class Manager:
             me=self._me,
             fleet=self._looked_around(moment, queues),
             leftovers=self._leftovers(queues.values()),
+            lent=_lent(instances, seen),
         )
 
     def _looked_around(self, moment: Moment, queues: Mapping[Scope, Queue]) -> Fleet:
@@ -506,6 +516,7 @@ class Manager:
         self.hypervisor.guard()
         ownership.sweep(self.hypervisor, self.settings.runtime_dir, self._addresses)
         self._bindings.sweep()
+        self._settle()
         for folder in (self.settings.state_dir, self.settings.runtime_dir):
             files.sweep(folder)
         outcome = Outcome()
@@ -514,6 +525,7 @@ class Manager:
         survey = self.survey(drain, whole=whole)
         self._log_plan(survey)
         living = {str(machine.id) for machine in survey.observed.machines}
+        living |= {str(instance.machine) for instance in self._lent.instances.all()}
         self.history.seen(
             machine.metadata for machine in survey.observed.machines if machine.metadata
         )
@@ -538,6 +550,18 @@ class Manager:
         self._ask_for_jobs(survey.observed, outcome)
         self.history.prune(self._clock())
         return outcome, survey
+
+    def _settle(self) -> None:
+        """What is over of what GARM made."""
+        owned = ownership.owned(self.settings.manager, self.settings.runtime_dir)
+        for record in self._lent.settle(self._moment(), tuple(owned)):
+            self._log.info(
+                "machine of GARM's ended",
+                machine=record.machine,
+                pool=record.pool,
+                ending=record.ending,
+                reason=record.reason,
+            )
 
     def _log_plan(self, survey: Survey) -> None:
         """For whoever looks for a fault of ours."""
@@ -668,11 +692,6 @@ class Manager:
 
     def _maker(self, pool: str) -> Maker:
         section = self.settings.pools[pool]
-        # Machines that may not ask DNS, or whose answers may differ from ours, are told where the
-        # forge is.
-        ask = self.settings.forge_addresses()
-        forge = ask() if section.network is not Reach.INTERNET else ()
-        pinned = str(forge[0].address) if forge else ""
         return Maker(
             self.hypervisor,
             self.forge,
@@ -682,7 +701,7 @@ class Manager:
             pool,
             section,
             self.settings.forge.ca(),
-            pinned,
+            pinned(self.settings, section),
             self._moment,
         )
 
@@ -954,6 +973,7 @@ class Manager:
         """Remove all that this manager has made on the libvirt host, but for what others use."""
         with self.lock():
             removed = self.hypervisor.purge()
+            self._settle()
             self._addresses.sweep((), self.hypervisor.vacate)
             for machine in self.hypervisor.machines.logged():
                 if machine.host == self.host:
@@ -1042,6 +1062,14 @@ def _with_cause(action: Finish, console: str) -> str:
     if not cause or action.ending not in {Ending.DIED, Ending.EARLY, Ending.BOOT_TIMEOUT}:
         return action.reason
     return cause if action.unexplained else f"{cause}; {action.reason}"
+
+
+def _lent(instances: Iterable[Instance], seen: Iterable[Machine]) -> tuple[Lent, ...]:
+    machines = {machine.id: machine for machine in seen}
+    return tuple(
+        Lent(each, machines.get(each.machine) or Machine(each.machine, alive=False))
+        for each in sorted(instances, key=lambda each: (each.owner, each.created_at, each.name))
+    )
 
 
 def _silent(queues: Mapping[Scope, Queue]) -> list[str]:

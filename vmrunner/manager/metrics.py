@@ -101,6 +101,9 @@ class Figures(Collector):
         phases = Counter(
             (m.metadata.pool, m.phase.value) for m in survey.observed.machines if m.metadata
         )
+        phases.update(
+            (each.instance.owner, each.machine.phase.value) for each in survey.observed.lent
+        )
         for (pool, phase), count in sorted(phases.items()):
             machines.add_metric([pool, phase], count)
         yield machines

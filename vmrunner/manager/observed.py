@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from vmrunner.machine.instances import Lent
 from vmrunner.manager.rivals import Rivals
 from vmrunner.model.binding import Binding
 from vmrunner.model.fleet import Fleet
@@ -166,6 +167,7 @@ class Observed:
     leftovers: frozenset[str] = frozenset()
     me: str = ""  # what the other hosts call this one
     fleet: Fleet = field(default_factory=Fleet)  # after this look
+    lent: tuple[Lent, ...] = ()  # machines that GARM made and ends; nothing is planned with them
 
 
 class View:

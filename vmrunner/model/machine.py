@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import count
 
 PREFIX = "vmr"
 """Every libvirt and forge object of ours is named `vmr-<manager>-…`."""
@@ -174,6 +175,16 @@ class MachineId:
                 return made
 
     @classmethod
+    def derived(cls, manager: str, host: str, word: str) -> MachineId:
+        """The id for this word, the same each time."""
+        for number in count():
+            digest = hashlib.sha256(f"{word} {number}".encode()).hexdigest()
+            made = cls(manager, digest[:8], host)
+            if not made.mac.replace(":", "").isdecimal():
+                return made
+        raise AssertionError("count() never ends")
+
+    @classmethod
     def of(cls, manager: str, name: str) -> MachineId | None:
         """The id behind an object's name (a suffix such as `.qcow2` may follow), or None where it
         isn't this manager's. Whose host's it is, is another question.
@@ -284,6 +295,8 @@ class Metadata:
     # manager's host that holds; see Moment.
     offset: float = 0.0
     boot: str = ""
+    # What GARM calls it, which made it and ends it; empty for machines of our own pools.
+    instance: str = ""
 
     @property
     def is_bound(self) -> bool:

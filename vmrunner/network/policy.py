@@ -127,3 +127,8 @@ class Bounds:
 def pool_policy(pool: str) -> str:
     """The name of a pool's policy."""
     return f"pool-{pool}"
+
+
+def flavor_policy(flavor: str) -> str:
+    """The name of the policy of a flavor for GARM."""
+    return f"garm-{flavor}"
