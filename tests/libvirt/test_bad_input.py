@@ -88,7 +88,7 @@ BAD = {
         ImageError,
         "There is no image 'nowhere'",
     ),
-    "halt of one pool": (lambda _: None, "down --halt main", ConfigError, "--halt is for every"),
+    "halt of one pool": (lambda _: None, "down --halt main", WrongCommand, "--halt is for every"),
     "snapshot of an unknown pool": (
         lambda _: None,
         "snapshot create --pool nowhere",
