@@ -207,6 +207,7 @@ def test_gitea_below_a_path_that_forge_url_lacks(below: Site, client: Client, lo
         api.jobs(INSTANCE)
 
 
+@pytest.mark.long
 def test_a_renamed_organisation_below_a_path(below: Site, client: Client, look: Look) -> None:
     renaming(below, client, look)
 

@@ -121,6 +121,7 @@ def test_the_job_that_ran_is_told_not_the_one_that_the_runner_was_made_for(
     assert all(job and job.state is JobState.DONE and len(job.sha) == 40 for job in found.values())
 
 
+@pytest.mark.long
 def test_fifty_runners_are_not_fifty_requests(
     jobs: Callable[[int], Jobs], forge: Forge, requests: list[str]
 ) -> None:

@@ -102,7 +102,11 @@ def inside(*words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "prefix", [IPv6Network("fd84::/64"), IPv6Network("2001:db8:84::/112")], ids=str
+    "prefix",
+    [
+        pytest.param(IPv6Network("fd84::/64"), id="fd84::/64", marks=pytest.mark.long),
+        pytest.param(IPv6Network("2001:db8:84::/112"), id="2001:db8:84::/112"),
+    ],
 )
 def test_a_gateway_and_nobody_who_advertises(prefix: IPv6Network) -> None:
     with closing(libvirt.open("qemu:///system")) as connection:
