@@ -686,6 +686,11 @@ def forge_token(config: ForgeConfig, warn: Callable[[str], None]) -> Secret:
     )
 
 
+def token_in(path: Path, warn: Callable[[str], None]) -> Secret:
+    """A forge's access token in any file; `warn` as for `forge_token`."""
+    return _secret("token", path, "It is one word, which the forge shows once.", warn)
+
+
 def webhook_secret(path: Path, warn: Callable[[str], None]) -> Secret:
     """What the forge signs its webhook with, from serve.webhook.secret_file.
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "status": (_LOOK, "Pools, machines, and why each waiting job waits."),
     "history": (_LOOK, "Finished machines: their jobs, verdicts and times."),
     "doctor": (_LOOK, "Check this host, the images and the forge; each finding with its fix."),
+    "init": (_PREPARE, "Set up this host: ask, check each answer, write the files."),
     "config": (_PREPARE, "The configuration file."),
     "runner": (_PREPARE, "The forge's own runner program, which images carry."),
     "image": (_PREPARE, "Golden images."),
