@@ -627,7 +627,7 @@ def load(path: Path) -> Config:
     except FileNotFoundError:
         raise ConfigError(
             f"There is no configuration at {path}.",
-            "Start from `vmrunner config example`, or name a file with --config.",
+            "`vmrunner init` makes one; or name a file with --config.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(

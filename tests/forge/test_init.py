@@ -86,7 +86,7 @@ def test_what_it_writes_works(init: Init, forge: Double, tmp_path: Path) -> None
         *("--url", f"HTTP://{ADDRESS}:{forge.url.rpartition(':')[2]}/"),
         *("--token-file", token(tmp_path, forge.token)),
         *("--runner", str(tmp_path / "runner")),
-        *("--labels", "debian-13, ubuntu-latest"),
+        *("--labels", "debian-12, ubuntu-latest"),
         *("--scope", "organisation:org1 repository:org1/r1"),
     )
     assert done.code == 0, done.err
@@ -100,21 +100,21 @@ def test_what_it_writes_works(init: Init, forge: Double, tmp_path: Path) -> None
     assert (settings.forge.token_file, settings.recipes_dir) == (secret, home / "recipes")
     ((name, pool),) = settings.pools.items()
     assert (name, pool.image, pool.label_names) == (
-        "debian-13",
-        "debian-13-runner",
-        ("debian-13", "ubuntu-latest"),
+        "debian-12",
+        "debian-12-runner",
+        ("debian-12", "ubuntu-latest"),
     )
     assert list(map(str, pool.scope)) == ["organisation:org1", "repository:org1/r1"]
-    made = recipe.load("debian-13-runner", home / "recipes")
+    made = recipe.load("debian-12-runner", home / "recipes")
     assert made.runner
     assert (made.runner.kind, made.runner.path) == ("forgejo-runner", tmp_path / "runner")
     assert "nodejs" in made.packages
     for said in (
         f"wrote {config(tmp_path)}",
         "forge: forgejo 15.0.9",  # doctor's
-        "vmrunner image build debian-13-runner",
+        "vmrunner image build debian-12-runner",
         "vmrunner systemd install",
-        "runs-on: debian-13",
+        "runs-on: debian-12",
     ):
         assert said in done.out
     assert forge.token not in done.out + done.err
@@ -125,7 +125,7 @@ def test_nothing_is_overwritten(init: Init, forge: Double, tmp_path: Path) -> No
     files = {
         "vmrunner.toml": home / "vmrunner.toml",
         "forge-token": home / "forge-token",
-        "recipes/debian-13-runner.toml": home / "recipes" / "debian-13-runner.toml",
+        "recipes/debian-12-runner.toml": home / "recipes" / "debian-12-runner.toml",
     }
     for path in files.values():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +139,7 @@ def test_nothing_is_overwritten(init: Init, forge: Double, tmp_path: Path) -> No
         assert [each for each in home.rglob("*") if each.is_file()] == [path]
         assert path.read_text() == "mine"
         path.unlink()
+    assert "--image debian-12-runner" in done.err, "a recipe can be taken as it is"
 
 
 def test_a_token_that_is_there_already_is_taken(init: Init, forge: Double, tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_every_missing_answer_is_named(init: Init, tmp_path: Path) -> None:
         (("--scope", "galaxy"), 3, "There is no scope 'galaxy'."),
         (("--image", "debian-1"), 6, "There is no recipe 'debian-1'."),
         (("--labels", "a:lxc://b"), 3, "each job has a machine of its own"),
-        (("--labels", "node:docker://node:22"), 3, "the image debian-13-full has no Docker"),
+        (("--labels", "node:docker://node:22"), 3, "the image debian-12-full has no Docker"),
         (("--runner", "12.0.0"), 6, "forgejo-runner 12.0.0 is too old."),
         (("--runner", "newest"), 2, "'newest' is not a version"),
         (("--runner", "/nowhere/runner"), 3, "The runner /nowhere/runner can't be read"),
@@ -263,10 +264,10 @@ def test_at_a_terminal_it_asks_until_the_answer_is_right(forge: Double, tmp_path
             ("it is not shown): ", forge.grant("write:user")),
             ("Whose jobs [organisation:org1]: ", "instance"),
             ("write:admin (on Gitea with read:repository, too; it is not shown): ", forge.token),
-            ("The recipe of the machines' image [debian-13-full]: ", "nothing"),
-            ("The recipe of the machines' image [debian-13-full]: ", ""),
-            ("[debian-13]: ", "node:docker://node:22"),
-            ("[debian-13]: ", ""),
+            ("The recipe of the machines' image [debian-12-full]: ", "nothing"),
+            ("The recipe of the machines' image [debian-12-full]: ", ""),
+            ("[debian-12]: ", "node:docker://node:22"),
+            ("[debian-12]: ", ""),
             ("[12.8.2]: ", "1.0"),
             ("[12.8.2]: ", str(tmp_path / "runner")),
         ],
@@ -281,7 +282,7 @@ def test_at_a_terminal_it_asks_until_the_answer_is_right(forge: Double, tmp_path
 def test_with_gitea(init: Init, tmp_path: Path) -> None:
     site = Site()
     right = ("--yes", "--url", URL, "--token-file", token(tmp_path, site.token))
-    right = (*right, "--runner", str(tmp_path / "runner"), "--image", "debian-12-full")
+    right = (*right, "--runner", str(tmp_path / "runner"), "--image", "debian-13-full")
     site.close()
     for scope in ("organisation:nobody-here", "repository:nobody/here"):
         done = init(*right, "--scope", scope)
@@ -289,7 +290,7 @@ def test_with_gitea(init: Init, tmp_path: Path) -> None:
     done = init(*right)
     assert done.code == 0, done.err
     found = tomllib.loads(config(tmp_path).read_text())
-    assert (found["forge"]["kind"], *found["pools"]) == ("gitea", "debian-12")
-    made = recipe.load("debian-12-runner", config(tmp_path).parent / "recipes").runner
+    assert (found["forge"]["kind"], *found["pools"]) == ("gitea", "debian-13")
+    made = recipe.load("debian-13-runner", config(tmp_path).parent / "recipes").runner
     assert made
     assert made.kind == "gitea-runner"

@@ -107,13 +107,10 @@ def recipe_text(base: str, runner: str) -> str:
     )
 
 
-def refuse_old(path: Path) -> None:
+def refuse_old(path: Path, hint: str = "Change it by hand, or move it away.") -> None:
     """Raises ConfigError where there is something already."""
     if path.is_symlink() or path.exists():
-        raise ConfigError(
-            f"{path} exists, and `vmrunner init` overwrites nothing.",
-            "Change it by hand, or move it away.",
-        )
+        raise ConfigError(f"{path} exists, and `vmrunner init` overwrites nothing.", hint)
 
 
 def refuse_closed(places: Places) -> None:
@@ -134,7 +131,7 @@ def write(texts: Mapping[Path, tuple[str, int]]) -> None:
     try:
         with ExitStack() as stack:
             for path, (text, mode) in texts.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
+                _open_folder(path.parent)
                 write_new(path, text, mode)
                 stack.callback(path.unlink, missing_ok=True)
             stack.pop_all()
@@ -143,6 +140,13 @@ def write(texts: Mapping[Path, tuple[str, int]]) -> None:
             f"{path} can't be written: {error.strerror}.",
             "Run it as root, or name another place with --config.",
         ) from None
+
+
+def _open_folder(path: Path) -> None:
+    """Whatever root's umask: the service's user reads the configuration there."""
+    if not path.is_dir():
+        path.mkdir(parents=True)
+        path.chmod(0o755)
 
 
 def token_text(token: Secret) -> str:

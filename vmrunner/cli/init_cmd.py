@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vmrunner.model.secret import Secret
 
 T = TypeVar("T")
-_IMAGE, _SCOPE = "debian-13-full", "instance"
+_IMAGE, _SCOPE = "debian-12-full", "instance"
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,9 @@ def _image(
     name = base.name if base.has_runner else first_files.own_image(base.name)
     texts = {}
     if not base.has_runner:
-        first_files.refuse_old(places.recipe(name))
+        first_files.refuse_old(
+            places.recipe(name), f"Take it with --image {name}, or move it away."
+        )
         lines = _runner(asker, host, kind, runner, mirror)
         texts[places.recipe(name)] = (first_files.recipe_text(base.name, lines), 0o644)
     return (

@@ -76,6 +76,16 @@ def test_all_or_nothing(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "file"]
 
 
+def test_the_service_can_read_what_a_careful_root_writes(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write({tmp_path / "etc" / "a": ("1", 0o644), tmp_path / "etc" / "b": ("2", 0o600)})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"etc": 0o755, "a": 0o644, "b": 0o600}
+
+
 def test_a_version_is_fetched(tmp_path: Path) -> None:
     name = f"gitea-runner-1.0.8-linux-{this_arch()}"
     (tmp_path / "site" / "1.0.8").mkdir(parents=True)

@@ -161,7 +161,12 @@ class Fetched:
     @property
     def recipe(self) -> str:
         """The recipe's lines."""
-        return recipe(self.release.program, self.path, self.sha256, self.release.version)
+        release = self.release
+        lines = recipe(release.program, self.path, self.sha256, release.version)
+        url = json.dumps(release.url)
+        return (
+            f"{lines}# In place of path, where builds shall fetch it themselves:\n# url = {url}\n"
+        )
 
 
 def recipe(program: str, path: Path, sha256: str = "", version: str = "") -> str:

@@ -116,6 +116,11 @@ def test_the_recipe_s_lines_are_a_recipe_s(site: Site, tmp_path: Path) -> None:
         SUM,
         "12.8.2",
     )
+    text = (tmp_path / "ci.toml").read_text().replace("path =", "# path =")
+    (tmp_path / "ci.toml").write_text(text.replace("# url =", "url ="))
+    other = recipe.load("ci", tmp_path).runner
+    assert other is not None
+    assert (other.path, other.url) == (None, found.release.url)
 
 
 def fails(site: Site, folder: Path, sha256: str = "", version: str = "1.0.8") -> ImageError:
