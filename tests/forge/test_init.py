@@ -177,6 +177,9 @@ def test_every_missing_answer_is_named(init: Init, tmp_path: Path) -> None:
     refused(tmp_path, done, 2, "Nobody is asked here")
     for option in ("url", "token-file", "scope", "image", "labels", "runner"):
         assert f"  --{option} is missing: " in done.err
+    done = init("--url", "http://forge.invalid", "--image", "ci")
+    refused(tmp_path, done, 2, "--labels is missing")
+    assert "--runner" not in done.err, "the image may have one"
     done = init("--yes")
     refused(tmp_path, done, 2, "--token-file is missing")
     assert "--scope" not in done.err
@@ -228,6 +231,23 @@ def test_a_forge_that_is_too_old(init: Init, forge: Double, tmp_path: Path) -> N
     forge.version = "15.0.3+gitea-1.22.0"
     done = init("--yes", "--url", forge.url, "--token-file", token(tmp_path, forge.token))
     refused(tmp_path, done, 4, "15.0.3+gitea-1.22.0, which is too old.")
+
+
+def test_without_a_terminal_a_default_is_wanted_or_not_taken(
+    init: Init, forge: Double, tmp_path: Path
+) -> None:
+    right = ("--url", forge.url, "--token-file", token(tmp_path, forge.token))
+    done = init(*right, "--scope=user", "--image=debian-12-full", "--labels=a")
+    refused(tmp_path, done, 2, "--runner is missing")
+
+
+def test_a_forge_that_tells_no_version(init: Init, forge: Double, tmp_path: Path) -> None:
+    forge.version = "development"
+    right = ("--yes", "--url", forge.url, "--token-file", token(tmp_path, forge.token))
+    right = (*right, "--runner", str(tmp_path / "runner"))
+    refused(tmp_path, init(*right), 2, "does not tell whether it is Forgejo or Gitea")
+    assert init(*right, "--kind", "forgejo").code == 0
+    assert load(config(tmp_path)).forge.kind == "forgejo"
 
 
 def typed(arguments: list[str], answers: list[tuple[str, str]]) -> tuple[int, str]:

@@ -48,7 +48,8 @@ _IMAGE, _SCOPE = "debian-12-full", "instance"
 class _Asker:
     """Asks where somebody can be asked, and again until the answer will do."""
 
-    asks: bool  # else what is missing has its default
+    asks: bool  # else what is missing has its default, where that is wanted
+    yes: bool
 
     def get(
         self,
@@ -165,15 +166,15 @@ def init(
     has_token = places.token.is_file() and token_file in {None, places.token}
     if not has_token:
         first_files.refuse_old(places.token)
-    given = {
+    given: dict[str, object] = {
         "--url": url,
         "--token-file": token_file or (has_token or None),
         "--scope": scope,
         "--image": image,
         "--labels": labels,
-        "--runner": runner,
+        "--runner": runner or image,  # one that has a runner needs no other
     }
-    asker = _Asker(_can_ask() and not yes)
+    asker = _Asker(_can_ask() and not yes, yes)
     if not asker.asks:
         _refuse_gaps([name for name, value in given.items() if value is None], yes=yes)
     host = _host(places)
@@ -364,6 +365,8 @@ def _image(
         first_files.refuse_old(
             places.recipe(name), f"Take it with --image {name}, or move it away."
         )
+        if runner is None and not asker.asks:
+            _refuse_gaps(["--runner"], yes=asker.yes)
         lines = _runner(asker, host, kind, runner, mirror)
         texts[places.recipe(name)] = (first_files.recipe_text(base.name, lines), 0o644)
     return (

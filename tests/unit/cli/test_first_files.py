@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.archive import served
-from vmrunner.cli.first_files import Answers, Places, config_text, own_image, write
+from vmrunner.cli.first_files import (
+    Answers,
+    Places,
+    config_text,
+    own_image,
+    refuse_closed,
+    write,
+)
 from vmrunner.cli.init_cmd import _Asker, _runner
 from vmrunner.config import DEFAULT_PATH, Config, HostConfig, example
 from vmrunner.errors import ConfigError
@@ -76,6 +83,13 @@ def test_all_or_nothing(tmp_path: Path) -> None:
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "file"]
 
 
+def test_a_place_that_is_closed_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refuse_closed(Places(tmp_path / "new" / "folder" / "vmrunner.toml"))
+    with pytest.raises(ConfigError, match=f"{tmp_path / 'file'} is closed"):
+        refuse_closed(Places(tmp_path / "file" / "vmrunner.toml"))
+
+
 def test_the_service_can_read_what_a_careful_root_writes(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
@@ -94,6 +108,8 @@ def test_a_version_is_fetched(tmp_path: Path) -> None:
     (tmp_path / "site" / "1.0.8" / f"{name}.sha256").write_text(digest)
     host = HostConfig(state_dir=tmp_path / "state")
     with served(tmp_path / "site") as site:
-        lines = tomllib.loads(_runner(_Asker(asks=False), host, "gitea", None, site.url))["runner"]
+        lines = tomllib.loads(_runner(_Asker(asks=False, yes=True), host, "gitea", None, site.url))[
+            "runner"
+        ]
     assert (lines["version"], lines["sha256"]) == ("1.0.8", digest)
     assert os.access(lines["path"], os.X_OK)

@@ -96,6 +96,7 @@ class Release:
             if path.is_file() and files.digest(path) == wanted:
                 return Fetched(self, path, wanted, new=False)
             folder.mkdir(parents=True, exist_ok=True)
+            files.sweep(folder)
             with files.replacing(path) as part:
                 found = self._get(part)
                 if found != wanted:

@@ -101,6 +101,7 @@ def test_it_is_fetched_once_and_as_a_whole(site: Site, tmp_path: Path) -> None:
     assert not wanted.fetch(folder).new
     assert site.asked.count(f"/1.0.8/{NAME}") == 1
     found.path.write_bytes(b"damaged")
+    (folder / f".part-{2**22 + 1}.a").touch()  # of a process that was killed
     assert wanted.fetch(folder).new
     assert os.listdir(folder) == [NAME]
 
