@@ -627,7 +627,7 @@ def load(path: Path) -> Config:
     except FileNotFoundError:
         raise ConfigError(
             f"There is no configuration at {path}.",
-            "Start from `vmrunner config example`, or name a file with --config.",
+            "`vmrunner init` makes one; or name a file with --config.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
@@ -684,6 +684,11 @@ def forge_token(config: ForgeConfig, warn: Callable[[str], None]) -> Secret:
     return _secret(
         "token", path, hint, warn if config.token_file or not credentials else lambda _: None
     )
+
+
+def token_in(path: Path, warn: Callable[[str], None]) -> Secret:
+    """A forge's access token in any file; `warn` as for `forge_token`."""
+    return _secret("token", path, "It is one word, which the forge shows once.", warn)
 
 
 def webhook_secret(path: Path, warn: Callable[[str], None]) -> Secret:

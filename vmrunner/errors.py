@@ -100,6 +100,14 @@ class ImageError(VmrunnerError):
     exit_code = 6
 
 
+class NotFetched(ImageError):
+    """A URL gave no file; `status` is what its server answered, 0 where none did."""
+
+    def __init__(self, sentence: str, hint: str = "", *, status: int = 0) -> None:
+        super().__init__(sentence, hint)
+        self.status = status
+
+
 class MachineError(VmrunnerError):
     """A machine did not do what it was made for within its deadline.
 

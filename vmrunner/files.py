@@ -64,6 +64,17 @@ def make_folder(path: Path) -> None:
         os.chown(path, above.st_uid, above.st_gid)
 
 
+def write_new(path: Path, content: str, mode: int) -> None:
+    """The same for a file that must not be there yet. Raises OSError, such as FileExistsError."""
+    part = path.with_name(f"{PART}{os.getpid()}.{secrets.token_hex(6)}")
+    try:
+        write_whole(part, content, mode, durable=True)
+        os.link(part, path)  # unlike a rename, it replaces nothing
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
 def abandoned(folder: Path, prefix: str = PART) -> list[Path]:
     """What processes that have died left in a folder: named with this prefix, their id, and maybe a
     suffix.

@@ -78,6 +78,9 @@ LINES = (
 )
 
 
+FIRST = {"forgejo-runner": "12.8.2", "gitea-runner": "1.0.8"}
+"""The runner that a new installation begins with."""
+
 GIT = (2, 34, 1)
 """The oldest git with which gitea-runner 2 and newer fetches actions."""
 

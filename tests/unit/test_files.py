@@ -153,3 +153,14 @@ def test_threads_that_remember_the_forges_addresses_do_not_take_each_others_half
     for thread in asking:
         thread.join()
     assert (len(set(halves)), os.listdir(tmp_path)) == (4, ["forge-addresses.json"])
+
+
+def test_a_new_file_takes_nobodys_place(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    files.write_new(path, "first", 0o600)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for taken in (path, tmp_path / "link"):
+        with pytest.raises(FileExistsError):
+            files.write_new(taken, "second", 0o600)
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("first", 0o600)
+    assert sorted(os.listdir(tmp_path)) == ["file", "link"]

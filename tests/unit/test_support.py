@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vmrunner.doctor.findings import Level, supported
-from vmrunner.support import LINES, Fit, fit, least, least_git, numbers
+from vmrunner.support import FIRST, LINES, Fit, fit, least, least_git, numbers
 from vmrunner.text import dotted
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
@@ -90,3 +90,8 @@ def test_versions_are_read_as_numbers() -> None:
 def test_which_runner_needs_which_git(program: str, version: str, git: tuple[int, ...]) -> None:
     assert least_git(program, version) == git
     assert ".".join(map(str, git)) in PAGE.read_text()
+
+
+@pytest.mark.parametrize(("program", "version"), FIRST.items())
+def test_a_new_installation_begins_with_a_runner_that_is_known(program: str, version: str) -> None:
+    assert fit(program, version) is Fit.KNOWN

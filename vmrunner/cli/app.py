@@ -32,7 +32,9 @@ COMMANDS = {
     "status": (_LOOK, "Pools, machines, and why each waiting job waits."),
     "history": (_LOOK, "Finished machines: their jobs, verdicts and times."),
     "doctor": (_LOOK, "Check this host, the images and the forge; each finding with its fix."),
+    "init": (_PREPARE, "Set up this host: ask, check each answer, write the files."),
     "config": (_PREPARE, "The configuration file."),
+    "runner": (_PREPARE, "The forge's own runner program, which images carry."),
     "image": (_PREPARE, "Golden images."),
     "snapshot": (_PREPARE, "Saved machines that others are cloned from."),
     "systemd": (_PREPARE, "systemd units that run vmrunner."),
@@ -80,8 +82,16 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text, wrapped as the screen is wide, in a quarter less time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-image, snapshot, config_app, systemd_app = (typer.Typer(no_args_is_help=True) for _ in range(4))
-_GROUPS = {"image": image, "snapshot": snapshot, "config": config_app, "systemd": systemd_app}
+image, snapshot, config_app, systemd_app, runner_app = (
+    typer.Typer(no_args_is_help=True) for _ in range(5)
+)
+_GROUPS = {
+    "image": image,
+    "snapshot": snapshot,
+    "config": config_app,
+    "systemd": systemd_app,
+    "runner": runner_app,
+}
 
 
 def _only_a_line() -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vmrunner.cli import names
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, out, say, show, warn
-from vmrunner.doctor.findings import Level
+from vmrunner.doctor.findings import Finding, Level
 from vmrunner.errors import ConfigError, WrongCommand
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ def doctor(
     Exit code: 0 all is well, 10 there are warnings, 11 there are errors.
     """
     from vmrunner import config
-    from vmrunner.doctor.examine import examine
-    from vmrunner.hypervisor.host import open_host
 
     settings = config.load_host(config_path)
     if isolation:
@@ -69,18 +67,38 @@ def doctor(
         else:
             out.print(_matrix(cells))
         raise typer.Exit(Level.GOOD if all(cell.is_right for cell in cells) else Level.ERROR)
-    findings, starts = [], _starts(settings)
-    for finding in examine(settings, lambda: open_host(settings, lambda _: None, warn), starts):
+    findings = []
+    for finding in _findings(settings):
         findings.append(finding)
         if not as_json:
-            word, colour = _MARKS[finding.level]
-            out.print(f"{word:8}", style=colour, end="")
-            out.print(f"{finding.check}: {finding.said}", markup=False)
-            if finding.fix:
-                out.print(f"{'':8}  {finding.fix}", markup=False)
+            _print(finding)
     if as_json:
         show([asdict(each) | {"level": each.level.name.lower()} for each in findings])
     raise typer.Exit(max(each.level for each in findings))
+
+
+def tell(settings: HostConfig) -> Level:
+    """Print every finding; how bad the worst is."""
+    worst = Level.GOOD
+    for finding in _findings(settings):
+        worst = max(worst, finding.level)
+        _print(finding)
+    return worst
+
+
+def _findings(settings: HostConfig) -> Iterator[Finding]:
+    from vmrunner.doctor.examine import examine
+    from vmrunner.hypervisor.host import open_host
+
+    return examine(settings, lambda: open_host(settings, lambda _: None, warn), _starts(settings))
+
+
+def _print(finding: Finding) -> None:
+    word, colour = _MARKS[finding.level]
+    out.print(f"{word:8}", style=colour, end="")
+    out.print(f"{finding.check}: {finding.said}", markup=False)
+    if finding.fix:
+        out.print(f"{'':8}  {finding.fix}", markup=False)
 
 
 def _starts(settings: HostConfig) -> dict[str, list[float]]:

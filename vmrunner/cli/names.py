@@ -30,6 +30,11 @@ def policies(ctx: typer.Context, incomplete: str) -> list[str]:
     return _fitting(["internet", "none", *(f"pool-{name}" for name in found)], incomplete)
 
 
+def forges(incomplete: str) -> list[str]:
+    """The kinds that there are."""
+    return _fitting(["forgejo", "gitea"], incomplete)
+
+
 def images(ctx: typer.Context, incomplete: str) -> list[str]:
     """That are published on this host."""
     return _fitting((path.name for path in _folders(_images(ctx))), incomplete)

@@ -228,6 +228,19 @@ class Keys:
     kept: tuple[str, ...]  # files of deleted ones that other guests of the host use
 
 
+@dataclass(frozen=True)
+class RunnerProgram:
+    """`runner fetch`; with --print nothing was fetched, and `sha256` is empty."""
+
+    program: str  # forgejo-runner or gitea-runner
+    version: str
+    arch: str  # amd64 or arm64
+    url: str
+    path: str
+    sha256: str
+    fetched: bool  # by this call; else it was there, or --print
+
+
 def _of(shape: Any, *, each: bool = False, **more: Schema) -> Schema:
     """The JSON Schema of a type, or of a list of them, with more fields than it has."""
     from pydantic import TypeAdapter
@@ -298,6 +311,7 @@ SCHEMAS: dict[str, Callable[[], Schema]] = {
     "doctor --isolation": _isolation,
     "config check": lambda: _of(Checked),
     "config show": _config,
+    "runner fetch": lambda: _of(RunnerProgram),
     "image list": lambda: _of(Published, each=True),
     "image build": lambda: _of(Version),
     "image promote": lambda: _of(Version),

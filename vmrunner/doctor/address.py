@@ -25,8 +25,10 @@ _AUTHORIZE = "/login/oauth/authorize"
 _OWN_URL = "Let ROOT_URL in the forge's app.ini and forge.url be one address that machines reach."
 
 
-def meet(http: Http) -> None:
-    """See whether a forge is there, before the token is sent to it. Raises ForgeUnreachable."""
+def meet(http: Http) -> str:
+    """See whether a forge is there, before the token is sent to it; its version, empty where it
+    tells none to strangers. Raises ForgeUnreachable.
+    """
     doing = "its version"
     answer = http.send("GET", _VERSION, doing, headers={})
     if answer.status_code == 404:
@@ -35,8 +37,8 @@ def meet(http: Http) -> None:
             'Is forge.url complete, with the path that the forge is below ("https://…/git")?',
         )
     if answer.is_success:
-        parse(_SHAPE, decode(answer, doing), doing)
-    elif answer.status_code < 500 and not is_forges(answer):
+        return str(parse(_SHAPE, decode(answer, doing), doing).get("version", ""))
+    if answer.status_code < 500 and not is_forges(answer):
         # A forge that shows nobody anything refuses here, but in its own words.
         raise ForgeUnreachable(
             f"Something at {http.url} that is not the forge answered {doing} with "
@@ -44,12 +46,23 @@ def meet(http: Http) -> None:
             "Is forge.url the forge's own, with no login page or proxy in front of it, and does "
             "its port want http:// or https://?",
         )
+    return ""
+
+
+def kind_of(version: str) -> str:
+    """Whose version this is, "forgejo" or "gitea"; empty for what is none.
+
+    Forgejo's version names the one of Gitea that it is like; Gitea's does not.
+    """
+    if not numbers(version):
+        return ""
+    return "forgejo" if "+gitea-" in version else "gitea"
 
 
 def other_kind(kind: str, version: str, url: str) -> Iterator[Finding]:
-    """Forgejo's version names the one of Gitea that it is like; Gitea's does not."""
-    found = "forgejo" if "+gitea-" in version else "gitea"
-    if numbers(version) and found != kind:
+    """Whether it is the kind that is configured, where it tells its version."""
+    found = kind_of(version)
+    if found and found != kind:
         yield error(
             "forge",
             f'{url} is {_NAMES[found]} {presentable(version)}, and forge.kind is "{kind}".',

@@ -27,7 +27,7 @@ def examine(
         yield warning(
             "configuration",
             f"There is no configuration at {DEFAULT_PATH}: only the host is looked at.",
-            "Start from `vmrunner config example`.",
+            "`vmrunner init` makes one.",
         )
     else:
         yield from _doubts(full)

@@ -91,13 +91,22 @@ def _named(settings: Config) -> list[Scope]:
     return list(dict.fromkeys(scope for pool in settings.pools.values() for scope in pool.scope))
 
 
+def access(forge: Forge, scope: Scope) -> tuple[int, list[RunnerRecord]]:
+    """How many jobs the scope has, and its records, where the token may do there what a pool needs.
+
+    Raises ForgeError.
+    """
+    jobs, records = forge.jobs(scope), forge.runners(scope)
+    forge.delete_runner(scope, 0)  # there never is one: whether we may
+    return len(jobs), records
+
+
 def _scopes(settings: Config, forge: Forge, machines: set[str] | None) -> Iterator[Finding]:
     records: list[RunnerRecord] = []
     for scope in _named(settings):
         try:
-            waiting = len(forge.jobs(scope))
-            records += forge.runners(scope)
-            forge.delete_runner(scope, 0)  # there never is one: whether we may
+            waiting, found = access(forge, scope)
+            records += found
         except ForgeError as why:
             yield failed("token", why)
         else:

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vmrunner.config import Config, PoolConfig
-from vmrunner.doctor.findings import Finding, failed, good, supported, warning
+from vmrunner.doctor.findings import Finding, error, failed, good, supported, warning
 from vmrunner.errors import ImageError
 from vmrunner.hypervisor.seam import Snapshots
+from vmrunner.image.recipe import recipe
 from vmrunner.image.versions import promotion, proof, store
 from vmrunner.machine.clones import Shelf
 from vmrunner.model.image import Golden
@@ -27,7 +28,7 @@ def look(settings: Config, snapshots: Snapshots) -> Iterator[Finding]:
             if pool.image not in seen:
                 store.verify(golden)
         except ImageError as why:
-            yield failed("image", why)
+            yield _unusable(settings, pool.image, why)
             continue
         if pool.image not in seen:
             days = (
@@ -53,6 +54,17 @@ def look(settings: Config, snapshots: Snapshots) -> Iterator[Finding]:
         yield from _docker(name, pool, golden)
         if pool.start != "boot":
             yield _snapshot(settings, snapshots, golden, name, pool)
+
+
+def _unusable(settings: Config, image: str, why: ImageError) -> Finding:
+    """An image that was never built needs no other name where there is a recipe of it."""
+    if recipe.exists(image, settings.recipes_dir) and not store.versions(
+        settings.images_dir, image
+    ):
+        return error(
+            "image", f"The image {image} is not built yet.", f"`sudo vmrunner image build {image}`."
+        )
+    return failed("image", why)
 
 
 def _runner(name: str, pool: PoolConfig, golden: Golden) -> Iterator[Finding]:

@@ -63,6 +63,11 @@ def actions_path(scope: Scope) -> str:
     return f"/api/v1/{prefix}/actions"
 
 
+def token_scope(scope: Scope, *, reading: bool = False) -> str:
+    """What an access token needs there, in the forges' words."""
+    return f"{'read' if reading else 'write'}:{_TOKEN_SCOPES[scope.kind]}"
+
+
 def parse(shape: TypeAdapter[T], answer: Any, what: str) -> T:
     """Check an answer's shape; ForgeUnreachable where it isn't what both forges publish."""
     try:
@@ -285,8 +290,7 @@ class Http:
                 f"{answer.status_code}.",
                 "Does the forge run, and is forge.url its own, with the path that it is below?",
             )
-        kind = scope.kind if scope else ScopeKind.INSTANCE
-        wanted = f"{'read' if reading else 'write'}:{_TOKEN_SCOPES[kind]}"
+        wanted = token_scope(scope or Scope(ScopeKind.INSTANCE), reading=reading)
         if answer.status_code == 401:
             return ForgeTokenUnknown(
                 f"The forge does not know the access token (401: {said}).",

@@ -44,7 +44,7 @@ Run = Callable[..., tuple[int, str]]
 # Those print what is a text by itself, or run until they are stopped.
 WITHOUT = {
     *("config example", "config schema", "schema", "completion", "systemd install"),
-    *("snapshot apparmor", "image sbom", "exec", "serve", "garm"),
+    *("snapshot apparmor", "image sbom", "exec", "serve", "garm", "init"),
 }
 
 

@@ -105,3 +105,19 @@ def test_a_git_that_is_too_old_for_the_runner(
     found = [each for each in images.look(world.settings, host) if "fetches actions" in each.said]
     assert [each.level for each in found] == ([Level.WARNING] * 2 if said else [])
     assert all(each.said.endswith(f"{said}.") for each in found)
+
+
+@pytest.mark.parametrize(
+    ("image", "said", "fix"),
+    [
+        ("debian-13-full", "The image debian-13-full is not built yet.", "image build debian-13-f"),
+        ("debain", "There is no image 'debain'. There are: debian-12.", "Is the name right?"),
+    ],
+)
+def test_an_image_that_is_not_there(tmp_path: Path, image: str, said: str, fix: str) -> None:
+    made = World(tmp_path, pools={"p": POOL | {"image": image}})
+    host: Any = SimpleNamespace()
+    (found,) = images.look(made.settings, host)
+    made.history.close()
+    assert (found.level, found.said) == (Level.ERROR, said)
+    assert fix in found.fix

@@ -7,14 +7,15 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from vmrunner import files
-from vmrunner.errors import ImageError
+from vmrunner.errors import ImageError, NotFetched
 from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.versions import workshop
 
@@ -45,7 +46,7 @@ class Downloads:
         self.log.step(f"fetching {url}")
         kept.parent.mkdir(parents=True, exist_ok=True)
         with files.replacing(kept) as part:
-            found = _fetch(what, url, part, algorithm)
+            found = fetch(what, url, part, algorithm)
             if found != digest:
                 raise ImageError(
                     f"{what} has the {algorithm} {found}, the recipe wants {digest}.",
@@ -66,26 +67,57 @@ def stale(images: Path) -> list[Path]:
     return [*files.abandoned(folder), *sorted(old)]
 
 
-def _fetch(what: str, url: str, target: Path, algorithm: str) -> str:
-    """Returns the digest of what came."""
+def fetch(what: str, url: str, target: Path, algorithm: str) -> str:
+    """Write what the URL gives to `target`; returns its digest.
+
+    Raises NotFetched where it gives nothing, ImageError where it can't be written.
+    """
     total = hashlib.new(algorithm)
+    with _answer(what, url) as answer:
+        try:
+            with target.open("wb") as out:
+                for chunk in answer.iter_bytes():
+                    total.update(chunk)
+                    out.write(chunk)
+        except OSError as error:
+            raise ImageError(
+                f"{what} can't be written to {target.parent}: {error.strerror}.",
+                "Is there room, and may this user write there?",
+            ) from None
+    return total.hexdigest()
+
+
+def read(what: str, url: str, most: int) -> bytes:
+    """What the URL gives, of which no more than `most` bytes and a piece are read.
+
+    Raises NotFetched.
+    """
+    found = b""
+    with _answer(what, url) as answer:
+        for chunk in answer.iter_bytes():
+            found += chunk
+            if len(found) >= most:
+                break
+    return found[:most]
+
+
+@contextmanager
+def _answer(what: str, url: str) -> Iterator[httpx.Response]:
+    by_hand = "Fetch it by hand and name its path in the recipe."
     try:
-        with (
-            httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer,
-            target.open("wb") as out,
-        ):
-            answer.raise_for_status()
-            for chunk in answer.iter_bytes():
-                total.update(chunk)
-                out.write(chunk)
+        with httpx.stream("GET", url, follow_redirects=True, timeout=60) as answer:
+            if not answer.is_success:
+                said = f"{answer.status_code} {answer.reason_phrase}".strip()
+                raise NotFetched(
+                    f"{what} can't be fetched from {url}: its server answers {said}.",
+                    by_hand,
+                    status=answer.status_code,
+                )
+            yield answer
     except (
         httpx.HTTPError,
         httpx.InvalidURL,
         ValueError,
         OverflowError,
     ) as error:  # the last two of names and ports that can't be
-        raise ImageError(
-            f"{what} can't be fetched from {url}: {error}.",
-            "Fetch it by hand and name its path in the recipe.",
-        ) from None
-    return total.hexdigest()
+        raise NotFetched(f"{what} can't be fetched from {url}: {error}.", by_hand) from None
