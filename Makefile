@@ -53,7 +53,7 @@ lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/ri
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures audit lint rig rig-stop rig-shell
+.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures reference docs audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -133,9 +133,17 @@ scale:
 fleet:
 	$(call in_rig,$(test_image); $(if $(findstring --save,$(FLEET)),$(bench_tools);) rig/rig run -- python -m tests.fleet $(FLEET); rig/rig run -- python -m tests.hosts)
 
-# The pictures of docs/setups.md: Gitea's own page, in Chromium.
+# The pictures of docs/: Gitea's own page, in Chromium, and the drawings of docs/diagrams.
 pictures:
 	$(call in_rig,$(demo_image); rig/rig browser; rig/rig run -- python -m tests.pictures docs)
+
+# The pages of docs/reference, made of the source.
+reference:
+	$(call in_rig,rig/rig run -- python -m tests.reference)
+
+# The site, into dist/site; a link that leads nowhere, and whatever would be loaded from elsewhere, is an error.
+docs:
+	$(call in_rig,rig/rig run -- python -m mkdocs build --strict)
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:

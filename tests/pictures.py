@@ -1,5 +1,5 @@
-"""`make pictures`, for docs/setups.md: Gitea's own page of runners with a static set-up, in
-Chromium, and the drawings of docs/diagrams (`rig/rig browser` brings what it takes).
+"""`make pictures`: for docs/setups.md Gitea's own page of runners with a static set-up, in
+Chromium, and for all pages the drawings of docs/diagrams (`rig/rig browser` brings what it takes).
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="of setups.md, where runners.png goes")
     options = parser.parse_args()
-    setups = options.folder / "setups.md"
-    setups.write_text(draw(setups))
+    for page in options.folder.glob("*.md"):
+        page.write_text(draw(page))
     with closing(Site()) as site:
         dress(site)
         site.clear()

@@ -404,8 +404,20 @@ class FlavorConfig(MachineConfig):
     theirs.
     """
 
-    labels: Labels = ()
-    lifetime: Duration = timedelta(days=2)
+    labels: Annotated[
+        Labels,
+        Field(
+            description="Where jobs run that ask for these labels of GARM's pool, if not in the "
+            "machine itself."
+        ),
+    ] = ()
+    lifetime: Annotated[
+        Duration,
+        Field(
+            description="After that time a machine goes, whatever it does, as GARM knows no "
+            "longest time."
+        ),
+    ] = timedelta(days=2)
 
 
 class GarmConfig(Section):

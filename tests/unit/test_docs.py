@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.pictures import DRAWING
+from vmrunner.cli.meanings import ENDINGS, WAITS
 from vmrunner.manager.actions import WaitKind
 from vmrunner.model.machine import Ending
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def first_cells(chapter: str) -> set[str]:
-    """What stands in the first column of the table in a chapter of operations.md."""
-    text = (DOCS / "operations.md").read_text().partition(f"\n## {chapter}\n")[2]
-    rows = re.findall(r"(?m)^\| ([^|]+) \|", text.partition("\n## ")[0])
-    return {word for row in rows[1:] for word in re.split(r", | · ", row)}
-
-
 @pytest.mark.parametrize(
-    ("chapter", "kinds"),
-    [("Why is my job waiting?", WaitKind), ("How machines end", Ending)],
+    ("explained", "kinds"), [(WAITS, WaitKind), (ENDINGS, Ending)], ids=["waits", "endings"]
 )
-def test_every_kind_is_explained_and_no_other(chapter: str, kinds: type[WaitKind | Ending]) -> None:
-    assert first_cells(chapter) == {kind.value for kind in kinds}
+def test_every_kind_is_explained_in_its_order(
+    explained: Mapping[WaitKind | Ending, object], kinds: type[WaitKind | Ending]
+) -> None:
+    assert list(explained) == list(kinds)
 
 
 def test_every_file_that_the_documentation_names_is_there() -> None:
@@ -57,3 +54,10 @@ def test_every_link_leads_somewhere() -> None:
             if not target.exists() or (anchor and anchor not in anchors(target)):
                 broken.append(f"{page.relative_to(root)}: {link}")
     assert broken == []
+
+
+def test_every_drawing_has_its_source() -> None:
+    drawings = [each for page in DOCS.glob("*.md") for each in DRAWING.findall(page.read_text())]
+    names = {name for name, _ in drawings}
+    assert names == {f"diagrams/{path.name}" for path in (DOCS / "diagrams").glob("*.easy")}
+    assert all("\u2500" in drawn for _, drawn in drawings)

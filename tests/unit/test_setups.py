@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.fenced import PAGE, QuickStart, quick_starts
-from tests.pictures import DRAWING
 from vmrunner.cli.main import main
 from vmrunner.config import load
 
@@ -71,10 +70,3 @@ def test_a_page_with_half_a_quick_start_is_an_error() -> None:
         quick_starts("# A page\n### Half: it has no commands\n```toml\nmax = 1\n```\n")
     with pytest.raises(AssertionError, match="Loose"):
         quick_starts("# A page\n## Loose\n```sh\nvmrunner up\n```\n")
-
-
-def test_every_drawing_has_its_source() -> None:
-    drawings = DRAWING.findall(PAGE.read_text())
-    names = {name for name, _ in drawings}
-    assert names == {f"diagrams/{path.name}" for path in (PAGE.parent / "diagrams").glob("*.easy")}
-    assert all("\u2500" in drawn for _, drawn in drawings)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vmrunner.config import Config
+from vmrunner.config import Config, FlavorConfig
 
 Table = dict[str, Any]
 _LEAST = Config.model_validate(
@@ -19,6 +19,11 @@ _LEAST = Config.model_validate(
     }
 )
 """Nothing but what has no default."""
+_NAMED = {
+    "pools": _LEAST.pools["p"].model_dump(mode="json", exclude_none=True),
+    "garm.flavors": FlavorConfig().model_dump(mode="json", exclude_none=True),
+}
+"""The defaults in tables whose names are the admin's."""
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -47,17 +52,18 @@ def _table(path: tuple[str, ...], values: Mapping[str, Any], model: Any) -> list
             below += _table((*path, name), value, inside)
         else:
             default = "" if name in written else "  # default"
-            lines.append(f"{_key(name)} = {_value(value)}{default}\n")
+            lines.append(f"{_key(name)} = {as_toml(value)}{default}\n")
     head = [f"\n[{'.'.join(map(_key, path))}]\n"] if path and (lines or not below) else []
     return [*head, *lines, *below]
 
 
-def _value(value: Any) -> str:
+def as_toml(value: Any) -> str:
+    """A value as the file has it."""
     if isinstance(value, dict):
-        inside = ", ".join(f"{_key(name)} = {_value(each)}" for name, each in value.items())
+        inside = ", ".join(f"{_key(name)} = {as_toml(each)}" for name, each in value.items())
         return f"{{ {inside} }}" if inside else "{}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(as_toml, value))}]"
     # TOML's texts and numbers are JSON's, but for a character that JSON leaves as it is.
     return json.dumps(value).replace("\x7f", "\\u007f")
 
@@ -75,7 +81,9 @@ def schema(example: str) -> Table:
     def explain(table: Table, path: str, values: Mapping[str, Any]) -> None:
         for name, key in table.get("properties", {}).items():
             here, value = f"{path}.{name}".removeprefix("."), values.get(name)
-            if here in said:
+            if path == "garm.flavors.*":  # its keys are a pool's, but for those of its own
+                key.setdefault("description", said.get(f"pools.*.{name}", ""))
+            elif here in said:
                 key["description"] = said[here]
             if "default" in key:  # pydantic's is a number of MiB or seconds
                 key.pop("default")
@@ -84,7 +92,7 @@ def schema(example: str) -> Table:
                 explain(inside, here, value or {})
             for each in key.get("patternProperties", {}).values():
                 if inside := _referred(each, tables):
-                    explain(inside, f"{here}.*", next(iter((value or {}).values()), {}))
+                    explain(inside, f"{here}.*", _NAMED[here])
 
     explain(found, "", shown)
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 from vmrunner import __version__
 from vmrunner.cli.app import COMMANDS, app
+from vmrunner.cli.meanings import ENDINGS, WAITS
 from vmrunner.errors import VmrunnerError
 
 _MORE_CODES = {
@@ -24,13 +26,13 @@ _MORE_CODES = {
     130: "Interrupted, by Ctrl-C.",
     143: "Ended, by SIGTERM.",
 }
-_VARIABLES = {
+VARIABLES = {
     "VMRUNNER_CONFIG": "The configuration file, as with --config.",
     "VMRUNNER_LOG_FORMAT": "As --log-format.",
     "VMRUNNER_LOG_LEVEL": "As --log-level.",
     "NO_COLOR": "Set to anything: no colours.",
 }
-_FILES = {
+FILES = {
     "/etc/vmrunner/vmrunner.toml": "The configuration.",
     "/etc/vmrunner/forge-token": "The access token of the forge, mode 0600.",
     "/etc/vmrunner/recipes": "Recipes of your own for golden images.",
@@ -52,79 +54,122 @@ def exit_codes() -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def pages() -> dict[str, str]:
-    """Every page, by its file's name."""
+@dataclass(frozen=True)
+class Described:
+    """A command as it describes itself; `inner`: those below it."""
+
+    path: str
+    synopsis: str
+    text: str
+    options: tuple[tuple[str, str], ...]
+    inner: tuple[Described, ...]
+
+
+def described() -> Described:
+    """All commands, with `vmrunner` as the one above them."""
     for name in COMMANDS:
         import_module(f"vmrunner.cli.{name}_cmd")
     group: Any = typer.main.get_group(app)
-    context = typer.Context(group, info_name="vmrunner")
-    found = {"vmrunner.1": _page(["vmrunner"], group, context, _whole(group))}
-    for name, (_, line) in COMMANDS.items():
-        command = group.commands[name]
-        inner = typer.Context(command, info_name=name, parent=context)
-        body = [*_body(command, inner), *_see([])]
-        found[f"vmrunner-{name}.1"] = _page(["vmrunner", name], command, inner, body, line)
+    return _describe(group, typer.Context(group, info_name="vmrunner"))
+
+
+def _describe(command: Any, context: Any) -> Described:
+    inner = getattr(command, "commands", {})
+    names = [name for name in COMMANDS if name in inner] if context.parent is None else inner
+    return Described(
+        context.command_path,
+        " ".join(command.collect_usage_pieces(context)),
+        command.help or "",
+        tuple(_option(param) for param in command.params),
+        tuple(
+            _describe(inner[name], typer.Context(inner[name], info_name=name, parent=context))
+            for name in names
+        ),
+    )
+
+
+def _option(param: Any) -> tuple[str, str]:
+    if param.param_type_name == "argument":
+        return param.metavar or param.name.upper(), param.help or ""
+    value = "" if param.is_flag else f" {(param.metavar or param.name).upper()}"
+    return f"{', '.join((*param.opts, *param.secondary_opts))}{value}", param.help or ""
+
+
+def pages() -> dict[str, str]:
+    """Every page, by its file's name."""
+    whole = described()
+    found = {"vmrunner.1": _page(whole, _whole(whole))}
+    for command, (_, line) in zip(whole.inner, COMMANDS.values(), strict=True):
+        name = command.path.replace(" ", "-")
+        body = [*_body(command), *_MORE.get(name, list)(), *_see([])]
+        found[f"{name}.1"] = _page(command, body, line)
     return found
 
 
-def _page(words: list[str], command: Any, context: Any, body: Iterable[str], line: str = "") -> str:
-    title = "-".join(words)
+def _page(command: Described, body: Iterable[str], line: str = "") -> str:
+    title = command.path.replace(" ", "-")
     lines = [
         f'.TH "{title.upper()}" 1 "" "vmrunner {__version__}" "vmrunner"',
         ".SH NAME",
-        _text(f"{title} - {(line or command.help).removesuffix('.')}"),
+        _text(f"{title} - {(line or command.text).removesuffix('.')}"),
         ".SH SYNOPSIS",
-        *_synopsis(command, context),
+        *_synopsis(command),
         *body,
     ]
     return "\n".join(lines) + "\n"
 
 
-def _whole(group: Any) -> Iterator[str]:
-    yield from [".SH DESCRIPTION", *_paragraphs(group.help)]
+def _whole(command: Described) -> Iterator[str]:
+    yield from [".SH DESCRIPTION", *_paragraphs(command.text)]
     for heading in dict.fromkeys(heading for heading, _ in COMMANDS.values()):
         yield f".SS {_text(heading)}"
         for name, (of, line) in COMMANDS.items():
             if of == heading:
                 yield from [".TP", f".BR vmrunner\\-{name} (1)", _text(line)]
-    yield from _options(group)
+    yield from _options(command)
     yield from [".SH EXIT STATUS", *_list((str(code), said) for code, said in exit_codes().items())]
-    yield from [".SH ENVIRONMENT", *_list(_VARIABLES.items())]
-    yield from [".SH FILES", *_list(_FILES.items())]
+    yield from [".SH ENVIRONMENT", *_list(VARIABLES.items())]
+    yield from [".SH FILES", *_list(FILES.items())]
     yield from _see(list(COMMANDS))
 
 
-def _body(command: Any, context: Any) -> Iterator[str]:
-    yield from [".SH DESCRIPTION", *_paragraphs(command.help)]
+def _body(command: Described) -> Iterator[str]:
+    yield from [".SH DESCRIPTION", *_paragraphs(command.text)]
     yield from _options(command)
-    for name, inner in getattr(command, "commands", {}).items():
-        inside = typer.Context(inner, info_name=name, parent=context)
-        yield f".SH {_text(f'{context.info_name} {name}'.upper())}"
-        yield from _synopsis(inner, inside)
+    for inner in command.inner:
+        yield f".SH {_text(inner.path.removeprefix('vmrunner ').upper())}"
+        yield from _synopsis(inner)
         yield ".PP"
-        yield from _paragraphs(inner.help)
+        yield from _paragraphs(inner.text)
         yield from _options(inner, heading="")
 
 
-def _synopsis(command: Any, context: Any) -> list[str]:
-    return [
-        f".B {_text(context.command_path)}",
-        _text(" ".join(command.collect_usage_pieces(context))),
-    ]
+def _waits() -> Iterator[str]:
+    yield ".SH REASONS TO WAIT"
+    yield from _list((kind.value, f"{each.says}: {each.means}") for kind, each in WAITS.items())
 
 
-def _options(command: Any, heading: str = ".SH OPTIONS") -> Iterator[str]:
-    rows = []
-    for param in command.params:
-        if param.param_type_name == "argument":
-            rows.append((param.metavar or param.name.upper(), param.help or ""))
-        else:
-            value = "" if param.is_flag else f" {(param.metavar or param.name).upper()}"
-            names = ", ".join((*param.opts, *param.secondary_opts))
-            rows.append((f"{names}{value}", param.help or ""))
-    if rows:
+def _endings() -> Iterator[str]:
+    yield ".SH ENDINGS"
+    yield from _list(
+        (kind.value, f"{each.happened} Its job: {each.job}.") for kind, each in ENDINGS.items()
+    )
+
+
+_MORE: dict[str, Callable[[], Iterable[str]]] = {
+    "vmrunner-status": _waits,
+    "vmrunner-history": _endings,
+}
+
+
+def _synopsis(command: Described) -> list[str]:
+    return [f".B {_text(command.path)}", _text(command.synopsis)]
+
+
+def _options(command: Described, heading: str = ".SH OPTIONS") -> Iterator[str]:
+    if command.options:
         yield from [heading] if heading else []
-        yield from _list(rows)
+        yield from _list(command.options)
 
 
 def _list(rows: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -1,7 +1,10 @@
-"""The figures that are counted over the time of more than one process: their names, once."""
+"""The names of figures, once: those that are counted over the time of more than one process, and
+how one is described.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -23,3 +26,13 @@ class Timed(StrEnum):
     BOOT = "boot_seconds"
     JOB = "job_seconds"
     TEARDOWN = "teardown_seconds"
+
+
+@dataclass(frozen=True)
+class Described:
+    """A figure for Prometheus, in words."""
+
+    name: str
+    kind: str  # Prometheus's
+    labels: tuple[str, ...]
+    text: str

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from vmrunner.config import MetricsConfig
 from vmrunner.errors import ConfigError
-from vmrunner.manager.figures import Counted, Timed
+from vmrunner.manager.figures import Counted, Described, Timed
 from vmrunner.manager.history import BUCKETS, History
 from vmrunner.manager.manager import Survey
 
@@ -46,6 +46,45 @@ _COUNTERS = {
     ),
     Counted.SWEPT: ("kind", "Leaked objects that a pass found and deleted; should stay 0"),
 }
+
+
+_GAUGES = {
+    "pool_machines": ("Machines by pool and phase", ("pool", "phase")),
+    "machine_dropped_packets": (
+        "What the machine's network did not let through",
+        ("pool", "machine"),
+    ),
+    "waiting_jobs": ("Jobs that wait; the pool is empty where none serves them", ("pool",)),
+    "unread_jobs": ("Jobs that wait and were not read yet, as the queue is long", ("scope",)),
+    "pool_failures": ("Failures in a row that back the pool off", ("pool",)),
+    "pool_max": ("The pool's max", ("pool",)),
+    "image_age_seconds": ("Since the version that new machines use was built", ("image",)),
+    "forge_up": ("Whether the forge answered for this scope", ("scope",)),
+    "last_pass_timestamp_seconds": ("When the last pass ended", ()),
+}
+
+
+def described() -> tuple[Described, ...]:
+    """All that a pass and the history tell; others (the webhook) describe themselves."""
+    return (
+        *(
+            Described(f"vmrunner_{counted.value}", "counter", ("pool", label), text)
+            for counted, (label, text) in _COUNTERS.items()
+        ),
+        *(
+            Described(f"vmrunner_{timed.value}", "histogram", ("pool",), text)
+            for timed, text in _HISTOGRAMS.items()
+        ),
+        *(
+            Described(f"vmrunner_{name}", "gauge", labels, text)
+            for name, (text, labels) in _GAUGES.items()
+        ),
+    )
+
+
+def _gauge(name: str) -> GaugeMetricFamily:
+    text, labels = _GAUGES[name]
+    return GaugeMetricFamily(f"vmrunner_{name}", text, labels=labels)
 
 
 class Figures(Collector):
@@ -95,9 +134,7 @@ class Figures(Collector):
             yield histogram
 
     def _gauges(self, survey: Survey) -> Iterable[Metric]:
-        machines = GaugeMetricFamily(
-            "vmrunner_pool_machines", "Machines by pool and phase", labels=["pool", "phase"]
-        )
+        machines = _gauge("pool_machines")
         phases = Counter(
             (m.metadata.pool, m.phase.value) for m in survey.observed.machines if m.metadata
         )
@@ -107,47 +144,29 @@ class Figures(Collector):
         for (pool, phase), count in sorted(phases.items()):
             machines.add_metric([pool, phase], count)
         yield machines
-        dropped = GaugeMetricFamily(
-            "vmrunner_machine_dropped_packets",
-            "What the machine's network did not let through",
-            labels=["pool", "machine"],
-        )
+        dropped = _gauge("machine_dropped_packets")
         for machine in survey.observed.machines:
             if machine.metadata and machine.dropped:
                 dropped.add_metric([machine.metadata.pool, str(machine.id)], machine.dropped)
         yield dropped
-        waiting = GaugeMetricFamily(
-            "vmrunner_waiting_jobs",
-            "Jobs that wait; the pool is empty where none serves them",
-            labels=["pool"],
-        )
+        waiting = _gauge("waiting_jobs")
         waits = Counter(wait.pool for wait in survey.plan.waits)
         for pool in sorted({"", *(desired.pool for desired in survey.pools), *waits}):
             waiting.add_metric([pool], waits[pool])
         yield waiting
-        unread = GaugeMetricFamily(
-            "vmrunner_unread_jobs",
-            "Jobs that wait and were not read yet, as the queue is long",
-            labels=["scope"],
-        )
+        unread = _gauge("unread_jobs")
         for scope, queue in survey.observed.queues.items():
             if not queue.problem:
                 unread.add_metric([str(scope)], queue.unread)
         yield unread
-        backoff = GaugeMetricFamily(
-            "vmrunner_pool_failures", "Failures in a row that back the pool off", labels=["pool"]
-        )
-        most = GaugeMetricFamily("vmrunner_pool_max", "The pool's max", labels=["pool"])
+        backoff = _gauge("pool_failures")
+        most = _gauge("pool_max")
         for desired in survey.pools:
             backoff.add_metric([desired.pool], desired.backoff.failures if desired.backoff else 0)
             most.add_metric([desired.pool], desired.max)
         yield backoff
         yield most
-        age = GaugeMetricFamily(
-            "vmrunner_image_age_seconds",
-            "Since the version that new machines use was built",
-            labels=["image"],
-        )
+        age = _gauge("image_age_seconds")
         built = {
             desired.image.partition("/")[0]: desired.image_built
             for desired in survey.pools
@@ -156,15 +175,13 @@ class Figures(Collector):
         for image, at in sorted(built.items()):
             age.add_metric([image], max(0.0, self.last_pass - at))
         yield age
-        forge_up = GaugeMetricFamily(
-            "vmrunner_forge_up", "Whether the forge answered for this scope", labels=["scope"]
-        )
+        forge_up = _gauge("forge_up")
         for scope, queue in survey.observed.queues.items():
             forge_up.add_metric([str(scope)], 0 if queue.problem else 1)
         yield forge_up
-        yield GaugeMetricFamily(
-            "vmrunner_last_pass_timestamp_seconds", "When the last pass ended", value=self.last_pass
-        )
+        ended = _gauge("last_pass_timestamp_seconds")
+        ended.add_metric([], self.last_pass)
+        yield ended
 
 
 def serve(figures: Figures, section: MetricsConfig, *others: Collector) -> None:

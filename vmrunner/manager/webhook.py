@@ -28,6 +28,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from vmrunner.log import Log
+from vmrunner.manager.figures import Described
 from vmrunner.model.secret import Secret
 
 PATH = "/webhook"
@@ -77,6 +78,21 @@ class Verdict(StrEnum):
     def status(self) -> HTTPStatus | None:
         """How it is answered; None: not at all."""
         return HTTPStatus.NO_CONTENT if self.is_signed else _STATUS.get(self)
+
+
+_REQUESTS = Described(
+    "vmrunner_webhook_requests_total",
+    "counter",
+    ("verdict",),
+    "Requests where the forge's webhook is heard",
+)
+_HEARD = Described(
+    "vmrunner_webhook_last_heard_timestamp_seconds",
+    "gauge",
+    (),
+    "When the forge's webhook was heard last",
+)
+FIGURES = (_REQUESTS, _HEARD)
 
 
 _STATUS = {
@@ -226,18 +242,12 @@ class Listener(Collector):
     def collect(self) -> Iterable[Metric]:
         """See prometheus_client."""
         requests = CounterMetricFamily(
-            "vmrunner_webhook_requests",
-            "Requests where the forge's webhook is heard",
-            labels=["verdict"],
+            _REQUESTS.name, _REQUESTS.text, labels=list(_REQUESTS.labels)
         )
         for verdict in Verdict:
             requests.add_metric([verdict.value], self._verdicts[verdict])
         yield requests
-        yield GaugeMetricFamily(
-            "vmrunner_webhook_last_heard_timestamp_seconds",
-            "When the forge's webhook was heard last",
-            value=self._last_heard,
-        )
+        yield GaugeMetricFamily(_HEARD.name, _HEARD.text, value=self._last_heard)
 
     def _run(self) -> None:
         try:

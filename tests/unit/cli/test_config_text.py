@@ -78,6 +78,11 @@ def test_the_schema_knows_what_editors_ask_for() -> None:
     }
     pool = schema["$defs"]["PoolConfig"]["properties"]
     assert pool["labels"]["description"].startswith("A job whose runs-on is within these labels")
+    flavor = schema["$defs"]["FlavorConfig"]["properties"]
+    assert flavor["labels"]["description"].startswith("Where jobs run that ask for these labels")
+    assert flavor["vcpus"]["description"] == pool["vcpus"]["description"]
+    assert (flavor["vcpus"]["default"], flavor["lifetime"]["default"]) == (2, "2d")
+    assert "description" not in schema["properties"]["network"], "a table, not a pool's key"
     assert pool["network"]["$ref"].endswith("Reach")
     said = json.dumps(schema)
     assert "Our storage pool's folder on the libvirt host" in said, "of a table's key, too"

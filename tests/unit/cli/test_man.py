@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from vmrunner.cli import man
 from vmrunner.cli.app import COMMANDS
+from vmrunner.cli.meanings import ENDINGS, WAITS
 
-README = Path(__file__).parents[3] / "README.md"
 MACROS = (".TH", ".SH", ".SS", ".TP", ".PP", ".B", ".BR")
 
 
@@ -57,11 +56,10 @@ def test_whatever_a_text_begins_with() -> None:
     assert man._text("'tis C:\\x -v") == "\\&'tis C:\\ex \\-v"
 
 
-def test_exit_codes_are_those_of_the_readme(pages: dict[str, str]) -> None:
-    table = README.read_text().partition("| code | means |")[2].partition("\n\n")[0]
-    listed = {
-        int(each) for row in re.findall(r"(?m)^\| ([0-9, ]+) \|", table) for each in row.split(",")
-    }
-    assert listed | {0} == set(man.exit_codes())
-    for code in listed:
+def test_exit_codes_and_meanings_are_where_one_looks_for_them(pages: dict[str, str]) -> None:
+    for code in man.exit_codes():
         assert f".B {code}\n" in pages["vmrunner.1"]
+    for kind in WAITS:
+        assert f".B {man._text(kind.value)}\n" in pages["vmrunner-status.1"]
+    for ending in ENDINGS:
+        assert f".B {man._text(ending.value)}\n" in pages["vmrunner-history.1"]
