@@ -138,6 +138,7 @@ class Survey:
     observed: Observed
     plan: Plan
     failures: tuple[ForgeError, ...] = ()  # of what was asked for by its id
+    bounds: HostLimits | None = None  # what of the host was left free
 
     def missing_snapshots(self) -> list[str]:
         """One pool for each snapshot that should be made now."""
@@ -423,7 +424,7 @@ class Manager:
         if observed.moment and not any(queue.problem for queue in observed.queues.values()):
             known = observed.fleet.promising(decided.promised, observed.moment.steady)
             observed = replace(observed, fleet=known)
-        return Survey(pools, observed, decided, tuple(failures))
+        return Survey(pools, observed, decided, tuple(failures), bounds)
 
     def _ask_again(
         self,

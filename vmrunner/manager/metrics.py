@@ -125,6 +125,16 @@ class Figures(Collector):
         for pool in sorted({"", *(desired.pool for desired in survey.pools), *waits}):
             waiting.add_metric([pool], waits[pool])
         yield waiting
+        why = GaugeMetricFamily(
+            "vmrunner_waits",
+            "Jobs that wait, by why; reasons that no job has are left out",
+            labels=["pool", "reason"],
+        )
+        reasons = Counter((wait.pool, wait.reason.kind.value) for wait in survey.plan.waits)
+        for (pool, reason), count in sorted(reasons.items()):
+            why.add_metric([pool, reason], count)
+        yield why
+        yield from _host(survey)
         unread = GaugeMetricFamily(
             "vmrunner_unread_jobs",
             "Jobs that wait and were not read yet, as the queue is long",
@@ -165,6 +175,25 @@ class Figures(Collector):
         yield GaugeMetricFamily(
             "vmrunner_last_pass_timestamp_seconds", "When the last pass ended", value=self.last_pass
         )
+
+
+def _host(survey: Survey) -> Iterable[Metric]:
+    """What the host has, and what of it is used."""
+    capacity = survey.observed.capacity
+    figures = [
+        ("storage_free", "Free in the storage of machines and images", capacity.free_disk_mib),
+        ("host_memory", "The host's memory", capacity.memory_mib),
+        (
+            "host_memory_used",
+            "What machines of this host may take of its memory, ours and others'",
+            capacity.used_memory_mib,
+        ),
+    ]
+    if survey.bounds:
+        floor = survey.bounds.disk_floor_mib
+        figures.append(("storage_floor", "With less free no machine is started", floor))
+    for name, help_text, mib in figures:
+        yield GaugeMetricFamily(f"vmrunner_{name}_bytes", help_text, value=mib << 20)
 
 
 def serve(figures: Figures, section: MetricsConfig, *others: Collector) -> None:
