@@ -16,6 +16,7 @@ FLEET ?=
 GARM ?=
 KVM ?=
 GROWTH ?=
+DASHBOARD ?=
 
 # $(call in_rig,COMMANDS): with the rig running, and stopped afterwards if it was started here.
 define in_rig
@@ -38,6 +39,9 @@ bench_tools = rig/rig run --outside -- bash -ec 'python -m pip install --quiet -
 # Ubuntu's keys: Debian 13 has them.
 image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu-archive-keyring.gpg ] || { apt-get -qq update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends ubuntu-keyring >/dev/null; } || echo "no keys of Ubuntu here" >&2'
+prometheus = rig/rig run --outside -- bash -ec 'command -v promtool >/dev/null || { apt-get -qq update; \
+	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends prometheus >/dev/null; }'
+plotting = rig/rig run --outside -- python -m pip install --quiet -e "/src[bench]"
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
 short = -m 'not long'
 # Tests that need neither machines nor a forge: two files at a time (some tests look at what others of their file did).
@@ -53,7 +57,7 @@ lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/ri
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures reference docs audit lint rig rig-stop rig-shell
+.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures dashboard reference docs audit lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -144,6 +148,11 @@ reference:
 # The site, into dist/site; a link that leads nowhere, and whatever would be loaded from elsewhere, is an error.
 docs:
 	$(call in_rig,rig/rig run -- python -m mkdocs build --strict)
+
+# The Grafana dashboard's queries and the alert rules, by a real Prometheus over a day of the fakes (DASHBOARD="--draw docs/dashboard.png").
+dashboard:
+	$(call in_rig,$(prometheus); $(if $(findstring --draw,$(DASHBOARD)),$(plotting);) rig/rig run -- bash -ec 'cd tests; promtool check rules ../docs/prometheus-rules.yaml; \
+	promtool test rules prometheus-rules-test.yaml'; rig/rig run -- python -m tests.dashboard $(DASHBOARD))
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:

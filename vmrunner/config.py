@@ -36,6 +36,7 @@ from vmrunner.faults import Fault
 from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
 from vmrunner.model.machine import DEFAULT_SHAPE, Limits, Shape
+from vmrunner.model.notice import Kind
 from vmrunner.model.secret import Secret
 from vmrunner.network import forge_url, reach
 from vmrunner.network.addresses import Addresses
@@ -148,6 +149,25 @@ def _destination_of(url: str) -> Destination:
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in str(parts.hostname) else parts.hostname
     return Destination.parse(f"{host}:{parts.port or (443 if parts.scheme == 'https' else 80)}")
+
+
+def _receiver(value: object) -> str:
+    """The URL of a web hook. A fault shows nothing of it: its path may be a secret."""
+    form = 'it is written like "https://alerts.example/vmrunner"'
+    if not isinstance(value, str) or not re.fullmatch(r"https?://[!-~]+", value):
+        raise ValueError(form)
+    try:
+        url = urlsplit(value)
+        is_whole = bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is none, a bracket that is not closed
+        raise ValueError(form) from None
+    if not is_whole or re.search(r"[\\\"<>]", value):
+        raise ValueError(form)
+    if "@" in url.netloc:
+        raise ValueError("it has a user or a password in it; secret_file signs what is sent")
+    if "#" in value:
+        raise ValueError("nothing after a # is ever sent")
+    return value
 
 
 def _listen(value: object) -> str:
@@ -487,6 +507,20 @@ class MetricsConfig(Section):
     textfile: Path | None = None
 
 
+class NotifyConfig(Section):
+    """Who is told of what happens, by a web hook."""
+
+    url: Annotated[str, BeforeValidator(_receiver)] | None = None
+    secret_file: Path | None = None
+    events: Annotated[tuple[Kind, ...], Field(min_length=1)] = tuple(Kind)
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> NotifyConfig:
+        if (self.url is None) != (self.secret_file is None):
+            raise ValueError("url and secret_file go together: a receiver has to know who calls")
+        return self
+
+
 class HostConfig(Section):
     """What concerns this host alone: enough to build images and for `vmrunner exec`."""
 
@@ -541,6 +575,7 @@ class Config(HostConfig):
     serve: ServeConfig = ServeConfig()
     history: HistoryConfig = HistoryConfig()
     metrics: MetricsConfig = MetricsConfig()
+    notify: NotifyConfig = NotifyConfig()
     garm: GarmConfig = GarmConfig()
     pools: dict[ManagerId, PoolConfig]
 
@@ -585,6 +620,11 @@ class Config(HostConfig):
                         f"{name} names an IPv6 address, and machines have none without network.ipv6"
                     )
         return self
+
+    @property
+    def notices_dir(self) -> Path:
+        """Where notices wait that were not sent yet."""
+        return self.state_dir / "notices"
 
     @property
     def webhook_heard(self) -> Path:
@@ -714,6 +754,12 @@ def webhook_secret(path: Path, warn: Callable[[str], None]) -> Secret:
         f"Put what the webhook has as its secret at the forge into {path}, mode 0600.",
         warn,
     )
+
+
+def notify_secret(path: Path, warn: Callable[[str], None]) -> Secret:
+    """What notices are signed with, from notify.secret_file. `warn` as for `forge_token`."""
+    hint = f"Put the secret that the receiver checks with into {path}, mode 0600."
+    return _secret("secret", path, hint, warn)
 
 
 def _secret(what: str, path: Path, hint: str, warn: Callable[[str], None]) -> Secret:

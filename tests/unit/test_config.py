@@ -56,6 +56,7 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
     )
     without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config", "secret_file")
     without_default += ("flavors",)
+    without_default += ('url = "https://alerts',)  # of the forge there has to be one
     spelled_out = load(
         write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default)))
     )
@@ -232,6 +233,17 @@ def test_ipv6_is_for_those_who_ask(tmp_path: Path) -> None:
             )
             for value in ("1", '"yes"')
         ),
+        (
+            ("[forge]", '[notify]\nurl = "https://alerts.example/x"\n[forge]'),
+            "notify: url and secret_file go together",
+        ),
+        (
+            (
+                "[forge]",
+                '[notify]\nurl = "https://a.example"\nsecret_file = "/s"\nevents = ["x"]\n[forge]',
+            ),
+            "notify.events",
+        ),
     ],
 )
 def test_faults_name_the_key(tmp_path: Path, change: tuple[str, str], says: str) -> None:
@@ -239,6 +251,35 @@ def test_faults_name_the_key(tmp_path: Path, change: tuple[str, str], says: str)
         load(write(tmp_path, MINIMAL.replace(*change)))
     assert says in caught.value.sentence
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("alerts.example", "ftp://alerts.example/", "https://", "https://alerts.example:x/"),
+        *("https://user:canary@alerts.example/", "https://alerts.example/canary#1"),
+        *("https://[::1/canary", "https://alerts.example/a b", "https://alerts.example:0/"),
+        *("https://:8080/canary", "https://alerts.example/\\canary", "https://alerts.exämple/"),
+    ],
+)
+def test_where_no_notice_can_go(tmp_path: Path, url: str) -> None:
+    section = f"[notify]\nurl = '{url}'\nsecret_file = \"/s\"\n[forge]"
+    with pytest.raises(ConfigError, match=r"notify\.url") as caught:
+        load(write(tmp_path, MINIMAL.replace("[forge]", section)))
+    assert "canary" not in caught.value.sentence
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://alerts.example",
+        "http://[2001:db8::7]:8080/a?token=1",
+        "http://192.0.2.7/hooks/a%20b",
+    ],
+)
+def test_where_notices_can_go(tmp_path: Path, url: str) -> None:
+    section = f"[notify]\nurl = '{url}'\nsecret_file = \"/s\"\n[forge]"
+    assert load(write(tmp_path, MINIMAL.replace("[forge]", section))).notify.url == url
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "garm": (_RUN, "Carry out one call of GARM's, as its provider."),
     "status": (_LOOK, "Pools, machines, and why each waiting job waits."),
     "history": (_LOOK, "Finished machines: their jobs, verdicts and times."),
+    "report": (_LOOK, "Who used how much: jobs, waiting and machine time, failures."),
     "doctor": (_LOOK, "Check this host, the images and the forge; each finding with its fix."),
     "init": (_PREPARE, "Set up this host: ask, check each answer, write the files."),
     "config": (_PREPARE, "The configuration file."),

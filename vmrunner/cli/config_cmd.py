@@ -57,6 +57,8 @@ def check(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH)
     settings.forge.ca()
     if secret := settings.serve.webhook.secret_file:
         config.webhook_secret(secret, warn)
+    if secret := settings.notify.secret_file:
+        config.notify_secret(secret, warn)
     if wrong := settings.forge_fault():
         raise wrong
     doubts = list(configuration.look(settings, configuration.this_host(settings)))

@@ -23,7 +23,7 @@ def serve(
     """
     from vmrunner import config, lock
     from vmrunner.hypervisor import events
-    from vmrunner.manager import metrics, webhook
+    from vmrunner.manager import metrics, outbox, webhook
     from vmrunner.manager.manager import open_manager
     from vmrunner.manager.serve import Server
 
@@ -48,5 +48,7 @@ def serve(
                     webhook.Listener(listen, secret, server.wake, log, settings.webhook_heard)
                 )
             )
+        if sender := outbox.open_sender(settings, log, warn):
+            stack.enter_context(sender)
         metrics.serve(server.figures, settings.metrics, *listeners)
         server.run()

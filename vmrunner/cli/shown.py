@@ -272,6 +272,12 @@ def _history() -> Schema:
     return _of(Record, each=True, job_seconds=_NUMBER)
 
 
+def _report() -> Schema:
+    from vmrunner.manager.usage import Usage
+
+    return _of(Usage, each=True)
+
+
 def _isolation() -> Schema:
     from vmrunner.doctor.isolation.lab import Cell
 
@@ -307,6 +313,7 @@ SCHEMAS: dict[str, Callable[[], Schema]] = {
     "down": lambda: _of(Pass),
     "status": lambda: _of(Status),
     "history": _history,
+    "report": _report,
     "doctor": lambda: _of(Found, each=True),
     "doctor --isolation": _isolation,
     "config check": lambda: _of(Checked),

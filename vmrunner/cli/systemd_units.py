@@ -92,6 +92,7 @@ class Installation:
             ("forge.token_file", forge.token_file),
             ("forge.ca_file", forge.ca_file),
             ("serve.webhook.secret_file", webhook.secret_file),
+            ("notify.secret_file", self.settings.notify.secret_file),
         )
         return tuple((key, path) for key, path in named if path)
 

@@ -31,6 +31,8 @@ from vmrunner.machine.background import make_snapshot
 if TYPE_CHECKING:
     from vmrunner.manager.manager import Manager, Outcome
 
+_SEND = 5.0  # seconds, at most, for notices; what is not sent by then waits for the next pass
+
 
 @app.command("up")
 def up(
@@ -49,15 +51,17 @@ def up(
     With POOL: that pool was taken down by `vmrunner down` and shall work again.
     """
     from vmrunner import config
-    from vmrunner.manager import metrics
+    from vmrunner.manager import metrics, outbox
     from vmrunner.manager.manager import open_manager
 
     settings = config.load(config_path)
-    manager = open_manager(settings, open_log(log_format, log_level), warn)
+    log = open_log(log_format, log_level)
+    manager = open_manager(settings, log, warn)
     named = manager.pools(pool) if pool else []
     if dry_run:
         _preview(manager, named, as_json=as_json)
         return
+    sender = outbox.open_sender(settings, log, warn)
     with manager.lock():
         manager.resume(named)
         outcome, survey = manager.reconcile()
@@ -69,6 +73,8 @@ def up(
         # The output may be a pipe that somebody reads to its end.
         make_snapshot(["--pool", missing], config_path, quiet=True)
         say(f"a snapshot for pool {missing} is made in the background")
+    if sender:
+        sender.flush(_SEND)
     finish(outcome, as_json=as_json)
 
 

@@ -104,6 +104,7 @@ class Record:
     task: int = 0  # at the forge, where that is how it knows the job
     ask_at: float = 0.0  # when the forge is asked for its job; 0: never, or never again
     asks: int = 0  # how often it was asked and did not tell
+    labels: str = ""  # its job's runs-on, with commas between
 
     @property
     def job_seconds(self) -> float | None:
@@ -286,7 +287,8 @@ class History:
                 raise sqlite3.DatabaseError(f"it has the format {version}, not {_SCHEMA}")
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("PRAGMA journal_mode = WAL")
-            if version != _SCHEMA:
+            # A column that came later needs no new format, which an older vmrunner would refuse.
+            if version != _SCHEMA or not _columns(database) >= set(_COLUMNS):
                 self._make(database)
         except BaseException:
             database.close()
@@ -301,7 +303,7 @@ class History:
                 f"CREATE TABLE IF NOT EXISTS machines ({', '.join(_DEFINITIONS.values())}, PRIMARY "
                 "KEY (machine))"
             )
-            there = {row[1] for row in database.execute("PRAGMA table_info(machines)")}
+            there = _columns(database)
             for name, definition in _DEFINITIONS.items():
                 if name not in there:
                     database.execute(f"ALTER TABLE machines ADD COLUMN {definition}")
@@ -567,8 +569,15 @@ class History:
         Raises ConfigError: who asks for all wants to know which job ran where, and none is no
         answer to that.
         """
+        return self._known("ORDER BY created, machine")
+
+    def ended_since(self, at: float) -> list[Record]:
+        """The rows of machines that ended since then (unix seconds). Raises ConfigError."""
+        return self._known("WHERE ending != '' AND destroyed >= ? ORDER BY created, machine", at)
+
+    def _known(self, rest: str, *values: str | float) -> list[Record]:
         try:
-            return self._read("ORDER BY created, machine")
+            return self._read(rest, *values)
         except sqlite3.Error as error:
             raise ConfigError(
                 f"The history {self._path} can't be read: {error}.",
@@ -665,6 +674,11 @@ def is_late(record: Record, now: float) -> bool:
     return now - record.destroyed > _ASKED_FOR
 
 
+def _columns(database: sqlite3.Connection) -> set[str]:
+    """Those that the table of machines has."""
+    return {row[1] for row in database.execute("PRAGMA table_info(machines)")}
+
+
 def _free(path: Path) -> Path:
     """This path, or the first one like it where there is nothing: what was set aside before may be
     somebody's only history.
@@ -728,6 +742,7 @@ def _for(record: Record, job: Job | None) -> Record:
         made_for=job.name,
         made_for_key=job.key,
         made_for_repository=job.repository,
+        labels=",".join(job.labels),
         queued=_seconds(job.queued_at),
     )
 
@@ -744,6 +759,7 @@ def _with(record: Record, job: Job) -> Record:
         run_url=job.run_url,
         sha=job.sha,
         attempt=job.attempt,
+        labels=",".join(job.labels) or (record.labels if is_made_for else ""),
         verdict=job.conclusion,
         queued=_seconds(job.queued_at) or (record.queued if is_made_for else 0.0),
         job_started=_seconds(job.started_at),

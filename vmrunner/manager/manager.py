@@ -64,6 +64,7 @@ from vmrunner.manager.observed import (
     Queue,
     Told,
 )
+from vmrunner.manager.outbox import Outbox
 from vmrunner.manager.plan import plan
 from vmrunner.manager.rollback import Rollback
 from vmrunner.model.binding import Binding
@@ -73,6 +74,7 @@ from vmrunner.model.job import Claim, Job, JobState, Scope, Sought, Want
 from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
 from vmrunner.model.moment import Moment
+from vmrunner.model.notice import Sight, Trouble, news
 from vmrunner.waiting import Deadline, boot, retry_at
 
 _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` bites after 300
@@ -136,6 +138,7 @@ class Survey:
     observed: Observed
     plan: Plan
     failures: tuple[ForgeError, ...] = ()  # of what was asked for by its id
+    bounds: HostLimits | None = None  # what of the host was left free
 
     def missing_snapshots(self) -> list[str]:
         """One pool for each snapshot that should be made now."""
@@ -185,6 +188,7 @@ class Manager:
         self._lent = Ender(
             hypervisor, instances, self._addresses, history, True, settings.runtime_dir
         )
+        self._outbox = Outbox(settings.notices_dir, settings.manager, log)
         self._forge_down = settings.runtime_dir / "forge-down"  # written when the forge went away
 
     def close(self) -> None:
@@ -420,7 +424,7 @@ class Manager:
         if observed.moment and not any(queue.problem for queue in observed.queues.values()):
             known = observed.fleet.promising(decided.promised, observed.moment.steady)
             observed = replace(observed, fleet=known)
-        return Survey(pools, observed, decided, tuple(failures))
+        return Survey(pools, observed, decided, tuple(failures), bounds)
 
     def _ask_again(
         self,
@@ -549,6 +553,8 @@ class Manager:
         self._act(survey.plan.actions, outcome)
         self._ask_for_jobs(survey.observed, outcome)
         self.history.prune(self._clock())
+        if self.settings.notify.url:
+            self._note_news(survey)
         return outcome, survey
 
     def _settle(self) -> None:
@@ -562,6 +568,31 @@ class Manager:
                 ending=record.ending,
                 reason=record.reason,
             )
+
+    def _note_news(self, survey: Survey) -> None:
+        """Write down what an admin is to be told; who sends it is another thread."""
+        queues, now = survey.observed.queues.values(), self._clock()
+        known = self._outbox.known()
+        after, told = news(
+            known,
+            Sight(
+                self.settings.forge.url,
+                next((queue.problem for queue in queues if queue.problem), ""),
+                {
+                    each.pool: Trouble(each.backoff.failures, each.backoff.last)
+                    if each.backoff
+                    else None
+                    for each in survey.pools
+                },
+                self._rollback.done(),
+                survey.observed.capacity.free_disk_mib,
+                self.settings.capacity.disk_floor,
+            ),
+            now,
+        )
+        if told or after != known:
+            wanted_ones = [each for each in told if each.kind in self.settings.notify.events]
+            self._outbox.put(wanted_ones, after, now)
 
     def _log_plan(self, survey: Survey) -> None:
         """For whoever looks for a fault of ours."""

@@ -55,6 +55,14 @@ _GAUGES = {
         ("pool", "machine"),
     ),
     "waiting_jobs": ("Jobs that wait; the pool is empty where none serves them", ("pool",)),
+    "waits": ("Jobs that wait, by why; reasons that no job has are left out", ("pool", "reason")),
+    "storage_free_bytes": ("Free in the storage of machines and images", ()),
+    "storage_floor_bytes": ("With less free no machine is started", ()),
+    "host_memory_bytes": ("The host's memory", ()),
+    "host_memory_used_bytes": (
+        "What machines of this host may take of its memory, ours and others'",
+        (),
+    ),
     "unread_jobs": ("Jobs that wait and were not read yet, as the queue is long", ("scope",)),
     "pool_failures": ("Failures in a row that back the pool off", ("pool",)),
     "pool_max": ("The pool's max", ("pool",)),
@@ -154,6 +162,12 @@ class Figures(Collector):
         for pool in sorted({"", *(desired.pool for desired in survey.pools), *waits}):
             waiting.add_metric([pool], waits[pool])
         yield waiting
+        why = _gauge("waits")
+        reasons = Counter((wait.pool, wait.reason.kind.value) for wait in survey.plan.waits)
+        for (pool, reason), count in sorted(reasons.items()):
+            why.add_metric([pool, reason], count)
+        yield why
+        yield from _host(survey)
         unread = _gauge("unread_jobs")
         for scope, queue in survey.observed.queues.items():
             if not queue.problem:
@@ -182,6 +196,22 @@ class Figures(Collector):
         ended = _gauge("last_pass_timestamp_seconds")
         ended.add_metric([], self.last_pass)
         yield ended
+
+
+def _host(survey: Survey) -> Iterable[Metric]:
+    """What the host has, and what of it is used."""
+    capacity = survey.observed.capacity
+    figures = {
+        "storage_free_bytes": capacity.free_disk_mib,
+        "host_memory_bytes": capacity.memory_mib,
+        "host_memory_used_bytes": capacity.used_memory_mib,
+    }
+    if survey.bounds:
+        figures["storage_floor_bytes"] = survey.bounds.disk_floor_mib
+    for name, mib in figures.items():
+        figure = _gauge(name)
+        figure.add_metric([], mib << 20)
+        yield figure
 
 
 def serve(figures: Figures, section: MetricsConfig, *others: Collector) -> None:

@@ -93,5 +93,18 @@ class Rollback:
                     reason=trial.cause,
                 )
 
+    def done(self) -> dict[str, tuple[str, str]]:
+        """Images that go back to an older version since one was rolled back automatically: when
+        that was (ISO 8601), and why.
+        """
+        images = self._settings.images_dir
+        names = dict.fromkeys(section.image for section in self._settings.pools.values())
+        last = {name: told[-1] for name in names if (told := promotion.history(images, name))}
+        return {
+            name: (each.at, each.cause)
+            for name, each in last.items()
+            if each.why is Why.STEPPED_BACK
+        }
+
     def _is_lost(self, trial: Trial) -> bool:
         return trial.is_lost(self._settings.images.rollback_after)

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -106,13 +107,16 @@ def test_schemas_are_schemas(command: str) -> None:
         ("image promote", ("web", "2", "--force")),
         ("image verify --files-only", ("web",)),
         ("history", ()),
+        ("report", ("--by", "pool")),
     ],
 )
 def test_what_is_printed_is_as_its_schema_says(
     run: Run, tmp_path: Path, command: str, arguments: tuple[str, ...]
 ) -> None:
     with closing(History(tmp_path / "state" / "history.sqlite", print)) as history:
-        history._write(Record("vmr-m-0123456789abcdef", "p", job="a job", ending="done"))
+        history._write(
+            Record("vmr-m-0123456789abcdef", "p", job="a job", ending="done", destroyed=time.time())
+        )
     code, printed = run(*command.split(), *arguments)
     assert code == 0
     assert checked(command, printed)

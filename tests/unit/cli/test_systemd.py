@@ -537,10 +537,12 @@ def test_a_webhooks_secret_that_the_user_can_not_read(run: Run, tmp_path: Path) 
     secret = tmp_path / "secret"
     secret.touch(mode=0o600)
     code, _, err = run(
-        forge=f'[serve.webhook]\nlisten = "192.0.2.5:8484"\nsecret_file = "{secret}"'
+        forge=f'[serve.webhook]\nlisten = "192.0.2.5:8484"\nsecret_file = "{secret}"\n'
+        f'[notify]\nurl = "https://alerts.example"\nsecret_file = "{secret}"'
     )
     assert code == 0
     assert f"The user vmrunner can't read serve.webhook.secret_file, {secret}:" in err
+    assert f"The user vmrunner can't read notify.secret_file, {secret}:" in err
 
 
 def test_a_program_that_is_not_there(

@@ -68,6 +68,7 @@ def test_a_machine_from_start_to_end(tmp_path: Path) -> None:
     guest = {"up": 13.0, "seed": 14.0, "ready": 15.0, "runner": 16.0, "exit": 18.0}
     made_for = {"made_for": "build", "made_for_key": "5.0", "made_for_repository": "o/r"}
     ran = {"job": "build", "job_key": "5.1", "repository": "o/r", "url": "u", "ran": "yes"}
+    ran |= {"labels": "x"}
     expected = replace(
         Record(str(ID), "p", "image/1", destroyed=19.0, ending="done", **made_for),
         **phases,
@@ -435,3 +436,21 @@ def test_an_answer_that_comes_late_does_not_make_its_machine_the_latest(tmp_path
         assert {
             (total.label, total.value) for total in history.totals() if total.name == "jobs_total"
         } == {("success", 1)}
+
+
+def test_a_file_from_before_there_were_labels_stays_one_that_the_older_vmrunner_reads(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "history.sqlite"
+    with closing(History(path, no_warning)) as history:
+        history.started(METADATA, 12.0, JOB)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("ALTER TABLE machines DROP COLUMN labels")
+        before = database.execute("PRAGMA user_version").fetchone()
+    with closing(History(path, no_warning)) as history:
+        (record,) = history.all()
+        history.started(METADATA, 13.0, JOB)
+        (later,) = history.all()
+    with closing(sqlite3.connect(path)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == before
+    assert (record.made_for, record.labels, later.labels) == ("build", "", "x")

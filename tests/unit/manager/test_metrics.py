@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.dashboard import dashboard, queries
 from tests.world import POOL, World
 from vmrunner.config import MetricsConfig
 from vmrunner.errors import ConfigError
@@ -92,6 +93,12 @@ def test_the_exposition_parses_and_says_what_a_pass_saw(world: World) -> None:
     assert sample(samples, "waiting_jobs", pool="p") == 2
     assert sample(samples, "waiting_jobs", pool="big") == 0
     assert sample(samples, "waiting_jobs", pool="") == 1
+    assert sample(samples, "waits", pool="p", reason="at max") == 1
+    assert sample(samples, "waits", pool="p", reason="started") == 1
+    assert sample(samples, "waits", pool="", reason="no label") == 1
+    assert sample(samples, "storage_free_bytes") == 1 << 40
+    assert sample(samples, "storage_floor_bytes") == 5 << 30
+    assert sample(samples, "host_memory_bytes") > sample(samples, "host_memory_used_bytes") > 0
     assert sample(samples, "pool_max", pool="p") == 2
     assert sample(samples, "pool_failures", pool="p") == 0
     assert sample(samples, "forge_up", scope="instance") == 1
@@ -285,6 +292,7 @@ def known(world: World) -> dict[str, set[str]]:
     world.up()
     world.settle()
     world.history.count(Counted.SWEPT, label="runner")
+    world.history.count(Counted.FORGE_ERRORS, label="ForgeUnreachable")
     world.history.count(Counted.IMAGE_ROLLBACKS, label="debian-12")
     world.forge.queue(100)
     world.up()
@@ -327,6 +335,45 @@ def test_the_alerts_name_only_figures_and_labels_that_exist(world: World) -> Non
         "image_age_seconds",
     }
     assert {f"vmrunner_{name}" for name in watched} <= named
+
+
+def test_the_dashboard_names_only_figures_and_labels_that_exist(world: World) -> None:
+    series, named = known(world), set()
+    for query in queries():
+        for name, matchers in re.findall(r"\b(vmrunner_[a-z_]+)\{([^}]*)\}", query.expression):
+            named.add(name)
+            assert name in series, query
+            matched = set(re.findall(r"(\w+)\s*[=!]", matchers))
+            assert "instance" in matched, f"{query}: the choice of a host"
+            assert matched <= series[name] | {"instance"}, query
+        assert "vmrunner_" not in re.sub(r"vmrunner_[a-z_]+\{", "", query.expression), query
+        labels = set().union(*(series[name] for name in series if name in query.expression))
+        assert set(re.findall(r"\{\{(\w+)\}\}", query.legend)) <= labels | {"instance"}, query
+    shared = {name.removesuffix("_bucket").removesuffix("_count") for name in series}
+    left_out = {"vmrunner_dropped_packets_total", "vmrunner_machine_dropped_packets"}
+    figures = {name for name in shared if not name.endswith(("_created", "_sum"))}
+    assert figures - {name.removesuffix("_bucket") for name in named} <= left_out
+
+
+def test_a_dashboard_has_each_thing_once_and_none_on_another() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [
+        (x, y)
+        for panel in panels
+        for at in [panel["gridPos"]]
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(set(places)) == len(places)
+    assert max(x for x, _ in places) < 24
+
+
+def test_the_failures_on_the_dashboard_are_the_failures() -> None:
+    (fine,) = {
+        found for query in queries() for found in re.findall(r'ending!~"([^"]+)"', query.expression)
+    }
+    assert set(fine.split("|")) == {ending.value for ending in Ending if not ending.is_failure}
 
 
 def test_the_endings_that_alert_are_the_failures(world: World) -> None:
