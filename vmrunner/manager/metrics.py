@@ -180,8 +180,12 @@ class Figures(Collector):
 def _host(survey: Survey) -> Iterable[Metric]:
     """What the host has, and what of it is used."""
     capacity = survey.observed.capacity
-    figures = [
-        ("storage_free", "Free in the storage of machines and images", capacity.free_disk_mib),
+    figures: list[tuple[str, str, int | None]] = [
+        (
+            "storage_free",
+            "Free in the storage of machines and images",
+            capacity.known_free_disk_mib,
+        ),
         ("host_memory", "The host's memory", capacity.memory_mib),
         (
             "host_memory_used",
@@ -193,7 +197,8 @@ def _host(survey: Survey) -> Iterable[Metric]:
         floor = survey.bounds.disk_floor_mib
         figures.append(("storage_floor", "With less free no machine is started", floor))
     for name, help_text, mib in figures:
-        yield GaugeMetricFamily(f"vmrunner_{name}_bytes", help_text, value=mib << 20)
+        if mib is not None:
+            yield GaugeMetricFamily(f"vmrunner_{name}_bytes", help_text, value=mib << 20)
 
 
 def serve(figures: Figures, section: MetricsConfig, *others: Collector) -> None:
