@@ -38,7 +38,7 @@ def _exec(place: Ground, *options: str) -> tuple[float, str]:
 
 def floor_of(place: Ground, address: IPv4Interface = _ADDRESS) -> tuple[Floor, str]:
     """A clone's QEMU without libvirt, and the state that it begins with; makes the snapshot."""
-    place.run("snapshot", "drop")
+    place.run("snapshot", "drop", "--yes")
     place.run("snapshot", "create", "--image", GITEA, "--memory", MEMORY)
     (snapshot,) = json.loads(place.run("snapshot", "list", "--json").stdout)
     state = next(

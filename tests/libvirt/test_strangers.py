@@ -269,7 +269,7 @@ def test_no_command_touches_what_others_have(
     assert host._storage.exists(base)
     unchanged(run, others, "image", "promote", "web", "v1", "--force")
     unchanged(run, others, "image", "rollback", "web")
-    unchanged(run, others, "snapshot", "drop")
+    unchanged(run, others, "snapshot", "drop", "--yes")
     interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))  # as Ctrl-C
     interrupt.start()
     unchanged(run, others, *EXEC)
@@ -347,6 +347,6 @@ def test_what_has_our_very_name_is_said_and_left_alone(
         assert "choose another `manager`" in said
         findings = json.loads(run("doctor", "--json"))
         assert [each for each in findings if each["level"] == "error" and name in each["said"]]
-        for command in (["up"], ["image", "prune"], ["snapshot", "drop"],
+        for command in (["up"], ["image", "prune"], ["snapshot", "drop", "--yes"],
                         ["down", "--all", "--now", "--purge"]):  # fmt: skip
             unchanged(run, others, *command)

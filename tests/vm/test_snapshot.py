@@ -51,7 +51,7 @@ def test_a_clone_is_its_own_machine_and_the_snapshot_stays_as_it_is(
     lay_ground: Callable[..., Ground],
 ) -> None:
     ground = lay_ground(start="auto")
-    ground.run("snapshot", "drop")
+    ground.run("snapshot", "drop", "--yes")
     made = ground.run("snapshot", "create", "--image", GITEA, "--memory", "1GiB", "--disk", "20GiB")
     assert re.search(r"snapshot [0-9a-f]{16} of test-gitea/", made.stdout)
     assert ground.leftovers() == [], "nothing is left of the machine that was saved"
@@ -85,7 +85,7 @@ def test_a_clone_is_its_own_machine_and_the_snapshot_stays_as_it_is(
     )
     assert ground.leftovers() == []
     assert "3 files are as they were made" in ground.run("snapshot", "verify", listed["key"]).stdout
-    assert "deleted" in ground.run("snapshot", "drop").stdout
+    assert "deleted" in ground.run("snapshot", "drop", "--yes").stdout
     assert (volumes(ground), ground.run("snapshot", "list", "--json").stdout.strip()) == ([], "[]")
     with closing(libvirt.open("qemu:///system")) as connection:
         # As libvirt calls stopping it.
@@ -116,7 +116,7 @@ def test_a_parked_machine_takes_a_job_and_a_damaged_snapshot_costs_none(
     site: Site, lay_ground: Callable[..., Ground]
 ) -> None:
     ground = lay_ground(start="auto", most=1, more="warm = 0")
-    ground.run("snapshot", "drop")
+    ground.run("snapshot", "drop", "--yes")
     assert "a snapshot for pool main is made in the background" in ground.run("up").stderr
     until(
         lambda: ground.run("snapshot", "list", "--json").stdout.strip() != "[]",

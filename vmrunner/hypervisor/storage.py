@@ -19,7 +19,7 @@ from vmrunner.errors import DiskFull, HypervisorError, NameClash
 from vmrunner.hypervisor.connection import Link, asking
 from vmrunner.hypervisor.seam import Purged, image_stem, is_of_image, snapshot_of
 from vmrunner.model.image import Golden
-from vmrunner.model.machine import PREFIX, MachineId
+from vmrunner.model.machine import PREFIX, UNBOUNDED, MachineId
 from vmrunner.render import xml
 from vmrunner.waiting import Deadline
 
@@ -132,7 +132,7 @@ class Storage:
         with asking("asking for the storage pool's free space"):
             pool = self._pool()
             if pool is None or not pool.isActive():
-                return 1 << 40
+                return UNBOUNDED
             return int(pool.info()[3]) >> 20
 
     def is_ours(self, name: str) -> bool:

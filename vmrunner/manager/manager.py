@@ -585,7 +585,7 @@ class Manager:
                     for each in survey.pools
                 },
                 self._rollback.done(),
-                survey.observed.capacity.free_disk_mib,
+                survey.observed.capacity.known_free_disk_mib,
                 self.settings.capacity.disk_floor,
             ),
             now,

@@ -201,17 +201,18 @@ class Figures(Collector):
 def _host(survey: Survey) -> Iterable[Metric]:
     """What the host has, and what of it is used."""
     capacity = survey.observed.capacity
-    figures = {
-        "storage_free_bytes": capacity.free_disk_mib,
+    figures: dict[str, int | None] = {
+        "storage_free_bytes": capacity.known_free_disk_mib,
         "host_memory_bytes": capacity.memory_mib,
         "host_memory_used_bytes": capacity.used_memory_mib,
     }
     if survey.bounds:
         figures["storage_floor_bytes"] = survey.bounds.disk_floor_mib
     for name, mib in figures.items():
-        figure = _gauge(name)
-        figure.add_metric([], mib << 20)
-        yield figure
+        if mib is not None:
+            figure = _gauge(name)
+            figure.add_metric([], mib << 20)
+            yield figure
 
 
 def serve(figures: Figures, section: MetricsConfig, *others: Collector) -> None:

@@ -383,6 +383,10 @@ class Machine:
         return Phase.READY if self.is_up else Phase.STARTED
 
 
+UNBOUNDED = 1 << 40
+"""MiB that limit nobody."""
+
+
 @dataclass(frozen=True)
 class Capacity:
     """What the host has, and what the machines on it (ours and others') may take of it: those that
@@ -395,4 +399,9 @@ class Capacity:
     cores: int
     used_memory_mib: int
     used_vcpus: int
-    free_disk_mib: int
+    free_disk_mib: int  # UNBOUNDED where it is not known
+
+    @property
+    def known_free_disk_mib(self) -> int | None:
+        """None before there is a storage pool."""
+        return self.free_disk_mib if self.free_disk_mib < UNBOUNDED else None

@@ -52,7 +52,7 @@ class Sight:
     silence: str = ""  # why it does not answer; empty where it does
     pools: Mapping[str, Trouble | None] = field(default_factory=dict)
     rolled_back: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    free: int = 0
+    free: int | None = None  # None where that is not known
     floor: int = 0
 
 
@@ -133,6 +133,8 @@ def _images(known: Known, sight: Sight) -> tuple[Known, list[Notice]]:
 
 
 def _storage(known: Known, sight: Sight) -> tuple[Known, list[Notice]]:
+    if sight.free is None:
+        return known, []
     is_low = sight.free < sight.floor * (_RELIEF if known.storage_low else 1.0)
     after = replace(known, storage_low=is_low)
     if is_low == known.storage_low:

@@ -28,7 +28,7 @@ from vmrunner.manager.figures import Counted
 from vmrunner.manager.history import BUCKETS, History
 from vmrunner.manager.metrics import Figures
 from vmrunner.model.job import Job, JobState
-from vmrunner.model.machine import Ending, MachineId, Metadata
+from vmrunner.model.machine import UNBOUNDED, Ending, MachineId, Metadata
 
 RULES = Path(__file__).parents[3] / "docs" / "prometheus-rules.yaml"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -104,6 +104,11 @@ def test_the_exposition_parses_and_says_what_a_pass_saw(world: World) -> None:
     assert sample(samples, "forge_up", scope="instance") == 1
     assert sample(samples, "forge_up", scope="organisation:x") == 1
     assert sample(samples, "last_pass_timestamp_seconds") == 1_000_002.5
+
+
+def test_storage_that_is_not_there_yet_has_no_figure(world: World) -> None:
+    world.hypervisor.free_disk_mib = UNBOUNDED
+    assert sample(exposed(after_a_pass(world)), "storage_free_bytes") is None
 
 
 def test_a_scope_without_an_answer_and_a_pool_that_is_backed_off(world: World) -> None:

@@ -73,6 +73,12 @@ def test_storage_that_is_about_its_floor_is_told_once(free: list[int], told: lis
     assert kinds(*((at, replace(WELL, free=mib)) for at, mib in enumerate(free, 1))) == told
 
 
+def test_storage_that_is_not_there_yet_or_not_any_more_is_no_news() -> None:
+    unknown, low = replace(WELL, free=None), replace(WELL, free=1)
+    assert kinds((1, unknown), (2, WELL), (3, unknown)) == []
+    assert kinds((1, low), (2, unknown), (3, low)) == ["storage-low"]
+
+
 def test_what_is_told_has_its_subject_and_its_reason() -> None:
     (notice,) = news(None, OFF, 1.0)[1]
     assert notice == Notice(
