@@ -52,12 +52,12 @@ beside = said=$$(mktemp); (set -e; $(1)) >"$$said" 2>&1 & quiet=$$!; failed=0; (
 # Those that share the rig's forge and host mostly wait.
 without_machines = $(call beside,$(units),rig/rig run -- pytest -q tests/forge tests/libvirt tests/net $(PYTEST_ARGS))
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
-shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest rig/browser rig/rig tests/conformance/plain.sh
+shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest packaging/build packaging/debian/vmrunner.postrm packaging/debian/vmrunner.prerm rig/browser rig/rig tests/conformance/plain.sh tests/deb.sh
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures dashboard reference docs audit lint rig rig-stop rig-shell
+.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures dashboard reference docs audit dist deb deb-test release lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -161,6 +161,22 @@ audit:
 # Man pages of every command, into dist/man.
 man:
 	$(call in_rig,rig/rig run -- python -m vmrunner.cli.man dist/man)
+
+# Wheel and sdist, into dist/; twine checks them.
+dist:
+	@packaging/build python
+
+# These and the Debian packages; lintian checks those.
+deb:
+	@packaging/build deb
+
+# What `make deb` has built, on bare Debians, without a network: installed, upgraded, removed, purged.
+deb-test:
+	@tests/deb.sh
+
+# All of it from a clean, tagged tree. Prints what to upload, and uploads nothing.
+release:
+	@packaging/build release
 
 lint:
 	$(call in_rig,$(lint))

@@ -8,14 +8,29 @@ import sys
 import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
-Format = Literal["text", "json"]
-Level = Literal["debug", "info", "warning", "error"]
 Say = Callable[[str], object]
 """Tells a person how something goes on, a line at a time."""
 _LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog's
+
+
+class Format(StrEnum):
+    """How lines are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class Level(StrEnum):
+    """From where on events are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
 
 
 class Log(Protocol):
@@ -60,7 +75,7 @@ class _Unopened:
         return self._opened.error(event, **fields)
 
 
-def open_log(form: Format, level: Level = "info") -> Log:
+def open_log(form: Format, level: Level = Level.INFO) -> Log:
     """A logger that writes lines of text, or JSON, from this level on."""
     return _Unopened(form, level)
 
@@ -69,7 +84,7 @@ def _open(form: Format, level: Level) -> Log:
     import structlog
 
     processors: list[Any] = [_line]
-    if form == "json":
+    if form is Format.JSON:
         stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
         processors = [
             structlog.processors.add_log_level,

@@ -40,7 +40,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_line_has_the_time_the_event_and_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
-    open_log("text").info(
+    open_log(Format.TEXT).info(
         "machine started",
         machine=MACHINE,
         pool="p",
@@ -58,7 +58,7 @@ def test_a_line_has_the_time_the_event_and_its_fields(capsys: pytest.CaptureFixt
 def test_zero_is_a_value_and_other_scripts_stay_readable(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    open_log("text").info("x", count=0, job="Prüfung 東京")
+    open_log(Format.TEXT).info("x", count=0, job="Prüfung 東京")
     assert said(capsys).endswith('x count=0 job="Prüfung 東京"\n')
 
 
@@ -67,12 +67,12 @@ def test_journald_gets_the_priority_and_no_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, level: str, priority: int
 ) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "9:12345")
-    getattr(open_log("text"), level)("it happened", pool="p")
+    getattr(open_log(Format.TEXT), level)("it happened", pool="p")
     assert said(capsys) == f"<{priority}>it happened pool=p\n"
 
 
 @pytest.mark.parametrize("value", FORGERIES.values(), ids=FORGERIES)
-@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("form", Format)
 @pytest.mark.parametrize("place", ["field", "event"])
 def test_nothing_in_a_value_makes_another_line_or_colours_it(
     capsys: pytest.CaptureFixture[str], form: Format, place: str, value: str
@@ -87,7 +87,7 @@ def test_nothing_in_a_value_makes_another_line_or_colours_it(
 
 @pytest.mark.parametrize("value", FORGERIES.values(), ids=FORGERIES)
 def test_a_field_can_be_read_back(capsys: pytest.CaptureFixture[str], value: str) -> None:
-    open_log("text").info("x", job=value, pool="p")
+    open_log(Format.TEXT).info("x", job=value, pool="p")
     (quoted,) = re.findall(r' x job=("(?:[^"\\]|\\.)*") pool=p$', said(capsys))
     assert json.loads(quoted) == value
 
@@ -95,7 +95,7 @@ def test_a_field_can_be_read_back(capsys: pytest.CaptureFixture[str], value: str
 def test_json_lines_carry_the_machine_the_pool_and_the_job(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    log = open_log("json")
+    log = open_log(Format.JSON)
     log.info("machine started", machine=MACHINE, pool="p", job="o/r: build\nit")
     log.warning("machine destroyed", machine=MACHINE)
     first, second = map(json.loads, said(capsys).splitlines())
@@ -113,16 +113,16 @@ def test_json_lines_carry_the_machine_the_pool_and_the_job(
 @pytest.mark.parametrize(
     ("level", "heard"),
     [
-        ("debug", ["debug", "info", "warning", "error"]),
-        ("info", ["info", "warning", "error"]),
-        ("warning", ["warning", "error"]),
-        ("error", ["error"]),
+        (Level.DEBUG, ["debug", "info", "warning", "error"]),
+        (Level.INFO, ["info", "warning", "error"]),
+        (Level.WARNING, ["warning", "error"]),
+        (Level.ERROR, ["error"]),
     ],
 )
 def test_only_what_is_asked_for_is_said(
     capsys: pytest.CaptureFixture[str], level: Level, heard: list[str]
 ) -> None:
-    log = open_log("json", level)
+    log = open_log(Format.JSON, level)
     for each in ("debug", "info", "warning", "error"):
         getattr(log, each)(each)
     assert [json.loads(line)["event"] for line in said(capsys).splitlines()] == heard

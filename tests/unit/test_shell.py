@@ -14,7 +14,7 @@ import pytest
 from vmrunner.machine.seed import exec_script
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = (".ci", "images", "rig", "templates", "tests", "vmrunner")
+FOLDERS = (".ci", "images", "packaging", "rig", "templates", "tests", "vmrunner")
 
 
 def beginning(path: Path) -> bytes:

@@ -14,7 +14,6 @@ import venv
 import zipfile
 from pathlib import Path
 
-import hatchling.build
 import pytest
 
 from vmrunner.image.recipe.recipe import load
@@ -30,12 +29,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     are this environment's.
     """
     place = tmp_path_factory.mktemp("wheel")
-    before = Path.cwd()
-    os.chdir(ROOT)
-    try:
-        wheel = place / hatchling.build.build_wheel(str(place))
-    finally:
-        os.chdir(before)
+    wheel = built(ROOT, 0o022, "", place)
+    (place / "version").write_text(wheel.name.split("-")[1])
     venv.create(place / "venv", with_pip=False, system_site_packages=True)
     python = place / "venv" / "bin" / "python"
     asked = [str(python), "-c", "import site; print(site.getsitepackages()[0])"]
@@ -73,6 +68,12 @@ def test_the_program_runs_from_the_wheel(program: Path) -> None:
     assert run(program, "config", "example") == (ROOT / "templates" / "vmrunner.toml").read_text()
 
 
+def test_it_knows_its_version(program: Path) -> None:
+    said = run(program, "--version").removeprefix("vmrunner ").strip()
+    assert said == program.parents[2].joinpath("version").read_text()
+    assert "checkout" not in said
+
+
 def test_the_code_and_the_recipes_are_the_wheels(program: Path) -> None:
     code = (
         "import vmrunner; from vmrunner.image.recipe import recipe; print(vmrunner.__file__, "
@@ -107,26 +108,55 @@ def copied(folder: Path, *, mask: int, age: float, compiled: bool) -> Path:
     return folder
 
 
-def built(tree: Path, mask: int, epoch: str) -> Path:
+def built(tree: Path, mask: int, epoch: str, into: Path | None = None) -> Path:
+    into = into or tree / "dist"
     code = (
         "import hatchling.build, os, sys; os.umask(int(sys.argv[1])); "
-        "print(hatchling.build.build_wheel('dist'))"
+        "print(hatchling.build.build_wheel(sys.argv[2]))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
     environment |= {"SOURCE_DATE_EPOCH": epoch} if epoch else {}
     said = subprocess.run(
-        [sys.executable, "-c", code, str(mask)],
+        [sys.executable, "-c", code, str(mask), str(into)],
         cwd=tree,
         env=environment,
         check=True,
         capture_output=True,
         text=True,
     )
-    return tree / "dist" / said.stdout.split()[-1]
+    return into / said.stdout.split()[-1]
 
 
 def described(entry: zipfile.ZipInfo) -> tuple[object, ...]:
     return entry.filename, entry.date_time, oct(entry.external_attr >> 16), entry.CRC
+
+
+@pytest.mark.parametrize(
+    ("tag", "later", "version"),
+    [
+        (None, 0, "0.1.dev1"),
+        ("v1.2.3", 0, "1.2.3"),
+        ("v1.2.3", 2, "1.2.4.dev2"),
+        ("v2.0rc1", 0, "2.0rc1"),
+        ("v2.0rc1", 1, "2.0rc2.dev1"),
+    ],
+)
+def test_the_version_is_the_tags(tmp_path: Path, tag: str | None, later: int, version: str) -> None:
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=n", "-c", "user.email=n@forge.example"]
+        subprocess.run(["git", *who, *arguments], cwd=tree, check=True, capture_output=True)
+
+    tree = copied(tmp_path / "tree", mask=0o022, age=time.time(), compiled=False)
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "m")
+    if tag:
+        git("tag", tag)
+    for _ in range(later):
+        git("commit", "--allow-empty", "-m", "m")
+    name = built(tree, 0o022, "").name.split("-")[1]
+    assert name.partition("+")[0] == version
+    assert ("+" in name) == (not tag or later > 0)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from vmrunner import config
 from vmrunner.forge.connect import connect
 from vmrunner.hypervisor.host import open_host
 from vmrunner.hypervisor.seam import File
-from vmrunner.log import open_log
+from vmrunner.log import Format, open_log
 from vmrunner.manager.history import History
 from vmrunner.manager.manager import Manager
 
@@ -66,7 +66,7 @@ def main() -> None:
     hypervisor = host if step == "logs" else Killed(host, step)
     forge = Killed(connect(settings.forge, config.forge_token(settings.forge, print)), step)
     history = History(settings.state_dir / "history.sqlite", print)
-    manager = Manager(settings, hypervisor, forge, history, open_log("text"))  # type: ignore[arg-type]
+    manager = Manager(settings, hypervisor, forge, history, open_log(Format.TEXT))  # type: ignore[arg-type]
     with manager.lock():
         manager.reconcile()
 

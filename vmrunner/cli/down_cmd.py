@@ -21,7 +21,7 @@ from vmrunner.cli.app import (
 )
 from vmrunner.cli.up_cmd import finish
 from vmrunner.errors import WrongCommand
-from vmrunner.log import open_log
+from vmrunner.log import Format, Level, open_log
 from vmrunner.text import sentence
 
 
@@ -57,8 +57,8 @@ def down(
     ] = False,
     yes: YesOption = False,
     as_json: JsonOption = False,
-    log_format: LogOption = "text",
-    log_level: LevelOption = "info",
+    log_format: LogOption = Format.TEXT,
+    log_level: LevelOption = Level.INFO,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Drain: start nothing, destroy idle machines, let running jobs finish. Returns when no machine

@@ -5,14 +5,14 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, LevelOption, LogOption, app, warn
-from vmrunner.log import open_log
+from vmrunner.log import Format, Level, open_log
 from vmrunner.machine.background import make_snapshot
 
 
 @app.command("serve")
 def serve(
-    log_format: LogOption = "text",
-    log_level: LevelOption = "info",
+    log_format: LogOption = Format.TEXT,
+    log_level: LevelOption = Level.INFO,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Run until stopped: start a machine for each waiting job as soon as it waits. For systemd:

@@ -25,7 +25,7 @@ from vmrunner.cli.shown import (
     Waiting,
 )
 from vmrunner.errors import WrongCommand
-from vmrunner.log import open_log
+from vmrunner.log import Format, open_log
 from vmrunner.machine.instances import Lent
 from vmrunner.manager.actions import Wait
 from vmrunner.manager.manager import Manager, Survey, open_manager
@@ -50,7 +50,7 @@ def status(
     """
     if as_json and watch:
         raise WrongCommand("--json prints once.", "Leave --watch out, and call it again.")
-    manager = open_manager(config.load(config_path), open_log("text"), warn)
+    manager = open_manager(config.load(config_path), open_log(Format.TEXT), warn)
     if as_json:
         show(_shown(manager, manager.survey(), time.time()))
         return

@@ -25,7 +25,7 @@ from vmrunner.cli.app import (
     warn,
 )
 from vmrunner.cli.shown import Pass
-from vmrunner.log import open_log
+from vmrunner.log import Format, Level, open_log
 from vmrunner.machine.background import make_snapshot
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def up(
         bool, typer.Option("--dry-run", help="Only say what would be done.")
     ] = False,
     as_json: JsonOption = False,
-    log_format: LogOption = "text",
-    log_level: LevelOption = "info",
+    log_format: LogOption = Format.TEXT,
+    log_level: LevelOption = Level.INFO,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """One pass: start a machine for each waiting job, finish what is done, sweep what is orphaned.
