@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, out, show, warn
 from vmrunner.errors import WrongCommand
+from vmrunner.model.by import By
 from vmrunner.text import presentable
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ _FORMULA = tuple("=+-@＝＋－＠")  # noqa: RUF001 — meant
 @app.command("report")
 def usage_report(
     by: Annotated[
-        Literal["repository", "organisation", "pool", "label"],
+        By,
         typer.Option("--by", help="What machines and jobs are summed up by."),
-    ] = "repository",
+    ] = By.REPOSITORY,
     since: Annotated[
         str,
         typer.Option(
@@ -46,7 +47,7 @@ def usage_report(
     """
     from vmrunner import config
     from vmrunner.manager.history import History
-    from vmrunner.manager.usage import By, usage
+    from vmrunner.manager.usage import usage
 
     if as_csv and as_json:
         raise WrongCommand("It is either --csv or --json.", "Leave one of them away.")
@@ -59,7 +60,7 @@ def usage_report(
     if span.days > keep:
         warn(f"the history goes back {keep} days: history.keep_days")
     with closing(History(settings.state_dir / "history.sqlite", warn, keep_days=keep)) as kept:
-        found = usage(kept.ended_since(time.time() - span.total_seconds()), By(by))
+        found = usage(kept.ended_since(time.time() - span.total_seconds()), by)
     if as_json:
         show(found)
     elif as_csv:

@@ -7,18 +7,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from vmrunner.manager.history import Ran, Record
-
-
-class By(StrEnum):
-    """What machines are summed up by."""
-
-    REPOSITORY = "repository"
-    ORGANISATION = "organisation"
-    POOL = "pool"
-    LABEL = "label"
+from vmrunner.model.by import By
 
 
 @dataclass(frozen=True)
