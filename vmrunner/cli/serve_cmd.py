@@ -16,7 +16,7 @@ def serve(
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Run until stopped: start a machine for each waiting job as soon as it waits. For systemd:
-    Type=notify, SIGHUP reads the pools again.
+    Type=notify, SIGHUP reads the configuration again.
 
     SIGTERM leaves running machines alone (the next start adopts them), or waits for their jobs: see
     serve.on_stop.
