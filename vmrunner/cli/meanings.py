@@ -74,9 +74,9 @@ WAITS = {
     ),
     WaitKind.BACKED_OFF: Waiting(
         "pool … is backed off for … after … failures (last: …)",
-        "its last machines failed: the cause is in the sentence, and `vmrunner history --failed` has "
-        "more. Another version of its image ends the back-off at once: `image build`, `image promote` "
-        "or `image rollback`",
+        "its last machines failed: the cause is in the sentence, and `vmrunner history --failed` "
+        "has more. Another version of its image ends the back-off at once: `image build`, "
+        "`image promote` or `image rollback`",
     ),
     WaitKind.AT_MAX: Waiting("pool … is at its max of …", "raise `max`, or wait"),
     WaitKind.NO_SNAPSHOT: Waiting(
