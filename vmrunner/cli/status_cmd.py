@@ -100,16 +100,7 @@ def _picture(manager: Manager, survey: Survey, now: float) -> Group:
             parts.append(Text(f"  {pool.image_note}", style="red"))
         if pool.snapshot:
             parts.append(Text(f"  no snapshot: {pool.snapshot}", style="yellow"))
-        table = Table(
-            "",
-            Column("name", no_wrap=True),
-            "phase",
-            "age",
-            Column("job", overflow="fold"),
-            box=None,
-            pad_edge=False,
-            padding=(0, 2, 0, 2),
-        )
+        table = _machine_table("job")
         for machine in _machines(pool, survey):
             metadata = machine.metadata
             since = now - view.awake(metadata, metadata.created_at) if metadata else 0
@@ -150,16 +141,7 @@ def _lent(survey: Survey, now: float) -> list[Any]:
                 style="bold",
             )
         )
-        table = Table(
-            "",
-            Column("name", no_wrap=True),
-            "phase",
-            "age",
-            Column("instance", overflow="fold"),
-            box=None,
-            pad_edge=False,
-            padding=(0, 2, 0, 2),
-        )
+        table = _machine_table("instance")
         for each in found:
             made = each.instance.created_at
             phase = each.machine.phase.value
@@ -216,6 +198,19 @@ def _head(pool: Desired, survey: Survey) -> str:
     return (
         f"{pool.pool}: {len(machines)} of {pool.max} machines, {running} running, {idle}"
         f"{warm}{wanted} warm, {waiting} waiting{more}"
+    )
+
+
+def _machine_table(last: str) -> Table:
+    return Table(
+        "",
+        Column("name", no_wrap=True),
+        "phase",
+        "age",
+        Column(last, overflow="fold"),
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 2),
     )
 
 

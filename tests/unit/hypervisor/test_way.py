@@ -97,8 +97,8 @@ def test_links_in_a_circle_and_what_is_not_there_end(ground: Path) -> None:
 
 
 def test_what_libvirt_says() -> None:
-    said = "Cannot access storage file '/root/x y/d.qcow2' (as uid:64055, gid:107): Permission "
-    assert way.refused(said + "denied") == (Path("/root/x y/d.qcow2"), User(64055, 107))
+    said = "Cannot access storage file '/srv/x y/d.qcow2' (as uid:64055, gid:107): Permission "
+    assert way.refused(said + "denied") == (Path("/srv/x y/d.qcow2"), User(64055, 107))
     assert way.refused("internal error: process exited") is None
 
 
