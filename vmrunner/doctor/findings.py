@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
+from typing import Any
 
 from vmrunner.errors import VmrunnerError
 from vmrunner.support import Fit, fit, least, line
@@ -46,6 +49,20 @@ def error(check: str, said: str, fix: str) -> Finding:
 def failed(check: str, why: VmrunnerError) -> Finding:
     """What would stop a pass, too."""
     return error(check, why.sentence, why.hint)
+
+
+def secret(
+    check: str, read: Callable[[Path, Callable[[str], None]], Any], path: Path
+) -> Generator[Finding, None, bool]:
+    """Whether `read` has a secret from this file, after what is wrong with the file."""
+    readable: list[str] = []
+    try:
+        read(path, readable.append)
+    except VmrunnerError as why:
+        yield failed(check, why)
+        return False
+    yield from (warning(check, sentence, "") for sentence in readable)
+    return True
 
 
 def supported(check: str, program: str, version: str, more: str) -> Finding:

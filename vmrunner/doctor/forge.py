@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from vmrunner.config import Config, forge_token, webhook_secret
 from vmrunner.doctor import address
-from vmrunner.doctor.findings import Finding, failed, good, supported, warning
+from vmrunner.doctor.findings import Finding, failed, good, secret, supported, warning
 from vmrunner.errors import ConfigError, ForgeError, VmrunnerError
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
@@ -169,13 +169,8 @@ def webhook(settings: Config) -> Iterator[Finding]:
             "Take listen and secret_file out of [serve.webhook].",
         )
         return
-    readable: list[str] = []
-    try:
-        webhook_secret(section.secret_file, readable.append)
-    except VmrunnerError as why:
-        yield failed("webhook", why)
+    if not (yield from secret("webhook", webhook_secret, section.secret_file)):
         return
-    yield from (warning("webhook", sentence, "") for sentence in readable)
     try:
         at = datetime.fromtimestamp(settings.webhook_heard.stat().st_mtime).astimezone()
     except OSError:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from vmrunner.config import Config, notify_secret
-from vmrunner.doctor.findings import Finding, failed, good, warning
-from vmrunner.errors import VmrunnerError
+from vmrunner.doctor.findings import Finding, good, secret, warning
 
 _HERE = {"localhost", "127.0.0.1", "::1"}
 
@@ -17,13 +16,8 @@ def look(settings: Config) -> Iterator[Finding]:
     section = settings.notify
     if section.url is None or section.secret_file is None:
         return
-    readable: list[str] = []
-    try:
-        notify_secret(section.secret_file, readable.append)
-    except VmrunnerError as why:
-        yield failed("notify", why)
+    if not (yield from secret("notify", notify_secret, section.secret_file)):
         return
-    yield from (warning("notify", sentence, "") for sentence in readable)
     url = urlsplit(section.url)
     if url.scheme == "http" and url.hostname not in _HERE:
         yield warning(
