@@ -21,7 +21,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from tests.forge.gitea import Site
+from tests.forge.double import Double
 from tests.goldens import publish
 from tests.ground import STORAGE, Ground, lay
 from vmrunner.cli.main import main
@@ -50,13 +50,15 @@ def qemu() -> Iterator[Any]:
 
 
 @pytest.fixture
-def ground(tmp_path: Path, site: Site) -> Ground:
-    ground = lay(
-        tmp_path, MANAGER, SUBNET, token=site.token, image="web",
-        more='network = "none"',
-    )  # fmt: skip
-    (tmp_path / "state" / "images").unlink()
-    return ground
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    """On a forge that has no jobs: Gitea's may be those of other tests."""
+    with Double() as double:
+        ground = lay(
+            tmp_path, MANAGER, SUBNET, token=double.token, url=double.url, kind="forgejo",
+            image="web", more='network = "none"',
+        )  # fmt: skip
+        (tmp_path / "state" / "images").unlink()
+        yield ground
 
 
 @pytest.fixture

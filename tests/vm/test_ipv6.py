@@ -40,13 +40,10 @@ def ground(lay_ground: Callable[..., Ground]) -> Ground:
     return lay_ground(start="snapshot", more=f'[network]\nipv6 = "{PREFIX}"\n')
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("image", "start"),
-    [
-        pytest.param("test-gitea", "boot", marks=pytest.mark.long),
-        ("test-gitea", "snapshot"),
-        pytest.param("test-cloud-init", "boot", marks=pytest.mark.long),
-    ],
+    [("test-gitea", "boot"), ("test-gitea", "snapshot"), ("test-cloud-init", "boot")],
 )
 def test_what_a_machine_has_and_reaches(ground: Ground, image: str, start: str) -> None:
     options = ["--image", image, "--memory", "1GiB"]
