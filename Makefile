@@ -49,15 +49,16 @@ units = rig/rig run -- pytest -q -n 2 --dist loadfile $(short) tests/unit tests/
 # $(call beside,QUIET,LOUD): both at once; what the first one prints is shown when the second one has ended.
 beside = said=$$(mktemp); (set -e; $(1)) >"$$said" 2>&1 & quiet=$$!; failed=0; ($(2)) || failed=1; \
 	wait "$$quiet" || failed=1; cat "$$said"; rm "$$said"; [ "$$failed" = 0 ]
-# Those that share the rig's forge, and those that share its host.
+# Those that share the rig's forge, and those that share its host: but for other firewalls, one of which takes the forge's port for a while.
+other_firewalls = tests/net/test_host_firewalls.py
 at_the_forge = rig/rig run -- pytest -q $(short) tests/forge $(PYTEST_ARGS)
-on_the_host = rig/rig run -- pytest -q $(short) tests/libvirt tests/net $(PYTEST_ARGS)
+on_the_host = rig/rig run -- pytest -q $(short) tests/libvirt tests/net --ignore $(other_firewalls) $(PYTEST_ARGS)
 without_machines = $(call beside,$(units),$(call beside,$(on_the_host),$(at_the_forge)))
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
 shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest packaging/build packaging/debian/vmrunner.postrm packaging/debian/vmrunner.prerm rig/browser rig/rig tests/conformance/plain.sh tests/deb.sh
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
 	rig/rig run -- shellcheck $(shell_scripts)
-with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) tests/vm $(PYTEST_ARGS))
+with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) $(other_firewalls) tests/vm $(PYTEST_ARGS))
 
 .PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures dashboard reference docs audit dist deb deb-test release lint rig rig-stop rig-shell
 
