@@ -36,6 +36,7 @@ LAN, METADATA, CGNAT = "192.168.77.10", "169.254.169.254", "100.64.7.7"
 _WORLD = (INTERNET, MIRROR, RESOLVER, LAN, METADATA, CGNAT)
 _LINK, _LINK6, _ROUTER = "10.85.0.", "fd85::", "fe80::1/64"
 HOST_PUBLIC6, FORGE6 = "2001:db8:77::77", "2001:db8:3::10"  # what the stand-ins' forge has, too
+BOTH_FORGE = "both.forge.example"  # a name of its own: others use the rig's forge meanwhile
 INTERNET6, MIRROR6, LAN6 = "2001:db8:10::10", "2001:db8:20::20", "fd77::10"
 NAT64, SIX_TO_FOUR, TEREDO = "64:ff9b::a00:10", "2002:a00:10::10", "2001:0:a00:10::10"
 _WORLD6 = (INTERNET6, MIRROR6, LAN6, NAT64, SIX_TO_FOUR, TEREDO)
@@ -232,7 +233,8 @@ def machines(*, ipv6: bool = False, ports: Sequence[int] = (53, 8080)) -> Iterat
             stand_in(stack, machine, address)
         if ipv6:
             hosts = Path("/etc/hosts")
-            stack.enter_context(written(hosts, f"{hosts.read_text()}{FORGE6} forge.example\n"))
+            named = "".join(f"{at} {BOTH_FORGE}\n" for at in (FORGE, FORGE6))
+            stack.enter_context(written(hosts, hosts.read_text() + named))
             for at in (f"{GATEWAY6}/{PREFIX.prefixlen}", _ROUTER):
                 ip("addr", "add", at, "dev", BRIDGE, "nodad")
             for machine, address in ADDRESSES.items():

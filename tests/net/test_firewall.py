@@ -20,6 +20,7 @@ import pytest
 
 from tests.net.place import (
     ADDRESSES,
+    BOTH_FORGE,
     BRIDGE,
     CGNAT,
     FORGE,
@@ -171,7 +172,8 @@ def build(
             replace(policy, allow=policy.allow + ALLOWED6) if policy.allow else policy
             for policy in policies
         )
-    forge = ForgeAddresses(f"http://forge.example:{FORGE_PORT}", folder, ipv6=ipv6 is not None)
+    name = BOTH_FORGE if ipv6 else "forge.example"
+    forge = ForgeAddresses(f"http://{name}:{FORGE_PORT}", folder, ipv6=ipv6 is not None)
     return Firewall(MANAGER, SUBNET, policies, bounds, forge, folder, ipv6)
 
 
