@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tests.demo import out, seconds
 from tests.forge.gitea import Site, until
-from tests.garm.calls import with_flavor
+from tests.garm.calls import PROGRAM, with_flavor
 from tests.garm.site import Garm, wait_for_quiet
 from tests.ground import Ground, lay
 from tests.prepare import GITEA
@@ -34,10 +34,10 @@ jobs:
 """
 
 
-def place(site: Site) -> Ground:
-    """A host for GARM alone, with the snapshot for its flavor."""
+def place(site: Site, more: str = "") -> Ground:
+    """A host for GARM alone, with a flavor; `more` is added to it."""
     ground = lay(FOLDER / "ground", "garm", "10.94.0.0/24", token=site.token, start="auto")
-    with_flavor(ground)
+    with_flavor(ground, more)
     head = ground.config.read_text()
     first, _, rest = head.partition("[pools.main]")
     ground.config.write_text(first + rest[rest.index("[garm.") :])
@@ -90,11 +90,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--jobs", type=int, default=0, help="Many of them, with faults: the soak.")
     parser.add_argument("--idle", type=int, default=0, help="Runners that wait.")
+    parser.add_argument(
+        "--compare", type=int, default=0, help="So many jobs, beside serve and a usual provider."
+    )
     options = parser.parse_args()
     if options.jobs:
         from tests.garm import soak
 
         soak.run(options.jobs, options.idle)
+        return
+    if options.compare:
+        from tests.garm import compare
+
+        compare.run(options.compare)
         return
     site = Site()
     with ExitStack() as stack:
@@ -104,7 +112,7 @@ def main() -> None:
         stack.callback(clear, ground)
         out.print("$ vmrunner snapshot create --flavor small --image test-gitea", style="bold")
         ground.run("snapshot", "create", "--flavor", "small", "--image", GITEA, timeout=DEADLINE)
-        garm = Garm(FOLDER, ground)
+        garm = Garm(FOLDER, {"vmrunner": (PROGRAM, ground.config)})
         stack.callback(garm.stop)
         garm.start()
         garm.set_up(site)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import signal
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,9 @@ from typing import Any
 import httpx
 
 from tests.forge.gitea import URL, Site, until
-from tests.garm.calls import PROGRAM
-from tests.ground import Ground
 
 BIN = Path(__file__).with_name("bin")
 PORT = 9997
-BASE = f"http://127.0.0.1:{PORT}"
 PASSWORD = "a-Passw0rd-of-the-tests!"
 CONFIG = """
 [default]
@@ -34,7 +32,7 @@ enable = false
 secret = "{secret}"
 time_to_live = "8760h"
 [apiserver]
-bind = "127.0.0.1"
+bind = "{address}"
 port = {port}
 use_tls = false
 [database]
@@ -56,10 +54,12 @@ interface_version = "v0.1.0"
 
 
 class Garm:
-    """One GARM. `providers` are programs by their names; all get the ground's configuration."""
+    """One GARM on an address of the host. `providers` are programs and their configurations by
+    their names.
+    """
 
     def __init__(
-        self, folder: Path, ground: Ground, providers: dict[str, Path] | None = None
+        self, folder: Path, providers: Mapping[str, tuple[Path, Path]], address: str = "127.0.0.1"
     ) -> None:
         self.folder, self._token = folder, ""
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,14 +67,19 @@ class Garm:
             old.unlink()
         config = folder / "config.toml"
         text = CONFIG.format(
-            folder=folder, secret=secrets.token_urlsafe(48), passphrase=_passphrase(), port=PORT
+            folder=folder,
+            secret=secrets.token_urlsafe(48),
+            passphrase=_passphrase(),
+            address=address,
+            port=PORT,
         )
-        for name, program in (providers or {"vmrunner": PROGRAM}).items():
-            text += PROVIDER.format(name=name, program=program, config=ground.config)
+        for name, (program, own) in providers.items():
+            text += PROVIDER.format(name=name, program=program, config=own)
         config.write_text(text)
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
-        self._client = httpx.Client(base_url=f"{BASE}/api/v1", timeout=30)
+        self._base = f"http://{address}:{PORT}"
+        self._client = httpx.Client(base_url=f"{self._base}/api/v1", timeout=30)
 
     def start(self) -> None:
         """Returns when it answers."""
@@ -120,9 +125,9 @@ class Garm:
         self.call("POST", "/first-run/", user | about)
         self._token = self.call("POST", "/auth/login", user)["token"]
         urls = {
-            "metadata_url": f"{BASE}/api/v1/metadata",
-            "callback_url": f"{BASE}/api/v1/callbacks",
-            "webhook_url": f"{BASE}/webhooks",
+            "metadata_url": f"{self._base}/api/v1/metadata",
+            "callback_url": f"{self._base}/api/v1/callbacks",
+            "webhook_url": f"{self._base}/webhooks",
             "minimum_job_age_backoff": backoff,
         }
         self.call("PUT", "/controller", urls)

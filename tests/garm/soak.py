@@ -72,7 +72,7 @@ def run(count: int, idle: int) -> None:
         ground.run("snapshot", "create", "--flavor", "small", "--image", GITEA, timeout=600)
         for old in runners(site):  # of a soak that was ended
             site.call("DELETE", f"/admin/actions/runners/{old['id']}", fine=(404,))
-        garm = Garm(FOLDER, ground)
+        garm = Garm(FOLDER, {"vmrunner": (PROGRAM, ground.config)})
         stack.callback(garm.stop)
         garm.start()
         garm.set_up(site)
