@@ -26,7 +26,8 @@ ask("{callback}/status", {{"status": "installing", "message": "installing"}})
 urllib.request.urlretrieve("http://{host}:3003/gitea-runner", tool)
 run("chmod", "+x", tool)
 run(tool, "register", "--ephemeral", "--no-interactive", "--instance", "{forge}",
-    "--name", "{name}", "--token", ask("{metadata}/runner-registration-token/"), "--labels", "{labels}")
+    "--name", "{name}", "--token",
+    ask("{metadata}/runner-registration-token/"), "--labels", "{labels}")
 runner = json.load(open("/root/.runner"))["id"]
 ask("{callback}/status", {{"status": "idle", "message": "idle", "agent_id": runner}})
 run(tool, "daemon", "--once")
