@@ -431,6 +431,13 @@ class FlavorConfig(MachineConfig):
             "machine itself."
         ),
     ] = ()
+    install: Annotated[
+        Literal["host", "machine"],
+        Field(
+            description='Where GARM\'s runner is made: "host" registers it here, and the machine '
+            'gets no token; "machine" runs the install script of GARM\'s pool in the machine.'
+        ),
+    ] = "host"
     lifetime: Annotated[
         Duration,
         Field(

@@ -44,10 +44,12 @@ def bootstrap(url: str, name: Any = "garm-aB1", **more: Any) -> dict[str, Any]:
 
 
 class Double:
-    """A context manager. `refuses` are paths (or parts of them) and the status that they get."""
+    """A context manager. `refuses` are paths (or parts of them) and the status that they get;
+    `install` is the install script.
+    """
 
-    def __init__(self, registration: str = REGISTRATION) -> None:
-        self.registration = registration
+    def __init__(self, registration: str = REGISTRATION, address: str = "127.0.0.1") -> None:
+        self.registration, self.install = registration, "true\n"
         self.said: list[tuple[str, Any]] = []  # path, body
         self.refuses: dict[str, int] = {}
         self.during: Callable[[], object] = lambda: None  # while a runner is registered
@@ -71,8 +73,8 @@ class Double:
             def log_message(self, *_: object) -> None:
                 """Quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = ThreadingHTTPServer((address, 0), Handler)
+        self.url = f"http://{address}:{self._server.server_port}"
         self._thread = Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     def reply(self, path: str, authorization: str) -> tuple[int, bytes]:
@@ -88,6 +90,8 @@ class Double:
             return 401, b"{}"
         if path.endswith("/runner-registration-token/"):
             return 200, self.registration.encode()
+        if path.endswith("/install-script/"):
+            return 200, self.install.encode()
         return 200, b""
 
     def bootstrap(self, name: str = "garm-aB1", **more: Any) -> dict[str, Any]:

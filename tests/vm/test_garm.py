@@ -137,3 +137,41 @@ def test_killed_in_create(lay_ground: Callable[..., Ground], site: Site) -> None
                 ground.run("up")
                 call(ground, "DeleteInstance", name)
             assert ground.leftovers() == [], name
+
+
+INSTALL = """#!/bin/bash
+set -euo pipefail
+echo "install script as $(id -un) in $HOME"
+{call} -X POST -d '{{"status": "installing", "message": "installing"}}' {garm}/api/v1/callbacks/status
+gitea-runner register --ephemeral --no-interactive --instance {forge} --name {name} \
+  --token "$({call} {garm}/api/v1/metadata/runner-registration-token/)" --labels for-garm:host
+nohup gitea-runner daemon --once >/dev/null 2>&1 &
+"""  # noqa: E501 — as a script has it
+
+
+@pytest.mark.long
+def test_a_machine_that_makes_its_runner_itself(
+    lay_ground: Callable[..., Ground], site: Site
+) -> None:
+    """With an install script of the pool's own, which this machine fetches and runs."""
+    address = URL.removeprefix("http://").partition(":")[0]
+    repository = site.repository("rig", "garm", WORKFLOW)
+    with Double(registration(site), address) as garm:
+        reach = f'allow = ["{garm.url.removeprefix("http://")}"]\n'
+        ground = with_flavor(lay_ground(cloned=True), f'install = "machine"\n{reach}')
+        garm.install = INSTALL.format(
+            call=f"curl -fsS -H 'Authorization: Bearer {INSTANCE}'",
+            garm=garm.url,
+            forge=URL,
+            name="garm-own",
+        )
+        call(ground, "CreateInstance", wanted=wanted(garm, "garm-own"))
+        site.call("POST", "/repos/rig/garm/labels", {"name": "enough", "color": "#00aa00"})
+        until(lambda: repository.jobs()[0]["status"] == "completed", LIFE, "its job is over")
+        (job,) = repository.jobs()
+        assert (job["conclusion"], job["runner_name"]) == ("success", "garm-own")
+        assert [each["name"] for each in call(ground, "ListInstances")] == ["garm-own"], (
+            "GARM ends it"
+        )
+        call(ground, "DeleteInstance", "garm-own")
+    assert ground.leftovers() == []

@@ -43,6 +43,7 @@ from vmrunner.model.secret import Secret
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.forge_url import parse
 from vmrunner.network.policy import flavor_policy
+from vmrunner.render import guest
 from vmrunner.waiting import Deadline
 
 KIND = "gitea"
@@ -104,9 +105,12 @@ class Provider:
         One of the same name goes first: GARM comes again with it where it did not hear the answer.
         """
         flavor = self._flavor(wanted)
-        scope = _scope(wanted.repo_url, self.settings.forge.url)
         golden = store.find_version(self.settings.images_dir, wanted.image)
-        check(golden, KIND, flavor)
+        scope = ""
+        if flavor.install == "host":
+            self._for_gitea(wanted)
+            scope = str(_scope(wanted.repo_url, self.settings.forge.url))
+            check(golden, KIND, flavor)
         machine = self._machine(wanted.name)
         with self._instances.held(machine, _WAIT):
             if self._instances.find(machine):
@@ -138,16 +142,6 @@ class Provider:
                 f"GARM's pool wants the processor {wanted.arch}; this host has {self.processor}.",
                 "Set the pool's os-arch.",
             )
-        if wanted.jit_config_enabled:
-            raise CallError(
-                "GARM's pool is for GitHub, and vmrunner makes machines for Gitea pools alone.",
-                "It needs another provider.",
-            )
-        if self.settings.forge.kind != KIND:
-            raise ConfigError(
-                f"GARM's pools are Gitea's, and forge.kind is {self.settings.forge.kind}.",
-                'Set forge.kind = "gitea" in a configuration for GARM.',
-            )
         asked = [key for key in _NOT_DONE if wanted.extra_specs.get(key)]
         if asked or wanted.user_data_options.extra_packages:
             raise CallError(
@@ -163,6 +157,19 @@ class Provider:
                 "Add a table [garm.flavors.NAME] to the configuration.",
             )
         return flavors[wanted.flavor]
+
+    def _for_gitea(self, wanted: Bootstrap) -> None:
+        """Raises CallError and ConfigError where its runner can't be made on this host."""
+        if wanted.jit_config_enabled:
+            raise CallError(
+                "GARM's pool is for GitHub, whose runner is made in the machine alone.",
+                'Name a flavor with install = "machine" in the pool.',
+            )
+        if self.settings.forge.kind != KIND:
+            raise ConfigError(
+                f"GARM's pool is Gitea's, and forge.kind is {self.settings.forge.kind}.",
+                'Set forge.kind = "gitea" in a configuration for GARM.',
+            )
 
     def _wait_for_room(self, shape: Shape) -> None:
         """For a while: a create that fails is not tried again by GARM. Several that wait at the
@@ -192,7 +199,7 @@ class Provider:
         wanted: Bootstrap,
         flavor: FlavorConfig,
         golden: Golden,
-        scope: Scope,
+        scope: str,
     ) -> Instance:
         settings, moment = self.settings, self.moment()
         noted = Instance(
@@ -205,7 +212,7 @@ class Provider:
             os_name=golden.manifest.distribution,
             os_version=golden.manifest.suite,
             arch=wanted.arch,
-            scope=str(scope),
+            scope=scope,
             created_at=moment.now,
             ends_at=moment.steady + flavor.lifetime.total_seconds(),
             boot=moment.boot,
@@ -224,11 +231,14 @@ class Provider:
                 revert.callback(self._undo, machine)
                 address = self._addresses.take(machine)
             noted = replace(noted, address=str(address.ip))
-            with closing(Garm(wanted)) as garm:
-                credentials = self._register(garm, wanted)
+            # From here on its job may end at any time, and GARM takes no end of one that it
+            # believes to be in its making: what can be done before is done before.
+            if flavor.install == "host":
+                credentials = self._register(wanted, noted)
                 noted = replace(noted, runner_id=credentials.id)
-                self._instances.save(noted)
-                garm.registered(credentials.id, noted.os_name, noted.os_version)
+                script = self._script(machine, credentials, wanted, flavor)
+            else:
+                script = _install_script(wanted, flavor)
             metadata = Metadata(
                 machine,
                 noted.owner,
@@ -240,9 +250,6 @@ class Provider:
                 network=flavor_policy(wanted.flavor),
                 instance=wanted.name,
             )
-            # From here on its job may end at any time, and GARM takes no end of one that it
-            # believes to be in its making: what can be done before is done before.
-            script = self._script(machine, credentials, wanted, flavor)
             metadata = launch.start(
                 self.hypervisor,
                 Launch(
@@ -255,7 +262,7 @@ class Provider:
                     lambda: self.moment().steady + moment.offset,
                 ),
                 script,
-                partial(replace, bound_at=moment.now, runner_id=credentials.id, scope=str(scope)),
+                partial(replace, bound_at=moment.now, runner_id=noted.runner_id, scope=scope),
             )
             noted = replace(noted, is_made=True)
             self._instances.save(noted)
@@ -269,13 +276,19 @@ class Provider:
         self._addresses.release(machine, self.hypervisor.vacate)
         self._instances.drop(machine)
 
-    def _register(self, garm: Garm, wanted: Bootstrap) -> Credentials:
-        """An ephemeral runner with all of GARM's labels: it knows its runners by two of them."""
-        garm.installing()
-        token = garm.registration_token()
+    def _register(self, wanted: Bootstrap, noted: Instance) -> Credentials:
+        """An ephemeral runner with all of GARM's labels: it knows its runners by two of them. It
+        is written down as soon as it is there, and GARM is told.
+        """
         section = self.settings.forge
-        with closing(Http(section.url, Secret(""), section.ca_file)) as forge:
-            return rpc.register(forge, token, wanted.name, wanted.labels)
+        with closing(Garm(wanted)) as garm:
+            garm.installing()
+            token = garm.registration_token()
+            with closing(Http(section.url, Secret(""), section.ca_file)) as forge:
+                made = rpc.register(forge, token, wanted.name, wanted.labels)
+            self._instances.save(replace(noted, runner_id=made.id))
+            garm.registered(made.id, noted.os_name, noted.os_version)
+        return made
 
     def _script(
         self,
@@ -354,6 +367,13 @@ def _told(known: Instance, status: str) -> dict[str, Any]:
         arch=known.arch,
         address=known.address,
     )
+
+
+def _install_script(wanted: Bootstrap, flavor: FlavorConfig) -> str:
+    """The user-data of a machine that makes its runner itself."""
+    token = wanted.token.get_secret_value()
+    words = ["python3", "-c", guest("garm_install.py"), wanted.metadata_url, token, wanted.ca]
+    return seed.exec_script(words, flavor.lifetime)
 
 
 def _quiet(_sentence: str) -> None:

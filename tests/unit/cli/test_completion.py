@@ -91,13 +91,12 @@ def test_a_configuration_that_can_not_be_read_has_no_names(
 ) -> None:
     if text is not None:
         (tmp_path / "c.toml").write_text(text)
-    for line in (
-        "vmrunner up ",
-        "vmrunner snapshot drop ",
-        "vmrunner history ",
-        "vmrunner exec -i ",
-    ):
+    for line in ("vmrunner up ", "vmrunner history ", "vmrunner exec -i "):
         assert completed(line, tmp_path / "c.toml") == []
+    usual = tmp_path / "empty.toml"
+    usual.touch()
+    drop = "vmrunner snapshot drop "
+    assert completed(drop, tmp_path / "c.toml") == completed(drop, usual), "of the usual folder"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -46,7 +46,12 @@ class Site:
         self.world.configure(
             {"p": OUR_POOL},
             forge={"kind": "gitea", "url": double.url},
-            garm={"flavors": {"small": {"memory": "1GiB", "labels": ["node:docker://n"]}}},
+            garm={
+                "flavors": {
+                    "small": {"memory": "1GiB", "labels": ["node:docker://n"]},
+                    "own": {"memory": "1GiB", "install": "machine"},
+                }
+            },
         )
 
     @property
@@ -142,6 +147,37 @@ def test_what_enters_the_machine(site: Site) -> None:
             assert not any(word.encode() in kept for word in (REGISTRATION, INSTANCE, RUNNER)), path
 
 
+GITHUB = {"repo_url": "https://github.example/org", "jit_config_enabled": True, "labels": []}
+
+
+@pytest.mark.parametrize("more", [{}, GITHUB], ids=["Gitea", "GitHub"])
+def test_a_machine_that_makes_its_runner_itself(site: Site, more: dict[str, Any]) -> None:
+    """Gitea's and GitHub's alike: nobody is asked from here, and the machine asks GARM."""
+    assert site.create(flavor="own", **more)["status"] == "running"
+    assert site.double.said == [], "its registration token is good for one: it is the machine's"
+    seed = seed_of(site, site.machine())
+    assert f"{site.double.url}/api/v1/metadata {INSTANCE} ''" in seed
+    assert "install-script" in seed
+    metadata = site.host.domains[site.machine()]
+    assert (metadata.pool, metadata.instance, metadata.runner_id) == (OWNER, "garm-aB1", 0)
+    assert [each["name"] for each in site.provider().listed(POOL)] == ["garm-aB1"]
+    for path in site.folder.rglob("*"):
+        assert not path.is_file() or INSTANCE.encode() not in path.read_bytes(), path
+    site.provider().delete("garm-aB1")
+    assert site.left() == []
+
+
+def test_its_image_needs_no_runner_and_this_hosts_forge_is_any(site: Site) -> None:
+    site.world.configure(
+        {"p": OUR_POOL},
+        forge={"kind": "forgejo", "url": site.double.url},
+        garm={"flavors": {"small": {}, "own": {"install": "machine"}}},
+    )
+    with pytest.raises(VmrunnerError, match="is forgejo"):
+        site.create()
+    assert site.create(flavor="own")["status"] == "running"
+
+
 def test_delete_leaves_nothing_and_may_come_twice(site: Site) -> None:
     site.provider().delete("never-was")
     site.create()
@@ -194,7 +230,7 @@ def test_list_get_start_and_stop(site: Site) -> None:
         ({"os_type": ""}, 1, "wants no system"),
         ({"arch": "arm64"}, 1, "wants the processor arm64"),
         ({"arch": "sparc"}, 1, "wants the processor sparc"),
-        ({"jit_config_enabled": True}, 1, "Gitea pools"),
+        ({"jit_config_enabled": True}, 1, "made in the machine alone"),
         ({"extra_specs": {"pre_install_scripts": {"a": "Yg=="}}}, 1, "pre_install_scripts"),
         ({"user_data_options": {"extra_packages": ["vim"]}}, 1, "extra_packages"),
         ({"repo_url": "https://other.example/a/b"}, 3, "https://other.example"),
