@@ -272,5 +272,5 @@ class World:
             if (machine := MachineId.of("m", runner.record.name))
             and machine.host in ("", self.manager.host)
         ]
-        bindings = [path.name for path in (self.folder / "run" / "bindings").iterdir()]
+        bindings = [path.name for path in (self.folder / "run" / "bindings").glob("*")]
         return [*residue.domains, *residue.files, *residue.logs, *records, *bindings]

@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from vmrunner import faults
-from vmrunner.errors import ConfigError, VmrunnerError
+from vmrunner.errors import ConfigError, NotReadable, VmrunnerError
 from vmrunner.faults import Fault
 from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
@@ -778,9 +778,11 @@ def _secret(what: str, path: Path, hint: str, warn: Callable[[str], None]) -> Se
         raise ConfigError(f"The {what} file {path} does not exist.", hint) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not plain text"
+        sentence = f"The {what} file {path} can't be read: {reason}."
         if isinstance(error, PermissionError):
             hint = "Run it with sudo, or as the user that may read it."
-        raise ConfigError(f"The {what} file {path} can't be read: {reason}.", hint) from None
+            raise NotReadable(sentence, hint) from None
+        raise ConfigError(sentence, hint) from None
     if not value or any(c.isspace() or not c.isprintable() for c in value):
         raise ConfigError(f"The {what} file {path} does not hold one {what}.", hint)
     if value[0] in "\"'" and value[0] == value[-1]:

@@ -34,6 +34,10 @@ class ConfigError(VmrunnerError):
     exit_code = 3
 
 
+class NotReadable(ConfigError):
+    """A file with a secret is closed to this user."""
+
+
 class ForgeError(VmrunnerError):
     """The forge could not be reached, or refused, or answered with something unusable."""
 

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from tests.fakes import FakeBindings
 from tests.world import World
-from vmrunner.cli import status_cmd
+from vmrunner.cli import status_cmd, surveyed
 from vmrunner.cli.shown import plain
 from vmrunner.errors import VmrunnerError
 from vmrunner.forge.forgejo import Forgejo
@@ -254,11 +254,11 @@ def check_output(text: str) -> None:
 
 def shown(manager: Manager) -> None:
     """`vmrunner status`, as text and as JSON."""
-    survey = manager.survey()
+    status = surveyed.status(manager, manager.survey(), time.time())
     console = Console(file=io.StringIO(), width=200, color_system=None)
-    console.print(status_cmd._picture(manager, survey, time.time()))
+    console.print(status_cmd._picture(status))
     check_output(console.file.getvalue())  # type: ignore[attr-defined]
-    check_output(json.dumps(plain(status_cmd._shown(manager, survey, time.time())), indent=1))
+    check_output(json.dumps(plain(status), indent=1))
 
 
 started: Counter[str] = Counter()

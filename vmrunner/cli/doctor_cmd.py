@@ -109,7 +109,7 @@ def _starts(settings: HostConfig) -> dict[str, list[float]]:
     path = settings.state_dir / "history.sqlite"
     if not isinstance(settings, Config) or not os.access(path, os.R_OK):
         return {}
-    with closing(History(path, lambda _: None, keep_days=settings.history.keep_days)) as history:
+    with closing(History(path, lambda _: None, read_only=True)) as history:
         return {name: history.starts(name, _LAST) for name in settings.pools}
 
 

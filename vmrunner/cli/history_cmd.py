@@ -47,9 +47,8 @@ def history(
     from vmrunner.manager.history import History
 
     settings = config.load(config_path)
-    with closing(
-        History(settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days)
-    ) as kept:
+    path = settings.state_dir / "history.sqlite"
+    with closing(History(path, warn, read_only=True)) as kept:
         found = kept.all()
     ended = [
         record

@@ -59,7 +59,8 @@ def usage_report(
     keep = settings.history.keep_days
     if span.days > keep:
         warn(f"the history goes back {keep} days: history.keep_days")
-    with closing(History(settings.state_dir / "history.sqlite", warn, keep_days=keep)) as kept:
+    path = settings.state_dir / "history.sqlite"
+    with closing(History(path, warn, read_only=True)) as kept:
         found = usage(kept.ended_since(time.time() - span.total_seconds()), by)
     if as_json:
         show(found)

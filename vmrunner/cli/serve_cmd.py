@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import time
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
+from vmrunner.cli import shown
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, LevelOption, LogOption, app, warn
 from vmrunner.log import Format, Level, open_log
 from vmrunner.machine.background import make_snapshot
+
+if TYPE_CHECKING:
+    from vmrunner.manager.serve import Seen
 
 
 @app.command("serve")
@@ -23,7 +30,7 @@ def serve(
     """
     from vmrunner import config, lock
     from vmrunner.hypervisor import events
-    from vmrunner.manager import metrics, outbox, webhook
+    from vmrunner.manager import metrics, outbox, status_socket, webhook
     from vmrunner.manager.manager import open_manager
     from vmrunner.manager.serve import Server
 
@@ -37,6 +44,11 @@ def serve(
             lambda: open_manager(config.load(config_path), log, warn),
             log,
             make_snapshot=lambda pool: make_snapshot(["--pool", pool], config_path),
+        )
+        stack.enter_context(
+            status_socket.StatusSocket(
+                status_socket.path(settings), lambda: _told(server.seen), log
+            )
         )
         listeners = []
         if (listen := settings.serve.webhook.listen) and (
@@ -52,3 +64,13 @@ def serve(
             stack.enter_context(sender)
         metrics.serve(server.figures, settings.metrics, *listeners)
         server.run()
+
+
+def _told(seen: Seen | None) -> bytes:
+    """What `status` is told; nothing before the first pass is over."""
+    from vmrunner.cli import surveyed
+
+    if seen is None:
+        return b""
+    status = surveyed.status(seen.manager, seen.survey, time.time(), seen.at)
+    return json.dumps(shown.plain(status)).encode()

@@ -83,6 +83,7 @@ class Queue:
     problem: str
     hint: str
     jobs: int
+    unread: int  # more that wait and were not looked at yet, as the queue is long
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,11 @@ class Pool:
     name: str
     max: int
     warm: int
+    ready: int  # warm machines that are there
     image: str  # name/version; empty where there is none
+    image_wanted: str  # by the configuration; empty where the pool is not in there any more
     image_age_seconds: int | None
+    image_is_old: bool  # older than images.max_age
     image_note: str
     drained: bool
     snapshot: str
@@ -173,6 +177,8 @@ class Status:
 
     manager: str
     host: str
+    seen_seconds_ago: float  # by `serve`, which was asked; 0 where the command looked for itself
+    forge_down_since: float | None  # unix seconds; null where it answers
     forge: tuple[Queue, ...]
     pools: tuple[Pool, ...]
     garm: tuple[LentPool, ...]

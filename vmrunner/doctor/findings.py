@@ -8,7 +8,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from vmrunner.errors import VmrunnerError
+from vmrunner.errors import NotReadable, VmrunnerError
 from vmrunner.support import Fit, fit, least, line
 from vmrunner.text import dotted
 
@@ -47,7 +47,9 @@ def error(check: str, said: str, fix: str) -> Finding:
 
 
 def failed(check: str, why: VmrunnerError) -> Finding:
-    """What would stop a pass, too."""
+    """What would stop a pass, too; but for a secret that is the service's and not this user's."""
+    if isinstance(why, NotReadable):
+        return warning(check, why.sentence, "`sudo vmrunner doctor` looks at that, too.")
     return error(check, why.sentence, why.hint)
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from vmrunner.config import Config, forge_token, webhook_secret
 from vmrunner.doctor import address
 from vmrunner.doctor.findings import Finding, failed, good, secret, supported, warning
-from vmrunner.errors import ConfigError, ForgeError, VmrunnerError
+from vmrunner.errors import ForgeError, VmrunnerError
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
 from vmrunner.forge.seam import Forge
@@ -115,11 +115,7 @@ def _scopes(settings: Config, forge: Forge, machines: set[str] | None) -> Iterat
             )
     if machines is None:
         return
-    try:
-        host = identity.host(settings.state_dir)
-    except ConfigError as why:
-        yield failed("identity", why)
-        return
+    host = identity.seen(settings.state_dir)
     ours = {
         record.name
         for record in records

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +36,8 @@ def folders(settings: HostConfig) -> Iterator[Finding]:
     """Where vmrunner writes: permitted, and credentials on no disk."""
     for key, path in (("state_dir", settings.state_dir), ("runtime_dir", settings.runtime_dir)):
         there = next(each for each in (path, *path.parents) if each.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
+        owner = _other_writer(path)
+        if not owner and not os.access(there, os.W_OK | os.X_OK):
             yield error(
                 "permissions",
                 f"{key} {path} can't be written by this user.",
@@ -48,7 +51,25 @@ def folders(settings: HostConfig) -> Iterator[Finding]:
                 "Mount a tmpfs there." if path.is_relative_to("/run") else "Put it below /run.",
             )
         else:
-            yield good("permissions", f"{key} {path}")
+            whose = f", of the user {owner}" if owner else ""
+            yield good("permissions", f"{key} {path}{whose}")
+
+
+def _other_writer(path: Path) -> str:
+    """Who else than this user has the folder and may write there: the service's user; empty where
+    nobody has.
+    """
+    try:
+        seen = path.stat()
+    except OSError:
+        return ""
+    is_other = seen.st_uid not in {0, os.geteuid()}
+    if not is_other or seen.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+        return ""
+    try:
+        return pwd.getpwuid(seen.st_uid).pw_name
+    except KeyError:
+        return str(seen.st_uid)
 
 
 def look(settings: HostConfig, facts: Facts, floor: int) -> Iterator[Finding]:

@@ -21,18 +21,11 @@ _HALVES = (f"{files.PART}*", "*.part")  # what is being written; the second is a
 
 
 class Bindings:
-    """The folder of bindings. Raises ConfigError where it can't be written."""
+    """The folder of bindings, which the first one makes."""
 
     def __init__(self, runtime_dir: Path, manager: str) -> None:
         self._manager = manager
         self._folder = runtime_dir / "bindings"
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"The folder {self._folder} can't be made: {error.strerror}.",
-                "Run as root, or set runtime_dir.",
-            ) from None
 
     def _path(self, machine: MachineId) -> Path:
         return self._folder / f"{machine}{_SUFFIX}"
@@ -53,6 +46,7 @@ class Bindings:
         }
         path = self._path(binding.machine)
         try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             files.write_whole(path, json.dumps(plain), 0o600)
         except OSError as error:
             raise ConfigError(

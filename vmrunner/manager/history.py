@@ -7,10 +7,13 @@ the figures for Prometheus.
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
 import statistics
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
 from enum import StrEnum
@@ -47,6 +50,8 @@ _WORKED = ", ".join(
         Ending.HELD_BACK,
     )
 )
+READERS = "Run it with sudo, or join the group of the service's user (vmrunner)."
+"""The hint of who may not read what the service writes."""
 BUCKETS = (0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 10800)
 """Upper bounds of the histograms, in seconds."""
 
@@ -237,12 +242,23 @@ _INDEXES = (
 class History:
     """The file `history.sqlite`.
 
-    A corrupt one is set aside, and `warn` is told so in one sentence.
+    A corrupt one is set aside, and `warn` is told so in one sentence. Who only reads it makes
+    nothing and changes nothing, and may be another user; without the file there are no machines.
     """
 
-    def __init__(self, path: Path, warn: Callable[[str], None], *, keep_days: int = 90) -> None:
+    def __init__(
+        self,
+        path: Path,
+        warn: Callable[[str], None],
+        *,
+        keep_days: int = 90,
+        read_only: bool = False,
+    ) -> None:
         self._path, self._warn, self._keep = path, warn, keep_days * 86400.0
         self._lock = threading.Lock()  # the manager's workers share one connection
+        if read_only:
+            self._database = self._open_to_read()
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -277,10 +293,46 @@ class History:
                     raise
                 deadline.pause(0.02)
 
+    def _open_to_read(self) -> sqlite3.Connection:
+        """Raises ConfigError."""
+        try:
+            self._path.stat()
+            database = _connect(_to_read(self._path))
+            try:
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                if version != _SCHEMA or not _columns(database) >= set(_COLUMNS):
+                    database = self._as_ours(database, version)
+            except BaseException:
+                database.close()
+                raise
+        except FileNotFoundError:
+            database = _connect(":memory:")
+            self._make(database)
+        except (OSError, sqlite3.Error) as error:
+            denied = isinstance(error, PermissionError) or not os.access(self._path, os.R_OK)
+            raise ConfigError(
+                f"The history {self._path} can't be read: "
+                f"{'Permission denied' if denied else error}.",
+                READERS if denied else "`vmrunner up` sets aside a file that can't be used.",
+            ) from None
+        return database
+
+    def _as_ours(self, old: sqlite3.Connection, version: int) -> sqlite3.Connection:
+        """What an older vmrunner has written, as ours, without a change of the file."""
+        with closing(old):
+            if version not in (0, 2, _SCHEMA):
+                raise sqlite3.DatabaseError(f"it has the format {version}, not {_SCHEMA}")
+            database = _connect(":memory:")
+            old.backup(database)
+        self._make(database)
+        return database
+
     def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(
-            self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
-        )
+        with suppress(OSError):  # another user's
+            # Before the first look: what sqlite puts beside the file takes its mode.
+            self._path.touch()
+            self._path.chmod(self._path.stat().st_mode | stat.S_IRGRP)
+        database = _connect(self._path)
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version not in (0, 2, _SCHEMA):
@@ -672,6 +724,24 @@ class History:
 def is_late(record: Record, now: float) -> bool:
     """Whether a machine's end is so long ago that its job is not asked for without an end."""
     return now - record.destroyed > _ASKED_FOR
+
+
+def _connect(place: Path | str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        place,
+        timeout=_PATIENCE,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=str(place).startswith("file:"),
+    )
+
+
+def _to_read(path: Path) -> str:
+    """The file's address for sqlite. Where nobody has it open it lies there alone, and sqlite would
+    make the two files of its log beside it, or fail where it may not.
+    """
+    is_open = path.with_name(f"{path.name}-wal").exists()
+    return f"{path.absolute().as_uri()}?{'mode=ro' if is_open else 'immutable=1'}"
 
 
 def _columns(database: sqlite3.Connection) -> set[str]:

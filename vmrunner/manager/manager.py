@@ -161,6 +161,7 @@ class Manager:
         log: Log,
         *,
         bindings: Bindings | None = None,
+        looks_only: bool = False,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
         workers: int = _WORKERS,
@@ -178,7 +179,7 @@ class Manager:
         self._outages = settings.runtime_dir / "outages.json"
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
-        self.host = identity.host(settings.state_dir)
+        self.host = (identity.seen if looks_only else identity.host)(settings.state_dir)
         self._me = called(settings.manager, self.host)
         self._fleet = settings.state_dir / "fleet.json"
         self._addresses = settings.addresses()
@@ -1119,15 +1120,20 @@ def _once(*scopes: Scope | None) -> tuple[Scope, ...]:
     return tuple(dict.fromkeys(scope for scope in scopes if scope))
 
 
-def open_manager(settings: Config, log: Log, warn: Warn) -> Manager:
-    """The manager that the configuration describes. Raises ConfigError, HypervisorError."""
+def open_manager(settings: Config, log: Log, warn: Warn, *, looks_only: bool = False) -> Manager:
+    """The manager that the configuration describes; one that `looks_only` makes no file, and is
+    good for `survey`. Raises ConfigError, HypervisorError.
+    """
     token = config.forge_token(settings.forge, warn)
     wrong = settings.forge_fault()
     if isinstance(wrong, ConfigError):  # a name that is not known now may be so in a minute
         warn(f"{wrong.sentence} {wrong.hint}")
     host = open_host(settings, warn)
     history = History(
-        settings.state_dir / "history.sqlite", warn, keep_days=settings.history.keep_days
+        settings.state_dir / "history.sqlite",
+        warn,
+        keep_days=settings.history.keep_days,
+        read_only=looks_only,
     )
     return Manager(
         settings,
@@ -1135,5 +1141,6 @@ def open_manager(settings: Config, log: Log, warn: Warn) -> Manager:
         connect(settings.forge, token),
         history,
         log,
+        looks_only=looks_only,
         workers=_WORKERS if THREADS_MAY_SHARE else 1,
     )

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 import sdnotify
@@ -31,6 +32,15 @@ _LONGEST = 5.0  # seconds between two passes, whatever happens: deadlines are ke
 _MAKER_REST = 60.0  # seconds between the beginnings of two processes that make snapshots
 _SHORTEST_COUNT = 0.1  # seconds between two counts of the jobs
 _SLOWEST_POLL = 60.0  # seconds between two polls of a forge that does not answer
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pass saw, by whom and when (unix seconds)."""
+
+    manager: Manager
+    survey: Survey
+    at: float
 
 
 class Background(Protocol):
@@ -175,6 +185,7 @@ class Server:
         self._notify = notify or sdnotify.SystemdNotifier().notify
         self._reports: dict[MachineId, bytes] = {}
         self._said: dict[str, float] = {}  # failures that were logged a moment ago
+        self.seen: Seen | None = None  # by the last pass; for other threads, too
 
     @property
     def figures(self) -> Figures:
@@ -264,7 +275,8 @@ class Server:
                 self._complain(failure)
             elif failure.console:  # the rest is logged already
                 self._log.warning(failure.sentence, console=failure.last_lines)
-        self._figures.saw(survey, time.time())
+        self.seen = Seen(self._manager, survey, time.time())
+        self._figures.saw(survey, self.seen.at)
         self._poll.saw(survey)
         return survey
 

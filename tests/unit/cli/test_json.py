@@ -22,7 +22,7 @@ import typer
 from tests.goldens import publish
 from tests.unit.cli.schemas import checked
 from tests.world import POOL, World
-from vmrunner.cli import plans, status_cmd
+from vmrunner.cli import plans, surveyed
 from vmrunner.cli.app import COMMANDS, app, confirm
 from vmrunner.cli.main import main
 from vmrunner.cli.shown import SCHEMAS, Pass, plain
@@ -168,7 +168,7 @@ def busy(folder: Path) -> World:
 
 def test_status_is_as_its_schema_says(tmp_path: Path) -> None:
     world = busy(tmp_path)
-    shown = status_cmd._shown(world.manager, world.manager.survey(), world.clock())
+    shown = surveyed.status(world.manager, world.manager.survey(), world.clock())
     found = checked("status", json.dumps(plain(shown)))
     assert [pool["name"] for pool in found["pools"]] == ["p", "q"]
     assert {wait["kind"] for wait in found["waiting"]} >= {"no label"}

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from tests.world import POOL, World
-from vmrunner.cli import status_cmd
+from vmrunner.cli import status_cmd, surveyed
+from vmrunner.cli.shown import Status
 
 NAME = "[red]a[/red] [/b] :x: [debian-12]"
 
@@ -19,7 +20,7 @@ NAME = "[red]a[/red] [/b] :x: [debian-12]"
 def test_a_pool_without_its_image_says_so(tmp_path: Path) -> None:
     world = World(tmp_path, pools={"p": POOL, "q": POOL | {"image": "gone"}})
     console = Console(file=io.StringIO(), width=80)
-    console.print(status_cmd._picture(world.manager, world.manager.survey(), time.time()))
+    console.print(status_cmd._picture(_status(world)))
     seen = console.file.getvalue()  # type: ignore[attr-defined]
     assert seen.count("there is no image") == 1
     assert "there is no image gone" in seen
@@ -38,7 +39,7 @@ def test_a_jobs_name_is_no_markup(tmp_path: Path, width: int) -> None:
     world.forge.fetch(str(machine), world.hypervisor.domains[machine].job_key)
     world.up()
     console = Console(file=io.StringIO(), width=width, color_system=None)  # which takes markup
-    console.print(status_cmd._picture(world.manager, world.manager.survey(), time.time()))
+    console.print(status_cmd._picture(_status(world)))
     seen = console.file.getvalue()  # type: ignore[attr-defined]
     assert str(machine) in seen
     assert "\u2026" not in seen
@@ -60,12 +61,16 @@ def test_registered_idle_machines_are_no_running_ones(tmp_path: Path) -> None:
 
 def _seen(world: World) -> tuple[list[str], int, int, str]:
     """All phases, running and idle ones of the JSON, and the head of the table."""
-    survey = world.manager.survey()
-    (pool,) = status_cmd._shown(world.manager, survey, time.time()).pools
-    head = status_cmd._head(survey.pools[0], survey).partition(": ")[2].partition(", 0 of")[0]
+    status = _status(world)
+    (pool,) = status.pools
+    head = status_cmd._head(pool, status).partition(": ")[2].partition(", 0 of")[0]
     return (
         sorted(machine.phase for machine in pool.machines),
         pool.running,
         pool.idle,
         ", ".join(head.split(", ")[:3]),
     )
+
+
+def _status(world: World) -> Status:
+    return surveyed.status(world.manager, world.manager.survey(), time.time())

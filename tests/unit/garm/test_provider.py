@@ -20,7 +20,7 @@ from tests.fakes import FakeHypervisor, Killed
 from tests.garm.double import CONTROLLER, INSTANCE, POOL, REGISTRATION, RUNNER, Double
 from tests.world import POOL as OUR_POOL
 from tests.world import World
-from vmrunner.cli import status_cmd
+from vmrunner.cli import status_cmd, surveyed
 from vmrunner.errors import UnknownInstance, VmrunnerError
 from vmrunner.garm import handshake, provider
 from vmrunner.garm.contract import Bootstrap
@@ -360,13 +360,14 @@ def test_status_history_and_figures_show_controller_and_pool(site: Site) -> None
     machine = site.machine()
     site.host.report(machine, EventKind.RUNNER)
     manager, survey = site.world.manager, site.world.manager.survey()
+    status = surveyed.status(manager, survey, site.world.clock.now)
     console = Console(file=io.StringIO(), width=300, color_system=None)
-    console.print(status_cmd._picture(manager, survey, site.world.clock.now))
+    console.print(status_cmd._picture(status))
     seen = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"GARM pool {POOL} of controller {CONTROLLER}: 1 machines, 1 with a runner" in seen
     assert f"{machine}" in seen
     assert "garm-aB1" in seen
-    (shown,) = status_cmd._shown(manager, survey, site.world.clock.now).garm
+    (shown,) = status.garm
     assert (shown.controller, shown.pool) == (CONTROLLER, POOL)
     assert [(each.instance, each.phase) for each in shown.machines] == [("garm-aB1", "idle")]
     figures = metrics.Figures(site.world.history)

@@ -42,7 +42,7 @@ def older(world: World, machine: MachineId) -> MachineId:
     for runner in world.forge.runners_.values():
         if runner.record.name == str(machine):
             runner.record = replace(runner.record, name=str(named))
-    for path in (world.folder / "run" / "bindings").iterdir():
+    for path in (world.folder / "run" / "bindings").glob("*"):
         path.rename(path.with_name(path.name.replace(str(machine), str(named))))
     if row := history.find(machine):
         history._write(replace(row, machine=str(named)))
