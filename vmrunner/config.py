@@ -716,7 +716,7 @@ def listed(path: Path, found: Sequence[str]) -> str:
     """The faults of a file as one sentence, or each in its own line."""
     if len(found) == 1:
         return sentence(f"{path}: {found[0]}")
-    return "\n  ".join([f"{path} has {len(found)} faults:", *found])
+    return faults.listed(str(path), found)
 
 
 def load_host(path: Path) -> HostConfig:

@@ -5,7 +5,7 @@ should be.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -71,16 +71,29 @@ def found(
     """All faults of a valid TOML text, in the order of its lines. `patterns`: the model's regular
     expressions in words.
     """
-    faults, all_keys = [], [each["loc"] for each in error.errors()]
+    faults = [
+        Fault(line_of(text, key) if key and key[0] in data else 0, ".".join(map(str, key)), said)
+        for key, said in named(error, model, patterns)
+    ]
+    return sorted(faults, key=lambda fault: fault.line)
+
+
+def named(
+    error: ValidationError, model: type[BaseModel], patterns: Mapping[str, str]
+) -> Iterator[tuple[Key, str]]:
+    """Each key that is wrong, and what is wrong with it; `patterns` as for `found`."""
+    all_keys = [each["loc"] for each in error.errors()]
     for each in error.errors():
         key = each["loc"]
         if each["type"] == "too_short" and any(key == of[: len(key)] != of for of in all_keys):
             continue  # what would be in the list is what is wrong
-        key = tuple(part for part in key if part != _ELSEWHERE)
-        line = line_of(text, key) if key and key[0] in data else 0
         said = words(each, model, patterns).removesuffix(".")
-        faults.append(Fault(line, ".".join(map(str, key)), said))
-    return sorted(faults, key=lambda fault: fault.line)
+        yield tuple(part for part in key if part != _ELSEWHERE), said
+
+
+def listed(what: str, faults: Sequence[str]) -> str:
+    """The faults of what is called so, as one sentence or each in a line of its own."""
+    return "\n  ".join([f"{what} has {len(faults)} faults:", *faults])
 
 
 def words(fault: Mapping[str, Any], model: type[BaseModel], patterns: Mapping[str, str]) -> str:

@@ -12,21 +12,53 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from vmrunner import files
+from vmrunner import faults, files
 from vmrunner.config import parse_size
 from vmrunner.errors import ImageError
 from vmrunner.image.recipe import lock
 from vmrunner.lines import line_of
 from vmrunner.resources import folder
+from vmrunner.text import sentence
 
-GuestPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._@+-]+)+$")]
-UserName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_-]{0,30}$")]
-Suite = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
-Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.+-]+$")]
-Title = Annotated[str, Field(pattern=r"^[ -~]{1,60}$")]
-RunnerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$")]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_GUEST_PATH, _USER = r"^(/[A-Za-z0-9._@+-]+)+$", r"^[a-z_][a-z0-9_-]{0,30}$"
+_SUITE, _WORD, _TITLE = r"^[a-z0-9][a-z0-9-]*$", r"^[a-z0-9][a-z0-9.+-]+$", r"^[ -~]{1,60}$"
+_RUNNER, _VARIABLE = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$", r"^[A-Za-z_][A-Za-z0-9_]*$"
+_URL, _SHA256, _SHA512 = r"^https?://\S+$", r"^[0-9a-f]{64}$", r"^[0-9a-f]{128}$"
+_VERSION, _MODE, _SNAPSHOT = r"^[0-9A-Za-z][0-9A-Za-z.+~_-]*$", r"^0?[0-7]{3}$", r"^\d{8}T\d{6}Z$"
+_NAME, _CONTAINER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", r"^[a-z0-9][a-z0-9._/:-]{0,254}$"
+_REFERENCE = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$"
+_ARGUMENTS, _LINE = r"^[ -~]+$", r"^[ -~]*$"
+_PATTERNS = {
+    _GUEST_PATH: 'has to be a whole path in the image, like "/etc/motd"',
+    _USER: 'a name of an account has small letters, digits, "_" and "-"',
+    _SUITE: 'a suite is written like "bookworm"',
+    _WORD: 'a name of Debian\'s has small letters, digits, ".", "+" and "-"',
+    _TITLE: "has to be 1 to 60 letters of ASCII, in one line",
+    _RUNNER: 'a name here has letters, digits, ".", "_" and "-", and 31 of them at most',
+    _VARIABLE: 'a variable\'s name has letters, digits and "_"',
+    _URL: 'has to be an address like "https://mirror.example/file"',
+    _SHA256: "has to be a sha256: 64 digits from 0 to 9 and a to f",
+    _SHA512: "has to be a sha512: 128 digits from 0 to 9 and a to f",
+    _VERSION: 'a version is written like "12.8.2"',
+    _MODE: 'a mode is written like "0644"',
+    _SNAPSHOT: 'a time of the archive is written like "20261101T000000Z"',
+    _NAME: 'a name here has letters, digits, ".", "_" and "-", and 63 of them at most',
+    _CONTAINER: 'a container image\'s name is written like "debian:13", in small letters',
+    _REFERENCE: 'a reference is written like "registry.example/image@sha256:" and 64 digits',
+    _ARGUMENTS: "has to be letters of ASCII, in one line",
+    _LINE: "has to be letters of ASCII, in one line",
+}
+"""The rules of texts, in words."""
 
+GuestPath = Annotated[str, Field(pattern=_GUEST_PATH)]
+UserName = Annotated[str, Field(pattern=_USER)]
+Suite = Annotated[str, Field(pattern=_SUITE)]
+Word = Annotated[str, Field(pattern=_WORD)]
+Title = Annotated[str, Field(pattern=_TITLE)]
+RunnerName = Annotated[str, Field(pattern=_RUNNER)]
+Variable = Annotated[str, Field(pattern=_VARIABLE)]
+Url = Annotated[str, Field(pattern=_URL)]
+Sha256 = Annotated[str, Field(pattern=_SHA256)]
 
 _ADDED_LATER = {
     "snapshot",
@@ -65,10 +97,10 @@ class RunnerSource(_Section):
 
     kind: Literal["forgejo-runner", "gitea-runner"]
     path: Path | None = None
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    url: Url | None = None
+    sha256: Sha256 | None = None
     # That its --version must tell.
-    version: Annotated[str, Field(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+~_-]*$")] | None = None
+    version: Annotated[str, Field(pattern=_VERSION)] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -85,9 +117,9 @@ class StockSource(_Section):
     """
 
     path: Path | None = None
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    sha512: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] | None = None
+    url: Url | None = None
+    sha256: Sha256 | None = None
+    sha512: Annotated[str, Field(pattern=_SHA512)] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -134,7 +166,7 @@ class _Content(_Section):
 class FileSource(_Content):
     """One file to add."""
 
-    mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0644"
+    mode: Annotated[str, Field(pattern=_MODE)] = "0644"
 
 
 class Script(_Content):
@@ -160,13 +192,11 @@ class ContainerSource(_Section):
     """
 
     # What jobs call it, like "debian:13".
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._/:-]{0,254}$")]
+    name: Annotated[str, Field(pattern=_CONTAINER)]
     archive: Path | None = None
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    reference: (
-        Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$")] | None
-    ) = None
+    url: Url | None = None
+    sha256: Sha256 | None = None
+    reference: Annotated[str, Field(pattern=_REFERENCE)] | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -200,27 +230,25 @@ def _digest(path: Path) -> str:
 class Recipe(_Section):
     """One golden image, with everything that it inherits resolved."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    name: Annotated[str, Field(pattern=_NAME)]
     suite: Suite
     stock: StockSource | None = None  # of that suite
     updates: tuple[Suite, ...] = ()  # further suites of the mirror
     components: tuple[Word, ...] = ("main",)
     keyring: Path | None = None  # what signs the mirror; unset: apt's own keys
-    mirror: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
-    jobs_mirror: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = (
-        None  # unset: `mirror`, else Debian's own; never the building host's
-    )
-    snapshot: Annotated[str, Field(pattern=r"^\d{8}T\d{6}Z$")] | None = None
+    mirror: Url | None = None
+    jobs_mirror: Url | None = None  # unset: `mirror`, else Debian's own; never the building host's
+    snapshot: Annotated[str, Field(pattern=_SNAPSHOT)] | None = None
     lock: Path | None = None
     size: Annotated[int, BeforeValidator(parse_size)]  # in MiB
     packages: tuple[Word, ...]
     # The package of the one that is booted; unset: the newest that the packages bring.
     kernel: Word | None = None
-    kernel_arguments: Annotated[str, Field(pattern=r"^[ -~]+$")]
+    kernel_arguments: Annotated[str, Field(pattern=_ARGUMENTS)]
     scripts: tuple[Script, ...] = ()
     users: dict[UserName, User] = {}
     # Of all that vmrunner runs, and of logins.
-    environment: dict[Variable, Annotated[str, Field(pattern=r"^[ -~]*$")]] = {}
+    environment: dict[Variable, Annotated[str, Field(pattern=_LINE)]] = {}
     compress: bool = False
     files: dict[GuestPath, FileSource] = {}
     runner: RunnerSource | None = None
@@ -339,31 +367,34 @@ def load(name: str, own: Path | None = None) -> Recipe:
     try:
         return Recipe.model_validate(data | {"name": name})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        what = {"extra_forbidden": "is not a key that recipes have", "missing": "is missing"}.get(
-            first["type"], first["msg"].removeprefix("Value error, ")
-        )
-        where = _where(first["loc"], origins, _file(name, _folders(own)))
+        leaf, found = _file(name, _folders(own)), []
+        for key, said in faults.named(error, Recipe, _PATTERNS):
+            file, line = _where(key, origins, leaf)
+            place = f"{file}: line {line}" if line else str(file)
+            shown = ".".join(map(str, key)) or "the recipe"
+            found.append((file != leaf, line, f"{place}: {shown}: {said}"))
+        lines = [line for *_, line in sorted(found)]
         raise ImageError(
-            f"{where}: {key or 'the recipe'}: {what}.",
-            "Compare with the recipe debian-12 that vmrunner brings.",
+            sentence(lines[0]) if len(lines) == 1 else faults.listed(f"The recipe {name}", lines),
+            "Every key is described in docs/images.md; the recipe debian-12 is an example.",
         ) from None
 
 
-def _where(loc: tuple[str | int, ...], origins: dict[str, Path], leaf: Path) -> str:
-    """The recipe's file, or that of one that it inherits from, and the line in there."""
+def _where(loc: faults.Key, origins: dict[str, Path], leaf: Path) -> tuple[Path, int]:
+    """The recipe's file, or that of one that it inherits from, and the line in there; 0 where the
+    file as a whole lacks something.
+    """
     key = ".".join(str(part) for part in loc[:2])
     file = origins.get(key) or origins.get(str(loc[0]) if loc else "") or leaf
     try:
         text = file.read_text(encoding="utf-8")
         own = tomllib.loads(text)
     except (OSError, ValueError):  # it has changed since
-        return str(file)
+        return file, 0
     if loc and loc[0] in _APPENDED and isinstance(loc[1] if len(loc) > 1 else None, int):
         # Elements are counted from the first recipe's on; of this one they are the last.
-        return f"{file}: line {line_of(text, (loc[0],))}"
-    return f"{file}: line {line_of(text, loc)}" if loc and loc[0] in own else str(file)
+        return file, line_of(text, (loc[0],))
+    return file, line_of(text, loc) if loc and loc[0] in own else 0
 
 
 def locked_by(name: str, own: Path | None) -> Path:

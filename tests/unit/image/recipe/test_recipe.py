@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,7 +80,7 @@ def test_the_digest_follows_content_and_not_place(tmp_path: Path) -> None:
         ),
         (
             'extends = "debian-12"\nsise = "1GiB"',
-            "mine.toml: line 2: sise: is not a key that recipes have",
+            "mine.toml: line 2: sise: is not a key that vmrunner knows; did you mean size?",
         ),
         ('extends = "debian-12"\nsize = 4', "size: a size is written like"),
         ('suite = "bookworm"', "is missing"),
@@ -88,8 +90,11 @@ def test_the_digest_follows_content_and_not_place(tmp_path: Path) -> None:
             "needs the sha256",
         ),
         ('extends = "debian-12"\n[runner]\nkind = "forgejo-runner"', "name either a path or a url"),
-        ('extends = "debian-12"\nsnapshot = "2026-11-01"', "snapshot: String should match"),
-        ('extends = "debian-12"\nlock = 1', "lock: Input is not a valid path"),
+        (
+            'extends = "debian-12"\nsnapshot = "2026-11-01"',
+            "snapshot: a time of the archive is written like",
+        ),
+        ('extends = "debian-12"\nlock = 1', "lock: has to be a path in quotes"),
         ('extends = "debian-12"\n[files."../x"]\ntext = ""', "files.../x"),
     ],
 )
@@ -99,6 +104,57 @@ def test_a_wrong_recipe_is_one_sentence_with_a_hint(tmp_path: Path, text: str, s
         recipe.load("mine", tmp_path)
     assert said in caught.value.sentence
     assert caught.value.hint
+
+
+def test_all_faults_are_told_at_once_each_with_its_file_and_line(tmp_path: Path) -> None:
+    """Those of what it inherits from, too, where they stand; its own first."""
+    write(
+        tmp_path,
+        "base",
+        'extends = "debian-12"\n[users.ci]\nuid = 0\n[[scripts]]\nname = "one"\n'
+        '[runner]\nkind = "forgejo"\npath = "r"\n',
+    )
+    write(
+        tmp_path,
+        "mine",
+        'extends = "base"\npackage = ["jq"]\nsize = "big"\nlistens = [0]\n'
+        '[files."/etc/motd"]\ntext = "a"\nmod = "0644"\n[environment]\n"A-B" = "1"\n',
+    )
+    with pytest.raises(ImageError) as caught:
+        recipe.load("mine", tmp_path)
+    mine, base = tmp_path / "mine.toml", tmp_path / "base.toml"
+    assert caught.value.sentence.splitlines() == [
+        "The recipe mine has 8 faults:",
+        f"  {mine}: line 2: package: is not a key that vmrunner knows; did you mean packages?",
+        f'  {mine}: line 3: size: a size is written like "2GiB" or "512MiB"',
+        f"  {mine}: line 4: listens.0: has to be 1 or more",
+        f"  {mine}: line 7: files./etc/motd.mod: is not a key that vmrunner knows; did you mean "
+        "mode?",
+        f'  {mine}: line 9: environment.A-B: a variable\'s name has letters, digits and "_"',
+        f"  {base}: line 3: users.ci.uid: has to be 1 or more",
+        f"  {base}: line 4: scripts.0: name either a source or a text",
+        f"  {base}: line 7: runner.kind: has to be 'forgejo-runner' or 'gitea-runner'; did you "
+        "mean forgejo-runner?",
+    ]
+
+
+def test_what_a_recipe_lacks_has_no_line(tmp_path: Path) -> None:
+    write(tmp_path, "mine", 'suite = "bookworm"\nextra = 1\n')
+    with pytest.raises(ImageError) as caught:
+        recipe.load("mine", tmp_path)
+    said = caught.value.sentence.splitlines()
+    assert f"  {tmp_path}/mine.toml: size: is missing" in said
+    assert f"  {tmp_path}/mine.toml: line 2: extra: is not a key that vmrunner knows" in said
+
+
+def test_every_rule_of_a_text_is_told_in_words() -> None:
+    """Nobody is shown a regular expression."""
+    schema = json.dumps(recipe.Recipe.model_json_schema())
+    found = {
+        json.loads(f'"{each}"') for each in re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', schema)
+    }
+    assert found <= set(recipe._PATTERNS)
+    assert len(found) > 10
 
 
 def test_what_is_inherited_is_added_to(tmp_path: Path) -> None:
