@@ -17,6 +17,7 @@ GARM ?=
 KVM ?=
 GROWTH ?=
 DASHBOARD ?=
+WAY_IN ?=
 
 # $(call in_rig,COMMANDS): with the rig running, and stopped afterwards if it was started here.
 define in_rig
@@ -55,12 +56,12 @@ at_the_forge = rig/rig run -- pytest -q $(short) tests/forge $(PYTEST_ARGS)
 on_the_host = rig/rig run -- pytest -q $(short) tests/libvirt tests/net --ignore $(other_firewalls) $(PYTEST_ARGS)
 without_machines = $(call beside,$(units),$(call beside,$(on_the_host),$(at_the_forge)))
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
-shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest packaging/build packaging/debian/vmrunner.postrm packaging/debian/vmrunner.prerm rig/browser rig/rig tests/conformance/plain.sh tests/deb.sh
+shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest packaging/build packaging/debian/vmrunner.postrm packaging/debian/vmrunner.prerm rig/browser rig/rig tests/conformance/plain.sh tests/deb.sh tests/way_in/run.sh
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) $(other_firewalls) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures dashboard reference docs audit dist deb deb-test release lint rig rig-stop rig-shell
+.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures dashboard reference docs audit dist deb deb-test way-in release lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -177,6 +178,10 @@ deb:
 # What `make deb` has built, on bare Debians, without a network: installed, upgraded, removed, purged.
 deb-test:
 	@tests/deb.sh
+
+# The docs' own commands, from a bare Debian to a first job, an upgrade and the removal; the last line is JSON (WAY_IN="trixie bookworm").
+way-in:
+	@rig/rig prepare; tests/way_in/run.sh $(WAY_IN)
 
 # All of it from a clean, tagged tree. Prints what to upload, and uploads nothing.
 release:
