@@ -10,10 +10,28 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 Say = Callable[[str], object]
 """Tells a person how something goes on, a line at a time."""
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """A Say that can also show how far the line is that it told last."""
+
+    def part(self, done: int, of: int) -> object:
+        """In bytes."""
+
+
+def tell_part(say: Say, done: int, of: int) -> None:
+    """How far the line is that `say` told last, in bytes, where that can be shown: a log would
+    have a line for each.
+    """
+    if isinstance(say, Moving):
+        say.part(done, of)
+
+
 _LEVELS = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog's
 
 

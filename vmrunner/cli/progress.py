@@ -41,31 +41,46 @@ def live(
     """A line at the bottom of the terminal; steps that are over stay above it with their time."""
     from rich.live import Live
 
-    began = since = clock()
-    step = ""
-
-    def line() -> Text:
-        return Text(f"{step}  {clock() - since:.0f} s{left(clock() - began, expected)}")
-
-    def finish() -> None:
-        if step:
-            console.print(f"{step}  {clock() - since:.0f} s")
-
+    moving = _Moving(console, expected, clock)
     with Live(
-        console=console, get_renderable=line, refresh_per_second=_EVERY, transient=True
+        console=console, get_renderable=moving.line, refresh_per_second=_EVERY, transient=True
     ) as shown:
-
-        def told(text: str) -> None:
-            nonlocal step, since
-            finish()
-            step, since = text, clock()
-            shown.refresh()
-
+        moving.refresh = shown.refresh
         try:
-            yield told
+            yield moving
         finally:
-            finish()
-            step = ""
+            moving.finish()
+
+
+class _Moving:
+    """The line, and what it is told."""
+
+    def __init__(self, console: Console, expected: float, clock: Callable[[], float]) -> None:
+        self._console, self._expected, self._clock = console, expected, clock
+        self._began = self._since = clock()
+        self._step = self._part = ""
+        self.refresh: Callable[[], object] = lambda: None
+
+    def __call__(self, text: str) -> None:
+        self.finish()
+        self._step, self._since = text, self._clock()
+        self.refresh()
+
+    def part(self, done: int, of: int) -> None:
+        """Of the step that runs, in bytes."""
+        self._part = f" ({done >> 20} of {of >> 20} MiB)" if of >> 20 else ""
+
+    def line(self) -> Text:
+        """As it is now."""
+        now = self._clock()
+        more = left(now - self._began, self._expected)
+        return Text(f"{self._step}{self._part}  {now - self._since:.0f} s{more}")
+
+    def finish(self) -> None:
+        """The step is over: it stays above."""
+        if self._step:
+            self._console.print(f"{self._step}  {self._clock() - self._since:.0f} s")
+        self._step = self._part = ""
 
 
 def left(elapsed: float, expected: float) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from vmrunner.errors import HypervisorError
@@ -13,7 +14,7 @@ from vmrunner.hypervisor.connection import Link, asking
 from vmrunner.hypervisor.seam import Volume
 from vmrunner.hypervisor.storage import Digested, Storage, image_volume, refresh
 from vmrunner.hypervisor.strangers import Strangers, described_volume
-from vmrunner.log import Say
+from vmrunner.log import Say, tell_part
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import PREFIX
 
@@ -68,7 +69,8 @@ class LibvirtImages:
                 say(f"{golden.id}: copying {part} to libvirt, {content.size >> 20} MiB")
                 # World-readable: the QEMU user reads it as it is, and libvirt need not change its
                 # owner.
-                self._storage.upload(name, content.size, content, "0644")
+                told = partial(tell_part, say, of=content.size)
+                self._storage.upload(name, content.size, content, "0644", told)
             if content.sha256 != golden.manifest.files[part]:  # what is uploaded is what was built
                 self._storage.delete(name)
                 raise golden.damaged(part)

@@ -288,8 +288,17 @@ class Storage:
         """A raw volume with this content, readable by its owner only."""
         self.upload(name, len(content), content)
 
-    def upload(self, name: str, size: int, content: bytes | Digested, mode: str = "0600") -> None:
-        """A raw volume of `size` bytes; an unfinished one is deleted again. Raises DiskFull."""
+    def upload(
+        self,
+        name: str,
+        size: int,
+        content: bytes | Digested,
+        mode: str = "0600",
+        sent: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """A raw volume of `size` bytes, `sent` of which it is told now and then; an unfinished one
+        is deleted again. Raises DiskFull.
+        """
         with asking(f"writing {name}", is_long=not isinstance(content, bytes)):
             pool = self._own()
             if size:  # a refresh looks into every file of the pool, and an empty one needs no room
@@ -311,8 +320,11 @@ class Storage:
                 if isinstance(content, bytes):
                     self._send(stream, content)
                 else:
+                    done = 0
                     while chunk := content.read(_CHUNK):
                         self.progress()
+                        sent(done)
+                        done += len(chunk)
                         while chunk:
                             chunk = chunk[stream.send(chunk) :]
                 stream.finish()

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from vmrunner.cli import progress
+from vmrunner.log import tell_part
 
 
 def test_in_a_pipe_each_step_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +53,24 @@ def test_on_a_terminal_the_step_moves_and_says_what_is_left() -> None:
     assert "bootstrapping [b]debian[/b]  62 s\n" in seen
     assert "writing a disk  0 s (about 38s left)" in seen
     assert "writing a disk  8 s\n" in seen
+
+
+def test_how_far_an_upload_is_shows_in_its_line_and_nowhere_else() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, highlight=False)
+    with progress.live(console, 0.0, clock=lambda: 0.0) as told:
+        told("copying disk to libvirt")
+        tell_part(told, 120 << 20, 550 << 20)
+        told.refresh()  # type: ignore[attr-defined]
+        told("and now the kernel")
+        tell_part(told, 10, 20)  # so little that it says nothing
+        told.refresh()  # type: ignore[attr-defined]
+    seen = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "copying disk to libvirt (120 of 550 MiB)  0 s" in seen
+    assert "copying disk to libvirt  0 s\n" in seen
+    assert "kernel (" not in seen
+    lines: list[str] = []
+    tell_part(lines.append, 1 << 20, 2 << 20)
+    assert lines == [], "a log is told nothing"
 
 
 @pytest.mark.parametrize(
