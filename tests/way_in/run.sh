@@ -21,7 +21,8 @@ tools=${RIG_TOOLS:-} # another Debian tree, whose programs are not the host's ow
 # ---- outside: a network namespace, and who relays to the registries ---------------------------------------------------------------------
 
 registries() { # registries : NAME:PORT of what apt and pip fetch from
-  sed -nE 's|^(URIs:\|deb) *(\[[^]]*\])? *http(s?)://([^/ ]+).*|\4 \3|p' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null |
+  set +o pipefail # one of the files may be missing
+  cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | sed -nE 's|^(URIs:\|deb) *(\[[^]]*\])? *http(s?)://([^/ ]+).*|\4 \3|p' |
     awk '{print $1 ($1 ~ /:/ ? "" : $2 == "s" ? ":443" : ":80")}'
   printf '%s\n' "${PIP_INDEX_URL:-https://pypi.org/simple}" | sed -nE 's|^http(s?)://([^@/]*@)?([^/]+).*|\3 \1|p' |
     awk '{print $1 ($1 ~ /:/ ? "" : $2 == "s" ? ":443" : ":80")}'
