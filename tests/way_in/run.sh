@@ -204,6 +204,7 @@ main() {
   case ${1:-} in
     _tree) tree ;;
     _host) host "$2" ;;
+    _commands) shift; commands "$@" ;;
     *)
       cd "$(dirname "${BASH_SOURCE[0]}")/../.."
       [ $# -gt 0 ] || set -- trixie

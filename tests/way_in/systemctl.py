@@ -45,7 +45,9 @@ def start(unit: str) -> None:
             folder = Path(base, name)
             folder.mkdir(exist_ok=True)
             folder.chmod(int(said[f"{kind}DirectoryMode"][0], 8))
-            os.chown(folder, user.pw_uid, user.pw_gid)
+            if folder.stat().st_uid != user.pw_uid:  # then systemd takes all below it along
+                for path in (folder, *folder.rglob("*")):
+                    os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
     notify = STATE / f"{unit}.notify"
     notify.unlink(missing_ok=True)
     environment = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "NOTIFY_SOCKET": str(notify)}
