@@ -39,14 +39,17 @@ def call(method: str, path: str, body: object = None, *fine: int) -> Any:
 
 
 def make(name: str, *files: str) -> None:
-    """One commit for each file, the workflow last."""
+    """One commit, so one run of its workflow; and before it that of the forge's own README.md."""
     owner, _, repository = name.partition("/")
     call("POST", "/orgs", {"username": owner}, 422)
-    call("POST", f"/orgs/{owner}/repos", {"name": repository, "default_branch": "main"})
-    for file in sorted(files, key=lambda each: ".gitea/" in each):
+    made = {"name": repository, "default_branch": "main", "auto_init": True, "readme": "Default"}
+    call("POST", f"/orgs/{owner}/repos", made)
+    changes = []
+    for file in files:
         path, _, local = file.partition("=")
         content = base64.b64encode(Path(local).read_bytes()).decode()
-        call("POST", f"/repos/{name}/contents/{path}", {"content": content, "message": path})
+        changes.append({"operation": "create", "path": path, "content": content})
+    call("POST", f"/repos/{name}/contents", {"files": changes, "message": "All files"})
 
 
 def tag(name: str, word: str) -> None:

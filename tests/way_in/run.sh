@@ -142,8 +142,8 @@ page() { # page FILE [HEADING]
 }
 mark() { marks+=("\"$1\": $(($(date +%s) - began))"); say "$1: $(($(date +%s) - began)) s"; }
 job() { # job NAME : a new repository's first job
-  at_forge make "someone/$1" README.md=/src/README.md .gitea/workflows/first.yaml=$here/first.yaml
-  at_forge wait "someone/$1" 300 || { tail -n 20 /run/stand-in-systemd/vmrunner.service.log; vmrunner history; fail "the job of $1"; }
+  at_forge make "someone/$1" hello.txt=$here/hello.txt .gitea/workflows/first.yaml=$here/first.yaml
+  at_forge wait "someone/$1" 900 || { tail -n 20 /run/stand-in-systemd/vmrunner.service.log; vmrunner history; fail "the job of $1"; }
 }
 member() { # a person who may look, without root
   useradd -m person
@@ -189,6 +189,7 @@ host() {
   git -C /root/vmrunner -c user.name=x -c user.email=x@forge.example commit -q --allow-empty -m "A newer version"
   version=$(vmrunner --version)
   page /src/docs/howto/upgrade.md
+  [ "$(vmrunner --version)" != "$version" ] || fail "still $version"
   say "upgraded from $version to $(vmrunner --version)"
   job second
   mark upgraded
