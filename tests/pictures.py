@@ -1,5 +1,6 @@
-"""`make pictures`: for docs/setups.md Gitea's own page of runners with a static set-up, in
-Chromium, and for all pages the drawings of docs/diagrams (`rig/rig browser` brings what it takes).
+"""`make pictures`: for docs/setups.md Gitea's own page of runners with a static set-up, for
+docs/page.md our own page (see browser/demo.py), both in Chromium, and for all pages the drawings of
+docs/diagrams (`rig/rig browser` brings what it takes).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.browser import demo
+from tests.browser.chromium import chromium
 from tests.forge.gitea import URL, Site, until
 from tests.forge.process import GiteaProcess
 from tests.ground import lay
@@ -61,16 +64,9 @@ def idle(site: Site) -> list[str]:
 @contextmanager
 def logged_in(site: Site) -> Iterator[Any]:
     """A page of a browser that an administrator has logged in with."""
-    sys.path.append("/opt/pictures")
-    from playwright.sync_api import sync_playwright
-
     name, password = site.user("viewer")
     site.call("PATCH", f"/admin/users/{name}", {"login_name": name, "source_id": 0, "admin": True})
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium",
-            args=["--no-sandbox"],  # it is root here
-        )
+    with chromium() as browser:
         shown = browser.new_page(viewport=SIZE)
         shown.goto(f"{URL}/user/login")
         shown.fill("input[name=user_name]", name)
@@ -78,7 +74,6 @@ def logged_in(site: Site) -> Iterator[Any]:
         shown.click("form[action*=login] button")
         shown.wait_for_url(f"{URL}/")
         yield shown
-        browser.close()
 
 
 def main() -> None:
@@ -88,6 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     for page in options.folder.glob("*.md"):
         page.write_text(draw(page))
+    demo.pictures(options.folder)
     with closing(Site()) as site:
         dress(site)
         site.clear()

@@ -9,7 +9,7 @@ import stat
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -57,6 +57,8 @@ from vmrunner.text import sentence
 
 DEFAULT_PATH = CONFIG
 DEFAULT_TOKEN = Path("/etc/vmrunner/forge-token")
+
+_SHORTEST_TOKEN = 20  # characters of what opens the page
 
 _SIZES = {"MiB": 1, "GiB": 1024, "TiB": 1024 * 1024}
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -177,6 +179,29 @@ def _listen(value: object) -> str:
     return found[0]
 
 
+def _page_listen(value: object) -> str:
+    """An address and a port, or a socket's path."""
+    if isinstance(value, str) and value.startswith("/") and len(value.encode()) < _LONGEST_SOCKET:
+        return value
+    try:
+        return _listen(value)
+    except ValueError:
+        raise ValueError(
+            'it is written like "127.0.0.1:8480", or is a socket: "/run/vmrunner-page/socket"'
+        ) from None
+
+
+def _is_here(listen: str) -> bool:
+    """Whether only this host's own programs reach it."""
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return listen.startswith("/") or host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+_LONGEST_SOCKET = 108  # bytes that Linux has for a socket's path, and its end
+_HEADER, _HOST = r"^[A-Za-z][A-Za-z0-9-]{0,63}$", r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$"
 _MANAGER, _IMAGE = r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _RUNNER, _NO_PROXY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$", r"^[A-Za-z0-9.*:/-]{1,255}$"
 _LISTEN = r"^\S+:\d{1,5}$"
@@ -186,6 +211,8 @@ _PATTERNS = {
     _RUNNER: 'a name here has letters, digits, ".", "_" and "-", and 31 of them at most',
     _NO_PROXY: 'has to be a host, a network or a beginning of names, like "packages.example"',
     _LISTEN: 'an address to listen at is written like "127.0.0.1:9750"',
+    _HEADER: 'the name of a header is written like "X-Forwarded-User"',
+    _HOST: 'the name of a host is written like "ci.example"',
 }
 
 # Written back, for `vmrunner config show`, and described, for editors, in the words of the file.
@@ -528,6 +555,30 @@ class NotifyConfig(Section):
         return self
 
 
+class PageConfig(Section):
+    """A page for browsers, which `vmrunner serve` offers."""
+
+    listen: Annotated[str, BeforeValidator(_page_listen)] | None = None
+    token_file: Path | None = None
+    user_header: Annotated[str, Field(pattern=_HEADER)] | None = None
+    hosts: tuple[Annotated[str, Field(pattern=_HOST)], ...] = ()
+
+    @model_validator(mode="after")
+    def _not_for_everybody(self) -> PageConfig:
+        if self.listen is None:
+            if self.token_file or self.user_header or self.hosts:
+                raise ValueError("there is no page without listen")
+        elif not _is_here(self.listen):
+            if self.user_header:
+                raise ValueError(
+                    "a user_header is believed on this host alone: listen at 127.0.0.1 or at a "
+                    "socket, or let the proxy send the token"
+                )
+            if not self.token_file:
+                raise ValueError("whoever reaches it from outside of this host needs a token_file")
+        return self
+
+
 class HostConfig(Section):
     """What concerns this host alone: enough to build images and for `vmrunner exec`."""
 
@@ -583,6 +634,7 @@ class Config(HostConfig):
     history: HistoryConfig = HistoryConfig()
     metrics: MetricsConfig = MetricsConfig()
     notify: NotifyConfig = NotifyConfig()
+    page: PageConfig = PageConfig()
     garm: GarmConfig = GarmConfig()
     pools: dict[ManagerId, PoolConfig]
 
@@ -632,6 +684,11 @@ class Config(HostConfig):
     def notices_dir(self) -> Path:
         """Where notices wait that were not sent yet."""
         return self.state_dir / "notices"
+
+    @property
+    def seen_file(self) -> Path:
+        """What the last pass of `vmrunner serve` saw, for the page."""
+        return self.runtime_dir / f"{self.manager}.seen.json"
 
     @property
     def webhook_heard(self) -> Path:
@@ -767,6 +824,19 @@ def notify_secret(path: Path, warn: Callable[[str], None]) -> Secret:
     """What notices are signed with, from notify.secret_file. `warn` as for `forge_token`."""
     hint = f"Put the secret that the receiver checks with into {path}, mode 0600."
     return _secret("secret", path, hint, warn)
+
+
+def page_token(path: Path, warn: Callable[[str], None]) -> Secret:
+    """What opens the page, from page.token_file. `warn` as for `forge_token`."""
+    hint = f"`(umask 077; openssl rand -hex 32 > {path})` makes one."
+    found = _secret("token", path, hint, warn)
+    if len(found.value) < _SHORTEST_TOKEN:
+        raise ConfigError(
+            f"The token in {path} is too short: it could be guessed. It needs "
+            f"{_SHORTEST_TOKEN} characters.",
+            hint,
+        )
+    return found
 
 
 def _secret(what: str, path: Path, hint: str, warn: Callable[[str], None]) -> Secret:

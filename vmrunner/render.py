@@ -1,5 +1,5 @@
-"""The one place that renders templates: XML with escaping, shell and YAML from values that were
-checked or quoted.
+"""The one place that renders templates: XML and HTML with escaping, shell and YAML from values that
+were checked or quoted.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from vmrunner.resources import folder
+from vmrunner.text import presentable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
+
+_LONGEST = 1000  # characters of a value on a page
 
 
 @cache
@@ -30,6 +34,23 @@ def _environment(escape: bool) -> Environment:
     )
     environment.filters["sh"] = shlex.quote
     return environment
+
+
+@cache
+def _pages() -> Environment:
+    return _environment(True).overlay(finalize=_shown, lstrip_blocks=True)
+
+
+def _shown(value: object) -> object:
+    """Others' words on one line, and nothing in them that turns the line around."""
+    return presentable(value, _LONGEST) if type(value) is str else value
+
+
+def html(template: str, **values: object) -> Markup:
+    """Render a page, or a part of one; every value is escaped."""
+    from markupsafe import Markup
+
+    return Markup(_pages().get_template(template).render(values))  # noqa: S704 — just escaped
 
 
 def xml(template: str, **values: object) -> str:

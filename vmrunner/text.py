@@ -9,7 +9,10 @@ def presentable(text: str, longest: int = 200) -> str:
     """Others' words, such as a job's name: on one line, not too long, and nothing in them that a
     terminal would obey.
     """
-    return "".join(char if char.isprintable() else " " for char in text[:longest])
+    text = text[:longest]
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def some(names: list[str], most: int = 4) -> str:

@@ -17,6 +17,7 @@ from vmrunner.config import (
     forge_token,
     is_local,
     load,
+    page_token,
     webhook_secret,
 )
 from vmrunner.errors import ConfigError
@@ -55,7 +56,7 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
         "mtu",
     )
     without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config", "secret_file")
-    without_default += ("flavors",)
+    without_default += ("flavors", "user_header", "hosts")
     without_default += ('url = "https://alerts',)  # of the forge there has to be one
     spelled_out = load(
         write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default)))
@@ -322,6 +323,71 @@ def test_the_webhooks_secret(tmp_path: Path) -> None:
     path.chmod(0o640)
     webhook_secret(path, warnings.append)
     assert "The secret file" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ('token_file = "/t"', "page: there is no page without listen"),
+        ('hosts = ["ci.example"]', "page: there is no page without listen"),
+        ('listen = "192.0.2.5:8480"', "page: whoever reaches it from outside"),
+        ('listen = "0.0.0.0:8480"', "page: whoever reaches it from outside"),
+        ('listen = "[::]:8480"', "page: whoever reaches it from outside"),
+        ('listen = "ci.example:8480"', "page: whoever reaches it from outside"),
+        (
+            'listen = "192.0.2.5:8480"\ntoken_file = "/t"\nuser_header = "X-User"',
+            "page: a user_header is believed on this host alone",
+        ),
+        *(
+            (f"listen = {listen}", "page.listen: it is written like")
+            for listen in (
+                "8480",
+                '"8480"',
+                '"page.sock"',
+                '""',
+                f'"/{"x" * 108}"',
+                '"[::1]:70000"',
+            )
+        ),
+        *(
+            (f'listen = "127.0.0.1:1"\nuser_header = "{name}"', "page.user_header: the name")
+            for name in ("", "a b", "x:y", "1", "é")
+        ),
+        *(
+            (f'listen = "127.0.0.1:1"\nhosts = ["{name}"]', "page.hosts")
+            for name in ("", "a b", "ci.example:443", "https://ci.example", "*.example")
+        ),
+    ],
+)
+def test_a_page_that_can_not_be_meant(tmp_path: Path, page: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, MINIMAL.replace("[forge]", f"[page]\n{page}\n[forge]")))
+    assert says in caught.value.sentence
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        'listen = "127.0.0.1:8480"',
+        'listen = "[::1]:8480"',
+        'listen = "localhost:8480"\nuser_header = "X-Forwarded-User"',
+        'listen = "/run/vmrunner-page/socket"\nhosts = ["ci.example", "ci"]',
+        'listen = "0.0.0.0:8480"\ntoken_file = "/t"',
+    ],
+)
+def test_pages(tmp_path: Path, page: str) -> None:
+    assert load(write(tmp_path, MINIMAL.replace("[forge]", f"[page]\n{page}\n[forge]"))).page.listen
+
+
+def test_the_pages_token(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("short\n")
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="is too short") as raised:
+        page_token(path, print)
+    assert "openssl rand -hex 32" in raised.value.hint
+    path.write_text("0123456789abcdef0123\n")
+    assert page_token(path, print).value == "0123456789abcdef0123"
 
 
 def test_the_forges_certificates(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_make_lint_looks_at_every_shell_script() -> None:
 def test_templates_of_shell_are_known() -> None:
     shell = {
         path.name
-        for path in (ROOT / "templates").iterdir()
+        for path in (ROOT / "templates").rglob("*.*")
         if ".sh." in path.name or b"#!/bin/" in path.read_bytes()
     }
     assert shell == {"user-data-exec.sh.j2", "hooks.sh.j2"}, "the first includes the second"

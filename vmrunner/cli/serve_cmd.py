@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmrunner.cli import shown
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, LevelOption, LogOption, app, warn
-from vmrunner.log import Format, Level, open_log
+from vmrunner.log import Format, Level, Log, open_log
 from vmrunner.machine.background import make_snapshot
 
 if TYPE_CHECKING:
+    from vmrunner.config import Config
     from vmrunner.manager.serve import Seen
 
 
@@ -44,6 +47,7 @@ def serve(
             lambda: open_manager(config.load(config_path), log, warn),
             log,
             make_snapshot=lambda pool: make_snapshot(["--pool", pool], config_path),
+            saw=_page(settings, config_path, log_format, log_level, log, stack),
         )
         stack.enter_context(
             status_socket.StatusSocket(
@@ -74,3 +78,39 @@ def _told(seen: Seen | None) -> bytes:
         return b""
     status = surveyed.status(seen.manager, seen.survey, time.time(), seen.at)
     return json.dumps(shown.plain(status)).encode()
+
+
+def _page(
+    settings: Config,
+    config_path: Path,
+    log_format: Format,
+    log_level: Level,
+    log: Log,
+    stack: ExitStack,
+) -> Callable[[Seen], object]:
+    """Start the page's process, if there is to be one; what has to be told of each pass for it.
+
+    Raises ConfigError.
+    """
+    from vmrunner import config
+    from vmrunner.cli import surveyed
+    from vmrunner.doctor.page import INSTALL, missing
+    from vmrunner.page import keeper
+    from vmrunner.page.seen import Writer
+
+    page = settings.page
+    if page.listen is None:
+        return lambda *_: None
+    if page.token_file:
+        config.page_token(page.token_file, warn)
+    if absent := missing():
+        log.error("no page is served", missing=", ".join(absent), hint=INSTALL)
+        return lambda *_: None
+    writer = Writer(settings.seen_file, log)
+    stack.enter_context(keeper.Keeper(keeper.command(config_path, log_format, log_level), log))
+
+    def saw(seen: Seen) -> None:
+        if writer.is_due:
+            writer.write(lambda: surveyed.status(seen.manager, seen.survey, seen.at), seen.at)
+
+    return saw

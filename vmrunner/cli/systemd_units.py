@@ -93,6 +93,7 @@ class Installation:
             ("forge.ca_file", forge.ca_file),
             ("serve.webhook.secret_file", webhook.secret_file),
             ("notify.secret_file", self.settings.notify.secret_file),
+            ("page.token_file", self.settings.page.token_file),
         )
         return tuple((key, path) for key, path in named if path)
 
@@ -102,12 +103,14 @@ class Installation:
 
         libvirt.storage_path is none of them: there all work is libvirtd's.
         """
-        folders = (
+        folders: tuple[tuple[str, Path], ...] = (
             ("state_dir", self.settings.state_dir),
             ("runtime_dir", self.settings.runtime_dir),
         )
-        textfile = self.settings.metrics.textfile
-        return (*folders, ("metrics.textfile", textfile.parent)) if textfile else folders
+        textfile, listen = self.settings.metrics.textfile, self.settings.page.listen or ""
+        if textfile:
+            folders = (*folders, ("metrics.textfile", textfile.parent))
+        return (*folders, ("page.listen", Path(listen).parent)) if listen[:1] == "/" else folders
 
     @property
     def elsewhere(self) -> tuple[tuple[str, Path], ...]:

@@ -236,7 +236,10 @@ _INDEXES = (
     "by_creation ON machines (created)",
     "by_image ON machines (image, created)",
     "asked ON machines (ask_at) WHERE ask_at > 0",
+    "by_end ON machines (destroyed, machine)",
 )
+
+_INDEX_NAMES = tuple(index.partition(" ")[0] for index in _INDEXES)
 
 
 class History:
@@ -339,8 +342,10 @@ class History:
                 raise sqlite3.DatabaseError(f"it has the format {version}, not {_SCHEMA}")
             database.execute("PRAGMA synchronous = NORMAL")
             database.execute("PRAGMA journal_mode = WAL")
-            # A column that came later needs no new format, which an older vmrunner would refuse.
-            if version != _SCHEMA or not _columns(database) >= set(_COLUMNS):
+            # What came later, a column or an index, needs no new format, which an older vmrunner
+            # would refuse.
+            there = _columns(database) | _indexes(database)
+            if version != _SCHEMA or not there >= {*_COLUMNS, *_INDEX_NAMES}:
                 self._make(database)
         except BaseException:
             database.close()
@@ -747,6 +752,11 @@ def _to_read(path: Path) -> str:
 def _columns(database: sqlite3.Connection) -> set[str]:
     """Those that the table of machines has."""
     return {row[1] for row in database.execute("PRAGMA table_info(machines)")}
+
+
+def _indexes(database: sqlite3.Connection) -> set[str]:
+    """Those that the table of machines has."""
+    return {row[1] for row in database.execute("PRAGMA index_list(machines)")}
 
 
 def _free(path: Path) -> Path:

@@ -160,8 +160,8 @@ class Server:
     """The loop. `open_manager` reads the configuration anew; it raises a VmrunnerError where that
     is wrong.
 
-    `make_snapshot` begins to make that of a pool. `wait` waits for an event for some seconds, by
-    the same `clock`; `notify` speaks to systemd.
+    `make_snapshot` begins to make that of a pool; `saw` is told what each pass saw. `wait` waits
+    for an event for some seconds, by the same `clock`; `notify` speaks to systemd.
     """
 
     def __init__(
@@ -170,6 +170,7 @@ class Server:
         log: Log,
         *,
         make_snapshot: Callable[[str], Background],
+        saw: Callable[[Seen], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
         notify: Callable[[str], object] | None = None,
@@ -179,7 +180,7 @@ class Server:
         self._figures = Figures(self._manager.history)
         self._wake = threading.Event()
         self._stop = self._reload = False
-        self._make_snapshot = make_snapshot
+        self._make_snapshot, self._saw = make_snapshot, saw
         self._maker: Background | None = None
         self._next_maker = 0.0
         self._notify = notify or sdnotify.SystemdNotifier().notify
@@ -278,6 +279,7 @@ class Server:
         self.seen = Seen(self._manager, survey, time.time())
         self._figures.saw(survey, self.seen.at)
         self._poll.saw(survey)
+        self._saw(self.seen)
         return survey
 
     def _make_snapshots(self, survey: Survey | None) -> None:

@@ -538,11 +538,13 @@ def test_a_webhooks_secret_that_the_user_can_not_read(run: Run, tmp_path: Path) 
     secret.touch(mode=0o600)
     code, _, err = run(
         forge=f'[serve.webhook]\nlisten = "192.0.2.5:8484"\nsecret_file = "{secret}"\n'
-        f'[notify]\nurl = "https://alerts.example"\nsecret_file = "{secret}"'
+        f'[notify]\nurl = "https://alerts.example"\nsecret_file = "{secret}"\n'
+        f'[page]\nlisten = "127.0.0.1:8480"\ntoken_file = "{secret}"'
     )
     assert code == 0
     assert f"The user vmrunner can't read serve.webhook.secret_file, {secret}:" in err
     assert f"The user vmrunner can't read notify.secret_file, {secret}:" in err
+    assert f"The user vmrunner can't read page.token_file, {secret}:" in err
 
 
 def test_a_program_that_is_not_there(

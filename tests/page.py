@@ -1,0 +1,358 @@
+"""`make page`: the page in Chromium (tests/browser), and here what it costs with 1,000 machines and
+100,000 machines of history, each view beside that of a host with few; what it adds to a pass of
+`serve`; and whether it answers while others hold a thousand connections open.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from tests.forge.gitea import until
+from tests.scale import Cost, crowd, one_pass
+from tests.world import MANIFEST
+from vmrunner.cli import surveyed
+from vmrunner.manager.history import History, Record
+from vmrunner.model.machine import Ending
+from vmrunner.page.seen import Writer
+
+MACHINES, TIMES = 1000, 21
+HOSTS = {"few": (100, 100), "many": (MACHINES, 100_000)}
+"""Machines that are there, and machines of the history: as many as one page shows, or far more."""
+POOLS = ("linux", "big", "team", "arm", "spare")
+VIEWS = (
+    "/",
+    "/queue",
+    "/queue?page=7",
+    "/machines",
+    "/machines?pool=linux&page=3",
+    "/machines/vmr-m-00000032",
+    "/history",
+    "/history?text=o3%2Fr17",
+    "/history?pool=arm&verdict=failure",
+    "/history?text=nothing-has-this-name",
+    "/plots?span=day",
+    "/plots?span=week",
+    "/plots?span=quarter",
+    "/images",
+    "/style.css",
+)
+MOST_MS, MOST_RATIO = 100.0, 2.0
+CONNECTIONS = 1000
+END = (b"", b"\r\n")
+ENDINGS = [Ending.DONE] * 90 + [Ending.CANCELLED] * 4 + [each for each in Ending if each.is_failure]
+VERDICTS = ["success"] * 8 + ["failure", "cancelled"]
+CONFIG = """\
+manager = "m"
+state_dir = "{folder}"
+runtime_dir = "{folder}/run"
+[forge]
+kind = "gitea"
+url = "https://forge.example"
+[page]
+listen = "{listen}"
+{more}
+"""
+POOL = '[pools.{name}]\nlabels = ["{name}"]\nimage = "debian-12"\nmax = {max}\n'
+
+
+class Log:
+    """Says it on standard error."""
+
+    def warning(self, event: str, **fields: object) -> None:
+        print(event, fields, file=sys.stderr)
+
+    debug = info = error = warning
+
+
+def made(shape: type[Any], **given: Any) -> Any:
+    """A record with these values, and nothing else in it."""
+    empty = {str: "", int: 0, float: 0.0, bool: False}
+    return shape(
+        **{
+            name: given[name]
+            if name in given
+            else empty.get(hint, () if get_origin(hint) is tuple else None)
+            for name, hint in get_type_hints(shape).items()
+        }
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def configure(
+    folder: Path, listen: str, more: str = "", most: int = 250, pools: tuple[str, ...] = POOLS
+) -> Path:
+    """A configuration with the page at this address."""
+    (folder / "run").mkdir(parents=True, exist_ok=True)
+    path = folder / "vmrunner.toml"
+    path.write_text(
+        CONFIG.format(folder=folder, listen=listen, more=more)
+        + "".join(POOL.format(name=name, max=most) for name in pools)
+    )
+    return path
+
+
+def publish(folder: Path) -> None:
+    """An image with three versions; the newest was rolled back."""
+    home = folder / "images" / "debian-12"
+    packages = {f"package-{number}": {"version": f"1.{number}"} for number in range(300)}
+    for version in ("20270101-1", "20270108-1", "20270115-1"):
+        (home / version).mkdir(parents=True, exist_ok=True)
+        runner = {"kind": "gitea-runner", "path": "/r", "sha256": "0", "version": "1.0.8"}
+        manifest = MANIFEST | {"version": version, "packages": packages, "runner": runner}
+        built = f"{version[:4]}-{version[4:6]}-{version[6:8]}T02:30:00+00:00"
+        (home / version / "manifest.json").write_text(json.dumps(manifest | {"built_at": built}))
+    (home / "current").unlink(missing_ok=True)
+    (home / "current").symlink_to("20270108-1")
+    lines = (
+        ("2027-01-01T02:41:00+00:00", "", "20270101-1", "built", ""),
+        ("2027-01-08T02:41:00+00:00", "20270101-1", "20270108-1", "built", ""),
+        ("2027-01-15T02:41:00+00:00", "20270108-1", "20270115-1", "built", ""),
+        (
+            "2027-01-15T03:02:00+00:00",
+            "20270115-1",
+            "20270108-1",
+            "rolled back automatically",
+            "3 machines failed: the guest did not report within 5m",
+        ),
+    )
+    (home / "promotions.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {"at": at, "from": before, "to": to, "why": why, "by": "vmrunner", "cause": cause}
+            )
+            + "\n"
+            for at, before, to, why, cause in lines
+        )
+    )
+
+
+def remember(folder: Path, rows: int, days: float = 90.0, seed: int = 1) -> None:
+    """So many machines of these last days, more by day than by night."""
+    dice, now = random.Random(seed), time.time()  # noqa: S311 — no secret
+    History(folder / "history.sqlite", print).close()
+    ends = sorted(now - 30 - days * 86400 * dice.random() for _ in range(rows))
+    marks = ", ".join("?" * len(fields(Record)))
+    with closing(sqlite3.connect(folder / "history.sqlite")) as database:
+        database.executemany(
+            f"INSERT INTO machines VALUES ({marks})",  # noqa: S608 — question marks
+            (astuple(_row(dice, number, end)) for number, end in enumerate(ends)),
+        )
+        database.commit()
+
+
+def _row(dice: random.Random, number: int, end: float) -> Record:
+    ending, verdict = dice.choice(ENDINGS), dice.choice(VERDICTS)
+    repository = f"o{number % 5}/r{int(dice.paretovariate(1)) % 50}"
+    took, wait, start = dice.lognormvariate(5, 1), dice.lognormvariate(1, 1), dice.uniform(0.7, 3)
+    begun = end - took - start
+    worked = not ending.blames_pool
+    return Record(
+        f"vmr-m-{number:08x}",
+        dice.choices(POOLS, (10, 4, 3, 2, 1))[0],
+        "debian-12/20270108-1",
+        job=f"test ({number % 7})" if worked else "",
+        job_key=f"{number}.1",
+        repository=repository if worked else "",
+        made_for="test",
+        made_for_repository=repository,
+        url=f"https://forge.example/{repository}/actions/runs/{number}",
+        sha=f"{number:040x}",
+        verdict=verdict if worked else "",
+        ran="yes" if worked else "no",
+        queued=begun - wait,
+        created=begun,
+        overlay=begun + 0.02,
+        started=begun + 0.3,
+        up=begun + start / 2,
+        seed=begun + start / 2,
+        runner=begun + start if worked else 0.0,
+        running=begun + start if worked else 0.0,
+        job_started=begun + start if worked else 0.0,
+        job_ended=end - 1 if worked else 0.0,
+        exit=end - 0.6,
+        destroyed=end,
+        ending=ending.value,
+        reason="" if ending is Ending.DONE else "the guest did not report in time",
+        labels="debian-12",
+    )
+
+
+@contextmanager
+def served(config_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The page's own process."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vmrunner.page.main", "--config", str(config_path)],
+        stdin=subprocess.PIPE,
+        env=os.environ,
+    )
+    try:
+        yield process
+    finally:
+        assert process.stdin
+        process.stdin.close()
+        process.wait(20)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of a request: when its first byte came, when its last, and what it was."""
+
+    status: int
+    first: float  # seconds
+    whole: float
+    body: bytes
+
+
+def ask(port: int, address: str, timeout: float = 60.0) -> Answer:
+    """One request on a connection of its own."""
+    began = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
+        request = f"GET {address} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        connection.sendall(request.encode())
+        raw = connection.recv(65536)
+        first = time.perf_counter() - began
+        while more := connection.recv(65536):
+            raw += more
+    if not raw:
+        raise ConnectionAbortedError
+    head, _, body = raw.partition(b"\r\n\r\n")
+    return Answer(int(head.split(b" ")[1]), first, time.perf_counter() - began, body)
+
+
+def is_up(port: int) -> bool:
+    """Whether its plots are drawn; of one that wants a token, whether it answers."""
+    try:
+        return b"being summed up" not in ask(port, "/plots").body
+    except OSError:
+        return False
+
+
+def views(port: int) -> dict[str, list[float]]:
+    """Milliseconds to the first byte of each view, each time."""
+    found = {}
+    for view in VIEWS:
+        answers = [ask(port, view) for _ in range(TIMES)]
+        assert {answer.status for answer in answers} == {200}, view
+        found[view] = [answer.first * 1e3 for answer in answers]
+    return found
+
+
+def crowded(port: int) -> dict[str, float]:
+    """How long a view takes beside a thousand connections, half of which never say their request to
+    its end, and half of which never read the answer.
+    """
+    times, refused = [], 0
+    with ExitStack() as stack:
+        for number in range(CONNECTIONS):
+            other = stack.enter_context(socket.socket())
+            other.settimeout(10)
+            try:
+                other.connect(("127.0.0.1", port))
+                other.sendall(b"GET /history HTTP/1.1\r\nHost: localhost\r\n" + END[number % 2])
+            except OSError:
+                refused += 1
+        for _ in range(TIMES):
+            with suppress(OSError):
+                times.append(ask(port, "/").first * 1e3)
+    return {
+        "connections": CONNECTIONS,
+        "refused": refused,
+        "answered": len(times),
+        "first_byte_ms": round(statistics.median(times), 1) if times else 0.0,
+    }
+
+
+def pass_and_page() -> tuple[Cost, Cost]:
+    """A pass at rest with 1,000 machines on fakes, and what the page adds to one now and then."""
+    with crowd(MACHINES, binds_jobs=False) as world:
+        world.settings.runtime_dir.mkdir(parents=True, exist_ok=True)
+        survey, writer = world.manager.survey(), Writer(world.settings.seen_file, Log())
+
+        def write() -> None:
+            now = world.clock.now
+            writer.write(lambda: surveyed.status(world.manager, survey, now), now)
+
+        return Cost.of(lambda: one_pass(world.manager)), Cost.of(write)
+
+
+def fill(folder: Path, machines: int, rows: int) -> None:
+    """A host with so many machines, five waiting jobs for each, and so many rows of history."""
+    publish(folder)
+    remember(folder, rows)
+    with crowd(machines, binds_jobs=False) as world:
+        shown = surveyed.status(world.manager, world.manager.survey(), world.clock.now)
+    Writer(folder / "run" / "m.seen.json", Log()).write(lambda: shown, time.time())
+
+
+def main() -> None:
+    """Measure; the last line is the figures as JSON; exits non-zero where a limit is exceeded."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    ready, ports = {}, {kind: free_port() for kind in HOSTS}
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="vmrunner-page-", dir="/dev/shm"))
+        stack.callback(shutil.rmtree, folder)
+        for kind, port in ports.items():
+            path = configure(folder / kind, f"127.0.0.1:{port}")
+            fill(folder / kind, *HOSTS[kind])
+            began = time.perf_counter()
+            stack.enter_context(served(path))
+            until(lambda port=port: is_up(port), 120, "its plots are drawn", every=0.02)
+            ready[kind] = round(time.perf_counter() - began, 1)
+        # Side by side, so that what else the host does hits all of them.
+        rounds = [{kind: views(port) for kind, port in ports.items()} for _ in range(3)]
+        among = crowded(ports["many"])
+    times = {
+        view: {
+            kind: round(statistics.median([t for each in rounds for t in each[kind][view]]), 2)
+            for kind in ports
+        }
+        for view in VIEWS
+    }
+    alone, more = pass_and_page()
+    ratio = {view: round(row["many"] / row["few"], 2) for view, row in times.items()}
+    print(f"{'first byte, ms':40}" + "".join(f"{kind:>8}" for kind in HOSTS) + f"{'ratio':>8}")
+    for view, row in times.items():
+        print(f"{view:40}" + "".join(f"{row[kind]:8.1f}" for kind in HOSTS) + f"{ratio[view]:8.2f}")
+    faults = [f"{view}: {row['many']} ms" for view, row in times.items() if row["many"] > MOST_MS]
+    faults += [f"{view}: {each} times as long" for view, each in ratio.items() if each > MOST_RATIO]
+    if among["answered"] < TIMES:
+        faults.append(f"among {CONNECTIONS} connections it answered {among['answered']} times")
+    found = {
+        "hosts": HOSTS,
+        "first_byte_ms": times,
+        "many_to_few": ratio,
+        "ready_seconds": ready,
+        "crowded": among,
+        "pass_ms": round(alone.seconds * 1e3, 1),
+        "seen_file_ms": round(more.seconds * 1e3, 1),
+        "faults": faults,
+    }
+    print(json.dumps(found))
+    if faults:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

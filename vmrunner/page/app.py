@@ -1,0 +1,303 @@
+"""The page's views: each reads what the last pass saw, the history or the images, and renders one
+template.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from vmrunner import __version__, render
+from vmrunner.log import Log
+from vmrunner.manager.history import Record
+from vmrunner.model.job import VERDICTS
+from vmrunner.model.machine import Ending
+from vmrunner.page import images, words
+from vmrunner.page.chart import timeline
+from vmrunner.page.past import Past, Wanted
+from vmrunner.page.seen import Reader
+from vmrunner.page.summary import Plots, Summary
+from vmrunner.page.sums import Span
+
+_MOST = 100  # machines or waiting jobs on one page
+_FEW = 20  # waiting jobs beside the pools
+_LONGEST = 200  # characters of what is asked for
+_VIEWS = (
+    ("/", "Now"),
+    ("/queue", "Queue"),
+    ("/machines", "Machines"),
+    ("/history", "History"),
+    ("/plots", "Plots"),
+    ("/images", "Images"),
+)
+_FILES = {
+    "/style.css": ("page/style.css", "text/css"),
+    "/page.js": ("page/page.js", "text/javascript"),
+    "/icon.svg": ("page/icon.svg", "image/svg+xml"),
+}
+_WORDS = {
+    "duration": words.duration,
+    "moment": words.moment,
+    "machine_time": words.machine_time,
+    "link": words.link,
+}
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the page is about."""
+
+    manager: str
+    images: Path
+    most: Mapping[str, int]  # each pool's max
+
+
+def draw(plots: Plots) -> str:
+    """The plots of a span, as part of a page."""
+    return render.html("page/charts.html", plots=plots, **_WORDS)
+
+
+class Views:
+    """What each address shows. They run in threads of their own, so they may wait for a disk."""
+
+    def __init__(
+        self,
+        host: Host,
+        reader: Reader,
+        past: Past,
+        summary: Summary,
+        log: Log,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._host, self._reader, self._past, self._summary = host, reader, past, summary
+        self._log, self._clock = log, clock
+
+    def _page(
+        self, request: Request, template: str, title: str, status: int = 200, **values: object
+    ) -> Response:
+        return HTMLResponse(
+            render.html(
+                f"page/{template}.html",
+                title=title,
+                views=_VIEWS,
+                here=request.url.path,
+                manager=self._host.manager,
+                version=__version__,
+                now=self._clock(),
+                **values,
+                **_WORDS,
+            ),
+            status,
+        )
+
+    def now(self, request: Request) -> Response:
+        """Pools, and the beginning of the queue."""
+        seen = self._reader.seen()
+        return self._page(
+            request, "now", "Now", seen=seen, stale=seen.is_stale(self._clock()), few=_FEW
+        )
+
+    def queue(self, request: Request) -> Response:
+        """Jobs that wait, and why."""
+        seen = self._reader.seen()
+        waiting = seen.status["waiting"] if seen.status else []
+        place, shown = _slice(request, waiting)
+        return self._page(
+            request,
+            "queue",
+            "Queue",
+            seen=seen,
+            stale=seen.is_stale(self._clock()),
+            waiting=shown,
+            **_around(request, place, len(waiting)),
+        )
+
+    def machines(self, request: Request) -> Response:
+        """Those that are there."""
+        seen, pool = self._reader.seen(), _asked(request, "pool")
+        pools = seen.status["pools"] if seen.status else []
+        lent = seen.status["garm"] if seen.status else []
+        every = [
+            {**machine, "pool": each["name"]}
+            for each in pools
+            if pool in ("", each["name"])
+            for machine in each["machines"]
+        ]
+        place, shown = _slice(request, every)
+        return self._page(
+            request,
+            "machines",
+            "Machines",
+            seen=seen,
+            stale=seen.is_stale(self._clock()),
+            machines=shown,
+            lent=lent if not pool else [],
+            pools=[each["name"] for each in pools],
+            pool=pool,
+            **_around(request, place, len(every)),
+        )
+
+    def machine(self, request: Request) -> Response:
+        """One machine: its job, and the pieces of its life."""
+        name = str(request.path_params["name"])[:_LONGEST]
+        record = self._past.machine(name)
+        if record is None:
+            raise HTTPException(404)
+        live = next(
+            (
+                machine
+                for pool in (self._reader.seen().status or {"pools": []})["pools"]
+                for machine in pool["machines"]
+                if machine["name"] == name
+            ),
+            None,
+        )
+        return self._page(
+            request,
+            "machine",
+            name,
+            record=record,
+            live=live,
+            pieces=timeline(_moments(record, self._clock())),
+        )
+
+    def history(self, request: Request) -> Response:
+        """Machines that have ended."""
+        wanted = Wanted(
+            text=_asked(request, "text"),
+            pool=_asked(request, "pool"),
+            ending=_asked(request, "ending"),
+            verdict=_asked(request, "verdict"),
+            failed=bool(_asked(request, "failed")),
+            before=_cursor(_asked(request, "before")),
+        )
+        found = self._past.ended(wanted)
+        return self._page(
+            request,
+            "history",
+            "History",
+            wanted=wanted,
+            found=found,
+            more=_with(request, before=f"{found.more[0]!r},{found.more[1]}") if found.more else "",
+            pools=sorted({*self._host.most, *([wanted.pool] if wanted.pool else [])}),
+            endings=[each.value for each in Ending],
+            verdicts=sorted(VERDICTS),
+        )
+
+    def plots(self, request: Request) -> Response:
+        """Over a day, a week or a quarter."""
+        asked = _asked(request, "span")
+        span = Span(asked) if asked in set(Span) else Span.DAY
+        return self._page(
+            request,
+            "plots",
+            "Plots",
+            spans=list(Span),
+            span=span,
+            drawn=self._summary.drawn(span),
+        )
+
+    def images(self, request: Request) -> Response:
+        """Images with their versions."""
+        return self._page(request, "images", "Images", images=images.look(self._host.images))
+
+    def file(self, request: Request) -> Response:
+        """What a page is shown with."""
+        name, kind = _FILES[request.url.path]
+        return Response(
+            render.source(name), media_type=kind, headers={"cache-control": "max-age=600"}
+        )
+
+    def wrong(self, request: Request, error: Exception) -> Response:
+        """What can't be shown."""
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        if status == 500:
+            self._log.warning("the page could not show this", path=request.url.path, why=str(error))
+        said = {
+            404: "There is nothing here: a machine's history may have been forgotten.",
+            500: "This can't be read just now; the log of `vmrunner serve` says why.",
+        }.get(status, "This can't be shown.")
+        return self._page(
+            request, "wrong", "Not here" if status == 404 else "Sorry", status, said=said
+        )
+
+
+def application(views: Views) -> Starlette:
+    """All addresses; who may look is the guard's to say."""
+    return Starlette(
+        routes=[
+            Route("/", views.now),
+            Route("/queue", views.queue),
+            Route("/machines", views.machines),
+            Route("/machines/{name}", views.machine),
+            Route("/history", views.history),
+            Route("/plots", views.plots),
+            Route("/images", views.images),
+            *(Route(path, views.file) for path in _FILES),
+        ],
+        exception_handlers={HTTPException: views.wrong, Exception: views.wrong},
+    )
+
+
+def _asked(request: Request, name: str) -> str:
+    return request.query_params.get(name, "")[:_LONGEST]
+
+
+def _slice(request: Request, every: list[Any]) -> tuple[int, list[Any]]:
+    """The part that is asked for by its number, from 1; the last one where there are fewer."""
+    asked = _asked(request, "page")
+    last = max(1, -(-len(every) // _MOST))
+    place = min(last, max(1, int(asked))) if asked.isdecimal() and asked.isascii() else 1
+    return place, every[(place - 1) * _MOST : place * _MOST]
+
+
+def _around(request: Request, place: int, count: int) -> dict[str, Any]:
+    """Where the parts before and behind are."""
+    return {
+        "place": place,
+        "count": count,
+        "first": (place - 1) * _MOST,
+        "before": _with(request, page=place - 1) if place > 1 else "",
+        "behind": _with(request, page=place + 1) if place * _MOST < count else "",
+    }
+
+
+def _with(request: Request, **changed: object) -> str:
+    """This address with something else asked for."""
+    asked = {key: value[:_LONGEST] for key, value in request.query_params.items() if value}
+    return f"?{urlencode(asked | {key: str(value) for key, value in changed.items()})}"
+
+
+def _cursor(asked: str) -> tuple[float, str] | None:
+    at, comma, name = asked.partition(",")
+    try:
+        return (float(at), name) if comma else None
+    except ValueError:
+        return None
+
+
+def _moments(record: Record, now: float) -> list[tuple[str, float]]:
+    """What a machine's life is made of: what it did from each of these moments on."""
+    queued = record.queued if record.attempt < 2 else 0.0
+    first = ("waiting in the queue", queued) if 0 < queued < record.created else ("", 0.0)
+    bound = record.bound if record.bound > record.created else 0.0
+    return [
+        first,
+        ("being made", record.created),
+        ("starting", record.started),
+        *((("warm", record.ready), ("bound", bound)) if bound else ()),
+        ("up, runner starts", record.up if not bound else 0.0),
+        ("runner at work", record.runner or record.running),
+        ("ending", record.exit),
+        ("", record.destroyed or now),
+    ]

@@ -1,0 +1,73 @@
+"""The page's own process, which `vmrunner serve` starts: `python -m vmrunner.page.main`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from vmrunner import config
+from vmrunner.config import Config
+from vmrunner.errors import VmrunnerError
+from vmrunner.log import Format, Level, Log, open_log
+from vmrunner.page import server
+from vmrunner.page.access import Guard, Rules
+from vmrunner.page.app import Host, Views, application, draw
+from vmrunner.page.past import Past
+from vmrunner.page.seen import Reader
+from vmrunner.page.summary import Summary
+
+
+def rules(settings: Config, log: Log) -> Rules:
+    """Who may look. Raises ConfigError."""
+    page = settings.page
+
+    def warn(sentence: str) -> None:
+        log.warning(sentence)
+
+    return Rules(
+        frozenset(name.lower() for name in page.hosts),
+        config.page_token(page.token_file, warn) if page.token_file else None,
+        page.user_header or "",
+    )
+
+
+def run(settings: Config, log: Log) -> None:
+    """Serve the page. Raises ConfigError."""
+    listen = settings.page.listen
+    assert listen is not None, "it is not started without"  # noqa: S101
+    may_look, past = rules(settings, log), Past(settings.state_dir / "history.sqlite")
+    most = {name: pool.max for name, pool in settings.pools.items()}
+    with (
+        server.bind(listen) as listening,
+        Summary(past, most, draw, log) as summary,
+    ):
+        views = Views(
+            Host(settings.manager, settings.images_dir, most),
+            Reader(settings.seen_file),
+            past,
+            summary,
+            log,
+        )
+        log.info("the page is served", listen=listen)
+        server.serve(Guard(application(views), may_look), listening)
+
+
+def main() -> int:
+    """Serve until the standard input ends; its exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--log-format", type=Format, default=Format.TEXT)
+    parser.add_argument("--log-level", type=Level, default=Level.INFO)
+    options = parser.parse_args()
+    log = open_log(options.log_format, options.log_level)
+    try:
+        run(config.load(options.config), log)
+    except VmrunnerError as error:
+        log.error(error.sentence, hint=error.hint)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
