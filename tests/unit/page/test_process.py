@@ -79,7 +79,6 @@ def test_it_answers_beside_connections_that_say_nothing(port: int) -> None:
         (b"GET /%ff%fe%00 HTTP/1.1\r\nHost: localhost\r\n", 404),
         (b"CONNECT localhost:22 HTTP/1.1\r\nHost: localhost\r\n", 405),
         (b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n", 405),
-        (b"GET / HTTP/1.1\r\nHost: [::1]\r\nUpgrade: websocket\r\nConnection: upgrade\r\n", 200),
         (b"hello\r\n", 400),
     ],
 )
