@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.browser.chromium import chromium
 from tests.forge.gitea import until
-from tests.page import Log, configure, free_port, is_up, publish, remember, served
+from tests.page import Log, configure, free_port, is_up, made, publish, remember, served
 from vmrunner.cli.shown import BackedOff, MachineShown, Pool, Queue, Status, Waiting
 from vmrunner.page.seen import Writer
 
@@ -44,7 +44,8 @@ class Demo:
 def status() -> Status:
     """Machines at work, jobs that wait for several reasons, a pool that is backed off."""
     machines = tuple(
-        MachineShown(
+        made(
+            MachineShown,
             name=f"vmr-m-{number:08x}",
             phase="running" if number < 4 else "ready",
             paused=number >= 4,
@@ -57,11 +58,13 @@ def status() -> Status:
         )
         for number in range(5)
     )
-    linux = Pool(
+    linux = made(
+        Pool,
         name="linux",
         max=5,
         warm=1,
         image="debian-12/20270108-1",
+        ready=1,
         image_age_seconds=3 * 86400,
         image_note="the newest version, 20270115-1, was rolled back",
         drained=False,
@@ -78,6 +81,7 @@ def status() -> Status:
         name="big",
         max=2,
         warm=0,
+        ready=0,
         image_note="",
         running=0,
         failed=3,
@@ -85,7 +89,8 @@ def status() -> Status:
         machines=(),
     )
     waiting = tuple(
-        Waiting(
+        made(
+            Waiting,
             name=name.partition(": ")[2],
             id=number,
             repository=name.partition(": ")[0],
@@ -104,37 +109,39 @@ def status() -> Status:
             )
         )
     )
-    return Status(
+    found: Status = made(
+        Status,
         manager="m",
         host="ci.example",
-        forge=(Queue("instance", "", "", 8),),
+        forge=(made(Queue, scope="instance", jobs=8),),
         pools=(linux, big),
         garm=(),
         waiting=waiting,
     )
+    return found
 
 
 @contextmanager
 def demo(more: str = "", rows: int = 3000) -> Iterator[Demo]:
     """Served until the block ends."""
     with tempfile.TemporaryDirectory(prefix="vmrunner-demo-") as name:
-        made = Demo(free_port(), Path(name))
-        path = configure(made.folder, f"127.0.0.1:{made.port}", more, most=5)
-        publish(made.folder)
-        remember(made.folder, rows, days=7)
-        made.see(status())
+        place = Demo(free_port(), Path(name))
+        path = configure(place.folder, f"127.0.0.1:{place.port}", more, most=5)
+        publish(place.folder)
+        remember(place.folder, rows, days=7)
+        place.see(status())
         with served(path):
-            until(lambda: is_up(made.port), 60, "its plots are drawn", every=0.05)
-            yield made
+            until(lambda: is_up(place.port), 60, "its plots are drawn", every=0.05)
+            yield place
 
 
 def pictures(folder: Path) -> None:
     """Those of docs/page.md: by day, and in the dark."""
-    with demo() as made, chromium() as browser:
-        made.see(status())
+    with demo() as place, chromium() as browser:
+        place.see(status())
         shown = browser.new_page(viewport=DESK)
-        shown.goto(made.url)
+        shown.goto(place.url)
         shown.screenshot(path=folder / "page.png", full_page=True)
         dark = browser.new_page(viewport=DESK, color_scheme="dark")
-        dark.goto(f"{made.url}/plots?span=week")
+        dark.goto(f"{place.url}/plots?span=week")
         dark.screenshot(path=folder / "plots.png", full_page=True)

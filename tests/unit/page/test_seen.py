@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes import Clock, FakeLog
+from tests.page import made
 from tests.unit.page.site import Page
 from tests.unit.test_hostile import NASTY
 from vmrunner.cli.shown import Status, Waiting
@@ -16,11 +17,14 @@ from vmrunner.manager.serve import Server
 from vmrunner.page import seen
 from vmrunner.page.seen import Reader, Writer
 
-EMPTY = Status("m", "h", (), (), (), ())
+EMPTY: Status = made(Status)
 
 
 def waiting(name: str) -> Waiting:
-    return Waiting(name, 1, name, (name,), name, "p", "k", name, None)
+    found: Waiting = made(
+        Waiting, name=name, repository=name, labels=(name,), url=name, reason=name
+    )
+    return found
 
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
@@ -92,10 +96,10 @@ def test_serve_tells_what_each_pass_saw(page: Page) -> None:
         lambda: world.manager,
         world.log,
         make_snapshot=lambda _: pytest.fail("nothing is to be cloned"),
-        saw=lambda manager, survey: (told.append((manager, survey)), server.stop()),
+        saw=lambda seen: (told.append(seen), server.stop()),
         clock=world.clock.steady,
         wait=lambda *_: False,
         notify=lambda _: None,
     )
     server.serve()
-    assert [manager for manager, _ in told] == [world.manager]
+    assert [seen.manager for seen in told] == [world.manager]
