@@ -76,7 +76,7 @@ long: export VMRUNNER_TEST_MODEL_EXAMPLES ?= 1000
 long: export VMRUNNER_TEST_HOSTILE_EXAMPLES ?= 600
 long: short =
 long:
-	$(call in_rig,$(test_image); $(stock_image); $(without_machines); $(with_machines))
+	$(call in_rig,$(test_image); $(stock_image); $(without_machines); $(with_machines); rig/rig browser; rig/rig run -- pytest -q tests/browser)
 
 # What one runs at each change: no machine, no forge.
 quick:

@@ -292,16 +292,18 @@ def test_folders_of_the_configuration() -> None:
             state_dir="/var/lib/ci/state",
             runtime_dir="/srv/ci run",
             metrics={"textfile": "/srv/50%/v.prom"},
+            page={"listen": "/run/vmrunner-page/socket"},
         ),
         PROGRAM,
     )
     unit = lines(installation.units(Way.SERVE)["vmrunner.service"])
     assert "StateDirectory=ci/state" in unit
     assert not any(line.startswith("RuntimeDirectory") for line in unit)
-    assert 'ReadWritePaths="/srv/ci run" /srv/50%%' in unit
+    assert 'ReadWritePaths="/srv/ci run" /srv/50%% /run/vmrunner-page' in unit
     assert installation.elsewhere == (
         ("runtime_dir", Path("/srv/ci run")),
         ("metrics.textfile", Path("/srv/50%")),
+        ("page.listen", Path("/run/vmrunner-page")),
     )
 
 
