@@ -56,6 +56,7 @@ from vmrunner.model.machine import (
     Metadata,
     Shape,
 )
+from vmrunner.model.used import Used
 
 
 @dataclass
@@ -175,6 +176,9 @@ class FakeMachines:
             return "".join(f"{each.kind} {each.at} {each.text}\n" for each in events).encode()
         return self.host.files.get((machine, file), b"")[-tail:]
 
+    def said(self, machine: MachineId, file: File, *, tail: int) -> bytes:
+        return self.read(machine, file, tail=tail)
+
     def delete(self, machine: MachineId, file: File) -> None:
         self.host.step("delete")
         self.host.files.pop((machine, file), None)
@@ -246,6 +250,13 @@ class FakeMachines:
         self.host.logs.pop(machine, None)
         for file in File:
             self.host.files.pop((machine, file), None)
+
+    def used(self) -> dict[MachineId, Used]:
+        some = {
+            machine: Used(shape.vcpus, shape.memory_mib, 300, 40.0, 5.0, 30 << 20, 9 << 20, 1 << 20)
+            for machine, shape in self.host.shapes.items()
+        }
+        return some | self.host.used
 
     def last_words(self, machine: MachineId) -> str:
         return self.host.logs.get(machine, "")
@@ -392,6 +403,7 @@ class FakeHypervisor:
     known: dict[IPv4Address, MachineId] = field(default_factory=dict)
     lies_on: dict[MachineId, str] = field(default_factory=dict)  # an overlay's base
     logs: dict[MachineId, str] = field(default_factory=dict)  # what QEMU said last
+    used: dict[MachineId, Used] = field(default_factory=dict)
     clones_fail: bool = False
     wake: Callable[[], None] | None = None
     now: Callable[[], float] = time.time

@@ -168,7 +168,8 @@ def _settle_in(world: World, pool: str, number: int, place: int) -> None:
         said = () if boots else (EventKind.UP, EventKind.SEED, EventKind.RUNNER)
     forge.last_id = number
     world.hypervisor.domains[machine], world.hypervisor.shapes[machine] = metadata, section.shape
-    for file in (File.OVERLAY, File.EVENTS, File.CONSOLE, *((File.SEED,) if boots else ())):
+    files = (File.OVERLAY, File.EVENTS, File.CONSOLE, File.RUNNER_LOG)
+    for file in (*files, *((File.SEED,) if boots else ())):
         world.hypervisor.files[machine, file] = b""
     world.hypervisor.report(machine, *said)
 

@@ -231,7 +231,7 @@ def _described_file(name: str) -> Callable[..., str]:
 def _described_log(volume: str, *_: object) -> str:
     """Of the storage pool's volumes only a machine's logs, which are made within `start`."""
     kind = volume.partition(".")[2]
-    return f"put {kind}" if kind in {File.EVENTS, File.CONSOLE} else ""
+    return f"put {kind}" if kind in {File.EVENTS, File.CONSOLE, File.RUNNER_LOG} else ""
 
 
 def _described_binding(binding: Binding) -> str:

@@ -532,6 +532,7 @@ class HistoryConfig(Section):
     """Finished machines."""
 
     keep_days: Annotated[StrictInt, Field(ge=1, le=10_000)] = 90
+    keep_logs: Mebibytes = 1024
 
 
 class MetricsConfig(Section):
@@ -679,6 +680,11 @@ class Config(HostConfig):
                         f"{name} names an IPv6 address, and machines have none without network.ipv6"
                     )
         return self
+
+    @property
+    def logs_dir(self) -> Path:
+        """Where the lines about each machine are kept."""
+        return self.state_dir / "logs"
 
     @property
     def notices_dir(self) -> Path:

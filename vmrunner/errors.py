@@ -142,6 +142,10 @@ def _console_end(console: str) -> str:
     return "\n".join(["Its console ended with:", *(f"  {line}" for line in tail)])
 
 
+class UnknownMachine(VmrunnerError):
+    """No machine, or more than one, is called so."""
+
+
 class Busy(VmrunnerError):
     """Another vmrunner with the same manager id holds the lock."""
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -123,11 +123,15 @@ def _line(_logger: object, method: str, fields: MutableMapping[str, Any]) -> str
     journald reads `<6>` at the beginning as the priority, and adds the time by itself.
     """
     head = f"<{_LEVELS[method]}>" if "JOURNAL_STREAM" in os.environ else time.strftime("%H:%M:%S ")
-    event = str(fields.pop("event"))
+    return head + words(str(fields.pop("event")), fields)
+
+
+def words(event: str, fields: Mapping[str, object]) -> str:
+    """An event and its fields on one line; those that are empty are left out."""
     told = (
         f"{key}={_quoted(str(value))}" for key, value in fields.items() if value not in ("", None)
     )
-    return head + " ".join([event if event.isprintable() else json.dumps(event)[1:-1], *told])
+    return " ".join([event if event.isprintable() else json.dumps(event)[1:-1], *told])
 
 
 def _quoted(text: str) -> str:

@@ -29,3 +29,15 @@ def sentence(words: str) -> str:
 def dotted(version: Iterable[int]) -> str:
     """A version's numbers as people write it."""
     return ".".join(map(str, version))
+
+
+def size(number: int) -> str:
+    """Bytes, for people: `734 MiB`, `1.2 GiB`; `-` for none."""
+    if number < 1:
+        return "-"
+    value, unit = float(number), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1000 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"

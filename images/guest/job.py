@@ -75,7 +75,10 @@ if TYPE_CHECKING:
 
 
 EVENTS = Path("/dev/virtio-ports/org.vmrunner.events")
+# What the runner itself prints; the console has all that else is said in here.
+LOG = Path("/dev/virtio-ports/org.vmrunner.log")
 CONSOLE = "/dev/console"
+MEMORY = Path("/proc/meminfo")
 WORK = Path("/job")
 # On the disk: /run is a small tmpfs that nothing may be executed on.
 JOB_FOLDER = Path("/var/lib/vmrunner-job")
@@ -102,6 +105,8 @@ PING = "/api/actions/ping.v1.PingService/Ping"  # of both forges, without creden
 CONFIG, REGISTRATION = "config.yaml", ".runner"
 POWER_OFF = 0x4321FEDC  # of reboot(2)
 MARKS: "list[tuple[str, float]]" = []
+IN_USE = [0]  # the most MiB of memory that a look has found
+LOGS: "list[int]" = []  # where runners write to, once it is open
 libc = ctypes.CDLL(None, use_errno=True)
 DISK = Path("/dev/disk/by-id/virtio-vmrunner-seed")
 SECTOR, SIZE = 2048, 1 << 20
@@ -164,6 +169,24 @@ def console() -> "io.FileIO":
     (SIGHUP).
     """
     return io.FileIO(os.open(CONSOLE, os.O_WRONLY | os.O_NOCTTY), "w")
+
+
+def log() -> int:
+    """Where runners write to. The kernel opens the port once only, so all of them share it; a
+    machine that an older vmrunner has made has none, and they write to the console.
+    """
+    if not LOGS:
+        try:
+            LOGS.append(os.open(LOG, os.O_WRONLY))
+        except OSError:
+            LOGS.append(os.open(CONSOLE, os.O_WRONLY | os.O_NOCTTY))
+    return LOGS[0]
+
+
+def memory_in_use() -> int:
+    """MiB of this machine's memory that can't be had for something else now."""
+    told = dict(line.split(":") for line in MEMORY.read_text().splitlines())
+    return (int(told["MemTotal"].split()[0]) - int(told["MemAvailable"].split()[0])) >> 10
 
 
 def power_off() -> None:
@@ -250,10 +273,7 @@ class Waiting:
             (self._folder / name).unlink(missing_ok=True)
             os.mkfifo(self._folder / name, 0o600)
             own(self._folder / name, user)
-        with console() as output:
-            self.process = begin(
-                self.command, user, environment(user), self._folder, output.fileno()
-            )
+        self.process = begin(self.command, user, environment(user), self._folder, log())
 
     def tell(self, name: str, content: str) -> bool:
         """Let it read one of the two; false where it has gone."""
@@ -382,6 +402,7 @@ def run_job(
     else:
         process = start(job)
     say("runner", marks())
+    say("clock", f"{time.monotonic():.3f}")  # what the kernel's own lines go by
     for other in others or ():
         other.drop()
     while (
@@ -393,6 +414,7 @@ def run_job(
             break
         time.sleep(AGAIN)
         process = start(job)
+    say("used", IN_USE[0])
     end(code)
 
 
@@ -437,14 +459,11 @@ def start(job: "Job") -> "subprocess.Popen[bytes]":
     for name in job["files"]:
         (folder / name).unlink(missing_ok=True)  # may be a pipe
     lay(folder, job["files"], user)
-    with console() as output:
-        try:
-            return begin(
-                command, user, environment(user) | job["environment"], folder, output.fileno()
-            )
-        except OSError as error:
-            end(f"{command[0]} does not start: {error.strerror}")
-            raise
+    try:
+        return begin(command, user, environment(user) | job["environment"], folder, log())
+    except OSError as error:
+        end(f"{command[0]} does not start: {error.strerror}")
+        raise
 
 
 def exit_code(process: "subprocess.Popen[bytes]", seconds: float, url: str) -> int:
@@ -457,6 +476,7 @@ def exit_code(process: "subprocess.Popen[bytes]", seconds: float, url: str) -> i
     poll.register(handle, select.POLLIN)
     until = time.monotonic() + seconds
     while True:
+        IN_USE[0] = max(IN_USE[0], memory_in_use())
         left = until + min(hold.seconds, LONGEST_HOLD) - time.monotonic()
         if poll.poll(min(max(0.0, left), hold.rest) * 1000):
             break
@@ -464,6 +484,7 @@ def exit_code(process: "subprocess.Popen[bytes]", seconds: float, url: str) -> i
             power_off()
         hold.look()
     os.close(handle)
+    IN_USE[0] = max(IN_USE[0], memory_in_use())
     code = process.wait()
     return code if code >= 0 else 128 - code
 

@@ -324,7 +324,9 @@ def live(data: st.DataObject, kind: str) -> None:
                     shape=world.settings.pools["p"].shape,
                     metadata=metadata,
                     network="n",
-                    files={"overlay": "/o", "seed": "/s", "events": "/e", "console": "/c"},
+                    files=dict.fromkeys(
+                        ("overlay", "seed", "events", "console", "runner_log"), "/f"
+                    ),
                     boot=None,
                     backing=("/b",),
                     limits=NO_LIMITS,

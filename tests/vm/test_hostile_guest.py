@@ -19,17 +19,19 @@ from tests.forge.gitea import Site, until
 from tests.ground import STORAGE, Ground
 from tests.vm.test_endings import serving
 from tests.vm.test_jobs import LIFE
+from vmrunner.hypervisor.seam import File
 
 pytestmark = pytest.mark.vm
 SECONDS = int(os.environ.get("VMRUNNER_TEST_FLOOD_SECONDS", "10"))
 MACHINE = ("exec", "--image", "test-gitea", "--memory", "1GiB", "--")
 # virtlogd keeps 2 MiB and three older files of each port, and swaps them while we look.
-BOUND = 2 * 5 * (2 << 20)
+BOUND = 3 * 5 * (2 << 20)
 FLOOD = " ".join(
     [
         "line=$(head -c 60 /dev/zero | tr '\\0' a);",
         f"timeout {SECONDS} yes $line >/dev/ttyS0 &",
         f"timeout {SECONDS} yes up 1 $line >/dev/virtio-ports/org.vmrunner.events &",
+        f"timeout {SECONDS} yes $line >/dev/virtio-ports/org.vmrunner.log &",
         f"timeout {SECONDS} yes $line >/flood &",
         "wait",
     ]
@@ -37,10 +39,10 @@ FLOOD = " ".join(
 
 
 def taken(ground: Ground) -> int:
-    """Bytes of the host's disk that its console and its reports take."""
+    """Bytes of the host's disk that its console, its reports and its runner's log take."""
     total = 0
     for path in (STORAGE / ground.manager).glob(f"vmr-{ground.manager}-*"):
-        if ".console" in path.name or ".events" in path.name:
+        if any(f".{file}" in path.name for file in (File.CONSOLE, File.EVENTS, File.RUNNER_LOG)):
             try:
                 total += path.stat().st_blocks * 512
             except FileNotFoundError:  # swapped meanwhile

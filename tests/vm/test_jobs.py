@@ -144,7 +144,7 @@ def check_secrets(ground: Ground, machine: str, secrets: dict[str, str]) -> None
         files += [
             path
             for path in (STORAGE / ground.manager).iterdir()
-            if path.suffix in {".console", ".events"} and holds(path, secret)
+            if path.suffix in {".console", ".events", ".runner"} and holds(path, secret)
         ]
         expected = {
             "the forge's": ["forge-token"],

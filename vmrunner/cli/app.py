@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,12 +16,14 @@ from typer.core import TyperGroup
 
 from vmrunner import __version__, resources
 from vmrunner.cli import names, shown
-from vmrunner.errors import VmrunnerError, WrongCommand
+from vmrunner.errors import UnknownMachine, VmrunnerError, WrongCommand
 from vmrunner.log import Format, Level
+from vmrunner.text import presentable, some
 
 if TYPE_CHECKING:
     from vmrunner.config import HostConfig
     from vmrunner.hypervisor.seam import Hypervisor
+    from vmrunner.manager.history import History, Record
 
 _RUN, _LOOK, _PREPARE = "Run machines", "Look", "Prepare"
 COMMANDS = {
@@ -31,6 +34,7 @@ COMMANDS = {
     "garm": (_RUN, "Carry out one call of GARM's, as its provider."),
     "status": (_LOOK, "Pools, machines, and why each waiting job waits."),
     "history": (_LOOK, "Finished machines: their jobs, verdicts and times."),
+    "logs": (_LOOK, "All that was said in and about one machine, in one stream."),
     "report": (_LOOK, "Who used how much: jobs, waiting and machine time, failures."),
     "doctor": (_LOOK, "Check this host, the images and the forge; each finding with its fix."),
     "init": (_PREPARE, "Set up this host: ask, check each answer, write the files."),
@@ -265,6 +269,33 @@ def open_libvirt(settings: HostConfig) -> Hypervisor:
     from vmrunner.hypervisor.host import open_host
 
     return open_host(settings, warn)
+
+
+def one(history: History, text: str) -> Record:
+    """The machine that somebody means. Raises UnknownMachine."""
+    found = history.named(text)
+    exact = [record for record in found if record.machine == text]
+    if exact:
+        return exact[0]
+    jobs = {record.job_key or record.made_for_key for record in found}
+    by_name = [record for record in found if record.machine.startswith(text)]
+    if not found:
+        raise UnknownMachine(
+            f"No machine is known as {presentable(text)}.",
+            "`vmrunner history` and `vmrunner status` have their names; a job is named by its id "
+            "or its address at the forge.",
+        )
+    if len(by_name) > 1 or (not by_name and len({job.partition(".")[0] for job in jobs}) > 1):
+        raise UnknownMachine(
+            f"{presentable(text)} may be {len(found)} machines.",
+            f"One of {some([record.machine for record in reversed(found)])}.",
+        )
+    return found[-1]
+
+
+def clock(at: float) -> str:
+    """Unix seconds as this host's date and time, for people."""
+    return datetime.fromtimestamp(at).isoformat(sep=" ", timespec="milliseconds")
 
 
 def age(since: float, now: float) -> str:

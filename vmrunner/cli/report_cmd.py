@@ -16,7 +16,7 @@ from rich.text import Text
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, out, show, warn
 from vmrunner.errors import WrongCommand
 from vmrunner.model.by import By
-from vmrunner.text import presentable
+from vmrunner.text import presentable, size
 
 if TYPE_CHECKING:
     from vmrunner.manager.usage import Usage
@@ -68,6 +68,9 @@ def usage_report(
         _write_csv(by, found)
     elif found:
         out.print(_table(by, found))
+        for each in found:
+            for line in _lacks(each):
+                out.print(Text(line))
 
 
 def _write_csv(by: str, found: list[Usage]) -> None:
@@ -92,9 +95,13 @@ def cell(value: str | float) -> str | float:
 
 def _table(by: str, found: list[Usage]) -> Table:
     headers = ("jobs", "ok", "failed", "cancelled", "waited", "longest", "job time", "machine time")
+    figures = ("cpu time", "peak memory", "written", "received", "sent")
     table = Table(
         Column(by, overflow="fold"),
-        *(Column(header, justify="right") for header in (*headers, "machines", "of them failed")),
+        *(
+            Column(header, justify="right")
+            for header in (*headers, *figures, "machines", "of them failed")
+        ),
         box=None,
         pad_edge=False,
     )
@@ -103,12 +110,30 @@ def _table(by: str, found: list[Usage]) -> Table:
             *(each.jobs, each.succeeded, each.failed, each.cancelled),
             *(_span(each.waiting_seconds), _span(each.longest_wait_seconds)),
             *(_span(each.job_seconds), _span(each.machine_seconds)),
+            *(_span(each.cpu_seconds), size(each.memory_peak_mib << 20)),
+            *map(size, (each.written_bytes, each.received_bytes, each.sent_bytes)),
             *(each.machines, each.machine_failures),
         )
         # Others' words, which may look like rich's own markup.
         name = Text(presentable(each.name, _LONGEST) or "-")
         table.add_row(name, *(Text(str(cell)) for cell in cells))
     return table
+
+
+def _lacks(each: Usage) -> list[str]:
+    """What its machines lacked, in sentences."""
+    name, found = presentable(each.name, _LONGEST) or "-", []
+    if each.tight_machines:
+        found.append(
+            f"{name}: {each.tight_machines} of {each.machines} machines had nearly all of their "
+            "memory in use: give their pool more `memory`."
+        )
+    if each.waited_machines:
+        found.append(
+            f"{name}: the processors of {each.waited_machines} of {each.machines} machines waited "
+            "long for the host's: fewer machines at once make them faster."
+        )
+    return found
 
 
 def _span(seconds: float) -> str:

@@ -262,6 +262,7 @@ def _of(shape: Any, *, each: bool = False, **more: Schema) -> Schema:
 
 _TEXT: Schema = {"type": "string"}
 _YES: Schema = {"type": "boolean"}
+_LINES: Schema = {"type": "array", "items": _TEXT}
 _NUMBER: Schema = {"anyOf": [{"type": "number"}, {"type": "null"}]}
 
 
@@ -275,7 +276,13 @@ def _config() -> Schema:
 def _history() -> Schema:
     from vmrunner.manager.history import Record
 
-    return _of(Record, each=True, job_seconds=_NUMBER)
+    return _of(Record, each=True, job_seconds=_NUMBER, hints=_LINES)
+
+
+def _logs() -> Schema:
+    from vmrunner.model.entry import Entry
+
+    return _of(Entry, each=True)
 
 
 def _report() -> Schema:
@@ -319,6 +326,7 @@ SCHEMAS: dict[str, Callable[[], Schema]] = {
     "down": lambda: _of(Pass),
     "status": lambda: _of(Status),
     "history": _history,
+    "logs": _logs,
     "report": _report,
     "doctor": lambda: _of(Found, each=True),
     "doctor --isolation": _isolation,

@@ -33,6 +33,7 @@ from vmrunner.machine.maker import check, pinned, told
 from vmrunner.manager.assign import Room
 from vmrunner.manager.history import History
 from vmrunner.manager.lent import Ender
+from vmrunner.manager.logbook import open_logbook
 from vmrunner.manager.observed import HostLimits
 from vmrunner.model.image import Golden
 from vmrunner.model.job import Credentials, Scope, ScopeKind
@@ -89,6 +90,7 @@ class Provider:
             self.history,
             asks=bool(self.settings.pools),
             runtime_dir=self.settings.runtime_dir,
+            logbook=open_logbook(self.settings),
         )
 
     def _machine(self, name: str) -> MachineId:

@@ -28,10 +28,10 @@ def domain_xml(
 ) -> str:
     """The transient domain of one machine.
 
-    `files` are the paths of `overlay`, `seed`, `events` and `console` on the libvirt host,
-    `backing` what the overlay lies on, topmost first; `boot` is kernel, initrd and kernel command
-    line for a direct boot, or None for an image with a boot loader. All machines of one shape have
-    the same devices, so that they can be clones of one snapshot.
+    `files` are the paths of `overlay`, `seed`, `events`, `console` and `runner_log` on the libvirt
+    host, `backing` what the overlay lies on, topmost first; `boot` is kernel, initrd and kernel
+    command line for a direct boot, or None for an image with a boot loader. All machines of one
+    shape have the same devices, so that they can be clones of one snapshot.
     """
     kernel, initrd, cmdline = boot or ("", "", "")
     return xml(

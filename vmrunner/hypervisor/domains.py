@@ -108,13 +108,13 @@ class Domains:
                 f"A domain named {machine} exists already.",
                 "Look at it with virsh; vmrunner leaves alone what it did not make.",
             )
-        for log in (File.EVENTS, File.CONSOLE):
+        for log in (File.EVENTS, File.CONSOLE, File.RUNNER_LOG):
             # Made by us first, so that the storage pool knows them and a crash leaves them
             # explained.
             self._storage.write(f"{machine}.{log}", b"")
         files = {
             str(file.name).lower(): self._storage.path(f"{machine}.{file}")
-            for file in (File.SEED, File.EVENTS, File.CONSOLE)
+            for file in (File.SEED, File.EVENTS, File.CONSOLE, File.RUNNER_LOG)
         }
         files["overlay"] = self._storage.path(overlay or f"{machine}.{File.OVERLAY}")
         boot = None

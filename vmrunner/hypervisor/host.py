@@ -22,6 +22,7 @@ from vmrunner.hypervisor.machines import LibvirtMachines
 from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import Purged
 from vmrunner.hypervisor.snapshot import LibvirtSnapshots
+from vmrunner.hypervisor.stats import Stats
 from vmrunner.hypervisor.storage import Storage
 from vmrunner.hypervisor.strangers import Strangers
 from vmrunner.log import Say
@@ -59,6 +60,7 @@ class LibvirtHost:
         self._network = Network(self._link, manager, subnet, ipv6, firewall, mtu)
         self._strangers = Strangers(self._link, manager, self._storage.name, self._storage.folder)
         self._events = Events(manager)
+        self._stats = Stats(uri, manager)
         cgroups = Cgroups.of_host(uri)
         self._domains = Domains(self._link, manager, self._storage, self._network, cgroups, kvm=kvm)
         self.snapshots = LibvirtSnapshots(
@@ -73,6 +75,7 @@ class LibvirtHost:
             self.snapshots,
             self._events,
             Logs(manager, folder(uri)),
+            self._stats,
         )
         self.images = LibvirtImages(self._link, self._storage, self._strangers, boot)
         self.facts = LibvirtFacts(
@@ -97,6 +100,7 @@ class LibvirtHost:
     def close(self) -> None:
         """Close the connection, and wake nobody any more."""
         self._events.close()
+        self._stats.close()
         self._link.close()
 
     def reopen(self) -> bool:

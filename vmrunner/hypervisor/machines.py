@@ -17,6 +17,7 @@ from vmrunner.hypervisor.logs import Logs
 from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import SEED_SIZE, File, Output, Residue, Snapshot
 from vmrunner.hypervisor.snapshot import LibvirtSnapshots, failed
+from vmrunner.hypervisor.stats import Stats
 from vmrunner.hypervisor.storage import Storage, image_volume
 from vmrunner.hypervisor.strangers import Strangers
 from vmrunner.model.image import DISK, Golden
@@ -29,6 +30,7 @@ from vmrunner.model.machine import (
     Shape,
     parse_events,
 )
+from vmrunner.model.used import Used
 from vmrunner.waiting import Deadline
 
 _GONE_WITHIN = 15.0  # seconds; a destroyed QEMU is reaped within two even by a slow PID 1
@@ -59,10 +61,12 @@ class LibvirtMachines:
         snapshots: LibvirtSnapshots,
         events: Events,
         logs: Logs,
+        stats: Stats,
     ) -> None:
         self._link, self._storage, self._network = link, storage, network
         self._domains, self._strangers = domains, strangers
         self._snapshots, self._events, self._logs = snapshots, events, logs
+        self._stats = stats
 
     def all(self) -> list[Machine]:
         """Every machine, as libvirt and the storage pool show it now."""
@@ -138,6 +142,13 @@ class LibvirtMachines:
     def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
         """The end of one file of a machine."""
         return self._storage.read(f"{machine}.{file}", tail)
+
+    def said(self, machine: MachineId, file: File, *, tail: int) -> bytes:
+        """The end of what a machine wrote, over more than one file."""
+        found = self._storage.read(f"{machine}.{file}", tail)
+        if len(found) < tail:  # virtlogd calls the one before `.0`
+            found = self._storage.read(f"{machine}.{file}.0", tail - len(found)) + found
+        return found
 
     def delete(self, machine: MachineId, file: File) -> None:
         """Delete one file of a machine."""
@@ -271,6 +282,10 @@ class LibvirtMachines:
             self.delete(machine, file)
         for stray in self._storage.machine_files().get(machine, []):
             self._storage.delete(stray)
+
+    def used(self) -> dict[MachineId, Used]:
+        """What living machines have taken of the host."""
+        return self._stats.used()
 
     def last_words(self, machine: MachineId) -> str:
         """What QEMU said last."""

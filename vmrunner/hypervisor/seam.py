@@ -14,6 +14,7 @@ from vmrunner.hypervisor.cgroup import Cgroups
 from vmrunner.log import Say
 from vmrunner.model.image import Golden
 from vmrunner.model.machine import NO_LIMITS, Capacity, Limits, Machine, MachineId, Metadata, Shape
+from vmrunner.model.used import Used
 
 SNAPSHOT_PREFIX, IMAGE_PREFIX = "snapshot-", "image-"
 """What the volumes of snapshots and of published images begin with."""
@@ -56,6 +57,7 @@ class File(StrEnum):
     SEED = "seed.iso"
     EVENTS = "events"
     CONSOLE = "console"
+    RUNNER_LOG = "runner"  # what its runner itself prints
     # Its own copy of a snapshot's memory, where QEMU can't share that; of a machine that is being
     # saved: its memory.
     RAM = "ram"
@@ -137,6 +139,11 @@ class Machines(Protocol):
     def read(self, machine: MachineId, file: File, *, tail: int = 65536) -> bytes:
         """The last `tail` bytes of one file of a machine; empty if there is none."""
 
+    def said(self, machine: MachineId, file: File, *, tail: int) -> bytes:
+        """The last `tail` bytes that a machine wrote there, also of what the host has set aside
+        since, as each file there grows to a bound; empty if there is none.
+        """
+
     def delete(self, machine: MachineId, file: File) -> None:
         """Delete one file of a machine, also one that the machine holds open; one that is gone is
         fine.
@@ -181,6 +188,11 @@ class Machines(Protocol):
     def destroy(self, machine: MachineId) -> None:
         """Destroy the domain and delete every file of the machine, the hypervisor's log of it, too,
         and check that domain and files are gone.
+        """
+
+    def used(self) -> dict[MachineId, Used]:
+        """What living machines have taken of the host, all of them in one call. It waits for each
+        machine's QEMU, however long that takes, and delays no other call.
         """
 
     def last_words(self, machine: MachineId) -> str:

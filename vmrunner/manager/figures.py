@@ -17,6 +17,10 @@ class Counted(StrEnum):
     DROPPED_PACKETS = "dropped_packets_total"
     IMAGE_ROLLBACKS = "image_rollbacks_total"  # by image; without a pool
     SWEPT = "swept_total"  # by kind; without a pool
+    CPU_SECONDS = "machine_cpu_seconds_total"
+    WAITED_SECONDS = "machine_cpu_waited_seconds_total"
+    WRITTEN_BYTES = "machine_written_bytes_total"
+    NETWORK_BYTES = "machine_network_bytes_total"  # by direction
 
 
 class Timed(StrEnum):

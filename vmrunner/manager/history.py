@@ -8,11 +8,12 @@ the figures for Prometheus.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import stat
 import statistics
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
@@ -26,6 +27,7 @@ from vmrunner.manager.trial import Trial
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import VERDICTS, Job, JobState
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
+from vmrunner.model.used import Used, hints
 from vmrunner.waiting import Deadline
 
 _SCHEMA = 3
@@ -110,6 +112,32 @@ class Record:
     ask_at: float = 0.0  # when the forge is asked for its job; 0: never, or never again
     asks: int = 0  # how often it was asked and did not tell
     labels: str = ""  # its job's runs-on, with commas between
+    # What it took of the host, as far as that was seen; see Used.
+    vcpus: int = 0
+    memory_mib: int = 0
+    memory_peak_mib: int = 0
+    cpu_seconds: float = 0.0
+    waited_seconds: float = 0.0
+    written_bytes: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    guest_peak_mib: int = 0  # of its memory in use, by its guest's own word; 0: it told nothing
+    log_bytes: int = 0  # of the host's disk, that its log takes; see Logbook
+
+    @property
+    def used(self) -> Used:
+        """What it took of the host."""
+        return Used(*(getattr(self, name) for name in _USED))
+
+    @property
+    def held_seconds(self) -> float:
+        """How long it was there for its job; until then it was nobody's."""
+        return max(0.0, self.destroyed - (self.bound or self.created))
+
+    @property
+    def lacks(self) -> tuple[str, ...]:
+        """What to do about what it lacked, in sentences."""
+        return hints(self.used, self.guest_peak_mib, self.held_seconds)
 
     @property
     def job_seconds(self) -> float | None:
@@ -211,6 +239,7 @@ class Total:
     value: float
 
 
+_USED = tuple(field.name for field in fields(Used))
 _COLUMNS = tuple(field.name for field in fields(Record))
 _TYPES = {
     "float": "REAL NOT NULL DEFAULT 0",
@@ -237,6 +266,7 @@ _INDEXES = (
     "by_image ON machines (image, created)",
     "asked ON machines (ask_at) WHERE ask_at > 0",
     "by_end ON machines (destroyed, machine)",
+    "logged ON machines (destroyed, log_bytes) WHERE log_bytes > 0",
 )
 
 _INDEX_NAMES = tuple(index.partition(" ")[0] for index in _INDEXES)
@@ -413,6 +443,22 @@ class History:
             if record.queued and not found.running:
                 self._observe(Timed.QUEUE_TO_START, found.pool, metadata.running_at - record.queued)
 
+    def used(self, figures: Mapping[MachineId, Used]) -> None:
+        """What machines that live have taken of the host until now."""
+        # All of it only grows, so that it does not matter who writes last.
+        changes = ", ".join(f"{name} = max({name}, ?)" for name in _USED)
+        statement = f"UPDATE machines SET {changes} WHERE machine = ? AND ending = ''"  # noqa: S608 — column names and question marks
+        rows = [(*astuple(used), str(machine)) for machine, used in figures.items()]
+        try:
+            with self._lock:
+                self._database.execute("BEGIN IMMEDIATE")
+                try:
+                    self._database.executemany(statement, rows)
+                finally:
+                    self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._warn(f"What machines have used was not written: {error}.")
+
     def had(self, binding: Binding, job: Job, at: float) -> None:
         """A machine that is gone had this job, which was failed at the forge; what else there is to
         know is asked for.
@@ -429,6 +475,8 @@ class History:
         at: float,
         binding: Binding | None = None,
         ran: Ran = Ran.NO,
+        *,
+        log_bytes: int = 0,
     ) -> Record | None:
         """A machine was destroyed at `at`; its last reports complete its row, which is returned.
         One without a row never started.
@@ -459,6 +507,8 @@ class History:
             destroyed=at,
             ending=ending.value,
             reason=reason,
+            guest_peak_mib=_guest_peak(seen),
+            log_bytes=log_bytes,
         )
         if binding and ran is Ran.ASKED:
             record = _asked(record, binding, at)
@@ -472,6 +522,15 @@ class History:
         ):
             if began and ended:
                 self._observe(figure, record.pool, ended - began)
+        for counted, label, by in (
+            (Counted.CPU_SECONDS, "", record.cpu_seconds),
+            (Counted.WAITED_SECONDS, "", record.waited_seconds),
+            (Counted.WRITTEN_BYTES, "", record.written_bytes),
+            (Counted.NETWORK_BYTES, "received", record.received_bytes),
+            (Counted.NETWORK_BYTES, "sent", record.sent_bytes),
+        ):
+            if by:
+                self.count(counted, record.pool, label, by)
         return record
 
     def to_ask(self, now: float, most: int) -> list[Record]:
@@ -580,19 +639,66 @@ class History:
             return []
         return [Total(*row) for row in rows]
 
-    def prune(self, now: float) -> None:
+    def prune(self, now: float) -> list[str]:
         """Forget machines that ended too long ago, and after twice that time those of which no end
-        is known.
+        is known; their names.
         """
         bound = now - self._keep
         try:
             with self._lock:
-                self._database.execute(
-                    "DELETE FROM machines WHERE created < ? AND (ending != '' OR created < ?)",
+                rows = self._database.execute(
+                    "DELETE FROM machines WHERE created < ? AND (ending != '' OR created < ?) "
+                    "RETURNING machine",
                     (bound, bound - self._keep),
-                )
+                ).fetchall()
         except sqlite3.Error as error:
             self._warn(f"The history {self._path} was not pruned: {error}.")
+            return []
+        return [name for (name,) in rows]
+
+    def drop_logs(self, most: int) -> list[str]:
+        """The machines whose logs have to go so that the others take `most` bytes at most, oldest
+        first; from now on they have none.
+        """
+        try:
+            with self._lock:
+                (total,) = self._database.execute(
+                    "SELECT SUM(log_bytes) FROM machines WHERE log_bytes > 0"
+                ).fetchone()
+                going: list[str] = []
+                if (total or 0) <= most:
+                    return going
+                for name, taken in self._database.execute(
+                    "SELECT machine, log_bytes FROM machines WHERE log_bytes > 0 ORDER BY destroyed"
+                ).fetchall():
+                    if total <= most:
+                        break
+                    going.append(name)
+                    total -= taken
+                self._database.executemany(
+                    "UPDATE machines SET log_bytes = 0 WHERE machine = ?",
+                    [(name,) for name in going],
+                )
+        except sqlite3.Error as error:
+            self._warn(f"The history {self._path} was not read: {error}.")
+            return []
+        return going
+
+    def named(self, text: str) -> list[Record]:
+        """The machines that somebody may mean by this, oldest first: by a machine's name or what it
+        begins with, or by the id or the address of a job, or of its run, at the forge. Raises
+        ConfigError.
+        """
+        address = text.rstrip("/")
+        if not address:
+            return []
+        return self._known(
+            "WHERE substr(machine, 1, ?) = ? OR rtrim(url, '/') = ? OR rtrim(run_url, '/') = ? "
+            "OR ? IN (job_key, made_for_key) OR substr(job_key, 1, ?) = ? "
+            "OR (job_key = '' AND substr(made_for_key, 1, ?) = ?) ORDER BY created, machine",
+            *(len(text), text, address, address, text),
+            *(len(text) + 1, f"{text}.", len(text) + 1, f"{text}."),
+        )
 
     def _write(self, record: Record, *, newest: bool = False) -> None:
         """Write a row; `newest` makes it the latest one by the order of writing, where it was there
@@ -619,6 +725,10 @@ class History:
     def unended(self) -> set[str]:
         """The names of the machines that were started and have not ended yet."""
         return {record.machine for record in self._select("WHERE ending = ''")}
+
+    def living(self) -> list[Record]:
+        """The rows of machines that have not ended yet."""
+        return self._select("WHERE ending = '' ORDER BY created, machine")
 
     def all(self) -> list[Record]:
         """Every row, oldest machine first.
@@ -747,6 +857,12 @@ def _to_read(path: Path) -> str:
     """
     is_open = path.with_name(f"{path.name}-wal").exists()
     return f"{path.absolute().as_uri()}?{'mode=ro' if is_open else 'immutable=1'}"
+
+
+def _guest_peak(seen: Machine | None) -> int:
+    """MiB, by the guest's own word; 0 where it told nothing that can be."""
+    told = seen and seen.event(EventKind.USED)
+    return int(told.text) if told and re.fullmatch(r"[0-9]{1,8}", told.text) else 0
 
 
 def _columns(database: sqlite3.Connection) -> set[str]:

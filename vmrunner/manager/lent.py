@@ -10,12 +10,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmrunner.errors import Busy
+from vmrunner.errors import Busy, HypervisorError
 from vmrunner.hypervisor.seam import File, Hypervisor
 from vmrunner.machine import ownership
 from vmrunner.machine.instances import Instance, Instances
 from vmrunner.manager.history import History, Ran, Record
+from vmrunner.manager.logbook import Logbook
+from vmrunner.manager.stream import of_guest
 from vmrunner.model.binding import Binding
+from vmrunner.model.entry import Entry
 from vmrunner.model.job import Credentials, Scope
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, parse_events
 from vmrunner.model.moment import Moment
@@ -32,6 +35,7 @@ class Ender:
     history: History
     asks: bool
     runtime_dir: Path
+    logbook: Logbook  # keeps what they say
 
     def end(self, machine: MachineId, at: float, wanted: Ending, reason: str) -> Record | None:
         """Destroy the machine and forget the instance, whether there is anything of it or not.
@@ -41,6 +45,7 @@ class Ender:
         if instance:
             ending, reason = self._ending(instance, wanted, reason)
             seen = self._seen(machine)
+            log_bytes = self._keep_log(instance, at)
         self.hypervisor.machines.destroy(machine)
         ownership.forget(self.runtime_dir, machine)
         self.addresses.release(machine, self.hypervisor.vacate)
@@ -50,7 +55,9 @@ class Ender:
             ran = Ran.NO
             if binding:
                 ran = Ran.ASKED if self.asks else Ran.UNKNOWN
-            record = self.history.ended(machine, seen, ending, reason, at, binding, ran)
+            record = self.history.ended(
+                machine, seen, ending, reason, at, binding, ran, log_bytes=log_bytes
+            )
         self.instances.drop(machine)
         return record
 
@@ -71,6 +78,14 @@ class Ender:
                 if record := self.end(machine, moment.now, Ending.JOB_TIMEOUT, said):
                     ended.append(record)
         return ended
+
+    def _keep_log(self, instance: Instance, at: float) -> int:
+        """Keep what its guest has said; whatever can't be read keeps no machine alive."""
+        said: list[Entry] = []
+        with suppress(HypervisorError):
+            machines = self.hypervisor.machines
+            said = of_guest(machines, instance.machine, instance.created_at, at)
+        return self.logbook.keep(str(instance.machine), said)
 
     def _seen(self, machine: MachineId) -> Machine:
         raw = self.hypervisor.machines.read(machine, File.EVENTS)

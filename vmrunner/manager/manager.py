@@ -37,7 +37,7 @@ from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
 from vmrunner.machine.instances import Instance, Instances, Lent, lent
 from vmrunner.machine.maker import Maker, pinned
-from vmrunner.manager import fleet, outages, wanted
+from vmrunner.manager import fleet, outages, stream, wanted
 from vmrunner.manager.actions import (
     Action,
     Bind,
@@ -53,6 +53,7 @@ from vmrunner.manager.drain import Drained
 from vmrunner.manager.figures import Counted
 from vmrunner.manager.history import History, Ran, Record, is_late
 from vmrunner.manager.lent import Ender
+from vmrunner.manager.logbook import Noting, open_logbook
 from vmrunner.manager.observed import (
     INSTANCE,
     Ask,
@@ -68,6 +69,7 @@ from vmrunner.manager.outbox import Outbox
 from vmrunner.manager.plan import plan
 from vmrunner.manager.rollback import Rollback
 from vmrunner.model.binding import Binding
+from vmrunner.model.entry import Entry, Source
 from vmrunner.model.fleet import Fleet, called
 from vmrunner.model.image import Golden
 from vmrunner.model.job import Claim, Job, JobState, Scope, Sought, Want
@@ -172,10 +174,13 @@ class Manager:
             forge,
             history,
         )
-        self._log, self._clock, self._steady, self._workers = log, clock, steady, workers
+        self._logbook = open_logbook(settings, log.warning)
+        self._log: Log = Noting(log, self._logbook, clock)
+        self._clock, self._steady, self._workers = clock, steady, workers
         self._boot = boot()
         self._pass_began = 0.0
         self._logs_at = 0.0  # by the steady clock: when the logs of machines are looked at again
+        self._tidied_at = 0.0  # the same for what is kept of them
         self._outages = settings.runtime_dir / "outages.json"
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
@@ -187,7 +192,13 @@ class Manager:
         self._rollback = Rollback(settings, history, log)
         instances = Instances(settings.state_dir, settings.runtime_dir, settings.manager)
         self._lent = Ender(
-            hypervisor, instances, self._addresses, history, True, settings.runtime_dir
+            hypervisor,
+            instances,
+            self._addresses,
+            history,
+            True,
+            settings.runtime_dir,
+            self._logbook,
         )
         self._outbox = Outbox(settings.notices_dir, settings.manager, log)
         self._forge_down = settings.runtime_dir / "forge-down"  # written when the forge went away
@@ -553,10 +564,29 @@ class Manager:
         outcome.failures += survey.failures
         self._act(survey.plan.actions, outcome)
         self._ask_for_jobs(survey.observed, outcome)
-        self.history.prune(self._clock())
+        self._logbook.drop(self.history.prune(self._clock()))
+        self._tidy_logs()
         if self.settings.notify.url:
             self._note_news(survey)
         return outcome, survey
+
+    def _tidy_logs(self) -> None:
+        """Once a minute, what is kept of machines' logs is brought to its bound."""
+        if self._steady() < self._tidied_at:
+            return
+        self._tidied_at = self._steady() + _LOGS_REST
+        section = self.settings.history
+        self._logbook.drop(self.history.drop_logs(section.keep_logs << 20))
+        self._logbook.sweep(self._clock(), section.keep_days * 2 * 86400.0)
+
+    def measure(self) -> None:
+        """Have the history know what living machines have taken of the host. It needs no lock, and
+        waits for machines whose QEMU is slow: never part of a pass.
+        """
+        try:
+            self.history.used(self.hypervisor.machines.used())
+        except HypervisorError as error:  # the next one has it
+            self._log.debug("machines not measured", reason=error.sentence)
 
     def _settle(self) -> None:
         """What is over of what GARM made."""
@@ -772,18 +802,17 @@ class Manager:
             self.forge.disable_runner(binding.scope, binding.credentials.id)
             if self._got_a_job(binding, action):
                 return  # while we looked, or no list shows it
-        console = (
-            self.hypervisor.machines.read(machine, File.CONSOLE).decode("utf-8", "replace")
-            if action.seen and action.ending.is_failure
-            else ""
-        )
-        # For this host's log alone, since it may name the host's files: the forge's is the job's.
+        said = self._said(action.seen, binding) if action.seen else []
         failed = action.seen is not None and action.ending.is_failure
+        theirs = (Source.CONSOLE, Source.RUNNER)
+        console = "\n".join(each.text for each in said if failed and each.source in theirs)
+        # For this host's log alone, since it may name the host's files: the forge's is the job's.
         words = self.hypervisor.machines.last_words(machine) if failed else ""
         reason = _with_cause(action, console)
         if binding and not binding.ending:
             binding = replace(binding, ending=action.ending.value, reason=reason)
             self._bindings.save(binding)
+        log_bytes = self._logbook.keep(str(machine), said) if action.seen else 0
         self.hypervisor.machines.destroy(machine)
         self._addresses.release(machine, self.hypervisor.vacate)
         outcome.gone.add(machine)
@@ -797,6 +826,7 @@ class Manager:
             self._clock(),
             binding,
             self._may_have_run(action, binding),
+            log_bytes=log_bytes,
         )
         if binding:
             found = self._fail_job(action, binding, reason)
@@ -820,6 +850,19 @@ class Manager:
         )
         if action.ending.is_failure and action.ending is not Ending.ABANDONED:
             raise MachineError(f"The machine {machine} was destroyed: {reason}.", console=console)
+
+    def _said(self, seen: Machine, binding: Binding | None) -> list[Entry]:
+        """What a machine's guest has said. Whatever can't be read keeps no machine alive."""
+        began = seen.metadata.created_at if seen.metadata else 0.0
+        if not began and (row := self.history.find(seen.id)):
+            began = row.created  # a domain that vanished took its metadata along
+        secret = binding.credentials.token if binding else ""
+        try:
+            machines = self.hypervisor.machines
+            return stream.of_guest(machines, seen.id, began, self._clock(), secret)
+        except HypervisorError as error:
+            self._log.warning("log not read", machine=seen.id, reason=error.sentence)
+            return []
 
     def _got_a_job(self, binding: Binding, action: Finish) -> bool:
         """Whether a machine that seemed to be idle has a job, or had one; then that is noted, so

@@ -45,6 +45,13 @@ _COUNTERS = {
         "Versions of images that were rolled back because their first machines failed",
     ),
     Counted.SWEPT: ("kind", "Leaked objects that a pass found and deleted; should stay 0"),
+    Counted.CPU_SECONDS: ("kind", "Processor time that machines took which are no more"),
+    Counted.WAITED_SECONDS: (
+        "kind",
+        "How long the processors of machines that are no more waited for the host's",
+    ),
+    Counted.WRITTEN_BYTES: ("kind", "What machines that are no more wrote to their disks"),
+    Counted.NETWORK_BYTES: ("direction", "What machines that are no more received and sent"),
 }
 
 
@@ -54,6 +61,8 @@ _GAUGES = {
         "What the machine's network did not let through",
         ("pool", "machine"),
     ),
+    "machine_memory_bytes": ("The host's memory that the machine took", ("pool", "machine")),
+    "machine_cpu_used_seconds": ("The processor time that the machine took", ("pool", "machine")),
     "waiting_jobs": ("Jobs that wait; the pool is empty where none serves them", ("pool",)),
     "waits": ("Jobs that wait, by why; reasons that no job has are left out", ("pool", "reason")),
     "storage_free_bytes": ("Free in the storage of machines and images", ()),
@@ -157,6 +166,7 @@ class Figures(Collector):
             if machine.metadata and machine.dropped:
                 dropped.add_metric([machine.metadata.pool, str(machine.id)], machine.dropped)
         yield dropped
+        yield from self._used(survey)
         waiting = _gauge("waiting_jobs")
         waits = Counter(wait.pool for wait in survey.plan.waits)
         for pool in sorted({"", *(desired.pool for desired in survey.pools), *waits}):
@@ -196,6 +206,17 @@ class Figures(Collector):
         ended = _gauge("last_pass_timestamp_seconds")
         ended.add_metric([], self.last_pass)
         yield ended
+
+    def _used(self, survey: Survey) -> Iterable[Metric]:
+        """What machines that live have taken; the history has it."""
+        memory, cpu = _gauge("machine_memory_bytes"), _gauge("machine_cpu_used_seconds")
+        there = {str(machine.id) for machine in survey.observed.machines}
+        for record in self._history.living():
+            if record.machine in there and record.memory_peak_mib:
+                memory.add_metric([record.pool, record.machine], record.memory_peak_mib << 20)
+                cpu.add_metric([record.pool, record.machine], record.cpu_seconds)
+        yield memory
+        yield cpu
 
 
 def _host(survey: Survey) -> Iterable[Metric]:

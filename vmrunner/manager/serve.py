@@ -187,6 +187,7 @@ class Server:
         self._reports: dict[MachineId, bytes] = {}
         self._said: dict[str, float] = {}  # failures that were logged a moment ago
         self.seen: Seen | None = None  # by the last pass; for other threads, too
+        self._in_use = threading.Lock()  # of the manager, by other threads
 
     @property
     def figures(self) -> Figures:
@@ -235,6 +236,11 @@ class Server:
         """Read the configuration again; see `stop`."""
         self._reload = True
 
+    def measure(self) -> None:
+        """See Manager. For another thread."""
+        with self._in_use:
+            self._manager.measure()
+
     def wake(self) -> None:
         """Have a pass now, or as soon as this one is over. For other threads."""
         self._wake.set()
@@ -254,7 +260,10 @@ class Server:
         old, self._manager = self._manager, fresh
         # Before the old one is closed: a scrape reads it in another thread.
         self._figures.follow(fresh.history)
+        is_free = self._in_use.acquire(timeout=_LONGEST)  # a QEMU may not answer at all
         old.close()
+        if is_free:
+            self._in_use.release()
         self._begin()
         self._log.info("configuration reloaded", pools=",".join(fresh.settings.pools))
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from vmrunner.manager.history import Ran, Record
 from vmrunner.model.by import By
+from vmrunner.model.used import has_waited, is_tight
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,13 @@ class Usage:
     longest_wait_seconds: float
     job_seconds: float  # as the forge shows them
     machine_seconds: float  # from when a machine was a job's, until it was gone
+    cpu_seconds: float  # of the host's processors
+    written_bytes: int  # to the machines' disks
+    received_bytes: int
+    sent_bytes: int
+    memory_peak_mib: int  # the most that one machine took of the host
+    tight_machines: int  # that had nearly all of their memory in use, by their guests' word
+    waited_machines: int  # whose processors waited long for the host's
 
 
 def usage(records: Iterable[Record], by: By) -> list[Usage]:
@@ -71,7 +79,14 @@ def _sum(name: str, records: list[Record]) -> Usage:
         waiting_seconds=round(sum(waits), 1),
         longest_wait_seconds=round(max(waits, default=0.0), 1),
         job_seconds=round(sum(record.job_seconds or 0.0 for record in worked), 1),
-        machine_seconds=round(sum(map(_held, records)), 1),
+        machine_seconds=round(sum(record.held_seconds for record in records), 1),
+        cpu_seconds=round(sum(record.cpu_seconds for record in records), 1),
+        written_bytes=sum(record.written_bytes for record in records),
+        received_bytes=sum(record.received_bytes for record in records),
+        sent_bytes=sum(record.sent_bytes for record in records),
+        memory_peak_mib=max((record.memory_peak_mib for record in records), default=0),
+        tight_machines=sum(is_tight(each.guest_peak_mib, each.memory_mib) for each in records),
+        waited_machines=sum(has_waited(each.used, each.held_seconds) for each in records),
     )
 
 
@@ -82,8 +97,3 @@ def _waited(record: Record) -> float:
     began = record.job_started or record.running
     is_known = record.queued and began and record.attempt < 2
     return max(0.0, began - record.queued) if is_known else 0.0
-
-
-def _held(record: Record) -> float:
-    """A machine that waited for a job was nobody's until it got one."""
-    return max(0.0, record.destroyed - (record.bound or record.created))

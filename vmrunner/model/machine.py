@@ -111,6 +111,8 @@ class EventKind(StrEnum):
     RUNNER = "runner"
     EXIT = "exit"
     REHEARSED = "rehearsed"  # a parked clone has gone through a job's start once
+    CLOCK = "clock"  # its kernel's own time, in seconds, at that moment
+    USED = "used"  # the most MiB of its memory that it had in use, by its own word
 
 
 @dataclass(frozen=True)

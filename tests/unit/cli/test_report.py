@@ -38,6 +38,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
                     job_started=now - age - 30,
                     destroyed=now - age,
                     ending="done",
+                    vcpus=2,
+                    memory_mib=1024,
+                    memory_peak_mib=900,
+                    guest_peak_mib=1000 * (repository == "acme/web"),
+                    cpu_seconds=32.0,
+                    waited_seconds=9.0 * (repository == HOSTILE),
                 )
             )
     (tmp_path / "c.toml").write_text(
@@ -61,10 +67,14 @@ def test_a_table_has_a_line_for_each(run: Run) -> None:
     code, printed, _ = run()
     web = next(line for line in printed.splitlines() if line.startswith("acme/web"))
     assert code == 0
-    assert web.split() == ["acme/web", "2", "2", "0", "0", "20s", "10s", "0s", "1m10s", "2", "0"]
+    jobs = ["2", "2", "0", "0", "20s", "10s", "0s", "1m10s"]
+    assert web.split() == ["acme/web", *jobs, "1m04s", "900", "MiB", "-", "-", "-", "2", "0"]
     # Others' words are no markup, and no line of their own.
-    assert len(printed.splitlines()) == 4
-    assert "[red]a;b =1/x" in printed
+    table, hints = printed.splitlines()[:4], printed.splitlines()[4:]
+    assert len(hints) == 2
+    assert hints[0].startswith("acme/web: 2 of 2 machines had nearly all of their memory in use")
+    assert "the processors of 1 of 1 machines waited long" in hints[1]
+    assert any("[red]a;b =1/x" in line for line in table)
 
 
 def test_since_leaves_out_what_ended_before(run: Run) -> None:

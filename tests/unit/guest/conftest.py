@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ def guest(tmp_path: Path) -> Iterator[Any]:
     module = load("job.py")
     for name in (
         "EVENTS",
+        "LOG",
         "IMAGE",
         "ENVIRONMENT",
         "BEFORE_READY",
@@ -73,3 +75,5 @@ def guest(tmp_path: Path) -> Iterator[Any]:
     for process in begun:  # the machine would have taken it along
         process.kill()
         process.wait()
+    for opened in module.LOGS:
+        os.close(opened)

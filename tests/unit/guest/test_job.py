@@ -58,6 +58,7 @@ def run(guest: Guest, told: dict[str, Any], waiting: Any = None) -> list[str]:
     told = [
         " ".join(line.split()[:1] + line.split()[2:])
         for line in guest.EVENTS.read_text().splitlines()
+        if not line.startswith(("clock ", "used "))  # see test_what_it_says_of_itself
     ]
     return [re.sub(r"^runner prepared=\d+$", "runner", line) for line in told]
 
@@ -137,6 +138,31 @@ def test_a_runner_that_is_missing(guest: Guest) -> None:
         run(guest, job(guest, runner_path="/nowhere/runner"))[0]
         == "exit /nowhere/runner does not start: No such file or directory"
     )
+
+
+def test_what_it_says_of_itself(guest: Guest) -> None:
+    """What its kernel's own lines go by, and the most memory that it had in use."""
+    memory = "MemTotal: {} kB\nMemFree: 1 kB\nMemAvailable: 1024 kB\n"
+    told = iter([memory.format(kib) for kib in (2048, 6144)])
+    guest.MEMORY = types.SimpleNamespace(read_text=lambda: next(told, memory.format(3072)))
+    guest.LOOK = 0.01
+    (guest.WORK.parent / "gitea-runner").write_text("#!/bin/sh\nsleep 0.2\n")
+    run(guest, job(guest))
+    words = {line.split()[0]: line.split()[2] for line in guest.EVENTS.read_text().splitlines()}
+    assert words["used"] == "5"
+    assert abs(float(words["clock"]) - time.monotonic()) < 60
+
+
+@pytest.mark.parametrize("has_port", [True, False])
+def test_what_its_runner_prints_is_apart_from_the_console(guest: Guest, has_port: bool) -> None:
+    """In a machine that an older vmrunner has made there is no port for it."""
+    if has_port:
+        guest.LOG.touch()
+    (guest.WORK.parent / "gitea-runner").write_text("#!/bin/sh\necho one; echo two >&2\n")
+    run(guest, job(guest))
+    path, other = (guest.LOG, guest.CONSOLE) if has_port else (guest.CONSOLE, guest.LOG)
+    assert path.read_text() == "one\ntwo\n"
+    assert not other.exists() or not other.read_text()
 
 
 def test_a_runner_that_the_forge_refused_tries_again(guest: Guest) -> None:

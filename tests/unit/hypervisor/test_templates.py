@@ -40,6 +40,7 @@ def domain(
             network="n",
             mtu=mtu,
             console="/c",
+            runner_log="/l",
             events="/e",
             streams=["stdout"],
         )
@@ -109,7 +110,7 @@ def test_a_machine_has_no_more_devices_than_docs_security_lists() -> None:
         "disk": 2,
         "interface": 1,
         "serial": 1,
-        "channel": 2,  # the reports, and one output in this domain
+        "channel": 3,  # the reports, the runner's log, and one output in this domain
         "rng": 1,
         "controller": 2,  # no USB; the PCI Express root
         "memballoon": 1,  # none

@@ -52,7 +52,9 @@ def test_a_machine_from_start_to_end(tmp_path: Path) -> None:
         history.running(replace(METADATA, running_at=17.5), replace(JOB, key="5.1"))
         events = tuple(
             GuestEvent(kind, at)
-            for kind, at in zip(EventKind, (13.0, 14.0, 15.0, 16.0, 18.0, 1.0), strict=True)
+            for kind, at in zip(
+                EventKind, (13.0, 14.0, 15.0, 16.0, 18.0, 1.0, 1.0, 1.0), strict=True
+            )
         )
         history.ended(ID, Machine(ID, alive=False, events=events), Ending.DONE, "", 19.0)
         history.ended(ID, None, Ending.DIED, "the first word counts", 20.0)

@@ -293,6 +293,7 @@ def test_a_port_that_is_taken(world: World, ports: list[int]) -> None:
 def known(world: World) -> dict[str, set[str]]:
     """Every series that vmrunner can have, with its labels."""
     busy(world)
+    world.manager.measure()
     world.forge.cancel(9)
     world.up()
     world.settle()
@@ -355,7 +356,10 @@ def test_the_dashboard_names_only_figures_and_labels_that_exist(world: World) ->
         labels = set().union(*(series[name] for name in series if name in query.expression))
         assert set(re.findall(r"\{\{(\w+)\}\}", query.legend)) <= labels | {"instance"}, query
     shared = {name.removesuffix("_bucket").removesuffix("_count") for name in series}
-    left_out = {"vmrunner_dropped_packets_total", "vmrunner_machine_dropped_packets"}
+    left_out = {"vmrunner_dropped_packets_total"} | {
+        f"vmrunner_machine_{what}"
+        for what in ("dropped_packets", "memory_bytes", "cpu_used_seconds")
+    }
     figures = {name for name in shared if not name.endswith(("_created", "_sum"))}
     assert figures - {name.removesuffix("_bucket") for name in named} <= left_out
 

@@ -33,7 +33,21 @@ def record(**changes: object) -> Record:
 
 RECORDS = [
     DONE,
-    record(machine="vmr-m-2", verdict="failure", job_started=160.0, job_ended=161.0),
+    record(
+        machine="vmr-m-2",
+        verdict="failure",
+        job_started=160.0,
+        job_ended=161.0,
+        vcpus=2,
+        memory_mib=1024,
+        memory_peak_mib=900,
+        guest_peak_mib=1000,
+        cpu_seconds=40.5,
+        waited_seconds=30.0,
+        written_bytes=12,
+        received_bytes=20,
+        sent_bytes=4,
+    ),
     # Its machine was parked for an hour before it had a job.
     record(machine="vmr-m-3", repository="acme/api", created=50.0, bound=3600.0, destroyed=3700.0),
     # No job ran on it; it was made for one.
@@ -63,6 +77,13 @@ def test_a_repository_has_its_jobs_waits_and_machines() -> None:
         longest_wait_seconds=60.0,
         job_seconds=31.0,
         machine_seconds=132.0,
+        cpu_seconds=40.5,
+        written_bytes=12,
+        received_bytes=20,
+        sent_bytes=4,
+        memory_peak_mib=900,
+        tight_machines=1,
+        waited_machines=1,
     )
     assert (api.name, api.machine_seconds) == ("acme/api", 100.0)
     assert (nobody.name, nobody.machines, nobody.jobs) == ("", 1, 0)

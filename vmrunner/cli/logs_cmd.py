@@ -1,0 +1,128 @@
+"""`vmrunner logs`."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vmrunner.cli import names
+from vmrunner.cli.app import (
+    DEFAULT_PATH,
+    ConfigOption,
+    JsonOption,
+    app,
+    clock,
+    one,
+    open_libvirt,
+    show,
+    warn,
+)
+from vmrunner.errors import HypervisorError
+
+if TYPE_CHECKING:
+    from vmrunner.config import Config
+    from vmrunner.hypervisor.seam import Machines
+    from vmrunner.manager.history import Record
+    from vmrunner.manager.logbook import Logbook
+    from vmrunner.model.entry import Entry
+
+_LOOK = 1.0  # seconds between two looks at a machine that is followed
+_WIDEST = 8  # characters of a source
+
+
+@app.command("logs")
+def logs(
+    machine: Annotated[
+        str,
+        typer.Argument(
+            metavar="MACHINE|JOB",
+            help="A machine, or what its name alone begins with; or a job's id or address at the "
+            "forge, for the machine that had it last.",
+            autocompletion=names.machines,
+        ),
+    ],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the machine has ended.")
+    ] = False,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = DEFAULT_PATH,
+) -> None:
+    """Show what there is about one machine, in the order of time: its console, its runner's own
+    log, its guest's reports, the manager's lines, and what became of it and its job. Also of
+    machines that have ended.
+
+    The log of the job itself is at the forge. With --follow, --json prints an object a line.
+    """
+    from vmrunner import config
+    from vmrunner.manager.history import History
+    from vmrunner.manager.logbook import open_logbook
+    from vmrunner.model.entry import fresh
+
+    settings = config.load(config_path)
+    logbook = open_logbook(settings)
+    with ExitStack() as stack:
+        kept = stack.enter_context(
+            closing(
+                History(
+                    settings.state_dir / "history.sqlite",
+                    warn,
+                    keep_days=settings.history.keep_days,
+                )
+            )
+        )
+        record = one(kept, machine)
+        machines = None if record.ending else _machines(settings, stack)
+        found = _read(settings, record, logbook, machines)
+        if as_json and not follow:
+            show([asdict(entry) for entry in found])
+            return
+        _print(found, as_json=as_json)
+        while follow and not record.ending:
+            time.sleep(_LOOK)
+            before, record = found, kept.named(record.machine)[0]
+            found = _read(settings, record, logbook, machines)
+            _print(fresh(before, found), as_json=as_json)
+
+
+def _machines(settings: Config, stack: ExitStack) -> Machines | None:
+    """Of a libvirt that does not answer the rest can be shown all the same."""
+    try:
+        host = open_libvirt(settings)
+    except HypervisorError as error:
+        warn(f"{error.sentence} What its guest says is not shown.")
+        return None
+    stack.callback(host.close)
+    return host.machines
+
+
+def _read(
+    settings: Config, record: Record, logbook: Logbook, machines: Machines | None
+) -> list[Entry]:
+    from vmrunner.machine.bindings import Bindings
+    from vmrunner.manager.stream import stream
+    from vmrunner.model.machine import MachineId
+
+    secret, machine = "", MachineId.parse(record.machine)
+    if machine and not record.ending:
+        binding = Bindings(settings.runtime_dir, settings.manager).find(machine)
+        secret = binding.credentials.token if binding else ""
+    try:
+        return stream(record, logbook, machines, time.time(), secret)
+    except HypervisorError as error:
+        warn(f"{error.sentence} What its guest says is not shown.")
+        return stream(record, logbook, None, time.time())
+
+
+def _print(entries: list[Entry], *, as_json: bool) -> None:
+    for entry in entries:
+        print(
+            json.dumps(asdict(entry))
+            if as_json
+            else f"{clock(entry.at)}  {entry.source:{_WIDEST}} {entry.text}",
+            flush=True,
+        )

@@ -1,0 +1,87 @@
+"""The records of one machine, in the order of time: what the history, the logbook and, while it
+lives, the host's storage have of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vmrunner.hypervisor.seam import File, Machines
+from vmrunner.manager.history import Record
+from vmrunner.manager.logbook import Logbook
+from vmrunner.model import entry
+from vmrunner.model.entry import Entry, Source
+from vmrunner.model.machine import MachineId, parse_events
+
+# Bytes of each; the host keeps more.
+_TAILS = {File.CONSOLE: 256 << 10, File.RUNNER_LOG: 512 << 10}
+_MASK = b"***"
+
+
+def stream(
+    record: Record, logbook: Logbook, machines: Machines | None, now: float, secret: str = ""
+) -> list[Entry]:
+    """All records of a machine. Without `machines`, libvirt's, those of one that lives lack what
+    its guest says. `secret` is its runner's token.
+    """
+    kept = logbook.entries(record.machine)
+    machine = MachineId.parse(record.machine)
+    guests: list[Entry] = []
+    if machines and machine and not record.ending:
+        guests = of_guest(machines, machine, record.created, now, secret, lives=True)
+    if guests:  # it lives: of what is kept the manager's lines alone can be its
+        kept = [each for each in kept if each.source is Source.MANAGER]
+    by_source = [[each for each in (*kept, *guests) if each.source is source] for source in Source]
+    return entry.in_order(phases(record), *by_source)
+
+
+def of_guest(
+    machines: Machines,
+    machine: MachineId,
+    began: float,
+    now: float,
+    secret: str = "",
+    *,
+    lives: bool = False,
+) -> list[Entry]:
+    """What a machine's guest has said until now, from the host's storage; none where there is
+    nothing of it any more. A line that it has not finished is left out while it `lives`.
+    """
+    events = parse_events(machines.read(machine, File.EVENTS))
+    console, runner = (
+        _whole_lines(machines.said(machine, file, tail=tail), tail, lives=lives).replace(
+            secret.encode() or _MASK, _MASK
+        )
+        for file, tail in _TAILS.items()
+    )
+    return entry.in_order(
+        entry.guest(events, began, now),
+        entry.console(console, began, now, events),
+        entry.runner(runner, began, now),
+    )
+
+
+def _whole_lines(raw: bytes, tail: int, *, lives: bool) -> bytes:
+    if len(raw) >= tail:
+        raw = raw[raw.find(b"\n") + 1 :]
+    return raw[: raw.rfind(b"\n") + 1] if lives else raw
+
+
+def phases(record: Record) -> list[Entry]:
+    """What became of a machine and its job, by the clocks of the host and the forge."""
+    job = record.title or record.made_for_title
+    ending = " ".join(part for part in (record.ending, record.reason) if part)
+    told: Sequence[tuple[float, str]] = (
+        (record.queued, f"job queued: {job}"),
+        (record.created, f"created for pool {record.pool}, from {record.image or 'no image'}"),
+        (record.overlay, "its disk is there"),
+        (record.started, "started"),
+        (record.bound if record.bound != record.created else 0.0, "given its job"),
+        (record.running, f"the forge shows a job on it: {record.title or job}"),
+        (record.job_started, "the job began, by the forge's clock"),
+        (record.job_ended, f"the job ended: {record.verdict or 'no verdict'}"),
+        (record.destroyed, f"destroyed: {ending}"),
+    )
+    return sorted(
+        (Entry(at, Source.PHASE, text) for at, text in told if at), key=lambda each: each.at
+    )
