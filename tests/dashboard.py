@@ -91,7 +91,7 @@ def day(folder: Path, began: int, minutes: int = MINUTES, seed: int = 1) -> str:
             world.history.count(Counted.IMAGE_ROLLBACKS, label="debian-12")
         for _ in range(2):
             _, survey = world.manager.reconcile()
-            world.manager.measure()
+            world.manager.chores()
             for machine in world.machines():
                 world.clock.now += dice.uniform(0.2, 1.0)
                 _guest(world, machine, ends, dice)

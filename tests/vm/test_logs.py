@@ -102,7 +102,8 @@ def test_a_job_is_looked_into_while_it_runs_and_after(
                 printed, _ = following.communicate(timeout=LIFE)
                 (row,) = until(lambda: rows(ground), 60, "the job's verdict")
     lines = printed.splitlines()
-    assert "destroyed: done" in lines[-1]
+    assert "destroyed: done" in printed
+    assert "machine destroyed" in printed
     assert len({line[25:] for line in lines if "console" in line}) == len(
         [line for line in lines if "console" in line]
     ), "each line once"

@@ -82,7 +82,9 @@ def logs(
             show([asdict(entry) for entry in found])
             return
         _print(found, as_json=as_json)
-        while follow and not record.ending:
+        is_over = bool(record.ending)
+        while follow and not is_over:
+            is_over = bool(record.ending)  # then once more: its last lines are about its end
             time.sleep(_LOOK)
             before, record = found, kept.named(record.machine)[0]
             found = _read(settings, record, logbook, machines)

@@ -34,8 +34,8 @@ def serve(
     from vmrunner import config, lock
     from vmrunner.hypervisor import events
     from vmrunner.manager import metrics, outbox, status_socket, webhook
+    from vmrunner.manager.chores import Chores
     from vmrunner.manager.manager import open_manager
-    from vmrunner.manager.sampler import Sampler
     from vmrunner.manager.serve import Server
 
     log, settings = open_log(log_format, log_level), config.load(config_path)
@@ -67,7 +67,7 @@ def serve(
             )
         if sender := outbox.open_sender(settings, log, warn):
             stack.enter_context(sender)
-        stack.enter_context(Sampler(server.measure))
+        stack.enter_context(Chores(server.chores))
         metrics.serve(server.figures, settings.metrics, *listeners)
         server.run()
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vmrunner.manager.manager import Manager, Outcome
 
 _SEND = 5.0  # seconds, at most, for notices; what is not sent by then waits for the next pass
-_MEASURE = 2.0  # seconds, at most, for what machines use; one whose QEMU hangs is left out
+_CHORES = 2.0  # seconds, at most; a QEMU that hangs is not waited for
 
 
 @app.command("up")
@@ -52,7 +52,7 @@ def up(
     With POOL: that pool was taken down by `vmrunner down` and shall work again.
     """
     from vmrunner import config
-    from vmrunner.manager import metrics, outbox, sampler
+    from vmrunner.manager import chores, metrics, outbox
     from vmrunner.manager.manager import open_manager
 
     settings = config.load(config_path)
@@ -66,7 +66,7 @@ def up(
     with manager.lock():
         manager.resume(named)
         outcome, survey = manager.reconcile()
-    sampler.once(manager.measure, _MEASURE)
+    chores.once(manager.chores, _CHORES)
     if settings.metrics.textfile:
         figures = metrics.Figures(manager.history)
         figures.saw(survey, time.time())

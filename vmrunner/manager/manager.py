@@ -565,10 +565,23 @@ class Manager:
         self._act(survey.plan.actions, outcome)
         self._ask_for_jobs(survey.observed, outcome)
         self._logbook.drop(self.history.prune(self._clock()))
-        self._tidy_logs()
         if self.settings.notify.url:
             self._note_news(survey)
         return outcome, survey
+
+    def chores(self) -> None:
+        """What no pass waits for, and that needs no lock: for another thread, or after a pass."""
+        self._measure()
+        self._tidy_logs()
+
+    def _measure(self) -> None:
+        """Have the history know what living machines have taken of the host. It waits for machines
+        whose QEMU is slow.
+        """
+        try:
+            self.history.used(self.hypervisor.machines.used())
+        except HypervisorError as error:  # the next one has it
+            self._log.debug("machines not measured", reason=error.sentence)
 
     def _tidy_logs(self) -> None:
         """Once a minute, what is kept of machines' logs is brought to its bound."""
@@ -578,15 +591,6 @@ class Manager:
         section = self.settings.history
         self._logbook.drop(self.history.drop_logs(section.keep_logs << 20))
         self._logbook.sweep(self._clock(), section.keep_days * 2 * 86400.0)
-
-    def measure(self) -> None:
-        """Have the history know what living machines have taken of the host. It needs no lock, and
-        waits for machines whose QEMU is slow: never part of a pass.
-        """
-        try:
-            self.history.used(self.hypervisor.machines.used())
-        except HypervisorError as error:  # the next one has it
-            self._log.debug("machines not measured", reason=error.sentence)
 
     def _settle(self) -> None:
         """What is over of what GARM made."""

@@ -236,10 +236,10 @@ class Server:
         """Read the configuration again; see `stop`."""
         self._reload = True
 
-    def measure(self) -> None:
+    def chores(self) -> None:
         """See Manager. For another thread."""
         with self._in_use:
-            self._manager.measure()
+            self._manager.chores()
 
     def wake(self) -> None:
         """Have a pass now, or as soon as this one is over. For other threads."""

@@ -223,7 +223,7 @@ def test_a_machine_is_followed_to_its_end(
                 replace(history.named(LIVES)[0], destroyed=1500.0, ending="died", reason="it went")
             )
 
-    steps = iter([later, lambda: None, end])
+    steps = iter([later, lambda: None, end, lambda: None])
     monkeypatch.setattr(logs_cmd.time, "sleep", lambda _: next(steps)())
     code, printed, _ = run("logs", LIVES, "-f", "--json")
     texts = [json.loads(line)["text"] for line in printed.splitlines()]

@@ -6,6 +6,7 @@ import gzip
 import os
 import stat
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,22 @@ def test_a_pass_forgets_logs(world: World) -> None:
     world.up()
     assert book.entries(str(machine)) == []
     assert world.history.all() == []
+
+
+def test_chores_bring_all_logs_to_their_bound(tmp_path: Path) -> None:
+    world = World(tmp_path, pools={"p": POOL}, history={"keep_logs": "1MiB"})
+    machine = ran(world)
+    book = Logbook(world.manager.settings.logs_dir)
+    world.manager.chores()
+    assert book.entries(str(machine))
+    (row,) = world.history.all()
+    world.history._write(replace(row, log_bytes=(1 << 20) + 1))
+    world.manager.chores()
+    assert book.entries(str(machine)), "once a minute"
+    world.clock.now += 61
+    world.manager.chores()
+    assert book.entries(str(machine)) == []
+    assert world.history.all()[0].log_bytes == 0
 
 
 def test_a_guests_clock_orders_what_it_says(world: World) -> None:

@@ -293,7 +293,7 @@ def test_a_port_that_is_taken(world: World, ports: list[int]) -> None:
 def known(world: World) -> dict[str, set[str]]:
     """Every series that vmrunner can have, with its labels."""
     busy(world)
-    world.manager.measure()
+    world.manager.chores()
     world.forge.cancel(9)
     world.up()
     world.settle()

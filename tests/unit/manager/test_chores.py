@@ -1,4 +1,4 @@
-"""What machines use is measured beside the passes."""
+"""What is done beside the passes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tests.world import World
 from vmrunner.errors import HypervisorError
+from vmrunner.manager.chores import Chores, once
 from vmrunner.manager.history import History
 from vmrunner.manager.metrics import Figures
-from vmrunner.manager.sampler import Sampler, once
 from vmrunner.model.machine import EventKind, MachineId, Metadata
 from vmrunner.model.used import Used
 
@@ -24,9 +24,9 @@ def busy(world: World) -> MachineId:
     world.up()
     (machine,) = world.machines()
     world.hypervisor.used[machine] = FIRST
-    world.manager.measure()
+    world.manager.chores()
     world.hypervisor.used[machine] = LATER
-    world.manager.measure()
+    world.manager.chores()
     return machine
 
 
@@ -76,7 +76,7 @@ def test_a_libvirt_that_refuses_costs_figures_alone(world: World) -> None:
 
     machine = busy(world)
     world.hypervisor.machines.used = refuse  # type: ignore[method-assign]
-    world.manager.measure()
+    world.manager.chores()
     assert world.history.living()[0].machine == str(machine)
 
 
@@ -91,21 +91,21 @@ def test_an_older_history_can_be_measured_into(tmp_path: Path) -> None:
         assert history.living()[0].used == FIRST
 
 
-def test_it_measures_until_the_block_ends() -> None:
+def test_they_are_done_until_the_block_ends() -> None:
     twice, calls = threading.Event(), []
 
-    def measure() -> None:
+    def do() -> None:
         calls.append(1)
         if len(calls) == 2:
             twice.set()
 
-    with Sampler(measure, every=0.001):
+    with Chores(do, every=0.001):
         assert twice.wait(30)
 
 
 def test_a_qemu_that_hangs_keeps_nobody() -> None:
     hangs = threading.Event()
-    with Sampler(lambda: bool(hangs.wait(30)) and None, every=0.001):
+    with Chores(lambda: bool(hangs.wait(30)) and None, every=0.001):
         pass
     once(lambda: bool(hangs.wait(30)) and None, 0.01)
     hangs.set()
