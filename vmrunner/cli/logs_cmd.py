@@ -59,23 +59,12 @@ def logs(
     The log of the job itself is at the forge. With --follow, --json prints an object a line.
     """
     from vmrunner import config
-    from vmrunner.manager.history import History
     from vmrunner.manager.logbook import open_logbook
     from vmrunner.model.entry import fresh
 
     settings = config.load(config_path)
-    logbook = open_logbook(settings)
+    logbook, record = open_logbook(settings), _find(settings, machine)
     with ExitStack() as stack:
-        kept = stack.enter_context(
-            closing(
-                History(
-                    settings.state_dir / "history.sqlite",
-                    warn,
-                    keep_days=settings.history.keep_days,
-                )
-            )
-        )
-        record = one(kept, machine)
         machines = None if record.ending else _machines(settings, stack)
         found = _read(settings, record, logbook, machines)
         if as_json and not follow:
@@ -86,9 +75,17 @@ def logs(
         while follow and not is_over:
             is_over = bool(record.ending)  # then once more: its last lines are about its end
             time.sleep(_LOOK)
-            before, record = found, kept.named(record.machine)[0]
+            before, record = found, _find(settings, record.machine)
             found = _read(settings, record, logbook, machines)
             _print(fresh(before, found), as_json=as_json)
+
+
+def _find(settings: Config, text: str) -> Record:
+    """Each time anew: while nobody has it open, a history that is read stays as it was."""
+    from vmrunner.manager.history import History
+
+    with closing(History(settings.state_dir / "history.sqlite", warn, read_only=True)) as history:
+        return one(history, text)
 
 
 def _machines(settings: Config, stack: ExitStack) -> Machines | None:

@@ -86,12 +86,12 @@ class Logbook:
         """
         if not self._keeps:
             return 0
-        before = self.entries(machine)
-        mine = [entry for entry in before if entry.source is Source.MANAGER]
-        guests = said or [entry for entry in before if entry.source is not Source.MANAGER]
-        content = gzip.compress(_plain(in_order(mine, guests)), mtime=0)
         path = self._folder / f"{machine}{_KEPT}"
         try:
+            before = self.entries(machine)
+            mine = [entry for entry in before if entry.source is Source.MANAGER]
+            guests = said or [entry for entry in before if entry.source is not Source.MANAGER]
+            content = gzip.compress(_plain(in_order(mine, guests)), mtime=0)
             self._ensure()
             with files.replacing(path) as part:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -105,17 +105,23 @@ class Logbook:
         return -(-len(content) // _BLOCK) * _BLOCK
 
     def entries(self, machine: str) -> list[Entry]:
-        """What is kept of this machine, in the order of time; what can't be read is left out."""
-        raw = b""
-        with suppress(OSError):
-            raw += _unpacked((self._folder / f"{machine}{_KEPT}").read_bytes())
-        with suppress(OSError):
-            raw += (self._folder / f"{machine}{_LIVE}").read_bytes()
+        """What is kept of this machine, in the order of time; what is broken is left out. Raises
+        PermissionError.
+        """
+        raw = _unpacked(self._read(f"{machine}{_KEPT}")) + self._read(f"{machine}{_LIVE}")
         # A kill may have left the same line in both.
         found = list(dict.fromkeys(_read(raw)))
         return in_order(
             *([entry for entry in found if entry.source is source] for source in Source)
         )
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self._folder / name).read_bytes()
+        except PermissionError:
+            raise
+        except OSError:
+            return b""
 
     def drop(self, machines: Iterable[str]) -> None:
         """Forget these."""

@@ -21,7 +21,9 @@ from tests.fakes import FakeLog
 from tests.world import World
 from vmrunner.cli import shown, surveyed
 from vmrunner.manager.history import READERS, History, Record
+from vmrunner.manager.logbook import Logbook
 from vmrunner.manager.status_socket import StatusSocket
+from vmrunner.model.entry import Entry, Source
 
 SERVICE, MEMBER, STRANGER = 60000, 60001, 60002  # the first one's group has its number
 MACHINE = "vmr-m-0123456789abcdef"
@@ -158,3 +160,22 @@ def test_doctor_without_the_token_says_what_it_left_out(host: Path) -> None:
     assert "sudo vmrunner doctor" in found["forge"]["fix"]
     assert f"state_dir {host}/state, of the user {SERVICE}" in done.stdout
     assert "can't be written" not in done.stdout
+
+
+def test_what_machines_said_is_the_services_alone(host: Path) -> None:
+    """A console may show what a job keeps to itself."""
+    with closing(write_history(host)):
+        book = Logbook(host / "state" / "logs")
+        book.keep(MACHINE, [Entry(1.0, Source.CONSOLE, "said")])
+        for path in (host / "state" / "logs", *(host / "state" / "logs").iterdir()):
+            os.chown(path, SERVICE, SERVICE)
+        before = everything(host)
+        for user in (0, SERVICE):
+            done = run(host, user, "logs", MACHINE)
+            assert done.returncode == 0, done.stderr
+            assert "console  said" in done.stdout
+        refused = run(host, MEMBER, "logs", MACHINE)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "This user may not open" in refused.stderr
+        assert "sudo" in refused.stderr
+        assert everything(host) == before
