@@ -25,7 +25,9 @@ from vmrunner.hypervisor.seam import (
     Purged,
     Residue,
     Snapshot,
+    Talk,
     Volume,
+    Way,
     image_stem,
 )
 from vmrunner.image.versions.store import MANIFEST
@@ -235,6 +237,9 @@ class FakeMachines:
     ) -> None:
         raise NotImplementedError("the fake's machines have no output")
 
+    def talk(self, machine: MachineId, way: Way) -> Talk:
+        return self.host.speakers[machine, way]()
+
     def alive(self, machine: MachineId) -> bool:
         return machine in self.host.domains
 
@@ -404,6 +409,8 @@ class FakeHypervisor:
     lies_on: dict[MachineId, str] = field(default_factory=dict)  # an overlay's base
     logs: dict[MachineId, str] = field(default_factory=dict)  # what QEMU said last
     used: dict[MachineId, Used] = field(default_factory=dict)
+    # Who speaks for a machine, by what is spoken with.
+    speakers: dict[tuple[MachineId, Way], Callable[[], Talk]] = field(default_factory=dict)
     clones_fail: bool = False
     wake: Callable[[], None] | None = None
     now: Callable[[], float] = time.time

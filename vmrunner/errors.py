@@ -87,6 +87,10 @@ class NameClash(HypervisorError):
     """An object with the wanted name exists and is not ours."""
 
 
+class Occupied(HypervisorError):
+    """Somebody else speaks with the machine there."""
+
+
 class SnapshotError(HypervisorError):
     """A snapshot could not be made, or a machine could not be cloned from it.
 

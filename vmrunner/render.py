@@ -70,6 +70,11 @@ def guest(program: str) -> str:
     return (folder("images") / "guest" / program).read_text(encoding="utf-8")
 
 
+def waiting_code() -> str:
+    """The source of what runs in every machine that waits for a job, or has one."""
+    return guest("door.py") + guest("job.py")
+
+
 def text(template: str, **values: object) -> str:
     """Render a shell or YAML template."""
     return _environment(False).get_template(template).render(values)

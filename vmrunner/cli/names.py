@@ -63,8 +63,7 @@ def recipes(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def snapshots(ctx: typer.Context, incomplete: str) -> list[str]:
     """Keys of those in the storage pool."""
-    storage = _table(_settings(ctx), "libvirt").get("storage_path", "/var/lib/libvirt/vmrunner")
-    files = Path(str(storage)).glob("*/snapshot-*.ram")
+    files = _storage(ctx).glob("*/snapshot-*.ram")
     return _fitting((path.stem.removeprefix("snapshot-") for path in files), incomplete)
 
 
@@ -82,6 +81,16 @@ def machines(ctx: typer.Context, incomplete: str) -> list[str]:
     except sqlite3.Error:
         return []
     return _fitting((str(row[0]) for row in rows), incomplete)
+
+
+def live_machines(ctx: typer.Context, incomplete: str) -> list[str]:
+    """That have files in the storage pool."""
+    return _fitting((path.stem for path in _storage(ctx).glob("*/vmr-*.events")), incomplete)
+
+
+def _storage(ctx: typer.Context) -> Path:
+    storage = _table(_settings(ctx), "libvirt").get("storage_path", "/var/lib/libvirt/vmrunner")
+    return Path(str(storage))
 
 
 def _settings(ctx: typer.Context) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from vmrunner.errors import ConfigError
-from vmrunner.hypervisor.seam import Output
+from vmrunner.hypervisor.seam import Output, Way
 from vmrunner.model.job import Scope
 from vmrunner.model.machine import Limits, MachineId, Metadata, Shape
 from vmrunner.render import xml
@@ -47,7 +47,7 @@ def domain_xml(
         cmdline=cmdline,
         network=network,
         mtu=mtu,
-        streams=tuple(Output),
+        streams=(*Output, Way.DOOR),
         backing=backing,
         qemu_arguments=qemu_arguments,
         limits=limits,

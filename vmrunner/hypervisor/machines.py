@@ -15,11 +15,12 @@ from vmrunner.hypervisor.domains import Domains
 from vmrunner.hypervisor.events import Events
 from vmrunner.hypervisor.logs import Logs
 from vmrunner.hypervisor.network import Network
-from vmrunner.hypervisor.seam import SEED_SIZE, File, Output, Residue, Snapshot
+from vmrunner.hypervisor.seam import SEED_SIZE, File, Output, Residue, Snapshot, Way
 from vmrunner.hypervisor.snapshot import LibvirtSnapshots, failed
 from vmrunner.hypervisor.stats import Stats
 from vmrunner.hypervisor.storage import Storage, image_volume
 from vmrunner.hypervisor.strangers import Strangers
+from vmrunner.hypervisor.talk import LibvirtTalk
 from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import (
     NO_LIMITS,
@@ -253,6 +254,10 @@ class LibvirtMachines:
         finally:
             with suppress(libvirt.libvirtError):
                 connection.close()
+
+    def talk(self, machine: MachineId, way: Way) -> LibvirtTalk:
+        """Speak with it."""
+        return LibvirtTalk(self._link.uri, machine, way)
 
     def alive(self, machine: MachineId) -> bool:
         """Whether its domain exists."""

@@ -71,6 +71,30 @@ class Output(StrEnum):
     STDERR = "stderr"
 
 
+class Way(StrEnum):
+    """Where a person speaks with a machine."""
+
+    CONSOLE = "console"
+    DOOR = "door"  # a port where the guest lets them in: images/guest/door.py
+
+
+class Talk(Protocol):
+    """What a person and a machine say to each other. It ends with the process, however that
+    ends.
+    """
+
+    def hear(self, seconds: float) -> bytes | None:
+        """What it says next; None where that is nothing for so many seconds, empty where there is
+        no more to come.
+        """
+
+    def say(self, data: bytes) -> None:
+        """Say all of this to it. Raises HypervisorError where it is gone."""
+
+    def close(self) -> None:
+        """Leave it; again is fine."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A booted machine's memory, devices and disk, from which machines of the same kind are cloned.
@@ -180,6 +204,11 @@ class Machines(Protocol):
         """Copy a live output port until the machine is gone, or `write` returns true.
 
         Blocks; call it in a thread of its own.
+        """
+
+    def talk(self, machine: MachineId, way: Way) -> Talk:
+        """Speak with a machine that is alive. One at a time: raises Occupied where somebody does
+        so already.
         """
 
     def alive(self, machine: MachineId) -> bool:

@@ -35,7 +35,7 @@ from vmrunner.hypervisor.strangers import Strangers
 from vmrunner.log import Say
 from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import EventKind, MachineId, Metadata, Shape, parse_events
-from vmrunner.render import guest, source
+from vmrunner.render import source, waiting_code
 from vmrunner.waiting import Deadline
 
 _LAYOUT = 1
@@ -92,7 +92,7 @@ class LibvirtSnapshots:
 
     def key(self, golden: Golden, shape: Shape) -> str:
         """What a snapshot must fit, as a digest."""
-        templates = [source("domain.xml.j2"), guest("job.py")]
+        templates = [source("domain.xml.j2"), waiting_code()]
         image = [golden.name, golden.version, golden.manifest.files]
         what = [
             _LAYOUT,

@@ -23,10 +23,10 @@ from vmrunner.model.label import Label
 from vmrunner.model.machine import MachineId
 from vmrunner.network.addresses import gateway
 from vmrunner.network.forge import forge_host
-from vmrunner.render import guest, text
+from vmrunner.render import text, waiting_code
 from vmrunner.runner_config import PATIENCE, runner_config
 
-_GUEST, _CONFIG = "job.py", "config.yaml"
+_CONFIG = "config.yaml"
 _CA_BUNDLE = "/usr/local/share/vmrunner/ca-bundle.pem"
 _CA_VARIABLES = (
     "SSL_CERT_FILE",
@@ -237,7 +237,7 @@ def job_script(job: Job) -> str:
     # Two lines that a machine which waits reads: it has the code already, and only takes what it is
     # told, if it is the same code.
     head = f"#!/usr/bin/python3\nJOB = {json.dumps(told)!r}\nCODE = {_code()!r}\n"
-    return f"{head}{guest(_GUEST)}\n\nrun_job(json.loads(JOB))\n"
+    return f"{head}{waiting_code()}\n\nkeep_door()\nrun_job(json.loads(JOB))\n"
 
 
 def rehearsal_script(kind: str, machine: MachineId, user: str, runner: str = "") -> str:
@@ -277,7 +277,7 @@ def _rehearsal(kind: str, machine: MachineId, user: str, runner: str = "") -> di
 
 def _code() -> str:
     """Which code a job's script is."""
-    return hashlib.sha256(guest(_GUEST).encode()).hexdigest()[:16]
+    return hashlib.sha256(waiting_code().encode()).hexdigest()[:16]
 
 
 @cache  # every pass asks for the key of every pool's snapshot
@@ -289,7 +289,7 @@ def wait_script() -> str:
         _rehearsal("gitea", MachineId("rehearsal", "00000000"), "root") | {"hooks": False}
     )
     head = f"#!/usr/bin/python3\nCODE = {_code()!r}\nREHEARSAL = {rehearsal!r}\n"
-    return f"{head}{guest(_GUEST)}\n\nwait(CODE, REHEARSAL)\n"
+    return f"{head}{waiting_code()}\n\nkeep_door()\nwait(CODE, REHEARSAL)\n"
 
 
 def waiting(machine: MachineId) -> bytes:

@@ -68,13 +68,14 @@ def furnish(build: Build) -> Furnished:
 
 
 def _make_our_seed_reader_the_only_one(build: Build) -> None:
-    """A stock image brings cloud-init, which would read the seed as well, and an ssh server, which
-    would open a port that nobody asked for, without a host key too.
+    """A stock image brings cloud-init, which would read the seed as well. An ssh server, which is
+    there for `vmrunner ssh` alone, would open a port that nobody asked for, without a host key too.
     """
-    if _SEED_READER not in build.recipe.files or not (build.tree / "etc/cloud").is_dir():
+    if _SEED_READER not in build.recipe.files:
         return
-    note = b"The seed is read by vmrunner-guest.service.\n"
-    place(build.tree, "/etc/cloud/cloud-init.disabled", note, 0o644)
+    if (build.tree / "etc/cloud").is_dir():
+        note = b"The seed is read by vmrunner-guest.service.\n"
+        place(build.tree, "/etc/cloud/cloud-init.disabled", note, 0o644)
     for unit in ("ssh.service", "ssh.socket"):
         if _has_unit(build.tree, unit, _UNIT_FOLDERS):
             build.run_in_tree(f"Disabling {unit}", "systemctl", "disable", unit)
