@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import termios
+import threading
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,12 @@ def raw(resized: Callable[[], object] | None = None) -> Iterator[None]:
     when the window has another size.
     """
     before = termios.tcgetattr(IN)
-    told = signal.signal(signal.SIGWINCH, lambda *_: resized()) if resized else None
+
+    def tell(*_: object) -> None:
+        # Not here: this thread may be in the middle of a message.
+        threading.Thread(target=resized, daemon=True).start()
+
+    told = signal.signal(signal.SIGWINCH, tell) if resized else None
     try:
         tty.setraw(IN)
         yield

@@ -9,6 +9,7 @@ a path here (`copying.py`).
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shlex
 import struct
@@ -220,6 +221,8 @@ def _answer(line: Line, word: str, deadline: Deadline) -> dict[str, str]:
 def _transport(line: Line) -> Transport:
     import paramiko
 
+    # What a session is broken off by is told as an error of ours, not by paramiko on stderr.
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())
     transport = paramiko.Transport(line)
     transport.banner_timeout = transport.auth_timeout = transport.handshake_timeout = _SHAKEN
     transport.daemon = True

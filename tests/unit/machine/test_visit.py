@@ -169,7 +169,7 @@ def test_nobody_answers() -> None:
         pass
 
 
-def test_a_machine_that_goes_in_the_middle_is_told_so() -> None:
+def test_a_machine_that_goes_in_the_middle_is_told_so(capfd: pytest.CaptureFixture[str]) -> None:
     double = GuestDouble()
     made, machine = talked(double)
 
@@ -181,6 +181,7 @@ def test_a_machine_that_goes_in_the_middle_is_told_so() -> None:
 
     with pytest.raises(MachineError, match=f"{ONE} ended, or its door was closed"):
         stay()
+    assert capfd.readouterr() == ("", "")
 
 
 # ---- the line ----
