@@ -111,7 +111,7 @@ class Door:
         try:
             said = json.loads(self._line())
             key, word = str(said["key"]), str(said["word"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return  # nobody of ours; or what is left of one that was here before
         lack = self.lack()
         if lack or not key.isprintable():

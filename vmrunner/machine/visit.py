@@ -211,7 +211,7 @@ def _answer(line: Line, word: str, deadline: Deadline) -> dict[str, str]:
     """What the door answers to this word; empty where it says nothing, or something else."""
     try:
         found: Any = json.loads(line.frame(deadline.left))
-    except (TimeoutError, ValueError):
+    except (TimeoutError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict) or found.get("word") != word:
         return {}

@@ -128,6 +128,7 @@ def test_another_host_key_than_the_door_said_is_not_taken() -> None:
         struct.pack(">i", 5) + b"[1,2]",
         struct.pack(">i", 20) + b'{"word": "another"} ',
         struct.pack(">i", 3) + b"\xff\xfe\xfd",
+        struct.pack(">i", 100_000) + b"[" * 100_000,
         GONE,
         b"\x7f\xff\xff\xff",
     ],
