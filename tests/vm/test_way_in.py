@@ -10,7 +10,6 @@ import pty
 import select
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +17,11 @@ import pytest
 
 from tests.forge.gitea import Site, until
 from tests.ground import Ground
+from vmrunner.waiting import Deadline
 
 pytestmark = pytest.mark.vm
 WAIT = 120.0  # seconds, on a slow day
+PROMPT = b"login: "  # of the console
 JOB = """\
 on: [push]
 jobs:
@@ -127,6 +128,7 @@ def test_into_other_machines_from_a_host_whose_serve_was_killed(
         serving.wait()
     check_visit(ground, machine)
     check_visitors(ground, machine)
+    check_terminal(ground, machine)
     check_console(ground, machine)
     ground.run("down", "--now")
 
@@ -150,30 +152,46 @@ def check_visitors(ground: Ground, machine: str) -> None:
     check_visit(ground, machine)
 
 
+def on_a_terminal(
+    ground: Ground, command: list[str], says: list[tuple[bytes, bytes]]
+) -> tuple[bytes, int]:
+    """What a command shows, and its exit code, when a person types each answer after its words."""
+    child, terminal = pty.fork()
+    if not child:
+        words = ground.command("-c", str(ground.config), *command)
+        os.execv(words[0], words)  # noqa: S606 — ours
+    shown, deadline = b"", Deadline(WAIT)
+    for words, answer in [*says, (b"never said", b"")]:
+        seen = len(shown)
+        while words not in shown[seen:] and not deadline.is_over:
+            if select.select([terminal], [], [], 1)[0]:
+                try:
+                    shown += os.read(terminal, 4096)
+                except OSError:  # the other end is closed
+                    break
+            elif words == PROMPT:
+                os.write(terminal, b"\r")
+        if answer:
+            os.write(terminal, answer)
+    assert not deadline.is_over, shown
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(terminal)
+    return shown, code
+
+
+def check_terminal(ground: Ground, machine: str) -> None:
+    """A shell on a terminal of the machine's, as big as this one."""
+    says = [(b"# ", b"tty; stty size; stty -echo\r"), (b"0 0", b"exit 5\r")]
+    shown, code = on_a_terminal(ground, ["ssh", machine], says)
+    assert (b"/dev/pts/" in shown, code) == (True, 5), shown
+
+
 def check_console(ground: Ground, machine: str) -> None:
     """What is typed there arrives, and is in the machine's log; Ctrl-] leaves."""
     refused = ground.run("console", machine, check=False)
     assert (refused.returncode, "needs a terminal" in refused.stderr) == (2, True)
-    child, terminal = pty.fork()
-    if not child:
-        command = ground.command("-c", str(ground.config), "console", machine)
-        os.execv(command[0], command)  # noqa: S606 — ours
-    shown, until_then, asked = b"", time.monotonic() + WAIT, 0.0
-    while b"login: " not in shown and time.monotonic() < until_then:
-        if b"leaves." in shown and time.monotonic() - asked > 3:
-            asked = time.monotonic()
-            os.write(terminal, b"\r")
-        if select.select([terminal], [], [], 0.2)[0]:
-            shown += os.read(terminal, 4096)
-    assert b"login: " in shown, shown
-    os.write(terminal, b"\x1d")
-    while select.select([terminal], [], [], 10)[0]:
-        try:
-            if not os.read(terminal, 4096):
-                break
-        except OSError:  # the other end is closed
-            break
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    os.close(terminal)
+    says = [(b"leaves.", b"\r"), (PROMPT, b"somebody\r"), (b"Password", b"\x1d")]
+    shown, code = on_a_terminal(ground, ["console", machine], says)
+    assert code == 0, shown
     log = Path(f"/var/lib/libvirt/vmrunner/{ground.manager}/{machine}.console")
-    assert b"login: " in log.read_bytes()
+    assert b"somebody" in log.read_bytes()
