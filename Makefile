@@ -56,7 +56,7 @@ at_the_forge = rig/rig run -- pytest -q $(short) tests/forge $(PYTEST_ARGS)
 on_the_host = rig/rig run -- pytest -q $(short) tests/libvirt tests/net --ignore $(other_firewalls) $(PYTEST_ARGS)
 without_machines = $(call beside,$(units),$(call beside,$(on_the_host),$(at_the_forge)))
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
-shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest packaging/build packaging/debian/vmrunner.postrm packaging/debian/vmrunner.prerm rig/browser rig/rig tests/conformance/plain.sh tests/deb.sh tests/way_in/run.sh
+shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest images/guest/vmrunner-hold packaging/build packaging/debian/vmrunner.postrm packaging/debian/vmrunner.prerm rig/browser rig/rig tests/conformance/plain.sh tests/deb.sh tests/way_in/run.sh
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) $(other_firewalls) tests/vm $(PYTEST_ARGS))

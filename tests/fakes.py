@@ -185,6 +185,9 @@ class FakeMachines:
         self.host.step("delete")
         self.host.files.pop((machine, file), None)
 
+    def drop_seed(self, machine: MachineId) -> None:
+        self.delete(machine, File.SEED)
+
     def start(
         self,
         golden: Golden,
@@ -208,6 +211,8 @@ class FakeMachines:
             owner = self.host.known.setdefault(address, metadata.machine)
             assert owner == metadata.machine, "it meets what another machine has left"
         self.host.domains[metadata.machine], self.host.shapes[metadata.machine] = metadata, shape
+        if metadata.stays:  # its seed says so
+            self.host.told_to_stay.add(metadata.machine)
         self.host.limits[metadata.machine] = limits
         self.host.logs[metadata.machine] = ""
         if self.host.wake:
@@ -220,12 +225,25 @@ class FakeMachines:
         self.host.domains[metadata.machine] = metadata
         self.host.step("bind seed")
         self.host.files[metadata.machine, File.SEED] = seed
+        if metadata.stays:
+            self.host.told_to_stay.add(metadata.machine)
         self.host.paused.discard(metadata.machine)
 
     def pause(self, machine: MachineId) -> None:
         self.host.step("pause")
         if machine in self.host.domains:
             self.host.paused.add(machine)
+
+    def stay(self, machine: MachineId) -> None:
+        self.host.step("stay")
+        if machine in self.host.domains:
+            self.host.told_to_stay.add(machine)
+
+    def isolate(self, machine: MachineId) -> None:
+        self.host.step("isolate")
+        if machine in self.host.domains:
+            assert not self.host.domains[machine].network, "the next pass would let it through"
+            self.host.isolated.add(machine)
 
     def note(self, metadata: Metadata) -> None:
         self.host.step("note")
@@ -249,6 +267,8 @@ class FakeMachines:
         self.host.events.pop(machine, None)
         self.host.troubles.pop(machine, None)
         self.host.paused.discard(machine)
+        self.host.told_to_stay.discard(machine)
+        self.host.isolated.discard(machine)
         self.host.shapes.pop(machine, None)
         self.host.limits.pop(machine, None)
         self.host.lies_on.pop(machine, None)
@@ -402,6 +422,8 @@ class FakeHypervisor:
     troubles: dict[MachineId, str] = field(default_factory=dict)
     kept: dict[str, Snapshot] = field(default_factory=dict)
     paused: set[MachineId] = field(default_factory=set)
+    told_to_stay: set[MachineId] = field(default_factory=set)
+    isolated: set[MachineId] = field(default_factory=set)
     published: list[str] = field(default_factory=list)  # volumes of images
     leftovers_lack: str = ""
     # Whose connections it knows, by their addresses.

@@ -188,6 +188,9 @@ class World:
         metadata = self.hypervisor.domains[machine]
         said = {event.kind for event in self.hypervisor.events.get(machine, ())}
         if EventKind.EXIT in said:
+            refused = any(event.text == "1" for event in self.hypervisor.events[machine])
+            if machine in self.hypervisor.told_to_stay and not refused:
+                return "stays"
             self.hypervisor.die(machine)
             return "powered off"
         if machine in self.hypervisor.paused:
@@ -214,8 +217,10 @@ class World:
                 self.starts[number] = self.starts.get(number, 0) + 1
                 self.taken[number] = self.clock.steady()
             return "took a job" if number else "polls"
-        verdict = choose(["success", "failure"])
-        self.forge.finish(runner.job, verdict)
+        verdict = choose(["success", "failure", "failure, and a hold"])
+        self.forge.finish(runner.job, verdict.partition(",")[0])
+        if verdict.endswith("hold") and machine in self.hypervisor.told_to_stay:
+            self.hypervisor.report(machine, EventKind.HOLD, text="400")
         self.hypervisor.report(machine, EventKind.EXIT, text="0")
         return "finished"
 

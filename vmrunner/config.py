@@ -83,6 +83,21 @@ def parse_duration(value: object) -> timedelta:
     return timedelta(milliseconds=milliseconds)
 
 
+LONGEST_HOLD = timedelta(days=7)
+"""For which a machine is kept at most."""
+
+
+def _hold_time(span: timedelta) -> timedelta:
+    if span > LONGEST_HOLD:
+        raise ValueError(f'a machine is held for "{LONGEST_HOLD.days}d" at most')
+    return span
+
+
+def parse_hold_time(text: str) -> timedelta:
+    """A duration that is not longer than a machine may be held."""
+    return _hold_time(parse_duration(text))
+
+
 def _in_units(number: int, units: Mapping[str, int]) -> str:
     """`2048` -> `"2GiB"`: in the largest unit of which it is a whole number."""
     name = max((unit for unit in units if number % units[unit] == 0), key=lambda unit: units[unit])
@@ -249,6 +264,7 @@ Scopes = Annotated[
         }
     ),
 ]
+HoldTime = Annotated[Duration, AfterValidator(_hold_time)]
 ManagerId = Annotated[str, Field(pattern=_MANAGER)]
 
 
@@ -429,6 +445,13 @@ class PoolConfig(MachineConfig):
     priority: StrictInt = 0
     boot_timeout: Duration = timedelta(minutes=5)
     teardown_timeout: Duration = timedelta(minutes=1)
+    hold_failed: HoldTime | None = None
+    job_may_hold: HoldTime | None = None
+
+    @property
+    def stays(self) -> bool:
+        """Whether its machines don't power off by themselves when their job is over."""
+        return bool(self.hold_failed or self.job_may_hold)
 
     @property
     def label_names(self) -> tuple[str, ...]:

@@ -64,6 +64,9 @@ if TYPE_CHECKING:
         forge_host: str
         forge_site: str
         pickup_seconds: float
+        stay_seconds: float
+        hold_program: str
+        hold_longer: float
 
     class Rehearsal(Runner):
         """What it tells in REHEARSAL."""
@@ -102,6 +105,17 @@ REFUSED = 1
 LOOK, LOOK_AGAIN, SILENT, ANSWER = 10.0, 1.0, 5.0, 5.0
 LONGEST_HOLD = 24 * 3600.0  # seconds by which a machine's own deadline moves at most
 PING = "/api/actions/ping.v1.PingService/Ping"  # of both forges, without credentials
+# What a job has its machine kept with, where it may, and what it writes: for how many seconds.
+HOLD_PROGRAM, HOLD_ASKED = Path("/usr/local/bin/vmrunner-hold"), Path("/run/vmrunner-hold")
+PORTS, STAY_PORT = Path("/sys/class/virtio-ports"), "org.vmrunner.stay"
+# Until its time is over, and as long as the host shows that port.
+STAY = f"""\
+while [ "$(cut -d. -f1 /proc/uptime)" -lt "$1" ] || grep -qsx {STAY_PORT} {PORTS}/*/name; do
+  sleep 5
+done
+sync
+systemctl poweroff --force --force
+"""
 CONFIG, REGISTRATION = "config.yaml", ".runner"
 POWER_OFF = 0x4321FEDC  # of reboot(2)
 MARKS: "list[tuple[str, float]]" = []
@@ -125,6 +139,8 @@ SIOCADDRT, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFHWADDR = (
 )
 ARPHRD_ETHER, IFF_UP, RTF_UP, RTF_GATEWAY = 1, 1, 1, 2
 SCRIPT = Path("/run/vmrunner-job-script")
+GUEST_SEED = Path("/run/vmrunner-guest/user-data")  # of our image's seed reader
+CLOUD_INIT = ("user-data*", "scripts/*", "obj.pkl")  # where it keeps the seed
 PROC = Path("/run/vmrunner-proc")
 REHEARSAL_HOOKS = Path("/usr/lib/vmrunner/rehearsal.d")  # of the image
 REHEARSED_JOB = (
@@ -415,7 +431,46 @@ def run_job(
         time.sleep(AGAIN)
         process = start(job)
     say("used", IN_USE[0])
-    end(code)
+    seconds = stays(job) if code != REFUSED else 0.0
+    if not seconds:
+        end(code)
+    with suppress(OSError):
+        wipe(job)
+    say("exit", code)
+    until = time.clock_gettime(time.CLOCK_BOOTTIME) + seconds
+    # In another program's place: nothing of the credentials is in memory then.
+    os.execv("/bin/sh", ["sh", "-c", STAY, "sh", f"{until:.0f}"])  # noqa: S606 — our own lines
+
+
+def stays(job: "Job") -> float:
+    """For how many seconds the machine is there after its runner, so that the host can keep it for
+    a person; 0.0 where it goes at once.
+    """
+    told = HOLD_ASKED.read_text().strip() if job["hold_program"] and HOLD_ASKED.exists() else ""
+    asked = int(told) if told.isascii() and told.isdigit() and len(told) < 8 else 0
+    if asked:
+        say("hold", asked)
+    names = [port / "name" for port in PORTS.iterdir()] if PORTS.is_dir() else []
+    if asked or any(name.read_text().strip() == STAY_PORT for name in names):
+        return max(job["stay_seconds"], asked + job["hold_longer"])
+    return job["stay_seconds"]
+
+
+def wipe(job: "Job") -> None:
+    """The runner's credentials, wherever they were written."""
+    cloud_init = Path("/var/lib/cloud/instances")
+    secret = [
+        *(folder_of(job["user"]) / name for name in job["files"]),
+        SCRIPT,
+        GUEST_SEED,
+        Path("/run/cloud-init/instance-data-sensitive.json"),
+        *(path for name in CLOUD_INIT for path in cloud_init.glob(f"*/{name}")),
+    ]
+    for path in secret:
+        if path.is_file():
+            path.write_bytes(bytes(path.stat().st_size))
+            path.unlink()
+    os.sync()
 
 
 def prepare(job: "Job") -> None:
@@ -443,6 +498,12 @@ def prepare(job: "Job") -> None:
         around = environment(job["user"]) | job["environment"] | job["settings"]
         run_hooks(BEFORE_JOB, [], around, "sets up the pool's registry mirror and proxy")
     make_work()
+    if job["hold_program"]:
+        HOLD_ASKED.touch()
+        HOLD_ASKED.chmod(0o666)  # whoever the job's steps run as
+        HOLD_PROGRAM.parent.mkdir(parents=True, exist_ok=True)
+        HOLD_PROGRAM.write_text(job["hold_program"])
+        HOLD_PROGRAM.chmod(0o755)
 
 
 def make_work() -> None:

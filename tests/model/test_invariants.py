@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from hypothesis.stateful import (
 
 from tests.fakes import Killed
 from tests.world import POOL, World
-from vmrunner.errors import HypervisorError
+from vmrunner.errors import HypervisorError, VmrunnerError
+from vmrunner.manager import keep
 from vmrunner.manager.actions import WaitKind
 from vmrunner.model.job import JobState
 from vmrunner.model.machine import MachineId
@@ -45,6 +47,8 @@ SIZES = st.fixed_dictionaries(
         "priority": st.integers(0, 1),
         "start": st.sampled_from(["boot", "auto", "snapshot"]),
         "takes_unlabelled": st.booleans(),
+        "hold_failed": st.sampled_from([None, None, "3m"]),
+        "job_may_hold": st.sampled_from([None, None, "5m"]),
     }
 )
 HOSTS = st.sampled_from([(1 << 20, 1 << 10), (5 * 1024, 4)])  # memory in MiB, cores
@@ -60,6 +64,8 @@ HYPERVISOR_CALLS = [
     "drop_snapshot",
     "destroy",
     "note",
+    "stay",
+    "isolate",
     "delete",
     "prepare",
 ]
@@ -84,6 +90,7 @@ IDLE_ENDS = {
     "forge-away",
     "early",
     "done",
+    "held",
 }
 JOB_TIMEOUT = 10800  # seconds, the default
 # Why a job may wait for ever.
@@ -199,6 +206,25 @@ class Life(RuleBasedStateMachine):
     def drain(self, pool: str, resume: bool) -> None:
         drained = self.world.manager._drained
         drained.remove([pool]) if resume else drained.add([pool], self.world.clock.now)
+
+    @precondition(lambda self: self.world.hypervisor.domains)
+    @rule(data=st.data(), what=st.sampled_from(["hold", "hold", "release", "destroy"]))
+    def by_hand(self, data: st.DataObject, what: str) -> None:
+        """One machine is held, let go or destroyed; that may not be possible."""
+        name, busy = str(data.draw(st.sampled_from(self.world.machines()))), self.busy()
+        with suppress(VmrunnerError):
+            match what:
+                case "hold":
+                    keep.hold(self.world.manager, name, timedelta(minutes=4))
+                case "release":
+                    keep.release(self.world.manager, name)
+                case "destroy":
+                    keep.destroy(self.world.manager, name)
+        self.check_ends(busy)
+
+    @rule(pool=st.sampled_from(["p", "q"]))
+    def catch(self, pool: str) -> None:
+        self.world.manager.catching.put(pool, 200.0)
 
     # ---- guests ----
 
@@ -432,6 +458,7 @@ class Life(RuleBasedStateMachine):
         for _ in range(400):
             for each in self.worlds:
                 each.up()
+                self.check_held(each)
                 self.make_snapshots(each)
                 for machine in each.machines():
                     if machine in each.hypervisor.domains:
@@ -460,6 +487,16 @@ class Life(RuleBasedStateMachine):
             f"jobs: {waiting}; unexplained: "
             f"{[self.unexplained(each) for each in self.worlds]}; {seen}"
         )
+
+    def check_held(self, world: World) -> None:
+        """After a pass that nothing disturbed a held machine reaches nothing, and neither its host
+        nor the forge has credentials of it.
+        """
+        for machine, metadata in world.hypervisor.domains.items():
+            if metadata.held_at:
+                assert machine in world.hypervisor.isolated
+                assert world.forge.by_name(str(machine)) is None
+                assert not (world.folder / "run" / "bindings" / f"{machine}.binding").exists()
 
     def check_record(self) -> None:
         """Each job that ran on one of our machines is in that machine's line of history, and no

@@ -30,6 +30,9 @@ COMMANDS = {
     "up": (_RUN, "One pass: start what waiting jobs need, finish what is done."),
     "serve": (_RUN, "The same continuously, as a service."),
     "down": (_RUN, "Drain pools: start nothing, let running jobs finish."),
+    "hold": (_RUN, "Keep a machine when its job is over, to look into it."),
+    "release": (_RUN, "Let a machine go that is held."),
+    "destroy": (_RUN, "Destroy one machine at once."),
     "exec": (_RUN, "Run one command in a throwaway machine, without a forge."),
     "garm": (_RUN, "Carry out one call of GARM's, as its provider."),
     "status": (_LOOK, "Pools, machines, and why each waiting job waits."),
@@ -201,6 +204,15 @@ JsonOption = Annotated[
         "--json", callback=_remember_json, help="Print JSON instead of text; see `vmrunner schema`."
     ),
 ]
+FailedOption = Annotated[
+    str | None,
+    typer.Option(
+        "--failed",
+        metavar="POOL",
+        help="In place of MACHINE: the next machine of this pool whose job fails.",
+        autocompletion=names.pools,
+    ),
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -208,6 +220,12 @@ def show(value: object) -> None:
     """A record of `shown`, or plain values, as the one JSON document of this command."""
     _Json.shown = True
     print(json.dumps(shown.plain(value), indent=1))
+
+
+def one_of(machine: str | None, pool: str | None) -> None:
+    """Raises WrongCommand where there are both, or neither."""
+    if (machine is None) == (pool is None):
+        raise WrongCommand("Either a MACHINE or --failed POOL.", "`vmrunner status` shows both.")
 
 
 def confirm(question: str, *, yes: bool, always: bool = False) -> None:

@@ -79,6 +79,11 @@ WAITS = {
         "`image promote` or `image rollback`",
     ),
     WaitKind.AT_MAX: Waiting("pool … is at its max of …", "raise `max`, or wait"),
+    WaitKind.AT_MAX_HELD: Waiting(
+        "pool … is at its max of …, and … of its machines are held",
+        "somebody looks into them, or their time is soon over: `vmrunner release MACHINE` lets one "
+        "go; or raise `max`",
+    ),
     WaitKind.NO_SNAPSHOT: Waiting(
         "pool … has no snapshot to start from yet: …",
         'the pool has `start = "snapshot"`; the rest says whether one is being made, or why it '
@@ -100,6 +105,11 @@ WAITS = {
 
 ENDINGS = {
     Ending.DONE: Ended("The job ended, and the machine powered off.", "has its own verdict"),
+    Ending.HELD: Ended(
+        "The job ended, and the machine was kept for a person until its time was over, or somebody "
+        "let it go.",
+        "has its own verdict",
+    ),
     Ending.CANCELLED: Ended(
         "The forge ended the job. The guest never hears of it, and gets 15 s.", "cancelled"
     ),

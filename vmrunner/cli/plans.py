@@ -13,7 +13,17 @@ if TYPE_CHECKING:
 
 def planned(action: Action) -> Planned:
     """An action as a record."""
-    from vmrunner.manager.actions import Bind, DeleteRunner, DropSeed, Finish, Note, Pause, Start
+    from vmrunner.manager.actions import (
+        Bind,
+        DeleteRunner,
+        DropSeed,
+        Finish,
+        Hold,
+        Note,
+        Pause,
+        Start,
+        Stay,
+    )
 
     match action:
         case Start(pool, job):
@@ -32,6 +42,10 @@ def planned(action: Action) -> Planned:
             return Planned("pause", "", str(machine), "", "")
         case DropSeed(machine):
             return Planned("drop seed", "", str(machine), "", "")
+        case Stay(machine, metadata):
+            return Planned("stay", metadata.pool, str(machine.id), "", "")
+        case Hold(machine, metadata):
+            return Planned("hold", metadata.pool, str(machine.id), "", metadata.held_why)
         case Note(machine, metadata, job):
             title = job.title if job else ""
             return Planned("note", metadata.pool, str(machine.id), title, machine.phase.value)
@@ -50,6 +64,8 @@ def said(each: Planned) -> str:
         "finish": "destroy {machine}",
         "delete runner": "delete a runner at the forge",
         "pause": "pause {machine}, which has rehearsed",
+        "stay": "tell {machine} to stay when its job is over",
+        "hold": "hold {machine}",
         "drop seed": "delete the seed that {machine} has read",
         "note": "note that {machine} is in phase {reason}",
     }[each.action].format(pool=each.pool, machine=each.machine, reason=each.reason)

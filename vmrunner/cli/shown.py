@@ -33,7 +33,9 @@ class Failed:
 class Planned:
     """What a pass would do; what does not apply is empty."""
 
-    action: Literal["start", "bind", "finish", "delete runner", "pause", "drop seed", "note"]
+    action: Literal[
+        "start", "bind", "finish", "delete runner", "pause", "drop seed", "note", "stay", "hold"
+    ]
     pool: str
     machine: str
     job: str
@@ -42,7 +44,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class Pass:
-    """`up` and `down`: what was done. With --dry-run nothing was, and `planned` says what would."""
+    """`up`, `down`, `release` and `destroy`: what was done. With --dry-run nothing was, and
+    `planned` says what would.
+    """
 
     dry_run: bool
     started: int
@@ -53,6 +57,18 @@ class Pass:
     removed: tuple[str, ...]  # by --purge
     kept: tuple[str, ...]  # by --purge, as other guests of the host use it
     failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """`hold`: a machine that is held now, or will be when its job is over; or (without a machine) a
+    pool whose next one with a failed job is.
+    """
+
+    machine: str
+    pool: str
+    held: bool  # now
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -96,8 +112,17 @@ class BackedOff:
 
 
 @dataclass(frozen=True)
+class HeldShown:
+    """Why a machine is held, for how long it has been, and for how long it is still."""
+
+    why: str
+    seconds: float
+    left_seconds: float
+
+
+@dataclass(frozen=True)
 class MachineShown:
-    """A machine of a pool."""
+    """A machine of a pool; `held` is null for one that is not."""
 
     name: str
     phase: str
@@ -108,6 +133,7 @@ class MachineShown:
     job_url: str
     trouble: str
     dropped_packets: int
+    held: HeldShown | None
 
 
 @dataclass(frozen=True)
@@ -128,6 +154,8 @@ class Pool:
     running: int
     register_idle: int
     idle: int  # registered, and waiting for any job
+    held: int  # kept for a person
+    catching_seconds: float  # for how long the next one whose job fails is held; 0: it is not
     failed: int
     backoff: BackedOff | None
     machines: tuple[MachineShown, ...]
@@ -324,6 +352,9 @@ def _snapshots(*, each: bool) -> Schema:
 SCHEMAS: dict[str, Callable[[], Schema]] = {
     "up": lambda: _of(Pass),
     "down": lambda: _of(Pass),
+    "hold": lambda: _of(Keeping),
+    "release": lambda: _of(Pass),
+    "destroy": lambda: _of(Pass),
     "status": lambda: _of(Status),
     "history": _history,
     "logs": _logs,

@@ -139,7 +139,8 @@ def _head(pool: Pool, status: Status) -> str:
     waiting = sum(wait.pool == pool.name for wait in status.waiting)
     more = ", drained" if pool.drained else ""
     wanted = f" of {pool.warm}" if pool.warm else ""
-    idle = f"{pool.idle} of {pool.register_idle} idle, " if pool.register_idle else ""
+    idle = f"{pool.held} held, " if pool.held else ""
+    idle += f"{pool.idle} of {pool.register_idle} idle, " if pool.register_idle else ""
     return (
         f"{pool.name}: {len(pool.machines)} of {pool.max} machines, {pool.running} running, {idle}"
         f"{pool.ready}{wanted} warm, {waiting} waiting{more}"
@@ -160,6 +161,9 @@ def _notes(pool: Pool) -> list[Text]:
         found.append(Text(line, style="red"))
     if pool.image_note:
         found.append(Text(f"  {pool.image_note}", style="red"))
+    if pool.catching_seconds:
+        line = f"  the next machine whose job fails is held for {_age(pool.catching_seconds)}"
+        found.append(Text(line, style="dim"))
     if pool.snapshot:
         found.append(Text(f"  no snapshot: {pool.snapshot}", style="yellow"))
     return found
@@ -195,5 +199,7 @@ def _machine_table(last: str, machines: Sequence[MachineShown | LentShown]) -> T
 
 def _job(machine: MachineShown) -> str:
     job = f"{machine.job}  {machine.job_url}".rstrip()
+    if held := machine.held:
+        job = f"for {_age(held.left_seconds)} more: {held.why}"
     dropped = machine.dropped_packets
     return f"{job}  ({dropped} packets dropped)" if dropped else job

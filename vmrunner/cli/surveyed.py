@@ -6,6 +6,7 @@ import socket
 
 from vmrunner.cli.shown import (
     BackedOff,
+    HeldShown,
     LentPool,
     LentShown,
     MachineShown,
@@ -61,6 +62,8 @@ def _pool(pool: Desired, manager: Manager, survey: Survey, view: View, now: floa
         running=sum(machine.phase is Phase.RUNNING for machine in machines),
         register_idle=pool.register_idle,
         idle=sum(machine.phase is Phase.IDLE for machine in machines),
+        held=sum(machine.is_held for machine in machines),
+        catching_seconds=manager.catching.pools().get(pool.pool, 0.0),
         failed=backoff.failures if backoff else 0,
         backoff=BackedOff(backoff.failures, round(max(0.0, backoff.until - now), 1), backoff.last)
         if backoff
@@ -81,7 +84,17 @@ def _machine(machine: Machine, view: View) -> MachineShown:
         job_url=job.url if job else "",
         trouble=machine.trouble,
         dropped_packets=machine.dropped,
+        held=_held(machine, view),
     )
+
+
+def _held(machine: Machine, view: View) -> HeldShown | None:
+    metadata = machine.metadata
+    if metadata is None or not machine.is_held:
+        return None
+    seconds = view.awake(metadata, metadata.held_at)
+    left = max(0.0, metadata.held_for - seconds)
+    return HeldShown(metadata.held_why, round(seconds, 1), round(left, 1))
 
 
 def _wait(wait: Wait, now: float) -> Waiting:

@@ -95,6 +95,10 @@ def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
             seen_key=found.get("seen", ""),
             repository=found.get("repository", ""),
             instance=found.get("instance", ""),
+            stays=found.get("stays", "") == "yes",
+            held_at=float(found.get("held", "0")),
+            held_for=float(found.get("held-for", "0")),
+            held_why=found.get("held-why", ""),
         )
     except (ElementTree.ParseError, ValueError, ConfigError):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from xml.etree import ElementTree
 
 import libvirt
 
@@ -34,6 +35,8 @@ from vmrunner.model.machine import (
 from vmrunner.model.used import Used
 from vmrunner.waiting import Deadline
 
+STAY_PORT = "org.vmrunner.stay"
+"""A virtio port that is there alone to be seen: the guest must not power off by itself."""
 _GONE_WITHIN = 15.0  # seconds; a destroyed QEMU is reaped within two even by a slow PID 1
 _TOLD_WITHIN = 1.0  # seconds; events come within a few milliseconds
 _TROUBLES = {
@@ -155,6 +158,11 @@ class LibvirtMachines:
         """Delete one file of a machine."""
         self._storage.delete(f"{machine}.{file}")
 
+    def drop_seed(self, machine: MachineId) -> None:
+        """Blank the seed, which QEMU has open, and delete it."""
+        self._storage.blank(f"{machine}.{File.SEED}")
+        self.delete(machine, File.SEED)
+
     def start(
         self,
         golden: Golden,
@@ -213,6 +221,21 @@ class LibvirtMachines:
     def pause(self, machine: MachineId) -> None:
         """Stop its processors."""
         self._unless_gone(machine, "pausing", lambda domain: domain.suspend())
+
+    def stay(self, machine: MachineId) -> None:
+        """Show its guest a port that says so."""
+        self._unless_gone(machine, "keeping", self._show_stay)
+
+    def _show_stay(self, domain: Any) -> None:
+        if STAY_PORT not in domain.XMLDesc(0):
+            port = f'<channel type="null"><target type="virtio" name="{STAY_PORT}"/></channel>'
+            domain.attachDeviceFlags(port, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def isolate(self, machine: MachineId) -> None:
+        """Unplug its network cable, and let its packets through no more."""
+        self._unless_gone(machine, "isolating", _unplug)
+        with suppress(NotPermitted):  # the link is down anyway
+            self._network.forget(machine)
 
     def note(self, metadata: Metadata) -> None:
         """Write its metadata into the domain."""
@@ -317,3 +340,16 @@ class LibvirtMachines:
             tuple(sorted(name for names in files.values() for name in names)),
             tuple(sorted(map(str, self._logs.machines()))),
         )
+
+
+def _unplug(domain: Any) -> None:
+    """Have the guest see no link: QEMU passes nothing on, whatever filters there are."""
+    described = ElementTree.fromstring(domain.XMLDesc(0))  # noqa: S314 — libvirt's own words
+    for interface in described.iterfind("devices/interface"):
+        link = interface.find("link")
+        if link is None:
+            link = ElementTree.SubElement(interface, "link")
+        if link.get("state") != "down":
+            link.set("state", "down")
+            changed = ElementTree.tostring(interface, encoding="unicode")
+            domain.updateDeviceFlags(changed, libvirt.VIR_DOMAIN_AFFECT_LIVE)

@@ -173,6 +173,11 @@ class Machines(Protocol):
         fine.
         """
 
+    def drop_seed(self, machine: MachineId) -> None:
+        """Delete the seed that its guest has read, and blank what that still has open; one that is
+        gone is fine.
+        """
+
     def start(
         self,
         golden: Golden,
@@ -194,6 +199,16 @@ class Machines(Protocol):
 
     def pause(self, machine: MachineId) -> None:
         """Let a waiting machine use no processor until it is bound; one that is gone is fine."""
+
+    def stay(self, machine: MachineId) -> None:
+        """Have its guest not power off when its runner has ended, as long as this is not undone by
+        the machine's end; one that is gone is fine.
+        """
+
+    def isolate(self, machine: MachineId) -> None:
+        """Cut its network off: nothing comes in, nothing goes out, until its end; one that is gone
+        is fine. The caller sees to it that its metadata names no policy.
+        """
 
     def note(self, metadata: Metadata) -> None:
         """Write the metadata of a live machine into its domain; one that is gone is fine."""

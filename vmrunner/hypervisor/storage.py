@@ -358,6 +358,13 @@ class Storage:
         stream.finish()
         return bytes(out)
 
+    def blank(self, name: str) -> None:
+        """Write zeros over a volume, also for whoever has it open; one that is gone is fine."""
+        with asking(f"blanking {name}"):
+            volume = self._volume(name)
+            if volume is not None:
+                volume.wipe(0)
+
     def delete(self, name: str) -> None:
         """Delete a volume; one that is gone is fine."""
         with asking(f"deleting {name}"):

@@ -84,7 +84,7 @@ class Maker:
             if scopes:
                 binding = self._mint(machine, job, scopes, claim, revert)
                 script = self._job_script(machine, binding.credentials, job)
-                bound = partial(_bound, binding=binding, job=job, at=now.now)
+                bound = partial(self._bound, binding=binding, job=job, at=now.now)
                 metadata = launch.start(self.hypervisor, wanted, script, bound)
             else:
                 rehearsal = seed.rehearsal_script(
@@ -108,7 +108,7 @@ class Maker:
             at = self.clock().steady + metadata.offset
             ipv6 = self.addresses.beside(IPv4Interface(metadata.address))
             metadata = launch.let_go(
-                self.hypervisor.machines, _bound(metadata, binding, job, at), script, ipv6
+                self.hypervisor.machines, self._bound(metadata, binding, job, at), script, ipv6
             )
             revert.pop_all()
         return metadata
@@ -150,6 +150,18 @@ class Maker:
             return binding
         raise ValueError("a runner needs a scope")
 
+    def _bound(self, metadata: Metadata, binding: Binding, job: Job | None, at: float) -> Metadata:
+        return replace(
+            metadata,
+            bound_at=at,
+            runner_id=binding.credentials.id,
+            scope=str(binding.scope),
+            job_key=binding.job_key,
+            repository=binding.repository,
+            queued_at=job.queued_at.timestamp() if job and job.queued_at else 0.0,
+            stays=self.pool.stays,
+        )
+
     def _job_script(self, machine: MachineId, credentials: Credentials, job: Job | None) -> str:
         handle = job.handle if job else ""
         return seed.job_script(
@@ -159,6 +171,8 @@ class Maker:
                 ca=self.ca,
                 forge_address=self.forge_address,
                 handle=handle,
+                hold_failed=self.pool.hold_failed,
+                job_may_hold=self.pool.job_may_hold,
             )
         )
 
@@ -214,15 +228,3 @@ def pinned(settings: Config, section: MachineConfig) -> str:
     ask = settings.forge_addresses()
     forge = ask() if section.network is not Reach.INTERNET else ()
     return str(forge[0].address) if forge else ""
-
-
-def _bound(metadata: Metadata, binding: Binding, job: Job | None, at: float) -> Metadata:
-    return replace(
-        metadata,
-        bound_at=at,
-        runner_id=binding.credentials.id,
-        scope=str(binding.scope),
-        job_key=binding.job_key,
-        repository=binding.repository,
-        queued_at=job.queued_at.timestamp() if job and job.queued_at else 0.0,
-    )

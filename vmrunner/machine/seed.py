@@ -23,10 +23,10 @@ from vmrunner.model.label import Label
 from vmrunner.model.machine import MachineId
 from vmrunner.network.addresses import gateway
 from vmrunner.network.forge import forge_host
-from vmrunner.render import text, waiting_code
+from vmrunner.render import guest, text, waiting_code
 from vmrunner.runner_config import PATIENCE, runner_config
 
-_CONFIG = "config.yaml"
+_HOLD, _CONFIG = "vmrunner-hold", "config.yaml"
 _CA_BUNDLE = "/usr/local/share/vmrunner/ca-bundle.pem"
 _CA_VARIABLES = (
     "SSL_CERT_FILE",
@@ -47,6 +47,9 @@ _JOB_FOLDER, _REHEARSAL = "/var/lib/vmrunner-job", "/var/lib/vmrunner-rehearsal"
 # Seconds before it begins: the clone is often made when the one before it was just given a job,
 # which starts now.
 _REHEARSAL_RESTS = 2
+# What a guest waits longer than the host, which ends it: for a forge that does not tell how its job
+# ended.
+_STAYS_LONGER = timedelta(hours=1)
 _REHEARSED_RUNNER = {"gitea": 15, "forgejo": 3}
 """Seconds after which it is ended.
 
@@ -150,11 +153,21 @@ class Job:
     runner_config: Mapping[str, Any] = field(default_factory=dict)
     # How long the machine is there at most; None: as long as a job that it is made for may take.
     lifetime: timedelta | None = None
+    # For how long it does not power off after its job, which may have failed; and for how long, at
+    # most, its job may have it kept.
+    hold_failed: timedelta | None = None
+    job_may_hold: timedelta | None = None
 
     @property
     def runner_path(self) -> str:
         """Where a further runner is; empty for the image's own."""
         return further_runner(self.runner, RUNNERS[self.kind]) if self.runner else ""
+
+    @property
+    def hold_program(self) -> str:
+        """What its job has the machine kept with; empty where it may not."""
+        most = round(self.job_may_hold.total_seconds()) if self.job_may_hold else 0
+        return guest(_HOLD).replace("most=0", f"most={most}", 1) if most else ""
 
     @property
     def arguments(self) -> list[str]:
@@ -233,6 +246,9 @@ def job_script(job: Job) -> str:
         "forge_site": urlsplit(job.url).netloc,
         "seconds": ((job.lifetime or job.job_timeout) + PATIENCE).total_seconds(),
         "pickup_seconds": (job.pickup_timeout + PATIENCE).total_seconds(),
+        "stay_seconds": (job.hold_failed + _STAYS_LONGER).total_seconds() if job.hold_failed else 0,
+        "hold_program": job.hold_program,
+        "hold_longer": _STAYS_LONGER.total_seconds(),
     }
     # Two lines that a machine which waits reads: it has the code already, and only takes what it is
     # told, if it is the same code.

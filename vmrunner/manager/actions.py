@@ -63,6 +63,34 @@ class Finish:
 
 
 @dataclass(frozen=True)
+class Stay:
+    """Tell a guest not to power off when its runner has ended; `metadata` says so then."""
+
+    machine: Machine
+    metadata: Metadata
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Keep a machine whose job is over for a person: close its network, settle its job and its
+    runner at the forge. `metadata` says since when, how long and why. Each step can be done again.
+
+    `instead` is the end that it would have had; `is_failed`: its job failed, and it is kept for
+    that.
+    """
+
+    machine: Machine
+    metadata: Metadata
+    instead: Finish
+    is_failed: bool = False
+
+    @property
+    def ask(self) -> Ask | None:
+        """As for a Finish."""
+        return self.instead.ask
+
+
+@dataclass(frozen=True)
 class DeleteRunner:
     """Delete a runner record that no machine explains; `ask` as for a Finish."""
 
@@ -99,7 +127,7 @@ class Start:
     is_last: bool = field(default=False, compare=False)  # there is no room for another one
 
 
-Action = Note | DropSeed | Pause | Finish | DeleteRunner | Bind | Start
+Action = Note | DropSeed | Pause | Stay | Hold | Finish | DeleteRunner | Bind | Start
 
 
 class WaitKind(StrEnum):
@@ -126,6 +154,7 @@ class WaitKind(StrEnum):
     DRAINED = "drained"
     BACKED_OFF = "backed off"
     AT_MAX = "at max"
+    AT_MAX_HELD = "at max, held"
     NO_SNAPSHOT = "no snapshot"
     # The host has no room.
     NO_DISK = "no disk"
@@ -161,5 +190,7 @@ class Plan:
     actions: tuple[Action, ...]
     waits: tuple[Wait, ...]
     asks: tuple[Ask, ...] = ()
-    again: float = 0.0  # seconds until a job may be this host's that is not yet; 0.0: there is none
+    # Seconds until a job may be this host's that is not yet, or a machine is looked at again that
+    # waits to be ended; 0.0: there is none.
+    again: float = 0.0
     promised: frozenset[str] = frozenset()  # keys of jobs that are left to other hosts' runners

@@ -82,6 +82,7 @@ class _Pool:
     booting: deque[_Seen] = field(default_factory=deque)
     idle: deque[_Seen] = field(default_factory=deque)  # registered, and no waiting job is theirs
     count: int = 0  # machines, started ones of this pass included
+    held: int = 0  # of these are kept for a person
     # By repository, each with its place in the queue, first ones first.
     jobs: dict[str, deque[tuple[int, Job]]] = field(default_factory=dict)
     # A heap of their repositories: its load, its first job's place, its name.
@@ -101,6 +102,13 @@ class _Pool:
                 f"(last: {backoff.last})"
             )
             return Reason(WaitKind.BACKED_OFF, said)
+        if self.count >= self.desired.max and self.held:
+            kept = f"{self.held} of its machines {'is' if self.held == 1 else 'are'} held"
+            said = (
+                f"pool {name} is at its max of {self.desired.max}, and {kept} (`vmrunner release` "
+                "ends that)"
+            )
+            return Reason(WaitKind.AT_MAX_HELD, said)
         if self.count >= self.desired.max:
             return Reason(WaitKind.AT_MAX, f"pool {name} is at its max of {self.desired.max}")
         if self.desired.needs_snapshot:
@@ -166,6 +174,9 @@ def _sort_machines(
         if metadata is None or pool is None:
             continue
         pool.count += 1
+        if machine.is_held:
+            pool.held += 1
+            continue
         if not metadata.is_bound:
             (pool.ready if machine.is_ready else pool.booting).append((machine, metadata))
             continue

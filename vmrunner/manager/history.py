@@ -46,6 +46,7 @@ _WORKED = ", ".join(
     f"'{each.value}'"
     for each in (
         Ending.DONE,
+        Ending.HELD,
         Ending.DIED,
         Ending.JOB_TIMEOUT,
         Ending.TEARDOWN_TIMEOUT,
@@ -98,6 +99,7 @@ class Record:
     started: float = 0.0
     bound: float = 0.0
     running: float = 0.0  # when the forge was first seen to have a job on it
+    held: float = 0.0  # since when it was kept for a person, with its job over
     up: float = 0.0
     seed: float = 0.0
     ready: float = 0.0
@@ -458,10 +460,22 @@ class History:
                     self._database.execute("COMMIT")
         except sqlite3.Error as error:
             self._warn(f"What machines have used was not written: {error}.")
+    def held(self, metadata: Metadata, binding: Binding | None, at: float) -> None:
+        """A machine is kept for a person since `at`. Its job is over: the forge is to be asked for
+        it.
+        """
+        found = self.find(metadata.machine)
+        if found and not found.held:
+            record = replace(found, held=at)
+            self._write(_asked(record, binding, at) if binding else record)
+
+    def were_held(self) -> set[str]:
+        """The names of the machines that are held, as far as is known."""
+        return {record.machine for record in self._select("WHERE ending = '' AND held > 0")}
 
     def had(self, binding: Binding, job: Job, at: float) -> None:
-        """A machine that is gone had this job, which was failed at the forge; what else there is to
-        know is asked for.
+        """A machine had this job, which was failed at the forge; what else there is to know is
+        asked for.
         """
         if found := self.find(binding.machine):
             self._write(_asked(_with(found, job), binding, at))
@@ -510,15 +524,17 @@ class History:
             guest_peak_mib=_guest_peak(seen),
             log_bytes=log_bytes,
         )
-        if binding and ran is Ran.ASKED:
-            record = _asked(record, binding, at)
-        else:
-            record = replace(record, ran=Ran.YES.value if record.job else ran.value)
+        if not (record.held and record.ran):  # else that was asked when its job was over
+            record = (
+                _asked(record, binding, at)
+                if binding and ran is Ran.ASKED
+                else replace(record, ran=Ran.YES.value if record.job else ran.value)
+            )
         self._write(record, newest=True)
         self.count(Counted.MACHINES, record.pool, ending.value)
         for figure, began, ended in (
             (Timed.BOOT, *record.boot),
-            (Timed.TEARDOWN, record.exit, record.destroyed),
+            (Timed.TEARDOWN, record.exit, record.held or record.destroyed),
         ):
             if began and ended:
                 self._observe(figure, record.pool, ended - began)
@@ -534,8 +550,8 @@ class History:
         return record
 
     def to_ask(self, now: float, most: int) -> list[Record]:
-        """Machines that are gone and of which it is time to ask the forge for their job; those that
-        have waited longest first.
+        """Machines that are gone, or held, and of which it is time to ask the forge for their job;
+        those that have waited longest first.
         """
         # One whose time seems to be far away stems from before the host's clock was set back.
         return self._select(
@@ -765,6 +781,7 @@ class History:
                 found.append(record)
             elif record.known_ending in {
                 Ending.DONE,
+                Ending.HELD,
                 Ending.CANCELLED,
                 Ending.DIED,
                 Ending.JOB_TIMEOUT,
@@ -837,8 +854,8 @@ class History:
 
 
 def is_late(record: Record, now: float) -> bool:
-    """Whether a machine's end is so long ago that its job is not asked for without an end."""
-    return now - record.destroyed > _ASKED_FOR
+    """Whether its job was over so long ago that it is not asked for without an end."""
+    return now - (record.held or record.destroyed) > _ASKED_FOR
 
 
 def _connect(place: Path | str) -> sqlite3.Connection:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
+from ipaddress import IPv4Interface
 
 from vmrunner import config, files, lock
 from vmrunner.config import Config, PoolConfig
@@ -44,12 +45,14 @@ from vmrunner.manager.actions import (
     DeleteRunner,
     DropSeed,
     Finish,
+    Hold,
     Note,
     Pause,
     Plan,
     Start,
+    Stay,
 )
-from vmrunner.manager.drain import Drained
+from vmrunner.manager.drain import Catching, Drained
 from vmrunner.manager.figures import Counted
 from vmrunner.manager.history import History, Ran, Record, is_late
 from vmrunner.manager.lent import Ender
@@ -74,7 +77,7 @@ from vmrunner.model.fleet import Fleet, called
 from vmrunner.model.image import Golden
 from vmrunner.model.job import Claim, Job, JobState, Scope, Sought, Want
 from vmrunner.model.label import without_docker
-from vmrunner.model.machine import Ending, EventKind, Machine, MachineId
+from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
 from vmrunner.model.moment import Moment
 from vmrunner.model.notice import Sight, Trouble, news
 from vmrunner.waiting import Deadline, boot, retry_at
@@ -184,6 +187,7 @@ class Manager:
         self._outages = settings.runtime_dir / "outages.json"
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
+        self.catching = Catching(settings.state_dir)
         self.host = (identity.seen if looks_only else identity.host)(settings.state_dir)
         self._me = called(settings.manager, self.host)
         self._fleet = settings.state_dir / "fleet.json"
@@ -255,7 +259,8 @@ class Manager:
             )
             for scope in polled
         }
-        moment = self._moment()
+        verdicts = self._verdicts(pools, machines, queues)
+        moment = self.moment()
         silences = outages.load(self._outages).looked_at(moment, _silent(queues))
         return Observed(
             machines,
@@ -273,7 +278,36 @@ class Manager:
             fleet=self._looked_around(moment, queues),
             leftovers=self._leftovers(queues.values()),
             lent=_lent(instances, seen),
+            verdicts=verdicts,
+            were_held=frozenset(self.history.were_held()),
         )
+
+    def _verdicts(
+        self, pools: Sequence[Desired], machines: Iterable[Machine], queues: Mapping[Scope, Queue]
+    ) -> dict[int, Job | None]:
+        """The jobs of machines whose guests stay after them, where it matters how they ended: by
+        the runners' ids, of those scopes for which the forge answers.
+        """
+        keeping = {pool.pool for pool in pools if pool.hold_failed}
+        sought: dict[Scope, list[Sought]] = {}
+        for machine in machines:
+            metadata = machine.metadata
+            if metadata and metadata.pool in keeping and machine.awaits_verdict:
+                row = self.history.find(machine.id)
+                one = Sought(
+                    metadata.runner_id, self._labels(metadata.pool), row.hints if row else ()
+                )
+                sought.setdefault(Scope.parse(metadata.scope), []).append(one)
+        found: dict[int, Job | None] = {}
+        for scope, those in sought.items():
+            queue = queues.get(scope) or queues.get(INSTANCE)
+            if queue and queue.problem:
+                continue
+            try:
+                found.update(self.forge.ended_jobs(scope, those))
+            except ForgeError as error:
+                self.history.count(Counted.FORGE_ERRORS, label=type(error).__name__)
+        return found
 
     def _looked_around(self, moment: Moment, queues: Mapping[Scope, Queue]) -> Fleet:
         known = fleet.load(self._fleet)
@@ -304,7 +338,8 @@ class Manager:
             if (row := self.history.find(machine)) and row.created < before
         )
 
-    def _moment(self) -> Moment:
+    def moment(self) -> Moment:
+        """Now, by all clocks."""
         return Moment(self._clock(), self._steady(), self._boot)
 
     def _queue(self, scope: Scope, wants: Sequence[Want] | None, *, may_be_gone: bool) -> Queue:
@@ -356,6 +391,7 @@ class Manager:
             )
             backoff = Backoff(failures.count, until, failures.last)
         missing, said = self._snapshot_of(section, golden)
+        section = self._caught(name)
         return Desired(
             pool=name,
             scopes=section.scope,
@@ -381,7 +417,16 @@ class Manager:
             drain=drain,
             backoff=backoff,
             typical_boot=self.history.usual_boot(name),
+            hold_failed=_seconds(section.hold_failed),
+            job_may_hold=_seconds(section.job_may_hold),
         )
+
+    def _caught(self, pool: str) -> PoolConfig:
+        """The pool as configured, and as an admin wants its next failed machine kept."""
+        section = self.settings.pools[pool]
+        seconds = self.catching.pools().get(pool, 0.0)
+        longest = max(timedelta(seconds=seconds), section.hold_failed or timedelta())
+        return section.model_copy(update={"hold_failed": longest}) if seconds else section
 
     def _image_note(self, section: PoolConfig, golden: Golden | None) -> str:
         lacks = golden is not None and golden.manifest.lacks_docker
@@ -595,7 +640,7 @@ class Manager:
     def _settle(self) -> None:
         """What is over of what GARM made."""
         owned = ownership.owned(self.settings.manager, self.settings.runtime_dir)
-        for record in self._lent.settle(self._moment(), tuple(owned)):
+        for record in self._lent.settle(self.moment(), tuple(owned)):
             self._log.info(
                 "machine of GARM's ended",
                 machine=record.machine,
@@ -622,6 +667,11 @@ class Manager:
                 self._rollback.done(),
                 survey.observed.capacity.known_free_disk_mib,
                 self.settings.capacity.disk_floor,
+                {
+                    str(each.id): _until(each.metadata)
+                    for each in survey.observed.machines
+                    if each.metadata and each.is_held
+                },
             ),
             now,
         )
@@ -637,9 +687,15 @@ class Manager:
         for action in survey.plan.actions:
             self._log.debug("planned", action=type(action).__name__, what=str(action))
 
+    def end(self, finish: Finish) -> Outcome:
+        """End one machine. Call it with the lock held."""
+        outcome = Outcome()
+        self._act([finish], outcome)
+        return outcome
+
     def _act(self, actions: Sequence[Action], outcome: Outcome) -> None:
         """First what is over; then, if the pool's old machines are really gone, what is new."""
-        for kind in (Note, DropSeed, Pause, Finish, DeleteRunner):
+        for kind in (Note, DropSeed, Pause, Stay, Hold, Finish, DeleteRunner):
             self._side_by_side(
                 [
                     partial(self._carry_out, action, outcome)
@@ -725,9 +781,13 @@ class Manager:
                         job=action.job.title,
                     )
             case DropSeed(machine):
-                self.hypervisor.machines.delete(machine, File.SEED)
+                self.hypervisor.machines.drop_seed(machine)
             case Pause(machine):
                 self.hypervisor.machines.pause(machine)
+            case Stay(machine, metadata):
+                self._stay(machine, metadata)
+            case Hold():
+                self._hold(action)
             case Finish():
                 self._finish(action, outcome)
             case DeleteRunner(scope, runner):
@@ -757,7 +817,7 @@ class Manager:
                 outcome.acts.append("started")
 
     def _maker(self, pool: str) -> Maker:
-        section = self.settings.pools[pool]
+        section = self._caught(pool)
         return Maker(
             self.hypervisor,
             self.forge,
@@ -768,7 +828,7 @@ class Manager:
             section,
             self.settings.forge.ca(),
             pinned(self.settings, section),
-            self._moment,
+            self.moment,
         )
 
     def _start(
@@ -832,14 +892,8 @@ class Manager:
             self._may_have_run(action, binding),
             log_bytes=log_bytes,
         )
-        if binding:
-            found = self._fail_job(action, binding, reason)
-            if action.has_record:
-                left = None if found else self.forge.runner(binding.scope, binding.credentials.id)
-                if left and (left.busy or self._had_one_unseen(action, binding)):
-                    return  # its job is in no list just now; without its record nobody could end it
-                self.forge.delete_runner(binding.scope, binding.credentials.id)
-            self._bindings.drop(machine)
+        if binding and not self._settle_runner(action, binding, reason, "is gone"):
+            return
         outcome.acts.append("destroyed")
         tell = self._log.warning if action.ending.is_failure else self._log.info
         # A domain that vanished took its metadata along.
@@ -867,6 +921,58 @@ class Manager:
         except HypervisorError as error:
             self._log.warning("log not read", machine=seen.id, reason=error.sentence)
             return []
+    def _settle_runner(self, action: Finish, binding: Binding, reason: str, what: str) -> bool:
+        """Have its job ended at the forge, and no runner of it left there; false where that has to
+        be tried again. `what` became of the machine, and why.
+        """
+        found = self._fail_job(action, binding, reason, what)
+        if action.has_record:
+            left = None if found else self.forge.runner(binding.scope, binding.credentials.id)
+            if left and (left.busy or self._had_one_unseen(action, binding)):
+                # Its job is in no list just now; without its record nobody could end it.
+                return False
+            self.forge.delete_runner(binding.scope, binding.credentials.id)
+        self._bindings.drop(binding.machine)
+        return True
+
+    def _stay(self, machine: Machine, metadata: Metadata) -> None:
+        """One that can't be told powers off when its runner has ended: then there is nothing to
+        keep.
+        """
+        try:
+            self.hypervisor.machines.stay(machine.id)
+        except HypervisorError as error:
+            self._log.warning(
+                "machine can't be kept",
+                machine=machine.id,
+                pool=metadata.pool,
+                reason=error.sentence,
+            )
+        self.hypervisor.machines.note(metadata)
+
+    def _hold(self, action: Hold) -> None:
+        """Keep it for a person: first its metadata say so, last its binding goes. Until then the
+        next pass does all of it again.
+        """
+        machine, metadata = action.machine.id, action.metadata
+        binding = self._bindings.find(machine)
+        self.hypervisor.machines.note(metadata)
+        self.hypervisor.machines.isolate(machine)
+        if metadata.address:
+            self.hypervisor.vacate([IPv4Interface(metadata.address).ip])
+        self.history.held(metadata, binding, self._clock())
+        why = metadata.held_why
+        if binding and not self._settle_runner(action.instead, binding, why, "is held"):
+            return
+        if action.is_failed:
+            self.catching.remove([metadata.pool])
+        self._log.warning(
+            "machine held",
+            machine=machine,
+            pool=metadata.pool,
+            seconds=round(metadata.held_for),
+            reason=why,
+        )
 
     def _got_a_job(self, binding: Binding, action: Finish) -> bool:
         """Whether a machine that seemed to be idle has a job, or had one; then that is noted, so
@@ -919,14 +1025,13 @@ class Manager:
             return record is not None and not record.busy
         return False
 
-    def _fail_job(self, action: Finish, binding: Binding, reason: str) -> bool:
-        """End the job that ran on a machine which is gone, if there is one, with a line in its log
-        that says why. False where that job was not found: of several that may be it the forge takes
-        the end of none but its own.
+    def _fail_job(self, action: Finish, binding: Binding, reason: str, what: str) -> bool:
+        """End the job that ran on a machine, if there is one, with a line in its log that says what
+        became of that. False where that job was not found: of several that may be it the forge
+        takes the end of none but its own.
         """
-        line = (
-            f"vmrunner: machine {action.machine} on host {socket.gethostname()} is gone: {reason}"
-        )
+        machine = binding.machine
+        line = f"vmrunner: machine {machine} on host {socket.gethostname()} {what}: {reason}"
         # A runner that still has its record may have taken a job since it was looked at.
         jobs = [action.job] if action.job else []
         if not jobs and action.has_record and not action.elsewhere:
@@ -945,7 +1050,7 @@ class Manager:
                 # not help.
                 self._log.error(
                     "job could not be failed",
-                    machine=action.machine,
+                    machine=machine,
                     job=job.title,
                     reason=error.sentence,
                     hint=error.hint,
@@ -956,7 +1061,7 @@ class Manager:
                 found = True
                 self.history.had(binding, job, self._clock())
                 self._log.warning(
-                    "job failed at the forge", machine=action.machine, job=job.title, reason=reason
+                    "job failed at the forge", machine=machine, job=job.title, reason=reason
                 )
                 break
         return found
@@ -1157,6 +1262,16 @@ def _silent(queues: Mapping[Scope, Queue]) -> list[str]:
     if instance and not instance.problem:
         return []
     return [str(scope) for scope, queue in queues.items() if queue.is_silent]
+
+
+def _until(metadata: Metadata) -> str:
+    """Why it is held, and for how long, in words."""
+    pool = f"of pool {metadata.pool}"
+    return f"{pool}, for {metadata.held_for / 60:.0f} min, as {metadata.held_why}"
+
+
+def _seconds(span: timedelta | None) -> float:
+    return span.total_seconds() if span else 0.0
 
 
 def _pool(machine: Machine | None) -> str:

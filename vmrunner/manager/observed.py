@@ -71,6 +71,8 @@ class Desired:
     drain: Drain = Drain.NO
     backoff: Backoff | None = None
     typical_boot: float = 0.0  # 0 where none has booted yet
+    hold_failed: float = 0.0  # for how long a machine is kept whose job failed; 0: not at all
+    job_may_hold: float = 0.0  # for how long, at most, a job may have its machine kept
 
     def serves(self, job: Job) -> bool:
         """Whether its machines are made for such a job, whatever its repository is.
@@ -168,6 +170,11 @@ class Observed:
     me: str = ""  # what the other hosts call this one
     fleet: Fleet = field(default_factory=Fleet)  # after this look
     lent: tuple[Lent, ...] = ()  # machines that GARM made and ends; nothing is planned with them
+    # By the runner's record: the job that a machine had whose guest stays after it, where that was
+    # asked; None where the forge does not tell (yet).
+    verdicts: Mapping[int, Job | None] = field(default_factory=dict)
+    # Names of machines that were held when they were last seen.
+    were_held: frozenset[str] = frozenset()
 
 
 class View:
@@ -178,6 +185,7 @@ class View:
         self.moment = observed.moment or Moment(now, now)
         self._silences = observed.silences
         self.bindings = {binding.machine: binding for binding in observed.bindings}
+        self.verdicts, self.were_held = observed.verdicts, observed.were_held
         self.answered = {
             scope: queue for scope, queue in observed.queues.items() if not queue.problem
         }

@@ -57,6 +57,7 @@ class Outbox:
                 frozenset(map(str, plain["backed_off"])),
                 {str(name): str(at) for name, at in plain["rolled_back"].items()},
                 bool(plain["storage_low"]),
+                frozenset(map(str, plain.get("held", ()))),  # an older vmrunner's has none
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -75,7 +76,8 @@ class Outbox:
             last = max((_number(path) for path in self.waiting()), default=0)
             for number, notice in enumerate(notices, last + 1):
                 self._write(notice, at, number)
-            plain = asdict(known) | {"backed_off": sorted(known.backed_off)}
+            sets = {"backed_off": sorted(known.backed_off), "held": sorted(known.held)}
+            plain = asdict(known) | sets
             files.write_whole(self._known, json.dumps(plain))
         except OSError as error:
             self._log.warning("notice not written", reason=error.strerror)

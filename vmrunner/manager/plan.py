@@ -6,7 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from vmrunner.manager.actions import Action, DeleteRunner, DropSeed, Finish, Note, Pause, Plan
+from vmrunner.manager.actions import (
+    Action,
+    DeleteRunner,
+    DropSeed,
+    Finish,
+    Hold,
+    Note,
+    Pause,
+    Plan,
+    Stay,
+)
 from vmrunner.manager.assign import assign
 from vmrunner.manager.observed import (
     Ask,
@@ -22,6 +32,7 @@ from vmrunner.model.binding import Binding
 from vmrunner.model.job import Job, JobState, RunnerRecord, Scope
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
 from vmrunner.model.moment import Moment
+from vmrunner.text import presentable
 
 CANCEL_GRACE = 15.0
 """Seconds that a guest whose job is over at the forge has to say that its runner has ended; then it
@@ -39,6 +50,8 @@ _REHEARSAL = 60.0
 _CLOCK_SLIP = 60.0
 _ELSEWHERE = "another host's machine has its job"
 _WAS_SILENT = "; the forge did not answer for a time meanwhile"
+_LONGEST_TITLE = 120  # characters of a job's name in a reason
+_SOON = 1.0  # seconds until a machine is looked at again that waits to be ended
 
 
 class _Finisher(Protocol):
@@ -72,7 +85,9 @@ def plan(
         if machine.alive and not isinstance(action, Finish):
             # As it will be: one whose job was just seen to be over is not idle.
             kept.append(
-                replace(machine, metadata=action.metadata) if isinstance(action, Note) else machine
+                replace(machine, metadata=action.metadata)
+                if isinstance(action, Note | Hold | Stay)
+                else machine
             )
             actions += _seeds(machine)
     known = {machine.id for machine in observed.machines}
@@ -92,10 +107,19 @@ def plan(
         now,
     )
     new = [action for each in assigned.actions if (action := sure.of(each))]
+    soon = [_SOON] if any(_is_soon_over(each) for each in kept) else []
+    again = min((each for each in (assigned.again, *soon) if each), default=0.0)
     # The destroyed ones' records come first, so that a pool at its max has room again.
-    return Plan(
-        (*actions, *new), assigned.waits, tuple(sure.asks), assigned.again, assigned.promised
-    )
+    return Plan((*actions, *new), assigned.waits, tuple(sure.asks), again, assigned.promised)
+
+
+def _is_soon_over(machine: Machine) -> bool:
+    """Whether its job is over, its guest stays, and nothing is decided yet. libvirt tells of no end
+    of it, and nothing new needs to happen.
+    """
+    metadata = machine.metadata
+    stays = metadata is not None and metadata.stays and not machine.is_held
+    return stays and (machine.awaits_verdict or bool(metadata and metadata.over_at))
 
 
 class _Sure:
@@ -107,7 +131,7 @@ class _Sure:
 
     def of(self, action: Action | None) -> Action | None:
         """The action, or None where something has to be asked first."""
-        if not isinstance(action, Finish | DeleteRunner) or action.ask is None:
+        if not isinstance(action, Finish | Hold | DeleteRunner) or action.ask is None:
             return action
         if action.ask in self._asked:
             return action
@@ -123,8 +147,8 @@ def _ask_of(binding: Binding) -> Ask:
 def _victim(
     judged: Sequence[tuple[Machine, Action | None]], limits: HostLimits, observed: Observed
 ) -> Machine | None:
-    """Whom to destroy for the host's storage: the newest machine, one in each pass, unless one goes
-    anyway and may free enough.
+    """Whom to destroy for the host's storage: one that is held before any other, and then the
+    newest machine, one in each pass, unless one goes anyway and may free enough.
     """
     living = [(machine, action) for machine, action in judged if machine.alive and machine.metadata]
     if observed.capacity.free_disk_mib >= limits.disk_guard_mib or any(
@@ -133,20 +157,40 @@ def _victim(
         return None
     return max(
         (machine for machine, _ in living),
-        key=lambda machine: machine.metadata.created_at if machine.metadata else 0.0,
+        key=lambda machine: (
+            machine.is_held,
+            machine.metadata.created_at if machine.metadata else 0.0,
+        ),
         default=None,
     )
 
 
 def _sacrifice(machine: Machine, view: View, free_mib: int) -> Finish:
-    reason = f"the host's storage has {free_mib} MiB left, and it was the newest machine"
+    which = "was held" if machine.is_held else "was the newest machine"
+    reason = f"the host's storage has {free_mib} MiB left, and it {which}"
+    return at_once(machine, Ending.NO_ROOM, reason, view)
+
+
+def at_once(machine: Machine, ending: Ending, reason: str, view: View) -> Finish:
+    """The end of a living machine, whatever runs on it, without an answer of the forge. One whose
+    job was over ends as held.
+    """
     metadata = machine.metadata
+    if machine.is_held:
+        return let_go(machine, reason)
     if metadata is None or not metadata.is_bound:
-        return Finish(machine.id, Ending.NO_ROOM, reason, machine)
+        return Finish(machine.id, ending, reason, machine)
     record, job = view.records.get(metadata.runner_id), view.job_on(machine.id, metadata.job_key)
     had_none = _had_none(record, job)
     job = view.surely_on(metadata.runner_id, job)
-    return _unasked(Finish(machine.id, Ending.NO_ROOM, reason, machine, job, had_none=had_none))
+    return _unasked(Finish(machine.id, ending, reason, machine, job, had_none=had_none))
+
+
+def let_go(machine: Machine, reason: str) -> Finish:
+    """The end of a machine that was held; it says why that was, too."""
+    why = machine.metadata.held_why if machine.metadata else ""
+    said = f"{why}; {reason}" if why else reason
+    return _unasked(Finish(machine.id, Ending.HELD, said, machine))
 
 
 def _unasked(finish: Finish) -> Finish:
@@ -234,7 +278,7 @@ def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
     explained = {
         machine.metadata.runner_id
         for machine in observed.machines
-        if machine.alive and machine.metadata
+        if machine.alive and machine.metadata and not machine.is_held
     }
     explained |= {binding.credentials.id for binding in observed.bindings}
     return [
@@ -285,6 +329,7 @@ def _reset(metadata: Metadata, moment: Moment) -> Metadata:
         running_at=now if metadata.running_at else 0.0,
         over_at=now if metadata.over_at else 0.0,
         silent_at=now if metadata.silent_at else 0.0,
+        held_at=now if metadata.held_at else 0.0,
         parked_at=now if metadata.parked_at else 0.0,
     )
 
@@ -293,6 +338,9 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
     """A machine whose domain is gone, or a binding whose machine is: what became of its job?"""
     binding = view.bindings.get(machine.id)
     seen = machine if machine.files else None
+    if str(machine.id) in view.were_held:
+        reason = machine.trouble or "it went while it was held"
+        return _unasked(Finish(machine.id, Ending.HELD, reason, seen))
     if binding is None:
         return Finish(
             machine.id,
@@ -416,6 +464,8 @@ def _judge_bound(
             ask=ask,
         )
 
+    if metadata.held_at:
+        return _judge_held(machine, metadata, pool, view)
     if machine.trouble:
         at_work = metadata.running_at or job or (record and record.busy)
         return _unasked(finish(Ending.DIED if at_work else Ending.EARLY, machine.trouble))
@@ -431,6 +481,10 @@ def _judge_bound(
     if not is_known:
         return None
     said_exit = machine.event(EventKind.EXIT) is not None
+    if metadata.stays and said_exit:
+        return _judge_stayed(machine, metadata, pool, view)
+    if not metadata.stays and not said_exit and (_wish(machine, pool) or metadata.held_for):
+        return Stay(machine, replace(metadata, stays=True))
     if job and not metadata.running_at and not said_exit and not (record and record.busy):
         # Its own would have told of it by then; and anybody's may tell that it has this job.
         is_told = metadata.silent_at and view.since(metadata, metadata.silent_at) > _FIRST_WORDS
@@ -464,6 +518,71 @@ def _judge_bound(
             ask=Ask.about(metadata),
         )
     return _judge_idle(machine, metadata, pool, record, view)
+
+
+def _wish(machine: Machine, pool: Desired | None) -> float:
+    """For how many seconds it may be kept by what its pool says: for its failed job, or since its
+    job asks for it.
+    """
+    asked = min(machine.asked_hold, pool.job_may_hold) if pool else 0.0
+    return max(asked, pool.hold_failed if pool else 0.0)
+
+
+def _judge_stayed(
+    machine: Machine, metadata: Metadata, pool: Desired | None, view: View
+) -> Action | None:
+    """Its runner has ended, and its guest waits to be ended: it is as good as powered off. Or it is
+    kept, where somebody asked for that, or its job failed.
+    """
+    goes = _finish_dead(machine, view)
+    ended = view.verdicts.get(metadata.runner_id)
+    is_over = ended is not None and ended.state is JobState.DONE
+    if is_over and goes.ending is Ending.EARLY:  # its record is there for a moment more
+        goes = replace(goes, ending=Ending.DONE, reason="", had_none=False)
+    if goes.ending not in {Ending.DONE, Ending.DIED}:
+        return goes  # no job ran on it
+    if metadata.held_for:
+        return _hold(machine, metadata, goes, "an admin asked for it", view)
+    asked = min(machine.asked_hold, pool.job_may_hold) if pool else 0.0
+    if asked:
+        wished = replace(metadata, held_for=asked)
+        return _hold(machine, wished, goes, "its job asked for it", view)
+    if pool is None or not pool.hold_failed:
+        return goes
+    wished = replace(metadata, held_for=pool.hold_failed)
+    if goes.ending is Ending.DIED:
+        return replace(_hold(machine, wished, goes, goes.reason, view), is_failed=True)
+    if ended is not None and is_over:
+        if ended.conclusion != "failure":
+            return goes
+        why = f"its job {presentable(ended.title, _LONGEST_TITLE)} failed"
+        return replace(_hold(machine, wished, goes, why, view), is_failed=True)
+    # The forge tells a moment later, or never.
+    if not metadata.over_at:
+        return Note(machine, replace(metadata, over_at=view.by(metadata)))
+    return goes if view.since(metadata, metadata.over_at) > pool.teardown_timeout else None
+
+
+def _hold(machine: Machine, metadata: Metadata, goes: Finish, why: str, view: View) -> Hold:
+    """In place of this end."""
+    now = view.by(metadata)
+    return Hold(machine, replace(metadata, held_at=now, held_why=why, network=""), goes)
+
+
+def _judge_held(
+    machine: Machine, metadata: Metadata, pool: Desired | None, view: View
+) -> Action | None:
+    """Nothing runs on it any more; it is there for a person, until its time is over."""
+    if machine.trouble:
+        return let_go(machine, machine.trouble)
+    if pool and pool.drain.ends_jobs:
+        return let_go(machine, pool.drain.ends_jobs)
+    if view.awake(metadata, metadata.held_at) > metadata.held_for:
+        return let_go(machine, f"it was held for {metadata.held_for:.0f} s")
+    binding = view.bindings.get(machine.id)
+    if binding and view.answers(binding.scope):  # the manager ended in the middle of it
+        return Hold(machine, metadata, _finish_dead(machine, view))
+    return None
 
 
 def _judge_claimed(

@@ -372,13 +372,18 @@ class Server:
             # There is nothing to reload for; left set, it would end every sleep at once.
             self._reload = False
             survey = self._pass(dict.fromkeys(self._manager.settings.pools, Drain.IDLE))
-            if survey and not survey.observed.machines and not survey.observed.bindings:
+            # Those that are held run no job: the next start adopts them.
+            if (
+                survey
+                and not survey.observed.bindings
+                and all(machine.is_held for machine in survey.observed.machines)
+            ):
                 return
             self._sleep(survey)
 
 
 def _is_awaited(machine: Machine) -> bool:
     """Whether a report of this guest would change what a pass does."""
-    if not machine.alive or machine.is_ready:
+    if not machine.alive or machine.is_ready or machine.is_held:
         return machine.rehearses
     return machine.event(EventKind.RUNNER) is None or machine.event(EventKind.EXIT) is not None

@@ -23,6 +23,7 @@ class Phase(StrEnum):
     IDLE = "idle"  # its runner is registered for any job, and none was seen on it yet
     RUNNING = "running"  # the runner runs, or the forge shows the job on it
     FINISHED = "finished"  # its runner has ended, or the domain is gone: power-off
+    HELD = "held"  # its job is over, and it is kept for a person, without a network, for a time
     FAILED = "failed"  # a deadline passed, or the host refused
     DESTROYED = "destroyed"  # nothing of it is left
 
@@ -40,8 +41,11 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     # Its job may come and go between two looks.
     Phase.IDLE: frozenset({Phase.RUNNING, Phase.FINISHED, Phase.FAILED}),
     Phase.RUNNING: frozenset({Phase.FINISHED, Phase.FAILED}),
-    # Odd: a guest whose runner has ended may refuse to power off.
-    Phase.FINISHED: frozenset({Phase.DESTROYED, Phase.FAILED}),
+    # Odd: a guest whose runner has ended may refuse to power off. One that was told to stay is
+    # held, where somebody wants to look into it.
+    Phase.FINISHED: frozenset({Phase.DESTROYED, Phase.HELD, Phase.FAILED}),
+    # Odd: whoever holds it may lose it all the same, with its disk or its host.
+    Phase.HELD: frozenset({Phase.DESTROYED, Phase.FINISHED, Phase.FAILED}),
     Phase.FAILED: frozenset({Phase.DESTROYED}),
     Phase.DESTROYED: frozenset(),
 }
@@ -51,6 +55,7 @@ class Ending(StrEnum):
     """Why a machine is no more. Each is a line of history, with a reason in words beside it."""
 
     DONE = "done"  # its job ended and it powered off
+    HELD = "held"  # its job ended, and it was kept for a person until its time was over
     CANCELLED = "cancelled"  # the forge ended the job; the guest never hears of it
     UNNEEDED = "unneeded"  # an idle one: drained, too many, outdated
     STOPPED = "stopped"  # destroyed with its job: `vmrunner down --now`, or the host shut down
@@ -72,6 +77,7 @@ class Ending(StrEnum):
         """Whether somebody should look into it."""
         return self not in {
             Ending.DONE,
+            Ending.HELD,
             Ending.CANCELLED,
             Ending.UNNEEDED,
             Ending.STOPPED,
@@ -109,6 +115,7 @@ class EventKind(StrEnum):
     SEED = "seed"  # it has read its boot seed
     READY = "ready"  # a warm machine waits for its job's seed
     RUNNER = "runner"
+    HOLD = "hold"  # its job asks for it to be kept, for so many seconds
     EXIT = "exit"
     REHEARSED = "rehearsed"  # a parked clone has gone through a job's start once
     CLOCK = "clock"  # its kernel's own time, in seconds, at that moment
@@ -299,6 +306,12 @@ class Metadata:
     boot: str = ""
     # What GARM calls it, which made it and ends it; empty for machines of our own pools.
     instance: str = ""
+    # Its guest was told not to power off after its runner's end: somebody may want to look into it.
+    stays: bool = False
+    # Since when it is held, and for how long; before that, for how long somebody asked for.
+    held_at: float = 0.0
+    held_for: float = 0.0
+    held_why: str = ""
 
     @property
     def is_bound(self) -> bool:
@@ -338,6 +351,26 @@ class Machine:
         return self.metadata is not None and self.metadata.is_bound
 
     @property
+    def is_held(self) -> bool:
+        """Whether it is kept for a person, with its job over."""
+        return self.metadata is not None and self.metadata.held_at > 0
+
+    @property
+    def awaits_verdict(self) -> bool:
+        """Whether its runner has ended, its guest stays, and nothing is decided yet."""
+        stays = self.alive and self.metadata is not None and self.metadata.stays
+        return stays and not self.is_held and self.event(EventKind.EXIT) is not None
+
+    @property
+    def asked_hold(self) -> float:
+        """For how many seconds its job asks to keep it. The guest's word: whoever goes by it has a
+        bound of their own.
+        """
+        asked = self.event(EventKind.HOLD)
+        text = asked.text if asked else ""
+        return float(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0.0
+
+    @property
     def is_ready(self) -> bool:
         """Whether it waits for a job's seed: booted and waiting for it, or parked."""
         return (
@@ -372,6 +405,8 @@ class Machine:
         """The phase that the hypervisor and the guest's reports add up to."""
         if not self.alive:
             return Phase.FINISHED if self.events else Phase.CLONED
+        if self.is_held:
+            return Phase.HELD
         if self.event(EventKind.EXIT):
             return Phase.FINISHED
         if not self.is_bound:

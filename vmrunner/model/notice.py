@@ -23,11 +23,14 @@ class Kind(StrEnum):
     FORGE_BACK = "forge-back"
     STORAGE_LOW = "storage-low"
     STORAGE_ENOUGH = "storage-enough"
+    MACHINE_HELD = "machine-held"
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that happened, to this pool, image, forge or storage; `text` is for people."""
+    """Something that happened, to this pool, image, forge, storage or machine; `text` is for
+    people.
+    """
 
     kind: Kind
     subject: str
@@ -45,7 +48,7 @@ class Trouble:
 @dataclass(frozen=True)
 class Sight:
     """What a pass saw. Storage in MiB; `rolled_back` has when each image was last rolled back
-    automatically, and why.
+    automatically, and why; `held` why each machine is kept.
     """
 
     forge: str  # its URL
@@ -54,6 +57,7 @@ class Sight:
     rolled_back: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     free: int | None = None  # None where that is not known
     floor: int = 0
+    held: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Known:
     backed_off: frozenset[str] = frozenset()
     rolled_back: Mapping[str, str] = field(default_factory=dict)  # image -> when
     storage_low: bool = False
+    held: frozenset[str] = frozenset()
 
 
 def news(known: Known | None, sight: Sight, now: float) -> tuple[Known, list[Notice]]:
@@ -74,7 +79,7 @@ def news(known: Known | None, sight: Sight, now: float) -> tuple[Known, list[Not
     """
     before = known or Known(rolled_back={name: at for name, (at, _) in sight.rolled_back.items()})
     after, told = _forge(before, sight, now)
-    for step in (_pools, _images, _storage):
+    for step in (_pools, _images, _storage, _held):
         after, more = step(after, sight)
         told += more
     return after, told
@@ -144,3 +149,12 @@ def _storage(known: Known, sight: Sight) -> tuple[Known, list[Notice]]:
         text = f"The storage is low: {space}. No machine is started."
         return after, [Notice(Kind.STORAGE_LOW, "storage", text)]
     return after, [Notice(Kind.STORAGE_ENOUGH, "storage", f"The storage has room again: {space}.")]
+
+
+def _held(known: Known, sight: Sight) -> tuple[Known, list[Notice]]:
+    told = [
+        Notice(Kind.MACHINE_HELD, name, f"The machine {name} is held: {why}.")
+        for name, why in sight.held.items()
+        if name not in known.held
+    ]
+    return replace(known, held=frozenset(sight.held)), told

@@ -33,9 +33,11 @@ from vmrunner.manager.actions import (
     DeleteRunner,
     DropSeed,
     Finish,
+    Hold,
     Note,
     Pause,
     Start,
+    Stay,
 )
 from vmrunner.manager.history import History, Record
 from vmrunner.model.job import RunnerRecord, Scope
@@ -208,6 +210,8 @@ def test_a_dry_run_has_words_for_every_action(tmp_path: Path) -> None:
         Pause(machine.id),
         DropSeed(machine.id),
         Note(machine, machine.metadata, job),
+        Stay(machine, machine.metadata),
+        Hold(machine, machine.metadata, Finish(machine.id, Ending.DONE, "")),
     )
     assert {type(each) for each in actions} == set(get_args(Action))
     assert len({plans.said(plans.planned(each)) for each in actions}) == len(actions)

@@ -34,6 +34,11 @@ def guest(tmp_path: Path) -> Iterator[Any]:
         "WORK",
         "JOB_FOLDER",
         "REHEARSAL_HOOKS",
+        "SCRIPT",
+        "GUEST_SEED",
+        "HOLD_ASKED",
+        "HOLD_PROGRAM",
+        "PORTS",
     ):
         setattr(module, name, tmp_path / name.lower())
     module.SYSTEM_CERTIFICATES, module.FORGE_CERTIFICATE = (

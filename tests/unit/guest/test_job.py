@@ -47,6 +47,9 @@ def job(guest: Guest, **more: Any) -> dict[str, Any]:
         "forge_site": "forge.example:3000",
         "seconds": 60,
         "pickup_seconds": 30,
+        "stay_seconds": 0,
+        "hold_program": "",
+        "hold_longer": 3600,
     }
     return plain | more
 

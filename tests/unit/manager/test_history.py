@@ -53,7 +53,7 @@ def test_a_machine_from_start_to_end(tmp_path: Path) -> None:
         events = tuple(
             GuestEvent(kind, at)
             for kind, at in zip(
-                EventKind, (13.0, 14.0, 15.0, 16.0, 18.0, 1.0, 1.0, 1.0), strict=True
+                EventKind, (13.0, 14.0, 15.0, 16.0, 17.0, 18.0, 1.0, 1.0, 1.0), strict=True
             )
         )
         history.ended(ID, Machine(ID, alive=False, events=events), Ending.DONE, "", 19.0)

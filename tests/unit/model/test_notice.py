@@ -84,3 +84,15 @@ def test_what_is_told_has_its_subject_and_its_reason() -> None:
     assert notice == Notice(
         Kind.POOL_BACKED_OFF, "p", "Pool p is backed off after 3 failures in a row; last: no boot"
     )
+
+
+def test_a_machine_that_is_held_is_told_once() -> None:
+    one, two = "vmr-m-1", "vmr-m-2"
+    first = replace(WELL, held={one: "of pool p, for 30 min, as its job failed"})
+    both = replace(WELL, held={one: "as before", two: "too"})
+    told = ["machine-held"]
+    assert kinds((1, first), (2, first), (3, both), (4, both), (5, WELL)) == told * 2
+    assert kinds((1, first), (2, WELL), (3, first)) == told * 2, "a name does not come again"
+    known, (notice,) = news(None, first, 1)
+    assert (notice.subject, known.held) == (one, {one})
+    assert notice.text == f"The machine {one} is held: of pool p, for 30 min, as its job failed."
