@@ -460,6 +460,7 @@ class History:
                     self._database.execute("COMMIT")
         except sqlite3.Error as error:
             self._warn(f"What machines have used was not written: {error}.")
+
     def held(self, metadata: Metadata, binding: Binding | None, at: float) -> None:
         """A machine is kept for a person since `at`. Its job is over: the forge is to be asked for
         it.

@@ -30,7 +30,7 @@ from vmrunner.forge.connect import connect
 from vmrunner.forge.seam import Forge
 from vmrunner.hypervisor.connection import THREADS_MAY_SHARE
 from vmrunner.hypervisor.host import open_host
-from vmrunner.hypervisor.seam import File, Hypervisor, Purged
+from vmrunner.hypervisor.seam import Hypervisor, Purged
 from vmrunner.image.versions import store
 from vmrunner.log import Log
 from vmrunner.machine import identity, ownership
@@ -921,6 +921,7 @@ class Manager:
         except HypervisorError as error:
             self._log.warning("log not read", machine=seen.id, reason=error.sentence)
             return []
+
     def _settle_runner(self, action: Finish, binding: Binding, reason: str, what: str) -> bool:
         """Have its job ended at the forge, and no runner of it left there; false where that has to
         be tried again. `what` became of the machine, and why.
