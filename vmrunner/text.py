@@ -9,10 +9,10 @@ def presentable(text: str, longest: int = 200) -> str:
     """Others' words, such as a job's name: on one line, not too long, and nothing in them that a
     terminal would obey.
     """
-    text = text[:longest]
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else " " for char in text)
+    short = text[:longest]
+    if short.isprintable():  # as nearly all are, and there may be thousands of lines
+        return short
+    return "".join(char if char.isprintable() else " " for char in short)
 
 
 def some(names: list[str], most: int = 4) -> str:

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.fakes import FakeBindings
-from tests.world import World
+from tests.world import POOL, World
 from vmrunner.cli import status_cmd, surveyed
 from vmrunner.cli.shown import plain
 from vmrunner.errors import VmrunnerError
@@ -136,7 +136,7 @@ RUNNER = record(
 MINTED = record(id=NUMBERS, uuid=st.uuids().map(str) | TEXTS, token=st.just("t" * 40) | TEXTS)
 EVENTS = st.binary(max_size=200) | st.lists(
     st.tuples(
-        st.sampled_from(["up", "seed", "ready", "runner", "exit", "x"]),
+        st.sampled_from(["up", "seed", "ready", "runner", "hold", "exit", "x"]),
         st.floats().map(str) | TEXTS,
         TEXTS,
     ).map(" ".join),
@@ -281,7 +281,7 @@ def live(data: st.DataObject, kind: str) -> None:
     world = World(
         folder,
         binds_jobs=kind == "forgejo",
-        pools={"p": {"labels": ["debian-12"], "image": "debian-12", "max": 3, "start": "boot"}},
+        pools={"p": POOL | {"max": 3, "hold_failed": "1m", "job_may_hold": "5m"}},
     )
     http = Http("https://forge.example", Secret("token"))
     http.close()

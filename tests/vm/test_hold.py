@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import libvirt
 import pytest
 
 from tests.forge.gitea import URL, Site, until
 from tests.ground import STORAGE, Ground
-from tests.vm.test_endings import serving
+from tests.vm.test_endings import log_of, serving
 
 pytestmark = pytest.mark.vm
 LIFE = 240.0  # seconds for one job on a slow day
@@ -21,8 +22,8 @@ LIFE = 240.0  # seconds for one job on a slow day
 # Whoever looks in from inside outlives the job: what it reaches and finds goes to the console.
 PROBE = f"""\
           cat >/probe <<'END'
-          while sleep 1; do
-            curl -s -m 2 -o /dev/null {URL}/ && echo "probe: forge reached" || echo "probe: forge closed"
+          while sleep 0.2; do
+            curl -s -m 1 -o /dev/null {URL}/ && echo "probe: forge reached" || echo "probe: forge closed"
             echo "probe: $(find /var/lib/vmrunner-job /run/vmrunner-guest/user-data /run/vmrunner-job-script -type f 2>/dev/null | wc -l) files"
             echo "probe: $(dd if=/dev/vdb bs=1M count=1 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c) bytes of seed"
           done
@@ -77,13 +78,13 @@ def probed(ground: Ground, machine: str) -> list[str]:
     """What it said from now on, over some seconds."""
     before = len(console(ground, machine))
     until(
-        lambda: console(ground, machine)[before:].count("bytes of seed") >= 4,
+        lambda: console(ground, machine)[before:].count("bytes of seed") >= 3,
         60,
         "the probe says more",
     )
     said = console(ground, machine)[before:]
     # The first words may be of a look that was under way.
-    return sorted(set(re.findall(r"probe: (.*)", said.split("bytes of seed", 2)[2])))
+    return sorted(set(re.findall(r"probe: (.*)", said.split("bytes of seed", 1)[1])))
 
 
 def credentials(ground: Ground, machine: str) -> dict[str, Any]:
@@ -129,6 +130,9 @@ def test_a_machine_whose_job_failed_stays_and_has_nothing(
     assert (answers(ground, name, runner), site.runners()) == (("unregistered", 401), [])
     assert not list((ground.folder / "run" / "bindings").iterdir())
     assert probed(ground, name) == ["0 bytes of seed", "0 files", "forge closed"]
+
+    described = libvirt.open("qemu:///system").lookupByName(name).XMLDesc(0)
+    assert "<link state='down'/>" in described
 
     repository.dispatch()
     until(lambda: len(repository.jobs()) == 2, 30, "another job")
@@ -181,7 +185,10 @@ def test_a_job_has_its_parked_machine_kept_over_a_kill_of_serve(
         def held() -> dict[str, Any] | None:
             return next((each for each in machines(ground) if each["phase"] == "held"), None)
 
-        kept = until(held, LIFE, "a machine is held")
+        # It is called held before all of that is done.
+        until(lambda: "machine held" in log_of(ground), LIFE, "a machine is held")
+        kept = held()
+        assert kept
     assert kept["held"]["why"] == "its job asked for it"
     assert 290 < kept["held"]["left_seconds"] <= 300
     assert repository.jobs()[0]["conclusion"] == "failure"

@@ -108,7 +108,10 @@ def check_secrets(ground: Ground, machine: str, secrets: dict[str, str]) -> None
     said = ground.run("up", "--log-format", "json")
     shown = [
         ground.run(*command.split()).stdout
-        for command in ("status", "status --json", "history --json")
+        for command in (
+            *("status", "status --json", "history --json"),
+            *(f"logs {machine}", f"history show {machine}"),
+        )
     ]
     described = subprocess.run(
         ["virsh", "-c", "qemu:///system", "dumpxml", machine],

@@ -227,6 +227,9 @@ def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> 
     (seen,) = host.machines.all()
     assert (seen.alive, seen.phase, seen.metadata) == (True, Phase.STARTED, metadata)
     check_host(host, machine)
+    used = host.machines.used()[machine]
+    assert (used.vcpus, used.memory_mib) == (SHAPE.vcpus, SHAPE.memory_mib)
+    assert used.memory_peak_mib > 0
     with pytest.raises(NameClash):
         host.machines.start(golden, SHAPE, metadata)
     host.machines.delete(machine, File.SEED)  # also while the machine has it open
@@ -234,3 +237,4 @@ def test_destroy_ends_a_machine_that_runs(host: LibvirtHost, golden: Golden) -> 
     host.machines.destroy(machine)  # again is fine
     assert not host.machines.residue()
     assert host.machines.all() == []
+    assert host.machines.used() == {}

@@ -522,7 +522,7 @@ class History:
             destroyed=at,
             ending=ending.value,
             reason=reason,
-            guest_peak_mib=_guest_peak(seen),
+            guest_peak_mib=_guest_peak(seen, found.memory_mib),
             log_bytes=log_bytes,
         )
         if not (record.held and record.ran):  # else that was asked when its job was over
@@ -877,10 +877,14 @@ def _to_read(path: Path) -> str:
     return f"{path.absolute().as_uri()}?{'mode=ro' if is_open else 'immutable=1'}"
 
 
-def _guest_peak(seen: Machine | None) -> int:
-    """MiB, by the guest's own word; 0 where it told nothing that can be."""
+def _guest_peak(seen: Machine | None, most: int) -> int:
+    """MiB, by the guest's own word, and not more than it has where that is known; 0 where it told
+    nothing that can be.
+    """
     told = seen and seen.event(EventKind.USED)
-    return int(told.text) if told and re.fullmatch(r"[0-9]{1,8}", told.text) else 0
+    if not told or not re.fullmatch(r"[0-9]{1,8}", told.text):
+        return 0
+    return min(int(told.text), most or int(told.text))
 
 
 def _columns(database: sqlite3.Connection) -> set[str]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import libvirt
 import pytest
 
-from vmrunner.hypervisor.stats import read
+from vmrunner.errors import HypervisorError
+from vmrunner.hypervisor import stats
+from vmrunner.hypervisor.stats import Stats, read
+from vmrunner.model.machine import MachineId
 from vmrunner.model.used import Used
 
 # As libvirt 11.3 tells it without cgroups, shortened.
@@ -42,3 +49,38 @@ def test_with_cgroups_it_knows_all_of_qemu() -> None:
 def test_what_it_does_not_tell_is_nothing(told: dict[str, object]) -> None:
     """Another call had the domain in its hands, or its QEMU was on its way out."""
     assert read(told) == Used(vcpus=int(str(told.get("vcpu.current", 0))))
+
+
+def test_all_of_ours_in_one_call_and_a_connection_that_is_lost_is_opened_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[str] = []
+    asked: list[list[str]] = []
+    names = ["vmr-m-0a0b0c0d00000001", "somebodys", "vmr-other-0a0b0c0d00000002"]
+
+    def statistics(domains: list[Any], *_: int) -> list[Any]:
+        asked.append([domain.name() for domain in domains])
+        if len(asked) == 2:
+            raise libvirt.libvirtError("the daemon has gone")
+        return [(domain, TOLD) for domain in domains]
+
+    def connect(uri: str) -> Any:
+        opened.append(uri)
+        return SimpleNamespace(
+            listAllDomains=lambda _: [SimpleNamespace(name=lambda n=n: n) for n in names],
+            domainListGetStats=statistics,
+            close=lambda: None,
+        )
+
+    monkeypatch.setattr(stats, "connect", connect)
+    ours = Stats("qemu:///system", "m")
+    assert not opened, "nobody has asked yet"
+    assert [str(machine) for machine in ours.used()] == names[:1]
+    assert asked == [names[:1]], "other people's guests are not asked"
+    with pytest.raises(HypervisorError):
+        ours.used()
+    assert list(ours.used()) == [MachineId.parse(names[0])]
+    assert len(opened) == 2
+    names.pop(0)
+    assert ours.used() == {}
+    assert len(asked) == 3, "for nobody nothing is asked"

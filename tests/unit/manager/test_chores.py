@@ -7,6 +7,8 @@ from contextlib import closing
 from dataclasses import astuple
 from pathlib import Path
 
+import pytest
+
 from tests.world import World
 from vmrunner.errors import HypervisorError
 from vmrunner.manager.chores import Chores, once
@@ -47,13 +49,16 @@ def test_a_row_has_the_most_that_was_seen(world: World) -> None:
     assert world.history.all() == [row], "what has ended uses nothing more"
 
 
-def test_a_guest_can_not_make_its_row_any_worse(world: World) -> None:
+@pytest.mark.parametrize(
+    ("said", "peak"), [("-1e9; DROP TABLE machines", 0), ("", 0), ("٣", 0), ("99999999", 1024)]
+)
+def test_a_guest_that_lies_is_not_believed(world: World, said: str, peak: int) -> None:
     machine = busy(world)
-    world.hypervisor.report(machine, EventKind.USED, text="-1e9; DROP TABLE machines")
+    world.hypervisor.report(machine, EventKind.USED, text=said)
     for _ in range(4):
         world.step(machine)
         world.up()
-    assert world.history.all()[0].guest_peak_mib == 0
+    assert world.history.all()[0].guest_peak_mib == peak
 
 
 def test_prometheus_knows_what_living_machines_take(world: World) -> None:

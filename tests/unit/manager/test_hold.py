@@ -16,11 +16,13 @@ from tests.unit.manager.test_plan import HOST, NOW, POOL, decide, machine, recor
 from tests.world import POOL as SECTION
 from tests.world import World
 from vmrunner.errors import WrongCommand
+from vmrunner.hypervisor.domain import NAMESPACE, metadata_xml, parse_metadata
 from vmrunner.manager import keep
 from vmrunner.manager.actions import Finish, Note, WaitKind
 from vmrunner.manager.observed import Drain
 from vmrunner.model.job import JobState
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Phase
+from vmrunner.text import presentable
 
 KEEPING = SECTION | {"hold_failed": "10m"}
 
@@ -235,6 +237,23 @@ def test_a_host_that_was_started_anew_begins_its_time_anew() -> None:
     assert note.metadata.held_at == NOW
 
 
+def test_what_its_domain_says_of_it_is_read_back() -> None:
+    """Anybody may call a job what they like."""
+    plain = held_machine("a").metadata
+    assert plain
+    why = presentable("its job o/r: <x> & \"y\" 'z' \x00\x1b[31m\ud800\n{{ 1 }} failed")
+    for metadata in (
+        plain,
+        replace(plain, held_why=why),
+        replace(plain, held_at=0.0, held_why=""),  # an admin has asked for it
+        replace(plain, held_at=0.0, held_for=0.0, held_why=""),
+        replace(plain, stays=False, held_at=0.0, held_for=0.0, held_why=""),
+    ):
+        namespaced = metadata_xml(metadata).replace("<machine", f'<machine xmlns="{NAMESPACE}"')
+        text = f"<domain><metadata>{namespaced}</metadata></domain>"
+        assert parse_metadata(text, metadata.machine) == metadata
+
+
 @pytest.mark.parametrize("step", range(12))
 def test_a_manager_that_is_killed_while_it_holds_one(world: World, step: int) -> None:
     machine = finish(world)
@@ -384,6 +403,7 @@ def test_destroy_of_a_warm_one_and_of_a_held_one(tmp_path: Path) -> None:
     keep.destroy(world.manager, str(warm))
     assert rows(world) == [("unneeded", "", "`vmrunner destroy`")]
     world.configure({"p": KEEPING})
+    world.clock.now += 1  # rows have their order by that
     machine = finish(world)
     world.up()
     keep.destroy(world.manager, str(machine))
