@@ -15,7 +15,7 @@ from vmrunner.manager.history import Record
 from vmrunner.model.machine import Ending
 
 SHOWN = 50  # machines of the history on one page
-_LOOKED_THROUGH = 2000  # rows that one question with a filter reads
+_LOOKED_THROUGH = 1000  # rows that one question with a filter reads
 _FIRST = 1e-3  # unix seconds: before all ends, and after those that are none
 _AT_ONCE = 1000  # rows that are fetched at a time
 _PATIENCE = 2.0  # seconds for a writer to be done with the file
