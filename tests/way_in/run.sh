@@ -135,7 +135,8 @@ perform() { # perform LINE : one command of a page, in this shell
   esac
   after
 }
-sudo() { env "$@"; } # root is who reads this page
+# shellcheck disable=SC2329 # the pages' own lines call it
+sudo() { env "$@"; } # root is who reads them
 page() { # page FILE [HEADING]
   local line
   while IFS= read -r line <&3; do perform "$line"; done 3< <(commands "$@")
