@@ -97,3 +97,11 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
     """The digest of a file, as hex."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, algorithm).hexdigest()
+
+
+def database_to_read(path: Path) -> str:
+    """A database's address for sqlite, for who changes nothing. Where nobody has it open it lies
+    there alone, and sqlite would make the two files of its log beside it, or fail where it may not.
+    """
+    is_open = path.with_name(f"{path.name}-wal").exists()
+    return f"{path.absolute().as_uri()}?{'mode=ro' if is_open else 'immutable=1'}"

@@ -56,7 +56,7 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
         "mtu",
     )
     without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config", "secret_file")
-    without_default += ("flavors", "user_header", "hosts")
+    without_default += ("flavors", "user_header", "hosts", "hold_failed", "job_may_hold")
     without_default += ('url = "https://alerts',)  # of the forge there has to be one
     spelled_out = load(
         write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from vmrunner import files
 from vmrunner.resources import CONFIG, folder
 
 _NEWEST = 50  # machines
@@ -71,14 +72,14 @@ def machines(ctx: typer.Context, incomplete: str) -> list[str]:
     """The newest of the history."""
     file = _state(ctx) / "history.sqlite"
     try:
-        history = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=0.2)
+        history = sqlite3.connect(files.database_to_read(file), uri=True, timeout=0.2)
         try:
             rows = history.execute(
                 "SELECT machine FROM machines ORDER BY rowid DESC LIMIT ?", (_NEWEST,)
             ).fetchall()
         finally:
             history.close()
-    except sqlite3.Error:
+    except (OSError, sqlite3.Error):
         return []
     return _fitting((str(row[0]) for row in rows), incomplete)
 

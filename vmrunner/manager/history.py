@@ -21,6 +21,7 @@ from enum import StrEnum
 from itertools import count
 from pathlib import Path
 
+from vmrunner import files
 from vmrunner.errors import ConfigError
 from vmrunner.manager.figures import Counted, Timed
 from vmrunner.manager.trial import Trial
@@ -332,7 +333,7 @@ class History:
         """Raises ConfigError."""
         try:
             self._path.stat()
-            database = _connect(_to_read(self._path))
+            database = _connect(files.database_to_read(self._path))
             try:
                 (version,) = database.execute("PRAGMA user_version").fetchone()
                 if version != _SCHEMA or not _columns(database) >= set(_COLUMNS):
@@ -867,14 +868,6 @@ def _connect(place: Path | str) -> sqlite3.Connection:
         check_same_thread=False,
         uri=str(place).startswith("file:"),
     )
-
-
-def _to_read(path: Path) -> str:
-    """The file's address for sqlite. Where nobody has it open it lies there alone, and sqlite would
-    make the two files of its log beside it, or fail where it may not.
-    """
-    is_open = path.with_name(f"{path.name}-wal").exists()
-    return f"{path.absolute().as_uri()}?{'mode=ro' if is_open else 'immutable=1'}"
 
 
 def _guest_peak(seen: Machine | None, most: int) -> int:

@@ -37,6 +37,12 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_tab_makes_no_file(config: Path) -> None:
+    before = sorted((config.parent / "state").iterdir())
+    assert completed("vmrunner history vmr", config) == ["vmr-m-0123456789abcdef"]
+    assert sorted((config.parent / "state").iterdir()) == before
+
+
 def completed(line: str, config: Path | str) -> list[str]:
     """What bash would offer behind this beginning of a command line."""
     words = shlex.split(line) + ([""] if line.endswith(" ") else [])

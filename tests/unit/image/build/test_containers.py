@@ -131,7 +131,7 @@ def test_recipes_inherit_them_and_their_digest_knows_the_content(tmp_path: Path)
         ('name = "a"\nurl = "https://registry.example/a"', "a url needs the sha256"),
         (
             'name = "a"\nreference = "docker.io/library/debian:13"',
-            "containers.0.reference: String should match",
+            "containers.0.reference: a reference is written like",
         ),
         ('name = "a b"\narchive = "a"', "containers.0.name"),
     ],

@@ -50,8 +50,8 @@ def no_machine(
             'url = "http://forge.example/a"',
             "line 2: stock: a url needs the sha256 or sha512 of what it must give",
         ),
-        ('path = "a"\nsha1 = "0"', "line 4: stock.sha1: is not a key that recipes have"),
-        ('path = "a"\nsha512 = "0"', "line 4: stock.sha512: String should match"),
+        ('path = "a"\nsha1 = "0"', "line 4: stock.sha1: is not a key that vmrunner knows"),
+        ('path = "a"\nsha512 = "0"', "line 4: stock.sha512: has to be a sha512"),
         (
             f'path = "a"\nsha256 = "{"0" * 64}"\nsha512 = "{"0" * 128}"',
             "line 2: stock: one digest is enough, sha256 or sha512",
