@@ -199,3 +199,24 @@ def test_a_job_has_its_parked_machine_kept_over_a_kill_of_serve(
         done = ground.run("down", "--now", "--yes")
     assert "1 destroyed" in done.stdout
     assert ground.leftovers() == []
+
+
+@pytest.mark.long
+def test_who_keeps_a_failed_job_finds_what_it_left(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
+    """As docs/howto/look-into-it.md tells it: in, look at the workspace, a file out, let it go."""
+    ground = lay_ground(cloned=True, most=1, more='network = "none"\nhold_failed = "10m"')
+    end = "echo 41 is not 42 >result.txt; exit 3"
+    site.repository("rig", "held", JOB.format(probe="", end=end))
+    held = up_until(ground, "held")
+    entered = ground.run("ssh", held["name"][-8:], "--", "find", "/root", "-name", "result.txt")
+    (found,) = entered.stdout.split()
+    print(entered.stdout, ground.run("status").stdout)
+    copy = ground.folder / "result.txt"
+    ground.run("cp", f"{held['name'][-8:]}:{found}", str(copy))
+    assert copy.read_text() == "41 is not 42\n"
+    reach = ["timeout", "3", "bash", "-c", f"exec 3<>/dev/tcp/{URL[7:].replace(':', '/')}"]
+    assert ground.run("ssh", held["name"], "--", *reach, check=False).returncode != 0
+    ground.run("release", held["name"])
+    assert ground.leftovers() == []
