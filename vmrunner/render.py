@@ -72,7 +72,7 @@ def guest(program: str) -> str:
 
 def waiting_code() -> str:
     """The source of what runs in every machine that waits for a job, or has one."""
-    return guest("door.py") + guest("job.py")
+    return f"DOOR = {guest('door.py')!r}\n{guest('job.py')}"
 
 
 def text(template: str, **values: object) -> str:

@@ -1,5 +1,5 @@
 """The way into a machine for who may use its host's libvirt: one port, and no network. Written by
-vmrunner; it stands in front of job.py, whose names it leaves alone.
+vmrunner; job.py begins it.
 
 Whoever comes says a public key in a line of JSON. For that key alone a server of SSH is begun, with
 a host key of its own, whose public half is the answer; then the port carries what both say. When
@@ -245,16 +245,13 @@ class Door:
             return b""
 
 
-def keep_door() -> None:
-    """Begin a process that stands at the door as long as the machine is there."""
-    if os.fork():
-        return
-    try:
-        os.setsid()
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for number in range(3):
-            os.dup2(nowhere, number)
-        if door := Door.opened():
-            door.stand()
-    finally:
-        os._exit(0)
+def main() -> None:
+    """As long as the machine is there."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, 0)  # who began us was in no hurry
+    if door := Door.opened():
+        door.stand()
+
+
+if __name__ == "__main__":
+    main()

@@ -641,6 +641,33 @@ def has_children(process: int) -> bool:
     return False
 
 
+# ---- the way in ----
+
+
+def keep_door(program: str, *, alone: bool) -> None:
+    """Begin the process that stands at the machine's door: door.py, as it is in DOOR.
+
+    With `alone` it is a Python of its own, since ours has a job's credentials in its memory. That
+    takes longer to begin, so it is in no hurry.
+    """
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nowhere, number)
+        if alone:
+            os.nice(19)
+            file = os.memfd_create("vmrunner-door", 0)
+            os.write(file, program.encode())
+            command = [sys.executable, "-IS", f"/proc/self/fd/{file}"]
+            os.execve(command[0], command, {"PATH": PATH, "LANG": "C.UTF-8"})  # noqa: S606 — ours
+        exec(program, {"__name__": "__main__"})  # noqa: S102 — what the host has written, as all
+    finally:
+        os._exit(0)
+
+
 # ---- waiting ----
 
 

@@ -253,7 +253,7 @@ def job_script(job: Job) -> str:
     # Two lines that a machine which waits reads: it has the code already, and only takes what it is
     # told, if it is the same code.
     head = f"#!/usr/bin/python3\nJOB = {json.dumps(told)!r}\nCODE = {_code()!r}\n"
-    return f"{head}{waiting_code()}\n\nkeep_door()\nrun_job(json.loads(JOB))\n"
+    return f"{head}{waiting_code()}\n\nkeep_door(DOOR, alone=True)\nrun_job(json.loads(JOB))\n"
 
 
 def rehearsal_script(kind: str, machine: MachineId, user: str, runner: str = "") -> str:
@@ -305,7 +305,7 @@ def wait_script() -> str:
         _rehearsal("gitea", MachineId("rehearsal", "00000000"), "root") | {"hooks": False}
     )
     head = f"#!/usr/bin/python3\nCODE = {_code()!r}\nREHEARSAL = {rehearsal!r}\n"
-    return f"{head}{waiting_code()}\n\nkeep_door()\nwait(CODE, REHEARSAL)\n"
+    return f"{head}{waiting_code()}\n\nkeep_door(DOOR, alone=False)\nwait(CODE, REHEARSAL)\n"
 
 
 def waiting(machine: MachineId) -> bytes:

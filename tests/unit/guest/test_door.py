@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -219,20 +219,25 @@ def test_what_is_left_of_one_caller_is_not_heard_of_the_next(caller: Caller) -> 
     assert caller.door._read() == b""
 
 
-def test_its_names_are_not_those_of_the_code_behind_it() -> None:
-    def names(program: str) -> set[str]:
-        found = set()
-        for each in ast.parse((GUEST / program).read_text()).body:
-            if isinstance(each, ast.FunctionDef | ast.ClassDef):
-                found.add(each.name)
-            elif isinstance(each, ast.Assign):
-                found |= {
-                    name.id
-                    for target in each.targets
-                    for name in ast.walk(target)
-                    if isinstance(name, ast.Name)
-                }
-        return found
-
-    assert names("door.py") == {"Door", "keep_door"}
-    assert not names("door.py") & names("job.py")
+@pytest.mark.parametrize("alone", [True, False])
+def test_it_is_a_process_of_its_own_that_keeps_no_secret(tmp_path: Path, alone: bool) -> None:
+    said = tmp_path / "said"
+    door = (
+        "import os, sys\n"
+        f"with open({str(said)!r}, 'a') as said:\n"
+        "    print(os.getppid(), 'SECRET' in globals(), sorted(os.environ), sys.flags.isolated,\n"
+        "          os.getsid(0) == os.getpid(), os.readlink('/proc/self/fd/1'), file=said)\n"
+    )
+    run = f"SECRET = 1\nkeep_door({door!r}, alone={alone})\nos.wait()\nprint('goes on')\n"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{(GUEST / 'job.py').read_text()}\n{run}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"OURS": "1"},
+    )
+    assert (done.stdout, done.stderr) == ("goes on\n", "")
+    _, has_secret, rest = said.read_text().split(" ", 2)
+    assert has_secret == "False"
+    assert rest.endswith("True /dev/null\n")
+    assert ("OURS" in rest, " 1 True" in rest) == (not alone, alone)
