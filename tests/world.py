@@ -187,6 +187,8 @@ class World:
     def _step(self, machine: MachineId, choose: Callable[[list[str]], str]) -> str:
         metadata = self.hypervisor.domains[machine]
         said = {event.kind for event in self.hypervisor.events.get(machine, ())}
+        if machine in self.hypervisor.isolated:
+            return "held"
         if EventKind.EXIT in said:
             refused = any(event.text == "1" for event in self.hypervisor.events[machine])
             if machine in self.hypervisor.told_to_stay and not refused:

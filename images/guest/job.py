@@ -450,10 +450,15 @@ def stays(job: "Job") -> float:
     asked = int(told) if told.isascii() and told.isdigit() and len(told) < 8 else 0
     if asked:
         say("hold", asked)
-    names = [port / "name" for port in PORTS.iterdir()] if PORTS.is_dir() else []
-    if asked or any(name.read_text().strip() == STAY_PORT for name in names):
+    if asked or is_told_to_stay():
         return max(job["stay_seconds"], asked + job["hold_longer"])
     return job["stay_seconds"]
+
+
+def is_told_to_stay() -> bool:
+    """Whether the host shows the port that says so."""
+    names = [port / "name" for port in PORTS.iterdir()] if PORTS.is_dir() else []
+    return any(name.read_text().strip() == STAY_PORT for name in names)
 
 
 def wipe(job: "Job") -> None:
@@ -541,8 +546,12 @@ def exit_code(process: "subprocess.Popen[bytes]", seconds: float, url: str) -> i
         left = until + min(hold.seconds, LONGEST_HOLD) - time.monotonic()
         if poll.poll(min(max(0.0, left), hold.rest) * 1000):
             break
-        if left <= 0:
+        if left <= 0 and not is_told_to_stay():
             power_off()
+        if left <= 0:
+            # The host has ended its job at the forge, and keeps the machine to be looked into.
+            process.kill()
+            break
         hold.look()
     os.close(handle)
     IN_USE[0] = max(IN_USE[0], memory_in_use())

@@ -219,4 +219,20 @@ def test_who_keeps_a_failed_job_finds_what_it_left(
     reach = ["timeout", "3", "bash", "-c", f"exec 3<>/dev/tcp/{URL[7:].replace(':', '/')}"]
     assert ground.run("ssh", held["name"], "--", *reach, check=False).returncode != 0
     ground.run("release", held["name"])
+def test_a_job_that_hangs_can_be_looked_at(site: Site, lay_ground: Callable[..., Ground]) -> None:
+    more = 'hold_failed = "10m"\njob_timeout = "10s"'
+    ground = lay_ground(cloned=True, most=1, more=more)
+    repository = site.repository("rig", "held", workflow("sleep 600"))
+    until(lambda: len(repository.jobs()) == 1, 30, "the job")
+    name = up_until(ground, "running")["name"]
+    runner = credentials(ground, name)
+    until(lambda: "forge reached" in console(ground, name), 60, "the probe works")
+    held = up_until(ground, "held")
+    assert held["held"]["why"] == "its job did not end within 10 s"
+    assert repository.jobs()[0]["conclusion"] == "failure"
+    assert answers(ground, name, runner) == ("unregistered", 401)
+    # Its guest ends the runner, and wipes what is refused anyway, five minutes later.
+    assert "forge closed" in probed(ground, name)
+    assert "forge reached" not in probed(ground, name)
+    ground.run("release", name)
     assert ground.leftovers() == []

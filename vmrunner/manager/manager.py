@@ -937,19 +937,18 @@ class Manager:
         return True
 
     def _stay(self, machine: Machine, metadata: Metadata) -> None:
+        self._show_stay(machine.id, metadata.pool)
+        self.hypervisor.machines.note(metadata)
+
+    def _show_stay(self, machine: MachineId, pool: str) -> None:
         """One that can't be told powers off when its runner has ended: then there is nothing to
         keep.
         """
         try:
-            self.hypervisor.machines.stay(machine.id)
+            self.hypervisor.machines.stay(machine)
         except HypervisorError as error:
-            self._log.warning(
-                "machine can't be kept",
-                machine=machine.id,
-                pool=metadata.pool,
-                reason=error.sentence,
-            )
-        self.hypervisor.machines.note(metadata)
+            about = {"machine": machine, "pool": pool}
+            self._log.warning("machine can't be kept", **about, reason=error.sentence)
 
     def _hold(self, action: Hold) -> None:
         """Keep it for a person: first its metadata say so, last its binding goes. Until then the
@@ -957,6 +956,9 @@ class Manager:
         """
         machine, metadata = action.machine.id, action.metadata
         binding = self._bindings.find(machine)
+        if action.instead.ending is Ending.JOB_TIMEOUT:
+            # Its runner is at work: its guest has a deadline of its own, and ends that then.
+            self._show_stay(machine, metadata.pool)
         self.hypervisor.machines.note(metadata)
         self.hypervisor.machines.isolate(machine)
         if metadata.address:

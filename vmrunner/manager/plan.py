@@ -477,7 +477,9 @@ def _judge_bound(
     worked = view.since(metadata, metadata.running_at, unseen=True)
     if metadata.running_at and pool and worked > pool.job_timeout:
         said = f"its job did not end within {pool.job_timeout:.0f} s"
-        return _unasked(finish(Ending.JOB_TIMEOUT, said))
+        goes = _unasked(finish(Ending.JOB_TIMEOUT, said))
+        wished = replace(metadata, stays=True, held_for=metadata.held_for or pool.hold_failed)
+        return _hold(machine, wished, goes, said, view, is_failed=True) if wished.held_for else goes
     if not is_known:
         return None
     said_exit = machine.event(EventKind.EXIT) is not None
@@ -551,22 +553,30 @@ def _judge_stayed(
         return goes
     wished = replace(metadata, held_for=pool.hold_failed)
     if goes.ending is Ending.DIED:
-        return replace(_hold(machine, wished, goes, goes.reason, view), is_failed=True)
+        return _hold(machine, wished, goes, goes.reason, view, is_failed=True)
     if ended is not None and is_over:
         if ended.conclusion != "failure":
             return goes
         why = f"its job {presentable(ended.title, _LONGEST_TITLE)} failed"
-        return replace(_hold(machine, wished, goes, why, view), is_failed=True)
+        return _hold(machine, wished, goes, why, view, is_failed=True)
     # The forge tells a moment later, or never.
     if not metadata.over_at:
         return Note(machine, replace(metadata, over_at=view.by(metadata)))
     return goes if view.since(metadata, metadata.over_at) > pool.teardown_timeout else None
 
 
-def _hold(machine: Machine, metadata: Metadata, goes: Finish, why: str, view: View) -> Hold:
+def _hold(
+    machine: Machine,
+    metadata: Metadata,
+    goes: Finish,
+    why: str,
+    view: View,
+    *,
+    is_failed: bool = False,
+) -> Hold:
     """In place of this end."""
-    now = view.by(metadata)
-    return Hold(machine, replace(metadata, held_at=now, held_why=why, network=""), goes)
+    held = replace(metadata, held_at=view.by(metadata), held_why=why, network="")
+    return Hold(machine, held, goes, is_failed)
 
 
 def _judge_held(

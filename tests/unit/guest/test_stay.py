@@ -94,6 +94,27 @@ def test_the_host_says_so_while_it_runs(guest: Guest, stayed: list[Any]) -> None
     assert "org.vmrunner.stay /sys/class/virtio-ports/*/name" in guest.STAY
 
 
+def test_a_runner_that_does_not_end_is_ended_where_its_machine_is_kept(
+    guest: Guest, stayed: list[Any]
+) -> None:
+    codes = guest.WORK.parent / "codes"
+    codes.unlink()
+    guest.os.mkfifo(codes)  # it waits for ever
+    port(guest, "org.vmrunner.stay")
+    assert run(guest, job(guest, seconds=0.3)) == ["runner", "exit 137"]
+    assert stayed
+
+
+def test_a_runner_that_does_not_end_takes_its_machine_along(
+    guest: Guest, stayed: list[Any]
+) -> None:
+    codes = guest.WORK.parent / "codes"
+    codes.unlink()
+    guest.os.mkfifo(codes)
+    assert run(guest, job(guest, seconds=0.3, stay_seconds=60)) == ["runner"]
+    assert stayed == []
+
+
 def ask(guest: Guest, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A step calls what was put there for it."""
     text = guest.HOLD_PROGRAM.read_text().replace("/run/vmrunner-hold", str(guest.HOLD_ASKED))

@@ -64,7 +64,7 @@ def test_a_machine_whose_job_failed_is_held_until_its_time_is_over(world: World)
     assert (world.phase(machine), world.hypervisor.isolated) == (Phase.HELD, {machine})
     assert world.forge.runners_ == {}
     assert list((world.folder / "run" / "bindings").iterdir()) == []
-    assert world.step(machine) == "stays"
+    assert world.step(machine) == "held"
     world.up()
     assert rows(world) == [("", "failure", "")], "which job it was is known at once"
     world.restart()
@@ -114,6 +114,33 @@ def test_a_runner_that_was_killed_fails_its_job_and_its_machine_is_held(world: W
     assert world.forge.logs[1][0].endswith(
         "is held: its runner ended (exit 137) before its job did"
     )
+
+
+def test_a_job_that_does_not_end_is_failed_and_its_machine_is_held(world: World) -> None:
+    machine = running(world)
+    world.pass_time(3 * 3600 + 10, every=600)
+    assert world.forge.known[1].conclusion == "failure"
+    assert world.forge.logs[1][0].endswith("is held: its job did not end within 10800 s")
+    assert (world.phase(machine), world.hypervisor.isolated) == (Phase.HELD, {machine})
+    assert world.forge.runners_ == {}
+    assert list((world.folder / "run" / "bindings").iterdir()) == []
+    assert machine in world.hypervisor.told_to_stay
+    world.pass_time(620)
+    assert world.left() == []
+    ((ending, verdict, reason),) = rows(world)
+    assert (ending, verdict) == ("held", "failure")
+    assert reason == "its job did not end within 10800 s; it was held for 600 s"
+
+
+def test_a_job_that_does_not_end_and_a_forge_that_does_not_take_that(world: World) -> None:
+    machine = running(world)
+    world.forge.fail_at = "fail_job"
+    world.pass_time(3 * 3600 + 10, every=3 * 3600 + 10)
+    assert world.phase(machine) is Phase.HELD
+    assert world.forge.known[1].state is JobState.RUNNING
+    world.up()
+    assert world.forge.known[1].conclusion == "failure"
+    assert list((world.folder / "run" / "bindings").iterdir()) == []
 
 
 def test_where_the_forge_does_not_tell_how_it_ended_it_goes(world: World) -> None:
