@@ -219,6 +219,10 @@ def test_who_keeps_a_failed_job_finds_what_it_left(
     reach = ["timeout", "3", "bash", "-c", f"exec 3<>/dev/tcp/{URL[7:].replace(':', '/')}"]
     assert ground.run("ssh", held["name"], "--", *reach, check=False).returncode != 0
     ground.run("release", held["name"])
+    assert ground.leftovers() == []
+
+
+@pytest.mark.long
 def test_a_job_that_hangs_can_be_looked_at(site: Site, lay_ground: Callable[..., Ground]) -> None:
     more = 'hold_failed = "10m"\njob_timeout = "10s"'
     ground = lay_ground(cloned=True, most=1, more=more)
