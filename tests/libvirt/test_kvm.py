@@ -31,7 +31,10 @@ def described(folder: Any, *, kvm: bool, nested: bool) -> str:
         shape=Shape(1, 32, 1, nested),
         metadata=Metadata(MACHINE, "p", "web/v1", 1.0),
         network="none",
-        files={name: f"{folder}/{name}" for name in ("overlay", "seed", "events", "console")},
+        files={
+            name: f"{folder}/{name}"
+            for name in ("overlay", "seed", "events", "console", "runner_log")
+        },
         boot=None,
         backing=(f"{folder}/base",),
         limits=NO_LIMITS,

@@ -206,13 +206,14 @@ def test_who_keeps_a_failed_job_finds_what_it_left(
     site: Site, lay_ground: Callable[..., Ground]
 ) -> None:
     """As docs/howto/look-into-it.md tells it: in, look at the workspace, a file out, let it go."""
-    ground = lay_ground(cloned=True, most=1, more='network = "none"\nhold_failed = "10m"')
-    end = "echo 41 is not 42 >result.txt; exit 3"
+    ground = lay_ground(cloned=True, most=1, more='network = "none"\njob_may_hold = "10m"')
+    end = "echo 41 is not 42 >result.txt; vmrunner-hold 5m; exit 3"
     site.repository("rig", "held", JOB.format(probe="", end=end))
     held = up_until(ground, "held")
-    entered = ground.run("ssh", held["name"][-8:], "--", "find", "/root", "-name", "result.txt")
-    (found,) = entered.stdout.split()
-    print(entered.stdout, ground.run("status").stdout)
+    entered = ground.run("ssh", held["name"][-8:], "--", "ls", "-l", "/root/kept-workspace")
+    assert "result.txt" in entered.stdout
+    print(ground.run("status").stdout, entered.stdout)
+    found = "/root/kept-workspace/result.txt"
     copy = ground.folder / "result.txt"
     ground.run("cp", f"{held['name'][-8:]}:{found}", str(copy))
     assert copy.read_text() == "41 is not 42\n"

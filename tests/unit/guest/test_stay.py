@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -115,11 +117,12 @@ def test_a_runner_that_does_not_end_takes_its_machine_along(
     assert stayed == []
 
 
-def ask(guest: Guest, *arguments: str) -> subprocess.CompletedProcess[str]:
+def ask(guest: Guest, *arguments: str, **places: str) -> subprocess.CompletedProcess[str]:
     """A step calls what was put there for it."""
     text = guest.HOLD_PROGRAM.read_text().replace("/run/vmrunner-hold", str(guest.HOLD_ASKED))
     return subprocess.run(
         ["/bin/sh", "-c", text, "vmrunner-hold", *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": "/nowhere"} | places,
         capture_output=True,
         text=True,
         check=False,
@@ -151,6 +154,21 @@ def test_a_step_asks_for_it(guest: Guest, arguments: list[str], asked: str) -> N
     assert f"kept for {asked} s" in done.stdout
     assert guest.stays(told) == int(asked) + 3600
     assert guest.EVENTS.read_text() == f"hold 0.0 {asked}\n"
+
+
+def test_the_workspace_stays_which_the_runner_deletes(guest: Guest, tmp_path: Path) -> None:
+    guest.prepare(job(guest, hold_program=permitted()))
+    home, work = tmp_path / "home", tmp_path / "work"
+    for folder in (home, work / "deep"):
+        folder.mkdir(parents=True)
+    (work / "deep" / "result").write_text("41")
+    for said in ("41", "42"):  # whoever asks twice keeps what is there then
+        (work / "deep" / "result").write_text(said)
+        done = ask(guest, "1m", HOME=str(home), GITHUB_WORKSPACE=str(work))
+        assert (done.returncode, done.stderr) == (0, "")
+    assert str(home / "kept-workspace") in done.stdout
+    shutil.rmtree(work)
+    assert (home / "kept-workspace" / "deep" / "result").read_text() == "42"
 
 
 @pytest.mark.parametrize(
