@@ -50,6 +50,7 @@ _REHEARSAL = 60.0
 _CLOCK_SLIP = 60.0
 _ELSEWHERE = "another host's machine has its job"
 _WAS_SILENT = "; the forge did not answer for a time meanwhile"
+_ASKED = "an admin asked for it"
 _LONGEST_TITLE = 120  # characters of a job's name in a reason
 _SOON = 1.0  # seconds until a machine is looked at again that waits to be ended
 
@@ -544,7 +545,7 @@ def _judge_stayed(
     if goes.ending not in {Ending.DONE, Ending.DIED}:
         return goes  # no job ran on it
     if metadata.held_for:
-        return _hold(machine, metadata, goes, "an admin asked for it", view)
+        return _hold(machine, metadata, goes, _ASKED, view)
     asked = min(machine.asked_hold, pool.job_may_hold) if pool else 0.0
     if asked:
         wished = replace(metadata, held_for=asked)
@@ -703,11 +704,12 @@ def _judge_over(
     waited = view.since(metadata, metadata.over_at)
     limit = pool.teardown_timeout if pool else CANCEL_GRACE
     if last is None and waited > CANCEL_GRACE:
-        return finish(
+        goes = finish(
             Ending.CANCELLED,
             f"the forge ended its job, and its runner worked on for {CANCEL_GRACE:.0f} s",
             ask=Ask.about(metadata),
         )
+        return _hold(machine, metadata, goes, _ASKED, view) if metadata.held_for else goes
     if waited > limit:
         return finish(
             Ending.TEARDOWN_TIMEOUT,

@@ -370,6 +370,20 @@ def test_an_admin_asks_for_it_while_the_job_runs(tmp_path: Path) -> None:
     assert rows(world) == [("held", "success", "an admin asked for it; `vmrunner release`")]
 
 
+def test_one_whose_job_a_user_cancels_is_kept_all_the_same(tmp_path: Path) -> None:
+    """The guest never hears of it: its runner works on."""
+    world = World(tmp_path)
+    machine = running(world)
+    keep.hold(world.manager, str(machine), timedelta(minutes=5))
+    world.forge.cancel(1)
+    world.pass_time(30, every=5)
+    assert world.hypervisor.domains[machine].held_why == "an admin asked for it"
+    assert machine in world.hypervisor.isolated
+    world.pass_time(320)
+    assert world.left() == []
+    assert rows(world)[0][:2] == ("held", "cancelled")
+
+
 def test_what_was_asked_for_may_be_taken_back(tmp_path: Path) -> None:
     world = World(tmp_path)
     machine = running(world)
