@@ -143,6 +143,18 @@ def test_status_is_what_serve_saw(host: Path, tmp_path: Path) -> None:
         assert everything(host) == before
 
 
+def test_a_queue_that_serve_has_not_read_to_its_end(host: Path, tmp_path: Path) -> None:
+    """Who may look for himself sees all of it, and others how much is missing."""
+    world = World(tmp_path)
+    told = shown.plain(surveyed.status(world.manager, world.manager.survey(), 1000.0, 999.0))
+    told["forge"][0]["unread"] = 3
+    with StatusSocket(host / "run" / "m.status", lambda: json.dumps(told).encode(), FakeLog()):
+        os.chown(host / "run" / "m.status", SERVICE, SERVICE)
+        assert "3 more jobs wait, and were not looked at yet" in run(host, MEMBER, "status").stdout
+        looked = json.loads(run(host, 0, "status", "--json").stdout)
+        assert (looked["seen_seconds_ago"], looked["forge"][0]["unread"]) == (0.0, 0)
+
+
 @pytest.mark.parametrize("answer", [b"", b"{}", b"not json", b'{"manager": 7}'])
 def test_an_answer_that_is_none_is_no_error(host: Path, answer: bytes) -> None:
     """Before the first pass is over, and of another version: it looks for itself."""
