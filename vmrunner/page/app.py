@@ -28,6 +28,7 @@ from vmrunner.page.past import Past, Wanted
 from vmrunner.page.seen import Reader
 from vmrunner.page.summary import Plots, Summary
 from vmrunner.page.sums import Span
+from vmrunner.text import size
 
 _MOST = 100  # machines or waiting jobs on one page
 _FEW = 20  # waiting jobs beside the pools
@@ -47,6 +48,7 @@ _FILES = {
 }
 _WORDS = {
     "duration": words.duration,
+    "size": size,
     "moment": words.moment,
     "machine_time": words.machine_time,
     "link": words.link,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from tests.unit.page.site import NOW, VIEWS, Page
-from vmrunner.model.machine import EventKind
+from vmrunner.model.machine import EventKind, MachineId
 from vmrunner.page.past import SHOWN
 
 
@@ -234,3 +236,30 @@ def test_a_history_that_is_none(page: Page) -> None:
         (event, fields.get("path")) for event, fields in page.log.lines
     ]
     assert page.get("/").status_code == 200
+
+
+def test_what_a_machine_took_is_shown_with_hints(page: Page) -> None:
+    took = {"vcpus": 2, "memory_mib": 2048, "memory_peak_mib": 1900, "guest_peak_mib": 2040}
+    page.remember(1, **took, cpu_seconds=33.0, waited_seconds=400.0, written_bytes=5 << 20)
+    page.remember(2)
+    with_figures, without = (page.text(f"/machines/vmr-m-0000000{number}") for number in (1, 2))
+    assert "1.9 GiB of the host" in with_figures
+    assert "33 s of the host" in with_figures
+    assert "5.0 MiB written" in with_figures
+    record = page.world.history.find(MachineId("m", "00000001"))
+    assert record
+    assert record.lacks
+    assert all(hint in html.unescape(with_figures) for hint in record.lacks)
+    assert "What it took" not in without
+
+
+def test_a_held_machine_says_why_and_for_how_long(page: Page) -> None:
+    busy(page)
+
+    def hold(plain: dict[str, Any]) -> None:
+        machine = plain["status"]["pools"][0]["machines"][0]
+        machine["phase"] = "held"
+        machine["held"] = {"why": "its <job> failed", "seconds": 5.0, "left_seconds": 600.0}
+
+    page.seen(hold)
+    assert "held for 10 min more: its &lt;job&gt; failed" in page.text("/machines")
