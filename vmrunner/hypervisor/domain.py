@@ -25,13 +25,15 @@ def domain_xml(
     backing: tuple[str, ...],
     qemu_arguments: tuple[str, ...] = (),
     limits: Limits,
+    hides_svm: bool = True,
 ) -> str:
     """The transient domain of one machine.
 
     `files` are the paths of `overlay`, `seed`, `events`, `console` and `runner_log` on the libvirt
     host, `backing` what the overlay lies on, topmost first; `boot` is kernel, initrd and kernel
     command line for a direct boot, or None for an image with a boot loader. All machines of one
-    shape have the same devices, so that they can be clones of one snapshot.
+    shape have the same devices, so that they can be clones of one snapshot. `hides_svm`: a machine
+    that is not to have machines of its own lacks AMD's way to them, as it lacks Intel's.
     """
     kernel, initrd, cmdline = boot or ("", "", "")
     return xml(
@@ -51,6 +53,7 @@ def domain_xml(
         backing=backing,
         qemu_arguments=qemu_arguments,
         limits=limits,
+        hides_svm=hides_svm,
         **files,
     )
 

@@ -25,6 +25,10 @@ _UNBOUND = {
     libvirt.VIR_ERR_NO_SUPPORT,
 }
 """What libvirt says where the host has no cgroups for it; `doctor` says so, too."""
+_SVM_MAY_GO = 8_000_000
+"""The QEMU from which on software emulation may lack SVM. In 7.2 (Debian 12) Linux 6.1.192 comes up
+without it, but mounts and writes end with EINVAL; 10.0 and 11.1 are right.
+"""
 
 
 class Domains:
@@ -135,6 +139,7 @@ class Domains:
             backing=tuple(self._storage.path(name) for name in backing),
             qemu_arguments=qemu_arguments,
             limits=limits,
+            hides_svm=self._kvm or self._link.connection.getVersion() >= _SVM_MAY_GO,
         )
         try:
             with patience.during(f"starting {machine}"):

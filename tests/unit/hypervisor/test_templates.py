@@ -18,6 +18,7 @@ def domain(
     kvm: bool = False,
     nested: bool = False,
     mtu: int | None = None,
+    hides_svm: bool = True,
 ) -> ElementTree.Element:
     return ElementTree.fromstring(  # noqa: S314 — our own output
         xml(
@@ -43,6 +44,7 @@ def domain(
             runner_log="/l",
             events="/e",
             streams=["stdout"],
+            hides_svm=hides_svm,
         )
     )
 
@@ -65,6 +67,7 @@ def test_virtual_machines_in_machines_only_where_that_is_said(kvm: bool) -> None
 
     assert taken_away(domain("1", kvm=kvm)) == {"vmx": "disable", "svm": "disable"}
     assert taken_away(domain("1", kvm=kvm, nested=True)) == {}
+    assert taken_away(domain("1", kvm=kvm, hides_svm=False)) == {"vmx": "disable"}
 
 
 def test_domain_escapes_what_the_forge_says() -> None:
