@@ -359,8 +359,12 @@ class History:
             if version not in (0, 2, _SCHEMA):
                 raise sqlite3.DatabaseError(f"it has the format {version}, not {_SCHEMA}")
             database = _connect(":memory:")
-            old.backup(database)
-        self._make(database)
+            try:
+                old.backup(database)
+                self._make(database)
+            except BaseException:
+                database.close()
+                raise
         return database
 
     def _open(self) -> sqlite3.Connection:
