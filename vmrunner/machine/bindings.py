@@ -41,6 +41,7 @@ class Bindings:
             "token": binding.credentials.token,
             "ending": binding.ending,
             "reason": binding.reason,
+            "worked": binding.worked,
             "repository": binding.repository,
             "bound_at": binding.bound_at,
         }
@@ -68,7 +69,8 @@ class Bindings:
                 credentials,
                 plain["ending"],
                 plain["reason"],
-                str(plain.get("repository", "")),  # an older vmrunner's has neither
+                bool(plain.get("worked", False)),  # an older vmrunner's has none of these
+                str(plain.get("repository", "")),
                 float(plain.get("bound_at", 0.0)),
             )
         except OSError:

@@ -501,8 +501,8 @@ class History:
         """A machine was destroyed at `at`; its last reports complete its row, which is returned.
         One without a row never started.
 
-        Where `ran` is ASKED the forge is to be asked which job its binding's runner had, see
-        `to_ask`.
+        Where `ran` is ASKED, or a job was seen on it, the forge is to be asked which job its
+        binding's runner had, see `to_ask`.
         """
         found = self.find(machine)
         if found is None and binding and seen and seen.events:
@@ -531,9 +531,10 @@ class History:
             log_bytes=log_bytes,
         )
         if not (record.held and record.ran):  # else that was asked when its job was over
+            # Of a job that was seen on it only the end is not known.
             record = (
                 _asked(record, binding, at)
-                if binding and ran is Ran.ASKED
+                if binding and (ran is Ran.ASKED or record.job)
                 else replace(record, ran=Ran.YES.value if record.job else ran.value)
             )
         self._write(record, newest=True)

@@ -874,7 +874,9 @@ class Manager:
         words = self.hypervisor.machines.last_words(machine) if failed else ""
         reason = _with_cause(action, console)
         if binding and not binding.ending:
-            binding = replace(binding, ending=action.ending.value, reason=reason)
+            binding = replace(
+                binding, ending=action.ending.value, reason=reason, worked=_worked(action)
+            )
             self._bindings.save(binding)
         log_bytes = self._logbook.keep(str(machine), said) if action.seen else 0
         self.hypervisor.machines.destroy(machine)
@@ -1006,18 +1008,12 @@ class Manager:
         """Whether the forge is to be asked for a job of this machine."""
         if binding is None or not binding.is_minted or action.if_idle:
             return Ran.NO
+        if binding.worked or _worked(action):
+            return Ran.ASKED
         if action.had_none and (action.elsewhere or action.ask or self._is_free(binding)):
             return Ran.NO
-        if not self.forge.binds_jobs:
-            return Ran.ASKED
-        # Forgejo is asked by the job, not by the runner. Where we deleted the record another
-        # machine is made for that job; then it must have been seen on this one.
-        seen = action.seen
-        was_seen = action.job is not None or bool(
-            seen and seen.metadata and seen.metadata.running_at
-        )
-        began = seen is not None and seen.event(EventKind.RUNNER) is not None
-        return Ran.ASKED if was_seen or (began and not action.has_record) else Ran.UNKNOWN
+        # Forgejo is asked by the job, not by the runner.
+        return Ran.UNKNOWN if self.forge.binds_jobs else Ran.ASKED
 
     def _is_free(self, binding: Binding) -> bool:
         """Whether the forge says of this very runner that it has no job; a list may not have shown
@@ -1265,6 +1261,16 @@ def _silent(queues: Mapping[Scope, Queue]) -> list[str]:
     if instance and not instance.problem:
         return []
     return [str(scope) for scope, queue in queues.items() if queue.is_silent]
+
+
+def _worked(action: Finish) -> bool:
+    """Whether a machine that ends had a job. Where we delete the record another machine is made for
+    that job; then it must have been seen on this one.
+    """
+    seen = action.seen
+    was_seen = action.job is not None or bool(seen and seen.metadata and seen.metadata.running_at)
+    began = seen is not None and seen.event(EventKind.RUNNER) is not None
+    return was_seen or (began and not action.has_record)
 
 
 def _until(metadata: Metadata) -> str:

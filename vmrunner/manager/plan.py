@@ -355,11 +355,12 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
     last = machine.event(EventKind.EXIT)
     is_elsewhere = view.is_elsewhere(binding.credentials.id, job)
     surely = view.surely_on(binding.credentials.id, job)
+    is_over = _is_over(view.asked.get(_ask_of(binding)), binding.credentials.id)
     if binding.ending:
         ending, reason = Ending(binding.ending), binding.reason
     elif not binding.is_minted:
         ending, reason = Ending.ABANDONED, "the manager ended while it made it"
-    elif _is_over(view.asked.get(_ask_of(binding)), binding.credentials.id):
+    elif is_over:
         ending, reason = Ending.DONE, ""  # the record may be there for a while
     elif is_elsewhere:
         ending, reason = Ending.UNNEEDED, _ELSEWHERE
@@ -387,7 +388,7 @@ def _finish_dead(machine: Machine, view: View) -> Finish:
         seen,
         None if is_elsewhere else surely,
         has_record=record is not None,
-        had_none=is_elsewhere or _had_none(record, job),
+        had_none=is_elsewhere or (not is_over and _had_none(record, job)),
         unexplained=ending in {Ending.DIED, Ending.EARLY}
         and not (binding.ending or machine.trouble or last),
         elsewhere=is_elsewhere,

@@ -24,6 +24,7 @@ class Binding:
     # Set before the machine is destroyed, for the pass that has to finish the work.
     ending: str = ""
     reason: str = ""
+    worked: bool = False  # by what was seen then its runner had a job
     repository: str = ""  # of the job that it was made for
     bound_at: float = 0.0  # by the steady clock, see Moment; 0 where it is not known
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -328,10 +329,22 @@ def test_another_runner_took_the_job(tmp_path: Path) -> None:
     assert (said.ending, said.job, said.made_for, said.ran) == ("unneeded", "", "job 1", "no")
 
 
-@pytest.mark.parametrize("warm", [0, 1])
-def test_killed_at_any_step_the_record_is_true(tmp_path: Path, warm: int) -> None:
+@pytest.mark.parametrize(
+    ("binds", "section"),
+    [
+        (False, {}),
+        (False, {"warm": 1}),
+        (True, {}),
+        (True, {"warm": 1}),
+        (True, {"hold_failed": "10m"}),  # its guest stays until it is ended
+    ],
+)
+def test_killed_at_any_step_the_record_is_true(
+    tmp_path: Path, binds: bool, section: dict[str, Any]
+) -> None:
     for steps in range(200):
-        world = World(tmp_path / str(steps), pools={"p": POOL | {"warm": warm, "max": 1}})
+        pools = {"p": POOL | {"max": 1} | section}
+        world = World(tmp_path / str(steps), binds_jobs=binds, pools=pools)
         world.forge.queue(1)
         world.doom.after = steps
         killed = False
@@ -357,6 +370,52 @@ def test_killed_at_any_step_the_record_is_true(tmp_path: Path, warm: int) -> Non
         if not killed:
             return
     raise AssertionError("every step was reached")
+
+
+@pytest.mark.parametrize("was_seen", [False, True])
+def test_killed_between_a_machines_end_and_its_line(
+    world: World, was_seen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the machine is left then that could tell of its job."""
+
+    def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    (machine,) = started(world, 1)
+    assert world.step(machine) == "took a job"
+    if was_seen:
+        world.up()
+    assert [world.step(machine) for _ in range(2)] == ["finished", "powered off"]
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "ended", killed)
+        with pytest.raises(Killed):
+            world.up()
+    world.restart()
+    world.up()
+    said = row(world, machine)
+    assert (said.ending, said.ran, said.job, said.verdict) == ("done", "yes", "job 1", "success")
+
+
+# Of a job that is over Forgejo tells only whoever knows which it was.
+@pytest.mark.parametrize(("binds", "was_seen"), [(False, False), (False, True), (True, True)])
+def test_a_job_that_is_over_while_its_record_stays_ran(
+    tmp_path: Path, binds: bool, was_seen: bool
+) -> None:
+    """A record that shows no job any more is not one that never had any."""
+    world = World(tmp_path, binds_jobs=binds)
+    (machine,) = started(world, 1)
+    assert world.step(machine) == "took a job"
+    if was_seen:
+        world.up()
+    stays = {
+        number: replace(runner, record=replace(runner.record, busy=False))
+        for number, runner in world.forge.runners_.items()
+    }
+    assert [world.step(machine) for _ in range(2)] == ["finished", "powered off"]
+    world.forge.runners_ = stays
+    world.up()
+    said = row(world, machine)
+    assert (said.ran, said.job, said.verdict) == ("yes", "job 1", "success")
 
 
 @pytest.mark.parametrize("is_over", [False, True])
