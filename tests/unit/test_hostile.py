@@ -35,6 +35,8 @@ from tests.fakes import FakeBindings
 from tests.world import POOL, World
 from vmrunner.cli import status_cmd, surveyed
 from vmrunner.cli.shown import plain
+from vmrunner.cli.top_picture import whole
+from vmrunner.cli.top_state import Seen
 from vmrunner.errors import VmrunnerError
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.gitea import Gitea
@@ -253,12 +255,13 @@ def check_output(text: str) -> None:
 
 
 def shown(manager: Manager) -> None:
-    """`vmrunner status`, as text and as JSON."""
+    """`vmrunner status`, as text and as JSON, and `vmrunner top`."""
     status = surveyed.status(manager, manager.survey(), time.time())
     console = Console(file=io.StringIO(), width=200, color_system=None)
     console.print(status_cmd._picture(status))
     check_output(console.file.getvalue())  # type: ignore[attr-defined]
     check_output(json.dumps(plain(status), indent=1))
+    check_output("\n".join(map(str, whole(Seen(status), 0))))
 
 
 started: Counter[str] = Counter()

@@ -36,6 +36,7 @@ COMMANDS = {
     "exec": (_RUN, "Run one command in a throwaway machine, without a forge."),
     "garm": (_RUN, "Carry out one call of GARM's, as its provider."),
     "status": (_LOOK, "Pools, machines, and why each waiting job waits."),
+    "top": (_LOOK, "The same live, with what each machine takes, and keys to act."),
     "history": (_LOOK, "Finished machines: their jobs, verdicts and times."),
     "logs": (_LOOK, "All that was said in and about one machine, in one stream."),
     "report": (_LOOK, "Who used how much: jobs, waiting and machine time, failures."),

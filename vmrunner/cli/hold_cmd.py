@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from vmrunner.cli.shown import Keeping
 from vmrunner.errors import WrongCommand
 from vmrunner.log import Format, open_log
 from vmrunner.text import sentence
+
+if TYPE_CHECKING:
+    from vmrunner.model.machine import Machine
 
 
 @app.command("hold")
@@ -64,11 +67,16 @@ def hold(
         shown = Keeping("", pool, held=False, seconds=seconds)
     else:
         kept = keep.hold(manager, str(machine), wanted)
-        when = "from now on" if kept.is_held else "when its job is over"
-        said = f"{kept.id} is held for {span} {when}"
+        said = held(kept, span)
         pool = kept.metadata.pool if kept.metadata else ""
         shown = Keeping(str(kept.id), pool, held=kept.is_held, seconds=seconds)
     if as_json:
         show(shown)
     else:
         out.print(said)
+
+
+def held(machine: Machine, span: str) -> str:
+    """What `hold` has done, in words."""
+    when = "from now on" if machine.is_held else "when its job is over"
+    return f"{machine.id} is held for {span} {when}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -65,8 +66,8 @@ def logs(
     settings = config.load(config_path)
     logbook, record = open_logbook(settings), _find(settings, machine)
     with ExitStack() as stack:
-        machines = None if record.ending else _machines(settings, stack)
-        found = _read(settings, record, logbook, machines)
+        machines = None if record.ending else _machines(settings, stack, warn)
+        found = _read(settings, record, logbook, machines, warn)
         if as_json and not follow:
             show([asdict(entry) for entry in found])
             return
@@ -76,8 +77,18 @@ def logs(
             is_over = bool(record.ending)  # then once more: its last lines are about its end
             time.sleep(_LOOK)
             before, record = found, _find(settings, record.machine)
-            found = _read(settings, record, logbook, machines)
+            found = _read(settings, record, logbook, machines, warn)
             _print(fresh(before, found), as_json=as_json)
+
+
+def records(settings: Config, text: str, warn: Callable[[str], None]) -> list[Entry]:
+    """What there is about one machine now. Raises VmrunnerError, PermissionError."""
+    from vmrunner.manager.logbook import open_logbook
+
+    logbook, record = open_logbook(settings), _find(settings, text)
+    with ExitStack() as stack:
+        machines = None if record.ending else _machines(settings, stack, warn)
+        return _read(settings, record, logbook, machines, warn)
 
 
 def _find(settings: Config, text: str) -> Record:
@@ -88,7 +99,7 @@ def _find(settings: Config, text: str) -> Record:
         return one(history, text)
 
 
-def _machines(settings: Config, stack: ExitStack) -> Machines | None:
+def _machines(settings: Config, stack: ExitStack, warn: Callable[[str], None]) -> Machines | None:
     """Of a libvirt that does not answer the rest can be shown all the same."""
     try:
         host = open_libvirt(settings)
@@ -100,7 +111,11 @@ def _machines(settings: Config, stack: ExitStack) -> Machines | None:
 
 
 def _read(
-    settings: Config, record: Record, logbook: Logbook, machines: Machines | None
+    settings: Config,
+    record: Record,
+    logbook: Logbook,
+    machines: Machines | None,
+    warn: Callable[[str], None],
 ) -> list[Entry]:
     from vmrunner.machine.bindings import Bindings
     from vmrunner.manager.stream import stream

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,9 +15,11 @@ from rich.text import Text
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, show, warn
 from vmrunner.cli.shown import LentShown, MachineShown, Pool, Status
 from vmrunner.errors import ConfigError, WrongCommand
+from vmrunner.log import Format, Log, open_log
 
 if TYPE_CHECKING:
     from vmrunner.config import Config
+    from vmrunner.hypervisor.seam import Hypervisor
     from vmrunner.manager.manager import Manager
 
 _EVERY = 2.0  # seconds
@@ -41,7 +43,7 @@ def status(
 
     if as_json and watch:
         raise WrongCommand("--json prints once.", "Leave --watch out, and call it again.")
-    view = _View(config.load(config_path))
+    view = View(config.load(config_path), open_log(Format.TEXT), warn)
     if as_json:
         show(view.now())
         return
@@ -54,12 +56,17 @@ def status(
             time.sleep(_EVERY)
 
 
-class _View:
-    """What there is, each time it is asked."""
+class View:
+    """What there is, each time it is asked. Of a long queue `serve` may not know all jobs yet: with
+    `whole` it is not content with that.
+    """
 
-    def __init__(self, settings: Config) -> None:
-        self._settings = settings
+    def __init__(
+        self, settings: Config, log: Log, warn: Callable[[str], None], *, whole: bool = True
+    ) -> None:
+        self._settings, self._log, self._warn, self._whole = settings, log, warn, whole
         self._manager: Manager | None = None
+        self.host: Hypervisor | None = None  # where the last look was its own
 
     def now(self) -> Status:
         """As `serve` saw it last, or else as it is seen from here. Raises VmrunnerError."""
@@ -70,22 +77,28 @@ class _View:
             heard = _understood(status_socket.ask(status_socket.path(self._settings)))
         except PermissionError:
             closed = True
-        if heard and not any(queue.unread for queue in heard.forge):
+        self.host = None
+        if heard and not (self._whole and any(queue.unread for queue in heard.forge)):
             return heard
         from vmrunner.cli import surveyed
-        from vmrunner.log import Format, open_log
         from vmrunner.manager.history import READERS
         from vmrunner.manager.manager import open_manager
 
         if self._manager is None:
-            log = open_log(Format.TEXT)
             try:
-                self._manager = open_manager(self._settings, log, warn, looks_only=True)
+                self._manager = open_manager(self._settings, self._log, self._warn, looks_only=True)
             except ConfigError as error:
                 if heard:
                     return heard
                 raise ConfigError(error.sentence, READERS) if closed else error from None
+        self.host = self._manager.hypervisor
         return surveyed.status(self._manager, self._manager.survey(), time.time())
+
+    def close(self) -> None:
+        """Close what it holds open; the next look opens it again."""
+        manager, self._manager, self.host = self._manager, None, None
+        if manager:
+            manager.close()
 
 
 def _understood(answer: bytes) -> Status | None:

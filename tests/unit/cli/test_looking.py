@@ -106,7 +106,7 @@ def test_the_history_is_the_groups_to_read(host: Path, command: str, is_open: bo
         assert everything(host) == before
 
 
-@pytest.mark.parametrize("command", ["status", "history", "report", "doctor"])
+@pytest.mark.parametrize("command", ["status", "top", "history", "report", "doctor"])
 def test_looking_makes_nothing(host: Path, command: str) -> None:
     """Neither on a host where nothing has run yet, nor by root, whose files would shut out the
     service.
@@ -135,11 +135,13 @@ def test_status_is_what_serve_saw(host: Path, tmp_path: Path) -> None:
         for user in (0, SERVICE, MEMBER):
             told = json.loads(run(host, user, "status", "--json").stdout)
             assert (told["seen_seconds_ago"], len(told["waiting"])) == (30.0, 1)
+            assert "o/r: job" in run(host, user, "top").stdout
         text = run(host, MEMBER, "status").stdout
         assert "as it was 30s ago" in text
         assert "no label" in text or "nobody" in text
-        refused = run(host, STRANGER, "status")
-        assert (refused.returncode, refused.stderr.splitlines()[-1]) == (3, f"  {READERS}")
+        for command in ("status", "top"):
+            refused = run(host, STRANGER, command)
+            assert (refused.returncode, refused.stderr.splitlines()[-1]) == (3, f"  {READERS}")
         assert everything(host) == before
 
 
