@@ -165,7 +165,7 @@ def _queue(status: Status, width: int) -> list[Text]:
 
 
 def _log(log: Log, machine: str) -> list[Text]:
-    lines = [Text(f"log of {presentable(machine)} (l closes it)", "bold")]
+    lines = [Text(f"log of {machine[-_SHORT:]} (l closes it)", "bold")]
     if log.machine != machine:
         return lines  # it is being read
     if log.problem:

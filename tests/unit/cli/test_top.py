@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
@@ -253,9 +254,9 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    folder = Path("/tmp") / f"top-{os.getpid()}"
-    for each in (folder, folder / "run", folder / "state"):
-        each.mkdir()
+    folder = Path(tempfile.mkdtemp())  # a socket's path must be short
+    for name in ("run", "state"):
+        (folder / name).mkdir()
     (folder / "c.toml").write_text(
         f'manager = "m"\nstate_dir = "{folder}/state"\nruntime_dir = "{folder}/run"\n'
         f'[forge]\nkind = "gitea"\nurl = "http://192.0.2.7:9"\ntoken_file = "{folder}/none"\n'
@@ -348,7 +349,7 @@ def test_a_person_at_a_terminal(host: Host) -> None:
         top.resize(40, 12)
         at = top.until(b"j k  l log", at)
         top.type(b"l")
-        at = top.until(b"log of vmr-m-0a0b0c0d00000002", at)
+        at = top.until(b"log of 00000002 (l closes it)", at)
         top.type(b"\x1b")
         at = top.until(b"o/r: lint", at)
         top.type(b"d")
@@ -417,3 +418,11 @@ def test_without_serve_the_last_look_stays(host: Host) -> None:
     assert looks.seen
     assert looks.seen.problem
     assert rows(looks.seen.status)
+
+
+def test_a_bug_beside_the_screen_ends_it(host: Host) -> None:
+    looks = Looks(config.load(Path(host.config)))
+    looks.look()
+    looks._view = None  # type: ignore[assignment]
+    looks.run(0.0, threading.Event())
+    assert isinstance(looks.fault, AttributeError)
