@@ -131,9 +131,9 @@ def _machines(seen: Seen, shown: list[Row], chosen: str, width: int) -> list[Tex
         memory = [_memory(seen, row, is_wide=is_wide) for row in shown]
         columns.append(_Column("memory", memory, is_number=True))
     if has_figures:
-        for title in ("written", "received", "sent"):
-            cells = [_bytes(pace, title, is_mean=is_mean) for pace, is_mean in paces]
-            columns.append(_Column(f"{title}/s" if is_wide else f"{title[:4]}/s", cells, True))
+        for title, which in (("disk/s", "written"), ("in/s", "received"), ("out/s", "sent")):
+            cells = [_bytes(pace, which, is_mean=is_mean) for pace, is_mean in paces]
+            columns.append(_Column(title, cells, is_number=True))
     columns.append(_Column("job", [row.job for row in shown]))
     lines = _table(columns)
     for row, line in zip(shown, lines[1:], strict=True):

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import pty
-import select
 import shutil
 import signal
-import struct
-import subprocess
 import sys
 import tempfile
-import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +18,7 @@ import pytest
 from rich.cells import cell_len
 
 from tests.fakes import FakeLog
+from tests.screen import Screen, screen
 from tests.unit.cli.test_cli import run
 from tests.unit.test_hostile import NASTY
 from tests.world import POOL, World
@@ -81,9 +75,9 @@ def test_all_of_it(tmp_path: Path) -> None:
         f"manager {found.status.manager} on {host}",
         "today: 4 jobs, 1 failed, in the queue 2.5 s on average, 4.0 s at most",
         "p: 2 of 2 machines, 2 running, 0 warm, 1 waiting",
-        "  machine  phase     age  cpu  memory  writ/s rece/s  sent/s job",
-        "> 00000001 running 1m15s 143% 205 MiB 2.0 MiB      - 1.0 KiB o/r: build",
-        "  00000002 ready   1m15s    -       -       -      -       -",
+        "  machine  phase     age  cpu  memory  disk/s in/s   out/s job",
+        "> 00000001 running 1m15s 143% 205 MiB 2.0 MiB    - 1.0 KiB o/r: build",
+        "  00000002 ready   1m15s    -       -       -    -       -",
         "waiting job age why",
         "o/r: lint    5s pool p is at its max of 2",
         *[""] * 14,
@@ -280,68 +274,12 @@ def test_in_a_pipe_it_is_one_picture(host: Host) -> None:
         assert "\x1b" not in printed.stdout
 
 
-class Screen:
-    """A terminal with a program in it."""
-
-    def __init__(self, *arguments: str, columns: int = 80, lines: int = 24) -> None:
-        self.ours, theirs = pty.openpty()
-        self.resize(columns, lines)
-        self.before = termios.tcgetattr(theirs)
-        self.theirs = theirs
-        self.written = b""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "vmrunner.cli.main", *arguments],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=os.environ | {"TERM": "xterm-256color"},
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-
-    def resize(self, columns: int, lines: int) -> None:
-        fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.ours, keys)
-
-    def until(self, wanted: bytes, since: int = 0) -> int:
-        """Read until this is written after that; where reading got to."""
-        return self._until(lambda: wanted in self.written[since:], wanted)
-
-    def _until(self, there: Callable[[], bool], wanted: object) -> int:
-        deadline = time.monotonic() + 60
-        while not there():
-            assert time.monotonic() < deadline, (wanted, self.written[-3000:])
-            if select.select([self.ours], [], [], 0.2)[0]:
-                self.written += os.read(self.ours, 1 << 16)
-        return len(self.written)
-
-    def ended(self) -> int:
-        """Its exit code; the terminal is as it was."""
-        self._until(lambda: self.process.poll() is not None, "its end")
-        while select.select([self.ours], [], [], 0.1)[0]:
-            self.written += os.read(self.ours, 1 << 16)
-        assert termios.tcgetattr(self.theirs) == self.before
-        assert self.written.rfind(b"\x1b[?1049l") > self.written.rfind(b"\x1b[?1049h")
-        assert self.written.rfind(b"\x1b[?25h") > self.written.rfind(b"\x1b[?25l")
-        return int(self.process.returncode)
-
-
-@contextmanager
-def screen(*arguments: str) -> Iterator[Screen]:
-    found = Screen(*arguments)
-    try:
-        yield found
-    finally:
-        found.process.kill()
-        found.process.wait()
-        os.close(found.ours)
-        os.close(found.theirs)
+def top_on(host: Host, *arguments: str) -> AbstractContextManager[Screen]:
+    return screen(sys.executable, "-m", "vmrunner.cli.main", "top", *arguments, "-c", host.config)
 
 
 def test_a_person_at_a_terminal(host: Host) -> None:
-    with screen("top", "--every", "500ms", "-c", host.config) as top:
+    with top_on(host, "--every", "500ms") as top:
         at = top.until(b"q quit")
         assert b"\x1b[31mred" not in top.written
         top.type(b"j")
@@ -375,14 +313,14 @@ def test_a_person_at_a_terminal(host: Host) -> None:
 def test_however_it_ends_the_terminal_is_as_it_was(
     host: Host, end: Callable[[Screen], None], code: int
 ) -> None:
-    with screen("top", "-c", host.config) as top:
+    with top_on(host) as top:
         top.until(b"q quit")
         end(top)
         assert top.ended() == code
 
 
 def test_a_bug_leaves_the_terminal_as_it_was(host: Host) -> None:
-    with screen("top", "--every", "500ms", "-c", host.config) as top:
+    with top_on(host, "--every", "500ms") as top:
         top.until(b"q quit")
         # What is no record of a machine is nothing that a history should have.
         with closing(History(host.folder / "state" / "history.sqlite", print)) as history:
