@@ -13,7 +13,7 @@ from tests.conformance.rounds import differ, faults, run
 from tests.conformance.sides import PLAIN, SIDES
 from tests.forge.gitea import Site
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.long]
 
 
 def test_a_sample_ends_in_clones_as_it_does_without_a_machine(site: Site, tmp_path: Path) -> None:
