@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
 FOLDER, NETWORK = Path("/var/lib/libvirt/usual"), "usual"
 USER_DATA = """#!/usr/bin/python3
-import json, subprocess, urllib.request
+import json, os, subprocess, urllib.request
+os.environ["HOME"] = "/root"  # cloud-init sets none, and the runner makes its folders there
 tool = "/usr/local/bin/gitea-runner"
 def ask(url, body=None):
     request = urllib.request.Request(url, body and json.dumps(body).encode(), {head})
