@@ -104,4 +104,5 @@ def database_to_read(path: Path) -> str:
     there alone, and sqlite would make the two files of its log beside it, or fail where it may not.
     """
     is_open = path.with_name(f"{path.name}-wal").exists()
-    return f"{path.absolute().as_uri()}?{'mode=ro' if is_open else 'immutable=1'}"
+    # Not immutable alone: sqlite would make a file that is not there.
+    return f"{path.absolute().as_uri()}?mode=ro{'' if is_open else '&immutable=1'}"

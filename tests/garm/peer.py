@@ -16,20 +16,20 @@ os.environ["PATH"] = "/usr/sbin:/usr/bin:/sbin:/bin"
 FOLDER, NETWORK = Path("/var/lib/libvirt/usual"), "usual"
 USER_DATA = """#!/usr/bin/python3
 import json, os, subprocess, urllib.request
-os.environ["HOME"] = "/root"  # cloud-init sets none, and the runner makes its folders there
+home = os.environ["HOME"] = os.path.expanduser("~root")  # cloud-init sets none
 tool = "/usr/local/bin/gitea-runner"
 def ask(url, body=None):
     request = urllib.request.Request(url, body and json.dumps(body).encode(), {head})
     return urllib.request.urlopen(request).read().decode()
 def run(*words):
-    subprocess.run(words, cwd="/root", check=True)
+    subprocess.run(words, cwd=home, check=True)
 ask("{callback}/status", {{"status": "installing", "message": "installing"}})
 urllib.request.urlretrieve("http://{host}:3003/gitea-runner", tool)
 run("chmod", "+x", tool)
 run(tool, "register", "--ephemeral", "--no-interactive", "--instance", "{forge}",
     "--name", "{name}", "--token",
     ask("{metadata}/runner-registration-token/"), "--labels", "{labels}")
-runner = json.load(open("/root/.runner"))["id"]
+runner = json.load(open(f"{{home}}/.runner"))["id"]
 ask("{callback}/status", {{"status": "idle", "message": "idle", "agent_id": runner}})
 run(tool, "daemon", "--once")
 """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -164,3 +165,10 @@ def test_a_new_file_takes_nobodys_place(tmp_path: Path) -> None:
             files.write_new(taken, "second", 0o600)
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("first", 0o600)
     assert sorted(os.listdir(tmp_path)) == ["file", "link"]
+
+
+def test_a_database_that_is_only_read_is_not_made(tmp_path: Path) -> None:
+    missing = tmp_path / "a name?.sqlite"
+    with pytest.raises(sqlite3.OperationalError):
+        sqlite3.connect(files.database_to_read(missing), uri=True).execute("SELECT 1")
+    assert list(tmp_path.iterdir()) == []

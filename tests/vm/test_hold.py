@@ -204,10 +204,10 @@ def test_who_keeps_a_failed_job_finds_what_it_left(
     end = "echo 41 is not 42 >result.txt; vmrunner-hold 5m; exit 3"
     site.repository("rig", "held", JOB.format(probe="", end=end))
     held = up_until(ground, "held")
-    entered = ground.run("ssh", held["name"][-8:], "--", "ls", "-l", "/root/kept-workspace")
+    entered = ground.run("ssh", held["name"][-8:], "--", "ls", "-l", "kept-workspace")
     assert "result.txt" in entered.stdout
     print(ground.run("status").stdout, entered.stdout)
-    found = "/root/kept-workspace/result.txt"
+    found = "kept-workspace/result.txt"
     copy = ground.folder / "result.txt"
     ground.run("cp", f"{held['name'][-8:]}:{found}", str(copy))
     assert copy.read_text() == "41 is not 42\n"

@@ -40,7 +40,7 @@ sha256sum </tmp/out/data
 hostname
 cat /run/vmrunner-door/authorized_keys | wc -l
 pgrep -c 'sshd|sshd-session' || :
-ls -A /root/.ssh /etc/ssh | grep -E 'authorized|host_' || echo nothing else
+ls -A ~/.ssh /etc/ssh | grep -E 'authorized|host_' || echo nothing else
 timeout 2 bash -c 'exec 3<>/dev/tcp/192.0.2.1/80' 2>/dev/null && echo open || echo closed
 read -r line; echo "heard $line"
 echo oh >&2

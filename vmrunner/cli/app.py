@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -318,6 +319,12 @@ def one(history: History, text: str) -> Record:
 def clock(at: float) -> str:
     """Unix seconds as this host's date and time, for people."""
     return datetime.fromtimestamp(at).isoformat(sep=" ", timespec="milliseconds")
+
+
+def lasted(seconds: float | None) -> str:
+    """How long something is there, for people, as `age`; `-` where it is not known."""
+    now = time.time()
+    return "-" if seconds is None else age(now - seconds, now)
 
 
 def age(since: float, now: float) -> str:

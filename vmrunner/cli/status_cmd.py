@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, age, app, out, show, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, JsonOption, app, lasted, out, show, warn
 from vmrunner.cli.shown import LentShown, MachineShown, Pool, Status
 from vmrunner.errors import ConfigError, WrongCommand
 from vmrunner.log import Format, Log, open_log
@@ -114,7 +114,7 @@ def _understood(answer: bytes) -> Status | None:
 def _picture(status: Status) -> Group:
     parts: list[Any] = [Text(f"manager {status.manager} on host {status.host}", style="dim")]
     if status.seen_seconds_ago > _STALE:
-        seen = _age(status.seen_seconds_ago)
+        seen = lasted(status.seen_seconds_ago)
         parts.append(Text(f"as it was {seen} ago: the pass since then is not over", style="yellow"))
     since = status.forge_down_since
     when = f" Not answering since {time.strftime('%H:%M', time.localtime(since))}." if since else ""
@@ -143,7 +143,7 @@ def _picture(status: Status) -> Group:
         )
         for wait in status.waiting:
             title = f"{wait.repository}: {wait.name}" if wait.repository else wait.name
-            table.add_row(*map(Text, (title, _age(wait.age_seconds), wait.reason)))
+            table.add_row(*map(Text, (title, lasted(wait.age_seconds), wait.reason)))
         parts.append(table)
     return Group(*parts)
 
@@ -175,7 +175,7 @@ def _notes(pool: Pool) -> list[Text]:
     if pool.image_note:
         found.append(Text(f"  {pool.image_note}", style="red"))
     if pool.catching_seconds:
-        line = f"  the next machine whose job fails is held for {_age(pool.catching_seconds)}"
+        line = f"  the next machine whose job fails is held for {lasted(pool.catching_seconds)}"
         found.append(Text(line, style="dim"))
     if pool.snapshot:
         found.append(Text(f"  no snapshot: {pool.snapshot}", style="yellow"))
@@ -185,11 +185,6 @@ def _notes(pool: Pool) -> list[Text]:
 def _days(seconds: float) -> str:
     days = int(seconds // 86400)
     return f"built {days} day{'' if days == 1 else 's'} ago" if days >= 1 else "built today"
-
-
-def _age(seconds: float | None) -> str:
-    now = time.time()
-    return "-" if seconds is None else age(now - seconds, now)
 
 
 def _machine_table(last: str, machines: Sequence[MachineShown | LentShown]) -> Table:
@@ -205,7 +200,7 @@ def _machine_table(last: str, machines: Sequence[MachineShown | LentShown]) -> T
     )
     for machine in machines:
         whose = machine.instance if isinstance(machine, LentShown) else _job(machine)
-        cells = "machine", machine.name, machine.phase, _age(machine.age_seconds), whose
+        cells = "machine", machine.name, machine.phase, lasted(machine.age_seconds), whose
         table.add_row(*map(Text, cells))
     return table
 
@@ -213,6 +208,6 @@ def _machine_table(last: str, machines: Sequence[MachineShown | LentShown]) -> T
 def _job(machine: MachineShown) -> str:
     job = f"{machine.job}  {machine.job_url}".rstrip()
     if held := machine.held:
-        job = f"for {_age(held.left_seconds)} more: {held.why}"
+        job = f"for {lasted(held.left_seconds)} more: {held.why}"
     dropped = machine.dropped_packets
     return f"{job}  ({dropped} packets dropped)" if dropped else job

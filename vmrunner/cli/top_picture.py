@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from vmrunner.cli.app import age
+from vmrunner.cli.app import lasted
 from vmrunner.cli.shown import Pool, Status
 from vmrunner.cli.top_state import Log, Row, Seen, State, Today, choice, rows
 from vmrunner.model.pace import Pace, between
@@ -71,7 +71,7 @@ def _top(seen: Seen, state: State, width: int) -> list[Text]:
     if seen.problem:
         lines.append(Text(presentable(seen.problem, _LONGEST), "red"))
     elif status.seen_seconds_ago > _STALE:
-        ago = _age(status.seen_seconds_ago)
+        ago = lasted(status.seen_seconds_ago)
         lines.append(Text(f"as it was {ago} ago: the pass since then is not over", "yellow"))
     problems = dict.fromkeys(queue.problem for queue in status.forge if queue.problem)
     lines += [Text(presentable(each, _LONGEST), "red") for each in list(problems)[:2]]
@@ -124,7 +124,7 @@ def _machines(seen: Seen, shown: list[Row], chosen: str, width: int) -> list[Tex
         _Column("machine", names),
         *([_Column("pool", [row.pool for row in shown])] if is_wide else []),
         _Column("phase", [row.phase for row in shown]),
-        _Column("age", [_age(row.age_seconds) for row in shown], is_number=True),
+        _Column("age", [lasted(row.age_seconds) for row in shown], is_number=True),
         _Column("cpu", [_cpu(*each) for each in paces], is_number=True),
     ]
     if width == 0 or width >= _NARROW:
@@ -157,7 +157,7 @@ def _queue(status: Status, width: int) -> list[Text]:
     widest = width // 3
     columns = [
         _Column("waiting job", [presentable(each)[: widest or None] for each in titles]),
-        _Column("age", [_age(each.age_seconds) for each in status.waiting], is_number=True),
+        _Column("age", [lasted(each.age_seconds) for each in status.waiting], is_number=True),
         _Column("why", [each.reason for each in status.waiting]),
     ]
     rest = [Text(f"and {more} more that were not looked at yet", "yellow")] if more else []
@@ -255,8 +255,3 @@ def _memory(seen: Seen, row: Row, *, is_wide: bool) -> str:
         return "-"
     took = size(used.memory_peak_mib << 20)
     return f"{took} of {size(used.memory_mib << 20)}" if is_wide else took
-
-
-def _age(seconds: float | None) -> str:
-    now = time.time()
-    return "-" if seconds is None else age(now - seconds, now)

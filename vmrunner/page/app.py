@@ -25,7 +25,7 @@ from vmrunner.model.machine import Ending
 from vmrunner.page import images, words
 from vmrunner.page.chart import timeline
 from vmrunner.page.past import Past, Wanted
-from vmrunner.page.seen import Reader
+from vmrunner.page.seen import Reader, Seen
 from vmrunner.page.summary import Plots, Summary
 from vmrunner.page.sums import Span
 from vmrunner.text import size
@@ -102,24 +102,28 @@ class Views:
             status,
         )
 
+    def _live(
+        self, request: Request, template: str, title: str, seen: Seen, **values: Any
+    ) -> Response:
+        """A page of what the last pass saw, which says how old that is."""
+        stale = seen.is_stale(self._clock())
+        return self._page(request, template, title, seen=seen, stale=stale, **values)
+
     def now(self, request: Request) -> Response:
         """Pools, and the beginning of the queue."""
         seen = self._reader.seen()
-        return self._page(
-            request, "now", "Now", seen=seen, stale=seen.is_stale(self._clock()), few=_FEW
-        )
+        return self._live(request, "now", "Now", seen, few=_FEW)
 
     def queue(self, request: Request) -> Response:
         """Jobs that wait, and why."""
         seen = self._reader.seen()
         waiting = seen.status["waiting"] if seen.status else []
         place, shown = _slice(request, waiting)
-        return self._page(
+        return self._live(
             request,
             "queue",
             "Queue",
-            seen=seen,
-            stale=seen.is_stale(self._clock()),
+            seen,
             waiting=shown,
             **_around(request, place, len(waiting)),
         )
@@ -136,12 +140,11 @@ class Views:
             for machine in each["machines"]
         ]
         place, shown = _slice(request, every)
-        return self._page(
+        return self._live(
             request,
             "machines",
             "Machines",
-            seen=seen,
-            stale=seen.is_stale(self._clock()),
+            seen,
             machines=shown,
             lent=lent if not pool else [],
             pools=[each["name"] for each in pools],

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
-from urllib.parse import quote
 
+from vmrunner import files
 from vmrunner.manager.history import Record
 from vmrunner.model.machine import Ending
 
@@ -94,7 +94,7 @@ class Past:
         self._path = path
 
     def _open(self) -> sqlite3.Connection:
-        address = f"file:{quote(str(self._path))}?mode=ro"
+        address = files.database_to_read(self._path)
         return sqlite3.connect(address, uri=True, timeout=_PATIENCE, isolation_level=None)
 
     def ended(self, wanted: Wanted) -> Found:

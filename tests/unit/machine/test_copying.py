@@ -22,11 +22,11 @@ Opened = Callable[..., "contextmanager[Copy]"]
 def there(tmp_path: Path) -> Path:
     """What the machine has."""
     made = tmp_path / "machine"
-    (made / "work/sub").mkdir(parents=True)
-    (made / "work/log").write_bytes(b"x" * 100_000)
-    (made / "work/sub/tool").write_text("#!/bin/sh\n")
-    (made / "work/sub/tool").chmod(0o6755)
-    (made / "work/link").symlink_to("/etc/passwd")
+    (made / "build/sub").mkdir(parents=True)
+    (made / "build/log").write_bytes(b"x" * 100_000)
+    (made / "build/sub/tool").write_text("#!/bin/sh\n")
+    (made / "build/sub/tool").chmod(0o6755)
+    (made / "build/link").symlink_to("/etc/passwd")
     return made
 
 
@@ -73,7 +73,7 @@ def test_which_side_is_the_machines(word: str, found: tuple[str, str] | None) ->
 @pytest.mark.parametrize("into", ["", "other"])
 def test_a_file_out_of_it(there: Path, here: Path, warned: list[str], into: str) -> None:
     with copy(there, warned, recursive=False) as order:
-        order.out("/work/log", here / into if into else here)
+        order.out("/build/log", here / into if into else here)
     assert (here / (into or "log")).read_bytes() == b"x" * 100_000
 
 
@@ -81,11 +81,11 @@ def test_a_folder_out_of_it_without_links_and_with_its_permissions(
     there: Path, here: Path, warned: list[str]
 ) -> None:
     with copy(there, warned) as order:
-        order.out("/work", here)
+        order.out("/build", here)
     found = sorted(str(path.relative_to(here)) for path in here.rglob("*"))
-    assert found == ["work", "work/log", "work/sub", "work/sub/tool"]
-    assert (here / "work/sub/tool").stat().st_mode & 0o7777 == 0o755, "no setuid of the machine's"
-    assert warned == ["/work/link is left out: it is neither a file nor a folder"]
+    assert found == ["build", "build/log", "build/sub", "build/sub/tool"]
+    assert (here / "build/sub/tool").stat().st_mode & 0o7777 == 0o755, "no setuid of the machine's"
+    assert warned == ["/build/link is left out: it is neither a file nor a folder"]
 
 
 @pytest.mark.parametrize("name", ["../evil", "", "/etc/evil", "a/b", "a\0b"])
@@ -93,27 +93,27 @@ def test_what_it_names_stays_in_the_folder(
     there: Path, here: Path, warned: list[str], name: str
 ) -> None:
     with copy(there, warned, lies=(name,)) as order, pytest.raises(MachineError, match="names a"):
-        order.out("/work", here)
+        order.out("/build", here)
     assert {path.name for path in here.parent.iterdir()} == {"host", "machine"}
 
 
 def test_a_link_that_is_here_is_not_followed(there: Path, here: Path, warned: list[str]) -> None:
-    (here / "work").mkdir()
-    (here / "work/log").symlink_to(here.parent / "elsewhere")
+    (here / "build").mkdir()
+    (here / "build/log").symlink_to(here.parent / "elsewhere")
     with copy(there, warned) as order, pytest.raises(WrongCommand, match="can't be written"):
-        order.out("/work", here)
+        order.out("/build", here)
     assert not (here.parent / "elsewhere").exists()
 
 
 def test_folders_without_end_have_one(there: Path, here: Path, warned: list[str]) -> None:
     class Endless(Folder):
-        root = there / "work/sub"
+        root = there / "build/sub"
 
         def _path(self, path: str) -> Path:
             return self.root
 
     Endless.lies = ("again",)
-    (there / "work/sub/tool").unlink()
+    (there / "build/sub/tool").unlink()
     made, machine = talked(GuestDouble(folder=Endless))
     with visit.entered(made.machines, machine) as (transport, _):
         sftp = transport.open_sftp_client()
@@ -128,26 +128,26 @@ def test_a_folder_into_it(there: Path, here: Path, warned: list[str]) -> None:
     (here / "tree/sub/data").chmod(0o640)
     (here / "tree/link").symlink_to("sub")
     with copy(there, warned) as order:
-        order.into(here / "tree", "/work")
-    made = there / "work/tree/sub/data"
+        order.into(here / "tree", "/build")
+    made = there / "build/tree/sub/data"
     assert made.read_bytes() == (here / "tree/sub/data").read_bytes()
     assert made.stat().st_mode & 0o777 == 0o640
     assert len(warned) == 1
-    assert not (there / "work/tree/link").exists()
+    assert not (there / "build/tree/link").exists()
 
 
 def test_what_is_wrong_is_said(there: Path, here: Path, warned: list[str]) -> None:
     with copy(there, warned, recursive=False) as order:
         with pytest.raises(MachineError, match="There is no /nothing in vmr-m-"):
             order.out("/nothing", here)
-        with pytest.raises(WrongCommand, match=r"/work in vmr-m-.* is a folder"):
-            order.out("/work", here)
+        with pytest.raises(WrongCommand, match=r"/build in vmr-m-.* is a folder"):
+            order.out("/build", here)
         with pytest.raises(WrongCommand, match="host is a folder"):
-            order.into(here, "/work")
+            order.into(here, "/build")
         with pytest.raises(WrongCommand, match=r"There is no .*host/no on this host"):
-            order.into(here / "no", "/work")
+            order.into(here / "no", "/build")
         with pytest.raises(WrongCommand, match="can't be written: No such file"):
-            order.out("/work/log", here / "no/such/folder")
+            order.out("/build/log", here / "no/such/folder")
         (here / "f").write_text("x")
         with pytest.raises(MachineError, match=r"There is no /no/such/f in vmr-m-"):
             order.into(here / "f", "/no/such/f")
