@@ -296,19 +296,25 @@ def open_libvirt(settings: HostConfig) -> Hypervisor:
 
 def one(history: History, text: str) -> Record:
     """The machine that somebody means. Raises UnknownMachine."""
+    from vmrunner.model.machine import may_mean
+
     found = history.named(text)
     exact = [record for record in found if record.machine == text]
     if exact:
         return exact[0]
-    jobs = {record.job_key or record.made_for_key for record in found}
-    by_name = [record for record in found if record.machine.startswith(text)]
+    by_name = [record for record in found if may_mean(text, record.machine)]
+    of_jobs = {
+        (record.job_key or record.made_for_key).partition(".")[0]
+        for record in found
+        if record not in by_name
+    }
     if not found:
         raise UnknownMachine(
             f"No machine is known as {presentable(text)}.",
             "`vmrunner history` and `vmrunner status` have their names; a job is named by its id "
             "or its address at the forge.",
         )
-    if len(by_name) > 1 or (not by_name and len({job.partition(".")[0] for job in jobs}) > 1):
+    if len(by_name) + len(of_jobs) > 1:
         raise UnknownMachine(
             f"{presentable(text)} may be {len(found)} machines.",
             f"One of {some([record.machine for record in reversed(found)])}.",

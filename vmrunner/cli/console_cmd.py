@@ -22,7 +22,7 @@ def console(machine: MachineArgument, config_path: ConfigOption = DEFAULT_PATH) 
     from vmrunner import config
     from vmrunner.hypervisor.host import open_host
     from vmrunner.hypervisor.seam import Way
-    from vmrunner.machine import visit
+    from vmrunner.machine import named
 
     if not terminal.is_there():
         raise WrongCommand(
@@ -30,7 +30,7 @@ def console(machine: MachineArgument, config_path: ConfigOption = DEFAULT_PATH) 
             "`vmrunner ssh MACHINE -- COMMAND` needs none.",
         )
     host = open_host(config.load_host(config_path), warn)
-    found = visit.find(host.machines, machine)
+    found = named.find(host.machines.all(), machine)
     talk = host.machines.talk(found.id, Way.CONSOLE)
     paused = " It is paused, and says nothing until it goes on." if found.is_paused else ""
     say(f"The console of {found.id}. Ctrl-] leaves.{paused}")

@@ -34,7 +34,7 @@ def cp(
     """
     from vmrunner import config
     from vmrunner.hypervisor.host import open_host
-    from vmrunner.machine import copying, visit
+    from vmrunner.machine import copying, named, visit
 
     outwards, inwards = copying.split(source), copying.split(target)
     name = (outwards or inwards or ("", ""))[0]
@@ -44,7 +44,7 @@ def cp(
             "Begin a path of this host that has a colon with ./",
         )
     host = open_host(config.load_host(config_path), warn)
-    machine = visit.find(host.machines, name)
+    machine = named.find(host.machines.all(), name)
     with visit.entered(host.machines, machine) as (transport, line):
         sftp = transport.open_sftp_client()
         if sftp is None:

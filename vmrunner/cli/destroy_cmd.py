@@ -25,7 +25,9 @@ def destroy(
     machine: Annotated[
         str,
         typer.Argument(
-            metavar="MACHINE", help="Its name, or the end of it.", autocompletion=names.machines
+            metavar="MACHINE",
+            help="A machine, or how its name alone begins or ends.",
+            autocompletion=names.live_machines,
         ),
     ],
     yes: YesOption = False,

@@ -33,8 +33,8 @@ def hold(
         str | None,
         typer.Argument(
             metavar="MACHINE",
-            help="A machine with a job, or the end of its name.",
-            autocompletion=names.machines,
+            help="A machine with a job, or how its name alone begins or ends.",
+            autocompletion=names.live_machines,
         ),
     ] = None,
     failed: FailedOption = None,

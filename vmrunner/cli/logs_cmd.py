@@ -42,7 +42,7 @@ def logs(
         str,
         typer.Argument(
             metavar="MACHINE|JOB",
-            help="A machine, or what its name alone begins with; or a job's id or address at the "
+            help="A machine, or how its name alone begins or ends; or a job's id or address at the "
             "forge, for the machine that had it last.",
             autocompletion=names.machines,
         ),

@@ -27,8 +27,8 @@ def release(
         str | None,
         typer.Argument(
             metavar="MACHINE",
-            help="A machine that is held, or the end of its name.",
-            autocompletion=names.machines,
+            help="A machine that is held, or how its name alone begins or ends.",
+            autocompletion=names.live_machines,
         ),
     ] = None,
     failed: FailedOption = None,

@@ -18,7 +18,7 @@ MachineArgument = Annotated[
     str,
     typer.Argument(
         metavar="MACHINE",
-        help="A machine that runs, or what its name alone begins or ends with.",
+        help="A machine that runs, or how its name alone begins or ends.",
         autocompletion=names.live_machines,
     ),
 ]
@@ -43,11 +43,11 @@ def ssh(
     """
     from vmrunner import config
     from vmrunner.hypervisor.host import open_host
-    from vmrunner.machine import visit
+    from vmrunner.machine import named, visit
 
     words = command[1:] if command and command[0] == "--" else command or []
     host = open_host(config.load_host(config_path), warn)
-    found = visit.find(host.machines, machine)
+    found = named.find(host.machines.all(), machine)
     with visit.entered(host.machines, found) as (transport, line):
         channel = transport.open_session()
         if not words and terminal.is_there():

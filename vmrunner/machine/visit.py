@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vmrunner.errors import MachineError, WrongCommand
+from vmrunner.errors import MachineError
 from vmrunner.hypervisor.seam import Machines, Talk, Way
 from vmrunner.model.machine import Machine, MachineId
 from vmrunner.text import presentable
@@ -44,28 +44,6 @@ _LACKS = {
         "Let a script of the recipe run `usermod --unlock root`, or give it `*` for a password.",
     ),
 }
-
-
-def find(machines: Machines, name: str) -> Machine:
-    """The machine of this name, or the only one whose name begins or ends so, that is alive.
-
-    Raises WrongCommand.
-    """
-    alive = [each for each in machines.all() if each.alive]
-    whole = [each for each in alive if str(each.id) == name]
-    part = [each for each in alive if str(each.id).startswith(name) or str(each.id).endswith(name)]
-    match whole or part:
-        case [found]:
-            return found
-        case []:
-            raise WrongCommand(
-                f"There is no machine {name}.", "`vmrunner status` lists those that there are."
-            )
-        case several:
-            raise WrongCommand(
-                f"{name} may be any of {len(several)} machines.",
-                f"Say more of its name, such as {several[0].id}.",
-            )
 
 
 class Line:

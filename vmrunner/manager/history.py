@@ -27,7 +27,7 @@ from vmrunner.manager.figures import Counted, Timed
 from vmrunner.manager.trial import Trial
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import VERDICTS, Job, JobState
-from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
+from vmrunner.model.machine import SHORTEST, Ending, EventKind, Machine, MachineId, Metadata
 from vmrunner.model.used import Used, hints
 from vmrunner.waiting import Deadline
 
@@ -708,18 +708,19 @@ class History:
         return going
 
     def named(self, text: str) -> list[Record]:
-        """The machines that somebody may mean by this, oldest first: by a machine's name or what it
-        begins with, or by the id or the address of a job, or of its run, at the forge. Raises
+        """The machines that somebody may mean by this, oldest first: by a machine's name, or how it
+        begins or ends; or by the id or the address of a job, or of its run, at the forge. Raises
         ConfigError.
         """
         address = text.rstrip("/")
         if not address:
             return []
         return self._known(
-            "WHERE substr(machine, 1, ?) = ? OR rtrim(url, '/') = ? OR rtrim(run_url, '/') = ? "
+            "WHERE (? >= ? AND ? IN (substr(machine, 1, ?), substr(machine, -?))) "
+            "OR rtrim(url, '/') = ? OR rtrim(run_url, '/') = ? "
             "OR ? IN (job_key, made_for_key) OR substr(job_key, 1, ?) = ? "
             "OR (job_key = '' AND substr(made_for_key, 1, ?) = ?) ORDER BY created, machine",
-            *(len(text), text, address, address, text),
+            *(len(text), SHORTEST, text, len(text), len(text), address, address, text),
             *(len(text) + 1, f"{text}.", len(text) + 1, f"{text}."),
         )
 

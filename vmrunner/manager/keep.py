@@ -9,13 +9,11 @@ from dataclasses import replace
 from datetime import timedelta
 
 from vmrunner.errors import WrongCommand
-from vmrunner.machine import ownership
+from vmrunner.machine import named, ownership
 from vmrunner.manager.manager import Manager, Outcome
 from vmrunner.manager.observed import View
 from vmrunner.manager.plan import at_once, let_go
 from vmrunner.model.machine import Ending, EventKind, Machine, Metadata
-
-_SHORTEST = 4  # characters of a name's end that stand for it
 
 
 def hold(manager: Manager, name: str, span: timedelta) -> Machine:
@@ -63,7 +61,7 @@ def release(manager: Manager, name: str) -> Outcome | None:
 
 
 def find(manager: Manager, name: str) -> Machine:
-    """The machine of one of our pools by its name or the end of that. Raises WrongCommand."""
+    """A machine of our pools, by what stands for it. Raises WrongCommand."""
     return _named(manager, name)[0]
 
 
@@ -78,19 +76,13 @@ def destroy(manager: Manager, name: str) -> Outcome:
 
 
 def _named(manager: Manager, name: str) -> tuple[Machine, Metadata]:
-    everyone = manager.hypervisor.machines.all()
-    exact = [each for each in everyone if str(each.id) == name]
-    near = [each for each in everyone if len(name) >= _SHORTEST and str(each.id).endswith(name)]
-    found = exact or near
-    if len(found) > 1:
-        names = ", ".join(str(each.id) for each in found)
-        raise WrongCommand(f"Several machines end with {name!r}: {names}.", "Say more of the name.")
-    if not found or not found[0].alive or found[0].metadata is None:
+    machine = named.find(manager.hypervisor.machines.all(), name)
+    metadata = machine.metadata
+    if metadata is None:
         raise WrongCommand(
-            f"There is no machine {name!r} on this host.",
-            "`vmrunner status` shows those that there are, `vmrunner history` those that were.",
+            f"Nothing is known of the machine {machine.id}: it has just come to be, or is damaged.",
+            "The next pass destroys it, if it is.",
         )
-    machine, metadata = found[0], found[0].metadata
     if metadata.instance:
         raise WrongCommand(
             f"The machine {machine.id} is GARM's, which made it and ends it.",

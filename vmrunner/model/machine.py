@@ -9,6 +9,7 @@ from enum import StrEnum
 from itertools import count
 
 PREFIX = "vmr"
+SHORTEST = 4  # characters of a name that stand for it
 """Every libvirt and forge object of ours is named `vmr-<manager>-…`."""
 
 
@@ -156,6 +157,15 @@ def parse_events(raw: bytes) -> tuple[GuestEvent, ...]:
 def is_serial(text: str) -> bool:
     """Whether it is 8 hex digits, as a machine's serial and a host's identity are."""
     return len(text) == 8 and all(c in "0123456789abcdef" for c in text)
+
+
+def may_mean(text: str, name: str) -> bool:
+    """Whether somebody may mean the machine of this name: it is the name, or at least four
+    characters of its beginning or its end.
+    """
+    return text == name or (
+        len(text) >= SHORTEST and (name.startswith(text) or name.endswith(text))
+    )
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,9 @@ def held(world: World, name: str = "job 1") -> MachineId:
         (["hold", "--failed", "p", "--for", "soon"], 'A duration is written like "90s"'),
         (["hold", "--failed", "p", "--for", "8d"], 'A machine is held for "7d" at most.'),
         (["hold", "--failed", "p", "--for", "0s"], 'A duration is written like "90s"'),
-        (["hold", "nobody"], "There is no machine 'nobody' on this host."),
-        (["release", "nobody"], "There is no machine 'nobody' on this host."),
-        (["destroy", "nobody"], "There is no machine 'nobody' on this host."),
+        (["hold", "nobody"], "There is no machine nobody on this host."),
+        (["release", "nobody"], "There is no machine nobody on this host."),
+        (["destroy", "nobody"], "There is no machine nobody on this host."),
     ],
 )
 def test_a_wrong_command_is_one_sentence(run: Run, arguments: list[str], said: str) -> None:

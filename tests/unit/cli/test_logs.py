@@ -143,6 +143,7 @@ def test_without_libvirt_the_rest_is_shown(run: Run, monkeypatch: pytest.MonkeyP
     [
         (FIRST, FIRST),
         ("vmr-m-0a0b0c0d00000003", LIVES),
+        ("0003", LIVES),
         ("41", SECOND),  # the one that had it last
         ("41.1", FIRST),
         ("42", LIVES),  # it was made for it, and nothing is known of what runs there
@@ -162,6 +163,8 @@ def test_how_a_machine_may_be_named(run: Run, text: str, machine: str) -> None:
     [
         ("vmr-m-0a0b0c0d", "vmr-m-0a0b0c0d may be 3 machines."),
         ("4", "No machine is known as 4."),
+        ("003", "No machine is known as 003."),
+        ("vmr", "No machine is known as vmr."),
         ("%", "No machine is known as %."),
         ("/", "No machine is known as /."),
         ("../../etc/passwd", "No machine is known as ../../etc/passwd."),

@@ -11,9 +11,9 @@ import pytest
 
 from tests.fakes import FakeHypervisor
 from tests.guest_double import GuestDouble, Speaker
-from vmrunner.errors import MachineError, WrongCommand
+from vmrunner.errors import MachineError
 from vmrunner.hypervisor.seam import Way
-from vmrunner.machine import visit
+from vmrunner.machine import named, visit
 from vmrunner.model.machine import Machine, MachineId, Metadata
 
 ONE, OTHER = MachineId("m", "0000000a", "0a0b0c0d"), MachineId("m", "0000101a", "0a0b0c0d")
@@ -29,40 +29,7 @@ def host(*machines: MachineId) -> FakeHypervisor:
 def talked(double: Callable[[], Speaker]) -> tuple[FakeHypervisor, Machine]:
     made = host(ONE)
     made.speakers[ONE, Way.DOOR] = double
-    return made, visit.find(made.machines, str(ONE))
-
-
-# ---- which machine ----
-
-
-@pytest.mark.parametrize(
-    ("said", "found"), [(str(ONE), ONE), ("0000000a", ONE), ("1a", OTHER), (str(OTHER)[:-2], OTHER)]
-)
-def test_a_machine_by_its_name_or_what_it_alone_begins_or_ends_with(
-    said: str, found: MachineId
-) -> None:
-    assert visit.find(host(ONE, OTHER).machines, said).id == found
-
-
-@pytest.mark.parametrize("said", ["vmr-m-", "0a", ""])
-def test_a_name_of_several_is_none(said: str) -> None:
-    several = host(ONE, OTHER, MachineId("m", "1111110a", "0a0b0c0d")).machines
-    with pytest.raises(WrongCommand, match=r"may be any of [23] machines"):
-        visit.find(several, said)
-
-
-@pytest.mark.parametrize("said", ["vmr-m-ffffffff", "", "x"])
-def test_a_machine_that_is_not_there(said: str) -> None:
-    with pytest.raises(WrongCommand, match="There is no machine"):
-        visit.find(host().machines, said)
-
-
-def test_one_that_is_off_is_not_there() -> None:
-    made = host(ONE)
-    made.files[next(iter(made.domains)), "console"] = b""  # type: ignore[index]
-    del made.domains[ONE]
-    with pytest.raises(WrongCommand, match="There is no machine"):
-        visit.find(made.machines, str(ONE))
+    return made, named.find(made.machines.all(), str(ONE))
 
 
 def test_one_that_is_paused_is_left_so() -> None:
@@ -70,7 +37,7 @@ def test_one_that_is_paused_is_left_so() -> None:
     made.paused.add(ONE)
     with (
         pytest.raises(MachineError, match="is paused: it waits for a job"),
-        visit.entered(made.machines, visit.find(made.machines, str(ONE))),
+        visit.entered(made.machines, named.find(made.machines.all(), str(ONE))),
     ):
         pass
 
