@@ -17,6 +17,8 @@ from vmrunner.model.job import Credentials, Scope
 from vmrunner.model.machine import MachineId
 
 _SUFFIX = ".binding"
+# One is written as a whole or not at all, so what raises one of these is not ours to mend.
+_DAMAGED = (ValueError, KeyError, TypeError, ConfigError)
 _HALVES = (f"{files.PART}*", "*.part")  # what is being written; the second is an older vmrunner's
 
 
@@ -56,45 +58,53 @@ class Bindings:
             ) from None
 
     def find(self, machine: MachineId) -> Binding | None:
-        """One machine's; None where there is none that can be read."""
+        """One machine's; None where there is none that can be read. Changes nothing."""
         try:
-            plain = json.loads(self._path(machine).read_bytes())
-            credentials = Credentials(int(plain["id"]), str(plain["uuid"]), str(plain["token"]))
-            scope = Scope.parse(plain["scope"])
-            return Binding(
-                machine,
-                plain["pool"],
-                scope,
-                plain["job"],
-                credentials,
-                plain["ending"],
-                plain["reason"],
-                bool(plain.get("worked", False)),  # an older vmrunner's has none of these
-                str(plain.get("repository", "")),
-                float(plain.get("bound_at", 0.0)),
-            )
-        except OSError:
+            return self._read(machine)
+        except (OSError, *_DAMAGED):
             return None
-        except (ValueError, KeyError, TypeError, ConfigError):
-            # Written as a whole or not at all, so this is not ours to mend: the runner's record is
-            # swept as a stray.
-            self.drop(machine)
-            return None
+
+    def _read(self, machine: MachineId) -> Binding:
+        plain = json.loads(self._path(machine).read_bytes())
+        credentials = Credentials(int(plain["id"]), str(plain["uuid"]), str(plain["token"]))
+        scope = Scope.parse(plain["scope"])
+        return Binding(
+            machine,
+            plain["pool"],
+            scope,
+            plain["job"],
+            credentials,
+            plain["ending"],
+            plain["reason"],
+            bool(plain.get("worked", False)),  # an older vmrunner's has none of these
+            str(plain.get("repository", "")),
+            float(plain.get("bound_at", 0.0)),
+        )
 
     def all(self) -> tuple[Binding, ...]:
-        """Every binding of this manager."""
+        """Every binding of this manager that can be read."""
+        return tuple(found for machine in self._machines() if (found := self.find(machine)))
+
+    def _machines(self) -> tuple[MachineId, ...]:
         names = sorted(path.name for path in self._folder.glob(f"*{_SUFFIX}"))
-        machines = (MachineId.of(self._manager, name) for name in names)
-        return tuple(found for machine in machines if machine and (found := self.find(machine)))
+        return tuple(found for name in names if (found := MachineId.of(self._manager, name)))
 
     def sweep(self) -> None:
-        """Delete what a killed process had not written to its end: it may hold a token.
+        """Delete what a killed process had not written to its end, as it may hold a token, and what
+        is damaged: the runner's record at the forge is swept as a stray then.
 
         Call it under the manager's lock.
         """
         for pattern in _HALVES:
             for part in self._folder.glob(pattern):
                 part.unlink(missing_ok=True)
+        for machine in self._machines():
+            try:
+                self._read(machine)
+            except _DAMAGED:
+                self.drop(machine)
+            except OSError:
+                pass  # nobody knows what it says
 
     def drop(self, machine: MachineId) -> None:
         """Forget one; one that is gone is fine."""
