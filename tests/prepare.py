@@ -7,6 +7,7 @@ else in the suite but tests.stock needs a package registry.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -18,13 +19,10 @@ from vmrunner import files
 from vmrunner.errors import ImageError
 from vmrunner.image.build import build
 from vmrunner.image.recipe import recipe
-from vmrunner.image.versions import promotion, store
+from vmrunner.image.versions import promotion, store, workshop
 from vmrunner.image.versions.promotion import Why
 from vmrunner.resources import folder
 
-IMAGES = (
-    Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "images" / os.environ.get("RIG", "trixie")
-)
 RECIPES = Path(__file__).parent / "images"
 GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 JOBS, JOBS_DOCKER = "test-jobs", "test-jobs-docker"
@@ -44,6 +42,30 @@ BUILDER = "".join(
         ),
     ]
 )
+CACHE = Path(os.environ.get("VMRUNNER_CACHE", "/cache"))
+_STORES = CACHE / "images" / os.environ.get("RIG", "trixie")
+_KEY = hashlib.sha256(
+    BUILDER.encode() + b"".join(path.read_bytes() for path in sorted(RECIPES.glob("*.toml")))
+).hexdigest()
+IMAGES = _STORES / f"by-{_KEY[:16]}"
+"""For this builder and these recipes: a checkout with others uses the store beside it."""
+_KEPT = 3
+
+
+def lay_store() -> None:
+    """Make it, the newest one; stores that nobody has used for longest go. The packages that
+    builds have fetched belong to all of them.
+    """
+    packages = _STORES / workshop.CACHE
+    packages.mkdir(parents=True, exist_ok=True)
+    IMAGES.mkdir(exist_ok=True)
+    link = IMAGES / workshop.CACHE
+    if not link.is_symlink():
+        shutil.rmtree(link, ignore_errors=True)
+        link.symlink_to(Path("..") / workshop.CACHE)
+    os.utime(IMAGES)
+    for old in sorted(_STORES.glob("by-*"), key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def usable(images: Path, name: str, digest: str) -> bool:
@@ -63,10 +85,11 @@ def say(sentence: str) -> None:
 
 def main(names: Sequence[str]) -> None:
     """Build what is missing of these; older versions go."""
+    lay_store()
     if DOCKER in names or JOBS_DOCKER in names:
-        containers.prepare(IMAGES.parent / "containers" / "base.tar")
+        containers.prepare(CACHE / "images" / "containers" / "base.tar")
     if JOBS_DOCKER in names:
-        containers.prepare_job(IMAGES.parent / "containers")
+        containers.prepare_job(CACHE / "images" / "containers")
     for name in names:
         wanted = recipe.load(name, RECIPES)
         if usable(IMAGES, name, wanted.digest()):

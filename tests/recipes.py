@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any
 import httpx
 
 from tests import interrupted, stock
-from tests.prepare import IMAGES, say
+from tests.prepare import CACHE, say
 from vmrunner.config import HostConfig, LibvirtConfig, NetworkConfig
 from vmrunner.errors import ImageError
 from vmrunner.files import digest
@@ -36,7 +37,7 @@ from vmrunner.image.versions import store
 from vmrunner.model.image import Golden
 from vmrunner.resources import folder
 
-STORE = IMAGES.parents[1] / "recipes" / IMAGES.name
+STORE = CACHE / "recipes" / os.environ.get("RIG", "trixie")
 # Each part of `make images` adds its own, the last one prints them.
 FIGURES = STORE / "figures.json"
 STOCK = "debian-12-stock"
