@@ -26,8 +26,9 @@ _UNBOUND = {
 }
 """What libvirt says where the host has no cgroups for it; `doctor` says so, too."""
 _SVM_MAY_GO = 8_000_000
-"""The QEMU from which on software emulation may lack SVM. In 7.2 (Debian 12) Linux 6.1.192 comes up
-without it, but mounts and writes end with EINVAL; 10.0 and 11.1 are right.
+"""The QEMU from which on software emulation may lack SVM. In 7.2 (Debian 12) a processor loses its
+extended CPUID leaves with it, among them the sizes of addresses, and Linux 6.1.192 copies wrong
+bytes: findings/qemu-max-without-svm-has-fewer-cpuid-leaves.sh. 10.0 and 11.1 are right.
 """
 
 
