@@ -121,6 +121,12 @@ POWER_OFF = 0x4321FEDC  # of reboot(2)
 MARKS: "list[tuple[str, float]]" = []
 IN_USE = [0]  # the most MiB of memory that a look has found
 LOGS: "list[int]" = []  # where runners write to, once it is open
+KEPT = "kept-workspace"  # in the home of the job's user
+# See fanotify(7) and inotify(7).
+FAN_CLOEXEC, FAN_CLASS_CONTENT, FAN_MARK_ADD, FAN_ALLOW = 1, 4, 1, 1
+FAN_OPEN_PERM, FAN_ONDIR, IN_CREATE = 0x10000, 0x40000000, 0x100
+FAN_EVENT = struct.Struct("<IBBHQii")  # its length, …, what file it is of, and who opens that
+FAN_ANSWER = struct.Struct("<iI")
 libc = ctypes.CDLL(None, use_errno=True)
 DISK = Path("/dev/disk/by-id/virtio-vmrunner-seed")
 SECTOR, SIZE = 2048, 1 << 20
@@ -421,9 +427,7 @@ def run_job(
     say("clock", f"{time.monotonic():.3f}")  # what the kernel's own lines go by
     for other in others or ():
         other.drop()
-    while (
-        code := exit_code(process, job["seconds"] - (time.monotonic() - began), watched(job))
-    ) == REFUSED:
+    while (code := exit_code(process, job["seconds"] - (time.monotonic() - began), job)) == REFUSED:
         # The forge was away when its runner started: it is asked again, as long as the host waits
         # for that.
         if time.monotonic() - began > job["pickup_seconds"]:
@@ -532,13 +536,16 @@ def start(job: "Job") -> "subprocess.Popen[bytes]":
         raise
 
 
-def exit_code(process: "subprocess.Popen[bytes]", seconds: float, url: str) -> int:
+def exit_code(process: "subprocess.Popen[bytes]", seconds: float, job: "Job") -> int:
     """As a shell tells it.
 
     After so many seconds the machine goes: the host, which has an earlier deadline, must be gone.
     While the runner is held that time does not run.
     """
-    handle, poll, hold = os.pidfd_open(process.pid), select.poll(), Hold(process.pid, url)
+    handle, poll, hold = os.pidfd_open(process.pid), select.poll(), Hold(process.pid, watched(job))
+    keeps = Workspace(process.pid, Path(pwd.getpwnam(job["user"]).pw_dir) / KEPT)
+    if job["stay_seconds"]:
+        keeps.begin()
     poll.register(handle, select.POLLIN)
     until = time.monotonic() + seconds
     while True:
@@ -552,11 +559,89 @@ def exit_code(process: "subprocess.Popen[bytes]", seconds: float, url: str) -> i
             # The host has ended its job at the forge, and keeps the machine to be looked into.
             process.kill()
             break
+        if is_told_to_stay():
+            keeps.begin()
         hold.look()
     os.close(handle)
     IN_USE[0] = max(IN_USE[0], memory_in_use())
     code = process.wait()
     return code if code >= 0 else 128 - code
+
+
+class Workspace:
+    """Has a job's workspace, which the forges' runners delete when the job is over, stay.
+
+    A runner opens the folder that it has made for its job when it is about to delete that, and not
+    before. The kernel asks us first (fanotify), and meanwhile the workspace is moved out of there.
+    """
+
+    NAME = "hostexecutor"  # in that folder; the runners' name for it
+
+    def __init__(self, runner: int, kept: Path) -> None:
+        """`kept` is where it is afterwards; it has to be on the same file system."""
+        self._runner, self._kept = runner, kept
+        self._begun = False
+
+    def begin(self) -> None:
+        """Keep it, from now on; a second call changes nothing. A kernel that can't has none kept,
+        and says so.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        asked = libc.fanotify_init(FAN_CLASS_CONTENT | FAN_CLOEXEC, os.O_RDONLY | os.O_CLOEXEC)
+        made = libc.inotify_init1(os.O_CLOEXEC)
+        if asked < 0 or made < 0:
+            fault = os.strerror(ctypes.get_errno())
+            os.write(log(), f"vmrunner: no workspace is kept here: {fault}\n".encode())
+            return
+        libc.inotify_add_watch(made, bytes(WORK), IN_CREATE)
+        threading.Thread(target=self._keep, args=(asked, made), daemon=True).start()
+
+    def _keep(self, asked: int, made: int) -> None:
+        poll = select.poll()
+        for file in (asked, made):
+            poll.register(file, select.POLLIN)
+        try:
+            self._mark(asked)
+            while True:
+                for file, _ in poll.poll():
+                    if file == made:
+                        os.read(made, 4096)
+                        self._mark(asked)
+                    else:
+                        self._answer(asked, os.read(asked, 4096))
+        finally:
+            os.close(asked)  # who waits for an answer goes on
+
+    def _mark(self, asked: int) -> None:
+        """Of each folder of a job, we are asked before it is opened. We never open one."""
+        for folder in WORK.iterdir():
+            libc.fanotify_mark(
+                asked,
+                FAN_MARK_ADD,
+                ctypes.c_uint64(FAN_OPEN_PERM | FAN_ONDIR),
+                -1,
+                bytes(folder),
+            )
+
+    def _answer(self, asked: int, events: bytes) -> None:
+        while events:
+            length, _, _, _, _, file, who = FAN_EVENT.unpack_from(events)
+            events = events[length:]
+            try:
+                if who == self._runner:
+                    self._move(Path(os.readlink(f"/proc/self/fd/{file}")))
+            finally:
+                os.write(asked, FAN_ANSWER.pack(file, FAN_ALLOW))
+                os.close(file)
+
+    def _move(self, folder: Path) -> None:
+        with suppress(OSError):
+            if (folder / self.NAME).is_dir():
+                with suppress(FileNotFoundError):  # what a step has had kept goes with the rest
+                    self._kept.rename(folder / KEPT)
+                (folder / self.NAME).rename(self._kept)
 
 
 class Hold:

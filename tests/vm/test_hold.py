@@ -113,7 +113,8 @@ def test_a_machine_whose_job_failed_stays_and_has_nothing(
     site: Site, lay_ground: Callable[..., Ground]
 ) -> None:
     ground = lay_ground(cloned=True, most=1, more='hold_failed = "10m"')
-    repository = site.repository("rig", "held", workflow(f"{LASTS}; exit 1"))
+    ends = f"{LASTS}; echo 41 is not 42 >left; exit 1"
+    repository = site.repository("rig", "held", workflow(ends))
     until(lambda: len(repository.jobs()) == 1, 30, "the job")
     name = up_until(ground, "running")["name"]
     runner = credentials(ground, name)
@@ -133,6 +134,8 @@ def test_a_machine_whose_job_failed_stays_and_has_nothing(
 
     described = libvirt.open("qemu:///system").lookupByName(name).XMLDesc(0)
     assert "<link state='down'/>" in described
+    looked = ground.run("ssh", name[-8:], "--", "cat", "kept-workspace/left")
+    assert looked.stdout == "41 is not 42\n", "its runner has deleted the workspace by now"
 
     ground.run("release", name[-8:])
     assert ground.leftovers() == []
