@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from vmrunner.cli import config_text, man
 from vmrunner.cli.meanings import ENDINGS, WAITS
 from vmrunner.config import Duration, Mebibytes, example
+from vmrunner.image.recipe import recipe as recipes
 from vmrunner.manager import metrics, webhook
 from vmrunner.model.machine import Phase
 
@@ -127,6 +130,93 @@ def configuration() -> str:
     )
 
 
+_INSIDE = {
+    "stock": "[stock]",
+    "scripts": "[[scripts]]",
+    "users": "[users.NAME]",
+    "files": '[files."/PATH"]',
+    "runner": "[runner]",
+    "runners": "[runners.NAME]",
+    "containers": "[[containers]]",
+}
+"""How the tables of a recipe are written, by the key that they are."""
+_EXTENDS = (
+    "`extends`",
+    "text",
+    "-",
+    "Another recipe, of yours or one that comes along: all that it says holds here, too.",
+)
+
+
+def recipe_tables() -> Iterator[tuple[str, str, list[list[str]]]]:
+    """Each table of a recipe as it is written, empty for the whole file; what it is; the row of
+    each of its keys, none where an earlier one has the same.
+    """
+    schema = recipes.Recipe.model_json_schema()
+    inner = {each.__name__: each for each in _sections(recipes.RecipeTable)}
+    found, shown_before = [("", "", recipes.Recipe)], set[type[BaseModel]]()
+    for written, what, model in found:
+        keys = schema if model is recipes.Recipe else schema["$defs"][model.__name__]
+        said, rows = dict(_said(model)), [list(_EXTENDS)] if model is recipes.Recipe else []
+        for name, key in () if model in shown_before else keys["properties"].items():
+            if below := _table_of(key):
+                about = said.get(name) or inspect.getdoc(inner[below]) or ""
+                found.append((_INSIDE[name], about, inner[below]))
+            elif (model, name) != (recipes.Recipe, "name"):  # its file says that
+                default = key.get("default")
+                plain = default not in (None, [], {})
+                shown = "needed" if name in keys.get("required", ()) else "-"
+                shown = _code(config_text.as_toml(default)) if plain else shown
+                key = TypeAdapter(Mebibytes).json_schema() if name == "size" else key
+                rows.append([f"`{name}`", value(key, schema["$defs"]), shown, said[name]])
+        yield written, what, rows
+        shown_before.add(model)
+
+
+def _sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for each in model.__subclasses__():
+        yield each
+        yield from _sections(each)
+
+
+def _table_of(key: Mapping[str, Any]) -> str:
+    """The name of the table that a key is, or is a list of, or has by names; empty for others."""
+    within = [*key.get("anyOf", ()), *_patterns(key), key.get("items", {}), key]
+    return next((str(each["$ref"]).rpartition("/")[2] for each in within if "$ref" in each), "")
+
+
+def _said(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """What the source says of each key of a table: the text under it."""
+    for each in (each for each in reversed(model.__mro__) if each.__module__ == recipes.__name__):
+        body = ast.parse(inspect.getsource(each)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for key, text in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(key, ast.AnnAssign)
+                and isinstance(key.target, ast.Name)
+                and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant)
+            ):
+                yield key.target.id, inspect.cleandoc(str(text.value.value))
+
+
+def recipe() -> str:
+    """Every key of a recipe."""
+    parts = []
+    for written, what, rows in recipe_tables():
+        parts += [f"## `{written}`", _paragraphs(what)] if written else []
+        parts += [table(["key", "value", "default", "what it is"], rows)] if rows else []
+    return page(
+        "Recipes",
+        "A file in `/etc/vmrunner/recipes` (`recipes_dir`), in TOML: `my-image.toml` is the recipe "
+        "of the image `my-image`. [How to make one](../images.md#1-a-recipe), also what becomes of "
+        "the keys of the recipe that it extends.",
+        "A key that is *needed* has no default, and has to be in the recipe, or in one that it "
+        "extends. A dash means: no value, unless you give one.",
+        *parts,
+    )
+
+
 def commands() -> str:
     """Every command with its options."""
     whole = man.described()
@@ -165,10 +255,16 @@ def waits() -> str:
     )
 
 
+_LINKS = {
+    "docs/jobs.md, Reusable workflows": "[jobs.md](../jobs.md#reusable-workflows)",
+    "docs/howto/disk-full.md": "[disk-full.md](../howto/disk-full.md)",
+}
+
+
 def _linked(text: str) -> str:
-    return text.replace(
-        "docs/jobs.md, Reusable workflows", "[jobs.md](../jobs.md#reusable-workflows)"
-    )
+    for named, link in _LINKS.items():
+        text = text.replace(named, link)
+    return text
 
 
 def endings() -> str:
@@ -217,6 +313,7 @@ def index() -> str:
     """The list of pages."""
     rows = [
         ("every key of the configuration", "configuration.md"),
+        ("every key of a recipe", "recipe.md"),
         ("every command and option", "commands.md"),
         ("every reason to wait", "waits.md"),
         ("every ending of a machine", "endings.md"),
@@ -235,6 +332,7 @@ def pages() -> dict[str, str]:
     return {
         "README.md": index(),
         "configuration.md": configuration(),
+        "recipe.md": recipe(),
         "commands.md": commands(),
         "waits.md": waits(),
         "endings.md": endings(),

@@ -481,6 +481,17 @@ class FlavorConfig(MachineConfig):
             "machine itself."
         ),
     ] = ()
+    pickup_timeout: Annotated[
+        Duration,
+        Field(
+            description="How long a runner that the forge does not answer, or not take, when it "
+            "starts tries again. An idle runner has no end but `lifetime`."
+        ),
+    ] = timedelta(minutes=2)
+    job_timeout: Annotated[
+        Duration,
+        Field(description="The runner's own limit for a job; the host sees to `lifetime` alone."),
+    ] = timedelta(hours=3)
     install: Annotated[
         Literal["host", "machine"],
         Field(
@@ -491,8 +502,8 @@ class FlavorConfig(MachineConfig):
     lifetime: Annotated[
         Duration,
         Field(
-            description="After that time a machine goes, whatever it does, as GARM knows no "
-            "longest time."
+            description="So long after its creation a machine goes, whatever it does, also in the "
+            "middle of a job: GARM knows no longest time."
         ),
     ] = timedelta(days=2)
 

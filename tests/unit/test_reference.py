@@ -12,6 +12,7 @@ from tests.world import POOL, World
 from vmrunner.cli import config_text, man
 from vmrunner.config import example
 from vmrunner.errors import VmrunnerError
+from vmrunner.image.recipe.recipe import Recipe
 from vmrunner.manager import metrics
 from vmrunner.manager.metrics import Figures
 
@@ -49,6 +50,34 @@ def test_every_key_says_what_it_is_and_what_may_be_written() -> None:
 )
 def test_a_key_of_each_kind(key: str, row: str) -> None:
     assert row in reference.configuration(), key
+
+
+def test_every_key_of_a_recipe_is_there() -> None:
+    keys = {
+        (written, row[0].strip("`"))
+        for written, _, rows in reference.recipe_tables()
+        for row in rows
+    }
+    tables = reference._INSIDE
+    assert {key for written, key in keys if not written} == (
+        set(Recipe.model_fields) - tables.keys() - {"name"} | {"extends"}
+    )
+    assert {written for written, _ in keys} == {"", *tables.values()} - {tables["runners"]}
+    assert ('[files."/PATH"]', "mode") in keys
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '| `size` | size, like `"2GiB"` (MiB, GiB, TiB) | needed |',
+        '| `components` | list of: text | `["main"]` |',
+        '| `mode` | text | `"0644"` |',
+        '| `kind` | `"forgejo-runner"`, `"gitea-runner"` | needed |',
+        "| `uid` | whole number, 1 to 59,999 | - | Its number.",
+    ],
+)
+def test_a_key_of_each_kind_of_a_recipe(row: str) -> None:
+    assert row in reference.recipe()
 
 
 def test_what_would_end_a_cell_or_begin_a_tag_is_escaped() -> None:

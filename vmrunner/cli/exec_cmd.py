@@ -49,7 +49,9 @@ def exec_(
         Reach,
         typer.Option(
             "--network",
-            help="What it reaches: the internet, or none (the forge, if one is configured).",
+            metavar="internet|none",
+            help="What it reaches: public addresses, or none, which leaves the forge alone, if one "
+            "is configured.",
         ),
     ] = Reach.INTERNET,
     timeout: Annotated[

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
@@ -91,8 +92,29 @@ def _describe(command: Any, context: Any) -> Described:
 def _option(param: Any) -> tuple[str, str]:
     if param.param_type_name == "argument":
         return param.metavar or param.name.upper(), param.help or ""
-    value = "" if param.is_flag else f" {(param.metavar or param.name).upper()}"
-    return f"{', '.join((*param.opts, *param.secondary_opts))}{value}", param.help or ""
+    value = "" if param.is_flag else f" {param.metavar or _choices(param) or param.name.upper()}"
+    said = f"{param.help or ''}{_default(param)}"
+    return f"{', '.join((*param.opts, *param.secondary_opts))}{value}", said
+
+
+def _choices(param: Any) -> str:
+    """The words that it takes; empty where it takes any. Only older versions of typer have them in
+    the parameter.
+    """
+    words = getattr(getattr(param, "type", None), "choices", None)
+    kind = type(param.default)
+    words = words or ([each.value for each in kind] if issubclass(kind, Enum) else [])
+    return "|".join(getattr(each, "value", each) for each in words)
+
+
+def _default(param: Any) -> str:
+    """What holds where the option is not given, as `--help` says it."""
+    if param.show_default is False or (param.is_flag and not param.secondary_opts):
+        return ""
+    shown = param.show_default if isinstance(param.show_default, str) else param.default
+    if isinstance(shown, bool):
+        shown = (param.opts if shown else param.secondary_opts)[0].removeprefix("--")
+    return f" Default: {getattr(shown, 'value', shown)}." if shown else ""
 
 
 def pages() -> dict[str, str]:

@@ -44,11 +44,13 @@ WAITS = {
         "another host on this forge has it; if that host does not take it, this one does",
     ),
     WaitKind.BLOCKED: Waiting(
-        "blocked at the forge, by `needs` or a concurrency group", "Gitea says so itself"
+        "blocked at the forge, by `needs` or a concurrency group",
+        "Gitea says so itself; the job goes on when what it waits for has ended",
     ),
     WaitKind.HELD: Waiting(
         "the forge has not handed it to its runner … yet · held it back",
-        "Forgejo lists jobs of a busy concurrency group as waiting",
+        "Forgejo lists jobs of a busy concurrency group as waiting; the job goes on when that "
+        "group is free",
     ),
     WaitKind.CALLER: Waiting(
         "it looks like the call of a reusable workflow, which needs no machine",
@@ -67,7 +69,8 @@ WAITS = {
     ),
     WaitKind.NO_SCOPE: Waiting(
         "no pool with its labels has its scope",
-        "the job's repository is outside the `scope` of each pool that fits",
+        "the job's repository is outside the `scope` of each pool that fits: add its scope to one; "
+        "the token has to reach it, too",
     ),
     WaitKind.DRAINED: Waiting(
         "pool … is drained", "somebody ran `vmrunner down`; `vmrunner up POOL` ends that"
@@ -91,15 +94,17 @@ WAITS = {
     ),
     WaitKind.NO_DISK: Waiting(
         "the storage pool is … MiB below the floor of free space",
-        "free some space; the floor is `capacity.disk_floor`",
+        "free some space, see docs/howto/disk-full.md; the floor is `capacity.disk_floor`",
     ),
     WaitKind.NO_MEMORY: Waiting(
-        "the host lacks … MiB of memory", "machines that are not vmrunner's count, too"
+        "the host lacks … MiB of memory",
+        "wait until a job ends, or lower the `memory` of pools or `capacity.memory_reserve`; warm "
+        "machines make room by themselves, machines that are not vmrunner's don't",
     ),
     WaitKind.NO_VCPUS: Waiting(
         "the host lacks … vCPUs",
-        "machines that are not vmrunner's count, too; `capacity.cpu_overcommit` says how many "
-        "there are",
+        "wait until a job ends, or lower the `vcpus` of pools, or raise `capacity.cpu_overcommit`; "
+        "warm machines make room by themselves, machines that are not vmrunner's don't",
     ),
 }
 
@@ -135,7 +140,7 @@ ENDINGS = {
     ),
     Ending.NO_ROOM: Ended(
         "The storage had less free space than `capacity.disk_guard`, and this machine was the "
-        "newest.",
+        "newest. Held machines go before it, and end as `held`.",
         _FAILED,
     ),
     Ending.EARLY: Ended(f"It powered off before a job ran on it. {_NO_JOB}", _NEXT),

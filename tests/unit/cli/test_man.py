@@ -27,7 +27,7 @@ def test_there_is_a_page_for_each_command(pages: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "image build", "snapshot drop", "history", "config show"]
+    "command", ["up", "image build", "snapshot drop", "history", "config show", "report", "hold"]
 )
 def test_a_page_has_all_that_the_help_has(pages: dict[str, str], command: str) -> None:
     shown = subprocess.run(
@@ -40,6 +40,11 @@ def test_a_page_has_all_that_the_help_has(pages: dict[str, str], command: str) -
     for option in set(re.findall(r"(?m)^  (?:-\w, )?(--[a-z-]+)", shown)) - {"--help"}:
         assert option in page
     assert " ".join(shown.split("\n\n")[1].split()) in page
+    words = " ".join(shown.split())
+    for default in re.findall(r"default: \(?([^;\])]+)", words):
+        assert f"Default: {default}." in page
+    for choices in re.findall(r"<(\w+(?:\|\w+)+)>", words):
+        assert f" {choices}\n" in page
 
 
 def test_no_line_is_one_of_roffs_by_accident(pages: dict[str, str]) -> None:

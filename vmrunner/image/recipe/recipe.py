@@ -86,21 +86,27 @@ _APPENDED, _MERGED = (
 """What an inheriting recipe adds to; every other key it replaces."""
 
 
-class _Section(BaseModel):
+class RecipeTable(BaseModel):
+    """A table of a recipe: unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class RunnerSource(_Section):
+class RunnerSource(RecipeTable):
     """The runner program: a file of this host, or a URL with the sha256 that the download must
     have.
     """
 
     kind: Literal["forgejo-runner", "gitea-runner"]
+    """Whose it is."""
     path: Path | None = None
+    """The program's file on the building host; or:"""
     url: Url | None = None
+    """Where it is fetched from, once."""
     sha256: Sha256 | None = None
-    # That its --version must tell.
+    """What the file must be. Needed with `url`, possible with `path`."""
     version: Annotated[str, Field(pattern=_VERSION)] | None = None
+    """What its --version must tell when the image is verified."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -111,15 +117,19 @@ class RunnerSource(_Section):
         return self
 
 
-class StockSource(_Section):
+class StockSource(RecipeTable):
     """A distribution's cloud image (qcow2 or raw), in the place of a bootstrap: a file, or a URL
     with the digest that it must have.
     """
 
     path: Path | None = None
+    """The image's file, qcow2 or raw; or:"""
     url: Url | None = None
+    """Where it is fetched from, once."""
     sha256: Sha256 | None = None
+    """What the file must be. With `url` this or `sha512` is needed."""
     sha512: Annotated[str, Field(pattern=_SHA512)] | None = None
+    """The same by another digest."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -139,11 +149,13 @@ class StockSource(_Section):
         return str(self.sha512 or self.sha256) if self.path is None else _digest(self.path)
 
 
-class _Content(_Section):
+class _Content(RecipeTable):
     """What another file holds, or a text."""
 
     source: Path | None = None
+    """A file, by its path from the recipe's folder; or:"""
     text: str | None = None
+    """The content itself."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -167,6 +179,7 @@ class FileSource(_Content):
     """One file to add."""
 
     mode: Annotated[str, Field(pattern=_MODE)] = "0644"
+    """Its permissions; root owns it."""
 
 
 class Script(_Content):
@@ -175,28 +188,37 @@ class Script(_Content):
     """
 
     name: Title
+    """What the build calls it."""
 
 
-class User(_Section):
+class User(RecipeTable):
     """An account beside root's, without a password."""
 
     uid: Annotated[int, Field(ge=1, le=59999)] | None = None
-    groups: tuple[UserName, ...] = ()  # made where they are missing
+    """Its number. Default: the next that is free."""
+    groups: tuple[UserName, ...] = ()
+    """Groups that it is in, beside its own. They are made where they are missing."""
     shell: GuestPath = "/bin/bash"
-    sudo: bool = False  # anything, without a password; the recipe needs the package sudo
+    """Its login shell."""
+    sudo: bool = False
+    """Whether it may do anything by sudo, without a password. The recipe needs the package sudo."""
 
 
-class ContainerSource(_Section):
+class ContainerSource(RecipeTable):
     """A container image that machines have from the start: an archive (docker-archive or
     oci-archive), or a reference in a registry.
     """
 
-    # What jobs call it, like "debian:13".
     name: Annotated[str, Field(pattern=_CONTAINER)]
+    """What jobs call it, like "debian:13"."""
     archive: Path | None = None
+    """Its file, by its path from the recipe's folder (docker-archive or oci-archive); or:"""
     url: Url | None = None
+    """Where such a file is fetched from, once; or `reference`."""
     sha256: Sha256 | None = None
+    """What that file must be. Needed with `url`."""
     reference: Annotated[str, Field(pattern=_REFERENCE)] | None = None
+    """The image in a registry, with its digest; skopeo fetches it."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -227,36 +249,55 @@ def _digest(path: Path) -> str:
         raise ImageError(f"The file {path} can't be read: {error.strerror}.", _RELATIVE) from None
 
 
-class Recipe(_Section):
+class Recipe(RecipeTable):
     """One golden image, with everything that it inherits resolved."""
 
     name: Annotated[str, Field(pattern=_NAME)]
     suite: Suite
+    """The release that it is made of, like "bookworm"."""
     stock: StockSource | None = None  # of that suite
-    updates: tuple[Suite, ...] = ()  # further suites of the mirror
+    updates: tuple[Suite, ...] = ()
+    """Further suites of the same mirror, like "noble-updates"."""
     components: tuple[Word, ...] = ("main",)
-    keyring: Path | None = None  # what signs the mirror; unset: apt's own keys
+    """Parts of the archive."""
+    keyring: Path | None = None
+    """Who signs the mirror: a file, by its path from the recipe's folder. Default: apt's keys."""
     mirror: Url | None = None
-    jobs_mirror: Url | None = None  # unset: `mirror`, else Debian's own; never the building host's
+    """Where packages come from, for the build and for jobs. Default: for the build the Debian
+    mirror that the building host's apt uses, for jobs Debian's own servers.
+    """
+    jobs_mirror: Url | None = None
+    """Another mirror for jobs. Without a password: every job can read it."""
     snapshot: Annotated[str, Field(pattern=_SNAPSHOT)] | None = None
+    """Debian as it was then, from snapshot.debian.org or an archive like it at `mirror`."""
     lock: Path | None = None
+    """A file with each package's version and digest, which `vmrunner image lock` writes. A build
+    that differs fails.
+    """
     size: Annotated[int, BeforeValidator(parse_size)]  # in MiB
+    """Of the image's file system: packages, files and containers have to fit. A machine's disk is
+    as big as its pool's `disk` says, and the file system grows to it.
+    """
     packages: tuple[Word, ...]
-    # The package of the one that is booted; unset: the newest that the packages bring.
+    """Packages of the archive; what they need comes along."""
     kernel: Word | None = None
+    """The package of the kernel that is booted. Default: the newest kernel among the packages."""
     kernel_arguments: Annotated[str, Field(pattern=_ARGUMENTS)]
+    """The kernel's command line."""
     scripts: tuple[Script, ...] = ()
     users: dict[UserName, User] = {}
-    # Of all that vmrunner runs, and of logins.
     environment: dict[Variable, Annotated[str, Field(pattern=_LINE)]] = {}
+    """Variables of every job, of `vmrunner exec`, and (/etc/environment) of who logs in."""
     compress: bool = False
+    """Whether the disk is compressed: smaller, and slower to read."""
     files: dict[GuestPath, FileSource] = {}
     runner: RunnerSource | None = None
-    # Beside that one; a pool takes one of them by its name.
     runners: dict[RunnerName, RunnerSource] = {}
-    # Shell commands that exit with 0 in a machine of the image.
+    """Further runners beside that one, with the same keys. A pool takes one of them by its name."""
     checks: dict[Title, Annotated[str, Field(min_length=1)]] = {}
-    listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()  # ports that may be open in one
+    """Shell commands, each under a title of yours, that have to exit with 0 in a machine of it."""
+    listens: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = ()
+    """Ports that may be open in a machine of it. `image verify` wants no others."""
     containers: tuple[ContainerSource, ...] = ()
 
     @model_validator(mode="after")
@@ -376,7 +417,7 @@ def load(name: str, own: Path | None = None) -> Recipe:
         lines = [line for *_, line in sorted(found)]
         raise ImageError(
             sentence(lines[0]) if len(lines) == 1 else faults.listed(f"The recipe {name}", lines),
-            "Every key is described in docs/images.md; the recipe debian-12 is an example.",
+            "docs/reference/recipe.md describes every key; the recipe debian-12 is an example.",
         ) from None
 
 
