@@ -108,6 +108,13 @@ offline() {
   say "upgraded to $version"
   vmrunner config check >/tmp/said 2>&1 && fail "config check found nothing in the example"
   grep -q Traceback /tmp/said && { cat /tmp/said; fail "a traceback"; }
+  apt install --allow-downgrades /old/*.deb
+  look 0.0.1
+  [ -e /usr/share/doc/vmrunner/only-in-the-old-one ] || fail "no files of the old version after the way back"
+  [ "$(cat /etc/vmrunner/forge-token /var/lib/vmrunner/history.sqlite)" = $'secret\nhistory' ] || fail "the way back took token or history"
+  say "back to 0.0.1"
+  apt install /new/*.deb
+  look "$version"
   apt remove vmrunner
   [ -e /usr/bin/vmrunner ] && fail "the program is there after remove"
   [ -e /etc/vmrunner/vmrunner.toml ] && [ -e /var/lib/vmrunner/history.sqlite ] || fail "remove took configuration or history"

@@ -48,20 +48,26 @@ def write_whole(
         ) as file:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
+            hand_over(file.fileno(), path.parent)
             file.write(content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
 
 
-def make_folder(path: Path) -> None:
-    """A folder that whoever owns the one above may use: what root does by hand, or for GARM, must
-    not lock out the service's own user. Raises OSError.
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """A folder that whoever owns the one above may use; see `hand_over`. Raises OSError."""
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    hand_over(path, path.parent)
+
+
+def hand_over(made: int | Path, folder: Path) -> None:
+    """Give what root has made, an open file or a folder, to whoever owns the folder that it is in:
+    what root does by hand, or for GARM, must not lock out the service's own user. Raises OSError.
     """
-    path.mkdir(parents=True, exist_ok=True)
     if os.geteuid() == 0:
-        above = path.parent.stat()
-        os.chown(path, above.st_uid, above.st_gid)
+        owner = folder.stat()
+        os.chown(made, owner.st_uid, owner.st_gid)
 
 
 def write_new(path: Path, content: str, mode: int) -> None:

@@ -5,11 +5,11 @@ holder dies.
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from vmrunner import files
 from vmrunner.errors import Busy, ConfigError
 from vmrunner.log import Say
 from vmrunner.waiting import Deadline
@@ -40,10 +40,7 @@ def held(path: Path, other: str, hint: str, *, wait: float, say: Say) -> Iterato
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
-        if os.geteuid() == 0:
-            # What root does by hand must not leave a lock that the service's own user can't open.
-            folder = path.parent.stat()
-            os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
+        files.hand_over(file.fileno(), path.parent)
     except OSError as error:
         raise ConfigError(
             f"The lock {path} can't be opened: {error.strerror}.",

@@ -390,6 +390,17 @@ def test_nobody_outside_reaches_a_machine(firewall: Firewall, ipv6: IPv6Network 
     assert answers() == [True] * len(tries)
 
 
+def test_allow_opens_a_port_of_this_host_too(tmp_path: Path) -> None:
+    own = tuple(Destination.parse(f"{address}:8080") for address in (HOST_PUBLIC, GATEWAY))
+    firewall = build(tmp_path, (Policy(pool_policy("own"), Reach.ALLOWLIST, own),))
+    try:
+        admit(firewall, "own")
+        tries = [["tcp", HOST_PUBLIC, 8080], ["tcp", GATEWAY, 8080], ["udp", HOST_PUBLIC, 53]]
+        assert ask(ONE, tries) == [True, True, False]
+    finally:
+        firewall.remove()
+
+
 def test_a_name_is_open_as_long_as_it_resolves_to_it(firewall: Firewall) -> None:
     """The element is what dnsmasq adds; tests with real machines have the real one do it."""
     admit(firewall, "allowlist")

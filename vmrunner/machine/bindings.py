@@ -49,7 +49,7 @@ class Bindings:
         }
         path = self._path(binding.machine)
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.make_folder(self._folder, 0o700)
             files.write_whole(path, json.dumps(plain), 0o600)
         except OSError as error:
             raise ConfigError(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from vmrunner import lock
+from vmrunner import files, lock
 from vmrunner.config import HostConfig
 from vmrunner.errors import ConfigError
 from vmrunner.hypervisor.seam import Hypervisor
@@ -52,8 +52,9 @@ def owning(runtime_dir: Path, machine: MachineId) -> Iterator[None]:
     """
     path = runtime_dir / _FOLDER / f"{machine}.lock"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path.parent)
         file = path.open("x")
+        files.hand_over(file.fileno(), path.parent)
     except OSError as error:
         raise ConfigError(
             f"The lock {path} can't be made: {error.strerror}.", "Run as root, or set runtime_dir."

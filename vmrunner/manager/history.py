@@ -369,8 +369,10 @@ class History:
 
     def _open(self) -> sqlite3.Connection:
         with suppress(OSError):  # another user's
-            # Before the first look: what sqlite puts beside the file takes its mode.
-            self._path.touch()
+            # Before the first look: what sqlite puts beside the file takes its mode, and its owner.
+            if not self._path.exists():
+                self._path.touch()
+                files.hand_over(self._path, self._path.parent)
             self._path.chmod(self._path.stat().st_mode | stat.S_IRGRP)
         database = _connect(self._path)
         try:

@@ -65,7 +65,7 @@ class Logbook:
         try:
             if os.fstat(file).st_size < most:
                 os.write(file, content)
-            self._give(file)
+            files.hand_over(file, self._folder)
         finally:
             os.close(file)
 
@@ -73,12 +73,6 @@ class Logbook:
         if not self._folder.is_dir():
             files.make_folder(self._folder)
             self._folder.chmod(0o700)
-
-    def _give(self, file: int) -> None:
-        """What root writes by hand is the service's, too."""
-        if os.geteuid() == 0:
-            owner = self._folder.stat()
-            os.fchown(file, owner.st_uid, owner.st_gid)
 
     def keep(self, machine: str, said: Sequence[Entry]) -> int:
         """A machine ends, and this is what its guest has said; how many bytes of the disk that
@@ -97,7 +91,7 @@ class Logbook:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
                 with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
                     file.write(content)
-                    self._give(file.fileno())
+                    files.hand_over(file.fileno(), self._folder)
             (self._folder / f"{machine}{_LIVE}").unlink(missing_ok=True)
         except OSError as error:
             self._warn(f"The log of {machine} was not kept: {error.strerror}.")

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable
@@ -67,11 +66,7 @@ class Outbox:
         logged: a full disk must not stop a pass.
         """
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if os.geteuid() == 0:
-                # What root does by hand must not leave a folder that the service can't write to.
-                owner = self._folder.parent.stat()
-                os.chown(self._folder, owner.st_uid, owner.st_gid)
+            files.make_folder(self._folder)
             files.sweep(self._folder)
             last = max((_number(path) for path in self.waiting()), default=0)
             for number, notice in enumerate(notices, last + 1):

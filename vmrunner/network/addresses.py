@@ -20,6 +20,7 @@ from ipaddress import (
 )
 from pathlib import Path
 
+from vmrunner import files
 from vmrunner.errors import ConfigError, HypervisorError
 from vmrunner.model.machine import MachineId
 
@@ -63,7 +64,7 @@ class Addresses:
         # Spread out, so that an address is not used again at once.
         first = zlib.crc32(str(machine).encode())
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self._folder)
             for number in range(room):
                 address = self._subnet.network_address + 2 + (first + number) % room
                 with suppress(FileExistsError):
@@ -73,6 +74,7 @@ class Addresses:
                         ),
                         "w",
                     ) as file:
+                        files.hand_over(file.fileno(), self._folder)
                         file.write(str(machine))
                     return IPv4Interface(f"{address}/{self._subnet.prefixlen}")
         except OSError as error:
