@@ -9,6 +9,7 @@ set -euo pipefail
 say() { echo "deb: $*" >&2; }
 fail() { say "FAILED: $*"; exit 1; }
 quietly() { "$@" >/tmp/said 2>&1 || { cat /tmp/said; fail "$*"; }; }
+page=(python3-starlette python3-uvicorn) # only recommended: a host without the page does without
 apt() { DEBIAN_FRONTEND=noninteractive quietly apt-get -y --no-install-recommends "$@"; }
 
 packages() { # packages FOLDER : those that this Debian needs
@@ -27,7 +28,7 @@ prepare_repository() { # of all that apt would fetch
   mkdir -p /repo /new /old
   mapfile -t debs < <(packages /src/dist)
   cp "${debs[@]}" /new/
-  apt-get -y -q --no-install-recommends --download-only -o Dir::Cache::archives=/repo install /new/*.deb >/tmp/said 2>&1 || { cat /tmp/said; fail "not installable"; }
+  apt-get -y -q --no-install-recommends --download-only -o Dir::Cache::archives=/repo install /new/*.deb "${page[@]}" >/tmp/said 2>&1 || { cat /tmp/said; fail "not installable"; }
   rm -rf /repo/partial /repo/lock /repo/vmrunner*
   cd /repo
   for deb in *.deb; do
@@ -96,6 +97,8 @@ offline() {
   found=$(leftovers)
   [ -z "$found" ] || fail "not bare: $found"
   apt install /old/*.deb
+  vmrunner --help >/dev/null
+  apt install "${page[@]}"
   look 0.0.1
   say "0.0.1 is installed"
   sed 's/^# *kind = .*/kind = "forgejo"/' /usr/share/doc/vmrunner/examples/vmrunner.toml >/etc/vmrunner/vmrunner.toml
