@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.pictures import DRAWING
 from vmrunner.cli.meanings import ENDINGS, WAITS
+from vmrunner.config import Config
 from vmrunner.manager.actions import WaitKind
 from vmrunner.model.machine import Ending
 
@@ -61,3 +64,43 @@ def test_every_drawing_has_its_source() -> None:
     names = {name for name, _ in drawings}
     assert names == {f"diagrams/{path.name}" for path in (DOCS / "diagrams").glob("*.easy")}
     assert all("\u2500" in drawn for _, drawn in drawings)
+
+
+_TABLE = re.compile(
+    r"\[(?:pools|garm\.flavors|libvirt|network|capacity|serve|notify|page|metrics)\b"
+)
+_LEAST = {"forge": {"kind": "gitea", "url": "https://forge.example"}, "manager": "m"}
+
+
+def samples(text: str) -> list[str]:
+    """The parts of a page's code that are tables of the configuration."""
+    found: list[list[str]] = []
+    is_inside = False
+    for line in filter(str.strip, text.splitlines()):
+        said = line.strip()
+        is_table = said.startswith("[")
+        if is_table or not re.match(r" {4}|\w+ = ", line):
+            is_inside = bool(_TABLE.match(said))
+            found += [[]] if is_inside else []
+        if is_inside and re.match(r"\[|\w+ = ", said) and "…" not in said:
+            found[-1].append(said)
+    return ["\n".join(lines) for lines in found]
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
+def test_every_table_of_the_configuration_is_one(page: Path) -> None:
+    if "adr" in page.parts:
+        return
+    for sample in samples(page.read_text()):
+        said: dict[str, Any] = tomllib.loads(sample)
+        for pool in said.setdefault("pools", {"a": {}}).values():
+            pool.setdefault("labels", ["a"])
+            pool.setdefault("image", "a")
+        Config.model_validate(_LEAST | said)
+
+
+def test_a_table_with_a_wrong_key_is_found() -> None:
+    (sample,) = samples(
+        'Say\n\n    [pools.a]\n    netwrok = "none"   # and\n\nand\n\n    max = false\n'
+    )
+    assert tomllib.loads(sample) == {"pools": {"a": {"netwrok": "none"}}}
