@@ -9,14 +9,13 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from vmrunner import web
 from vmrunner.errors import ConfigError
 
 _CONNECTIONS = 100  # at the same time; of more the oldest goes
 _LONGEST = 30.0  # seconds that a connection lasts, whatever it does
-_IDLE = 5  # seconds until a connection ends on which nothing is asked any more
 _BACKLOG = 128
 
 
@@ -83,36 +82,5 @@ def _is_heard(path: Path) -> bool:
 
 
 def serve(app: Any, listening: socket.socket) -> None:
-    """Answer until this process's standard input ends: whoever has started it holds that, so that
-    it does not outlive a killed `serve`.
-    """
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=Bounded,
-            loop="asyncio",
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            log_level="critical",
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=_IDLE,
-        )
-    )
-
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-
-        def heard() -> None:
-            if not os.read(0, 1024):
-                loop.remove_reader(0)
-                # At once: who is being answered asks again.
-                server.should_exit = server.force_exit = True
-
-        os.set_blocking(0, False)
-        loop.add_reader(0, heard)
-        await server.serve(sockets=[listening])
-
-    asyncio.run(run())
+    """See `web.serve`."""
+    web.serve(app, listening, Bounded)

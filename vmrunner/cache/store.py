@@ -1,0 +1,466 @@
+"""What the cache has: entries that never change, in sqlite, and their contents as files (`blobs`).
+
+Each change is one transaction, with the change of the files inside: so the service and commands
+beside it do not get in each other's way, and whatever a kill leaves is a file without an entry,
+which `sweep` removes, or an entry without a file, which is a miss.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmrunner.cache import blobs
+from vmrunner.cache.blobs import Blobs, Content, Corrupt
+from vmrunner.cache.refused import Refused, Why
+from vmrunner.cache.rights import Rights
+from vmrunner.errors import ConfigError
+from vmrunner.text import size as in_words
+
+GiB = 1024**3
+_SCHEMA = 1
+_PATIENCE = 30.0  # seconds for another process to be done with the file
+_IDS = 2**53  # those of JavaScript's numbers
+# Repositories' names are the same in any case, as forges have it; refs and keys are not.
+_TABLES = """
+CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, size INTEGER, blocks BLOB);
+CREATE TABLE IF NOT EXISTS entries (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id INTEGER UNIQUE,
+    repository TEXT COLLATE NOCASE,
+    ref TEXT,
+    version TEXT,
+    key TEXT,
+    digest TEXT,
+    size INTEGER,
+    offered INTEGER,
+    created REAL,
+    used REAL,
+    UNIQUE (repository, ref, version, key)
+);
+CREATE INDEX IF NOT EXISTS by_use ON entries (used);
+CREATE INDEX IF NOT EXISTS by_repository ON entries (repository, used);
+CREATE INDEX IF NOT EXISTS by_digest ON entries (digest);
+CREATE TABLE IF NOT EXISTS repositories (
+    repository TEXT PRIMARY KEY COLLATE NOCASE,
+    hits INTEGER DEFAULT 0,
+    misses INTEGER DEFAULT 0,
+    saved INTEGER DEFAULT 0,
+    served INTEGER DEFAULT 0
+);
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the cache may take, in bytes and numbers."""
+
+    most: int = 20 * GiB
+    most_per_repository: int = 5 * GiB
+    keep_free: int = GiB  # of the disk, which is not the cache's alone
+    entries: int = 100_000
+    entries_per_repository: int = 10_000
+    uploads: int = 16  # of one machine at the same time
+    ranges: int = 1000  # with gaps between them, of one upload
+    idle: float = 600.0  # seconds until an upload is dropped of which nothing comes
+
+
+@dataclass(frozen=True)
+class Found:
+    """An entry that fits what was asked for."""
+
+    id: int
+    key: str
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a repository has in the cache, and had of it."""
+
+    repository: str
+    entries: int
+    bytes: int
+    hits: int
+    misses: int
+    bytes_saved: int  # uploaded, in all
+    bytes_served: int
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What went; entries of the same content take its room once."""
+
+    entries: int
+    bytes: int
+
+
+class Store:
+    """The folder of a cache. Its calls may come from many threads."""
+
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits,
+        warn: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises ConfigError."""
+        self.folder, self.limits = folder, limits
+        self._warn, self._clock = warn, clock
+        self._lock = threading.RLock()
+        self._blobs = Blobs(folder / "blobs")
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._database = _open(folder / "index.sqlite")
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(
+                f"The cache {folder} can't be used: {error}.",
+                "It is the service's own; run it with sudo, or as the service's user. What is in "
+                "there may be removed at any time while the service is stopped.",
+            ) from None
+
+    def close(self) -> None:
+        """Done with it."""
+        self._database.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """One change, all of it or nothing. Raises Refused where the disk is full."""
+        with self._lock:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._database
+                except BaseException:
+                    self._database.execute("ROLLBACK")
+                    raise
+                self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._database.in_transaction:
+                    with suppress(sqlite3.Error):
+                        self._database.execute("ROLLBACK")
+                raise Refused(Why.NO_ROOM, f"The cache can't write its index: {error}.") from None
+
+    # ---- what is looked for
+
+    def find(self, rights: Rights, keys: Sequence[str], version: str) -> Found | None:
+        """The entry that fits best: scope by scope; in each of them key by key, the one of this
+        name, then the newest one whose name begins with it.
+        """
+        with self._lock:
+            found = self._whole(rights, keys, version)
+        with suppress(Refused), self._change() as database:  # figures alone
+            _count(database, rights.repository, "misses" if found is None else "hits", 1)
+            if found:
+                database.execute(
+                    "UPDATE entries SET used = ? WHERE id = ?", (self._clock(), found.id)
+                )
+        return found
+
+    def _whole(self, rights: Rights, keys: Sequence[str], version: str) -> Found | None:
+        while row := self._best(rights, keys, version):
+            id_, key, size, digest, blocks = row
+            try:
+                self._blobs.open(digest, size, blocks).close()
+            except Corrupt as error:
+                if self.spoil(digest, str(error)):
+                    continue
+                return None
+            return Found(id_, key, size)
+        return None
+
+    def _best(
+        self, rights: Rights, keys: Sequence[str], version: str
+    ) -> tuple[int, str, int, str, bytes] | None:
+        scopes: list[tuple[str, tuple[str, ...]]] = [
+            ("repository = ? AND ref = ?", (rights.repository, ref)) for ref in rights.reads
+        ]
+        if rights.shared:
+            places = ", ".join("?" * len(rights.shared))
+            scopes.append((f"repository IN ({places}) AND offered", rights.shared))
+        for scope, of in scopes:
+            for key in keys:
+                for fits, with_ in (
+                    ("key = ?", (key,)),
+                    ("key >= ? AND substr(key, 1, ?) = ?", (key, len(key), key)),
+                ):
+                    row: tuple[int, str, int, str, bytes] | None = self._database.execute(
+                        "SELECT id, key, entries.size, digest, blocks FROM entries "  # noqa: S608 — our own words
+                        f"JOIN blobs USING (digest) WHERE {scope} AND version = ? AND {fits} "
+                        "ORDER BY number DESC LIMIT 1",
+                        (*of, version, *with_),
+                    ).fetchone()
+                    if row:
+                        return row
+        return None
+
+    def has(self, rights: Rights, key: str, version: str) -> bool:
+        """Whether there is an entry already where the job would write."""
+        with self._lock:
+            return bool(
+                self._database.execute(
+                    "SELECT 1 FROM entries WHERE repository = ? AND ref = ? AND version = ? "
+                    "AND key = ?",
+                    (rights.repository, rights.writes, version, key),
+                ).fetchone()
+            )
+
+    def open(self, rights: Rights, id_: int) -> Content:
+        """The content of an entry that the job may read, to be closed. Raises Refused."""
+        with self._lock:
+            row = self._database.execute(
+                "SELECT repository, ref, offered, digest, entries.size, blocks FROM entries "
+                "JOIN blobs USING (digest) WHERE id = ?",
+                (id_,),
+            ).fetchone()
+        if not row or not _may_read(rights, *row[:3]):
+            raise Refused(Why.UNKNOWN, "There is no such archive for this job.")
+        digest, size, blocks = row[3:]
+        try:
+            return self._blobs.open(digest, size, blocks)
+        except Corrupt as error:
+            self.spoil(digest, str(error))
+            raise Refused(Why.UNKNOWN, "This archive is no more.") from None
+
+    def served(self, repository: str, size: int) -> None:
+        """So many bytes went to a job of this repository."""
+        with suppress(Refused), self._change() as database:
+            _count(database, repository, "served", size)
+
+    def spoil(self, digest: str, reason: str) -> bool:
+        """A content is not what was stored: its entries go, and it is told; whether they could."""
+        try:
+            with self._change() as database:
+                rows = database.execute(
+                    "DELETE FROM entries WHERE digest = ? RETURNING repository, key", (digest,)
+                ).fetchall()
+                self._drop_blob(database, digest)
+        except Refused:
+            return False
+        for repository, key in rows:
+            self._warn(
+                f"A cache entry of {repository} is removed, {key!r}: {reason}. Look at the disk of "
+                f"{self.folder}."
+            )
+        return True
+
+    # ---- what comes and goes
+
+    def add(
+        self, rights: Rights, key: str, version: str, part: Path, size: int, digests: bytes
+    ) -> None:
+        """A file becomes an entry. Raises Refused; OSError."""
+        digest = blobs.of_all(digests)
+        try:
+            self._add(rights, key, version, part, size, digests, digest)
+        except BaseException:
+            with self._lock:
+                if not self._database.execute(
+                    "SELECT 1 FROM blobs WHERE digest = ?", (digest,)
+                ).fetchone():
+                    self._blobs.remove(digest)
+            raise
+
+    def _add(
+        self,
+        rights: Rights,
+        key: str,
+        version: str,
+        part: Path,
+        size: int,
+        digests: bytes,
+        digest: str,
+    ) -> None:
+        now = self._clock()
+        with self._change() as database:
+            if self.has(rights, key, version):
+                raise Refused(Why.TAKEN, "There is an entry of this key already.")
+            self._blobs.put(part, digest)
+            database.execute(
+                "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?)", (digest, size, digests)
+            )
+            database.execute(
+                "INSERT INTO entries (id, repository, ref, version, key, digest, size, offered, "
+                "created, used) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(new_id(), rights.repository, rights.writes, version, key, digest, size),
+                    *(rights.offers, now, now),
+                ),
+            )
+            _count(database, rights.repository, "saved", size)
+            for where, values, most in (
+                ("WHERE repository = ?", (rights.repository,), self.limits.entries_per_repository),
+                ("", (), self.limits.entries),
+            ):
+                (there,) = database.execute(
+                    f"SELECT count(*) FROM entries {where}",  # noqa: S608 — our own words
+                    values,
+                ).fetchone()
+                for _ in range(there - most):
+                    self._drop_oldest(database, where, values)
+
+    def make_room(self, repository: str, own: int, all_: int) -> bool:
+        """Let the entries go that were used longest ago, until so many bytes have room beside the
+        repository's (`own`), and beside all (`all_`); whether they have. Raises Refused.
+        """
+        with self._change() as database:
+            return self._fit(
+                database,
+                "SELECT coalesce(sum(size), 0) FROM entries WHERE repository = ?",
+                ("WHERE repository = ?", (repository,)),
+                self.limits.most_per_repository - own,
+            ) and self._fit(
+                database,
+                "SELECT coalesce(sum(size), 0) FROM blobs",
+                ("", ()),
+                self.limits.most - all_,
+            )
+
+    def _fit(
+        self,
+        database: sqlite3.Connection,
+        taken: str,
+        of: tuple[str, tuple[str, ...]],
+        most: int,
+    ) -> bool:
+        if most < 0:
+            return False
+        while database.execute(taken, of[1]).fetchone()[0] > most:
+            if not self._drop_oldest(database, *of):
+                return False
+        return True
+
+    def _drop_oldest(
+        self, database: sqlite3.Connection, where: str, values: tuple[str, ...]
+    ) -> bool:
+        row = database.execute(
+            f"SELECT id FROM entries {where} ORDER BY used, number LIMIT 1",  # noqa: S608 — our own words
+            values,
+        ).fetchone()
+        if row:
+            self._drop(database, "id = ?", row)
+        return bool(row)
+
+    def _drop(
+        self, database: sqlite3.Connection, where: str, values: tuple[object, ...]
+    ) -> Removed:
+        gone = database.execute(
+            f"DELETE FROM entries WHERE {where} RETURNING digest",  # noqa: S608 — our own words
+            values,
+        ).fetchall()
+        freed = 0
+        for (digest,) in set(gone):
+            if not database.execute("SELECT 1 FROM entries WHERE digest = ?", (digest,)).fetchone():
+                freed += self._drop_blob(database, digest)
+        return Removed(len(gone), freed)
+
+    def _drop_blob(self, database: sqlite3.Connection, digest: str) -> int:
+        row = database.execute(
+            "DELETE FROM blobs WHERE digest = ? RETURNING size", (digest,)
+        ).fetchone()
+        self._blobs.remove(digest)
+        return int(row[0]) if row else 0
+
+    def clear(self, repository: str) -> Removed:
+        """All entries of a repository, and its figures, go. Raises Refused."""
+        with self._change() as database:
+            database.execute("DELETE FROM repositories WHERE repository = ?", (repository,))
+            return self._drop(database, "repository = ?", (repository,))
+
+    def prune(self, unused: float | None = None) -> Removed:
+        """Entries that nobody used for so many seconds, and what is beyond the limits. Raises
+        Refused.
+        """
+        before = self._taken()
+        with self._change() as database:
+            if unused is not None:
+                self._drop(database, "used < ?", (self._clock() - unused,))
+            repositories = database.execute("SELECT DISTINCT repository FROM entries").fetchall()
+        for (repository,) in repositories:
+            self.make_room(repository, 0, 0)
+        after = self._taken()
+        return Removed(before.entries - after.entries, before.bytes - after.bytes)
+
+    def _taken(self) -> Removed:
+        with self._lock:
+            (entries,) = self._database.execute("SELECT count(*) FROM entries").fetchone()
+            (size,) = self._database.execute("SELECT coalesce(sum(size), 0) FROM blobs").fetchone()
+        return Removed(entries, size)
+
+    def sweep(self) -> None:
+        """What a kill has left, files without an entry, is removed: for who starts the service,
+        before it takes anything. Raises Refused.
+        """
+        with self._change() as database:
+            known = {digest for (digest,) in database.execute("SELECT digest FROM blobs")}
+            for digest in self._blobs.all():
+                if digest not in known:
+                    self._blobs.remove(digest)
+
+    def check_disk(self, size: int) -> None:
+        """Raises Refused where the disk has no room for so many bytes more."""
+        disk = os.statvfs(self.folder)
+        if disk.f_bavail * disk.f_frsize - size < self.limits.keep_free:
+            raise Refused(
+                Why.NO_ROOM,
+                f"The host's disk has no room: {in_words(self.limits.keep_free)} of it stay free.",
+            )
+
+    def figures(self) -> list[Figures]:
+        """Of each repository, by name."""
+        with self._lock:
+            return [
+                Figures(*row)
+                for row in self._database.execute(
+                    "SELECT repository, count(id), coalesce(sum(size), 0), hits, misses, saved, "
+                    "served FROM repositories LEFT JOIN entries USING (repository) "
+                    "GROUP BY repository ORDER BY repository"
+                )
+            ]
+
+
+def new_id() -> int:
+    """One that nobody guesses, and that says nothing about how many there are."""
+    return secrets.randbelow(_IDS - 1) + 1
+
+
+def _may_read(rights: Rights, repository: str, ref: str, offered: int) -> bool:
+    if repository.lower() == rights.repository.lower():
+        return ref in rights.reads
+    return bool(offered) and repository.lower() in {each.lower() for each in rights.shared}
+
+
+def _count(database: sqlite3.Connection, repository: str, column: str, more: int) -> None:
+    database.execute(
+        f"INSERT INTO repositories (repository, {column}) VALUES (?, ?) "  # noqa: S608 — our own words
+        f"ON CONFLICT (repository) DO UPDATE SET {column} = {column} + excluded.{column}",
+        (repository, more),
+    )
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(
+        path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+    )
+    try:
+        os.chmod(path, 0o600)
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version not in (0, _SCHEMA):
+            raise sqlite3.DatabaseError(f"it has the format {version}, not {_SCHEMA}")
+        # Without a sync at each change: what a power cut spoils is found by its digest.
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.executescript(_TABLES)
+        database.execute(f"PRAGMA user_version = {_SCHEMA}")
+    except BaseException:
+        database.close()
+        raise
+    return database

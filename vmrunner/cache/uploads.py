@@ -1,0 +1,235 @@
+"""What is on its way into the cache: files in a folder of their own, and in memory whose they are.
+Nothing of it survives the process.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmrunner.cache import blobs
+from vmrunner.cache.blobs import BLOCK
+from vmrunner.cache.refused import Refused, Why
+from vmrunner.cache.rights import Rights
+from vmrunner.cache.store import Store, new_id
+from vmrunner.text import size as in_words
+
+
+class Ranges:
+    """Which bytes of a whole are there: disjoint ranges, in order."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    @property
+    def bytes(self) -> int:
+        """How many."""
+        return sum(self._ends) - sum(self._begins)
+
+    def add(self, begin: int, end: int) -> None:
+        """The bytes from `begin` up to `end`, without that one."""
+        first, last = bisect_left(self._ends, begin), bisect_right(self._begins, end)
+        if first < last:
+            begin, end = min(begin, self._begins[first]), max(end, self._ends[last - 1])
+        self._begins[first:last], self._ends[first:last] = [begin], [end]
+
+    def is_all(self, size: int) -> bool:
+        """Whether it is the whole of so many bytes, and nothing beyond."""
+        return self._begins == [0] and self._ends == [size]
+
+
+@dataclass
+class Upload:
+    """One upload. `lock` is held by who changes it or its file."""
+
+    id: int
+    address: str
+    rights: Rights
+    key: str
+    version: str
+    most: int  # bytes
+    path: Path
+    fd: int
+    touched: float
+    claimed: Ranges = field(default_factory=Ranges)  # of which was said that they come
+    there: Ranges = field(default_factory=Ranges)
+    known: dict[int, bytes] = field(default_factory=dict)  # digests of whole blocks
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    size: int = -1  # of the entry that it has become
+    is_over: bool = False
+
+
+class Uploads:
+    """All of them. Its calls may come from many threads."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        """Raises OSError."""
+        self._store, self._limits, self._clock = store, store.limits, clock
+        self._folder = store.folder / "uploads"
+        self._lock = threading.Lock()
+        self._all: dict[int, Upload] = {}
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+
+    def sweep(self) -> None:
+        """What another process had not brought to its end is removed. Raises OSError."""
+        for path in self._folder.iterdir():
+            path.unlink()
+
+    def reserve(
+        self, address: str, rights: Rights, key: str, version: str, size: int | None
+    ) -> int:
+        """The id of a new upload; `size` where it is known. Raises Refused; OSError."""
+        if rights.writes is None:
+            raise Refused(Why.MAY_NOT, "This job may read the cache, and not write it.")
+        most = self._limits.most_per_repository
+        if size is not None and size > most:
+            raise Refused(
+                Why.TOO_LARGE,
+                f"{in_words(size)} are more than the cache keeps for a repository, which is "
+                f"{in_words(most)}.",
+            )
+        if self._store.has(rights, key, version):
+            raise Refused(Why.TAKEN, "There is an entry of this key already.")
+        self._store.check_disk(size or 0)
+        self.expire()
+        with self._lock:
+            living = [each for each in self._all.values() if not each.is_over]
+            if any(_is_same(each, rights, key, version) for each in living):
+                raise Refused(Why.TAKEN, "Another job is just saving an entry of this key.")
+            if sum(each.address == address for each in living) >= self._limits.uploads:
+                raise Refused(
+                    Why.TOO_MANY,
+                    f"This machine has {self._limits.uploads} uploads that are not finished.",
+                )
+            id_ = new_id()
+            path = self._folder / str(id_)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._all[id_] = Upload(
+                *(id_, address, rights, key, version, min(most, size or most), path, fd),
+                touched=self._clock(),
+            )
+            return id_
+
+    def _of(self, address: str, rights: Rights, id_: int) -> Upload:
+        upload = self._all.get(id_)
+        if upload is None or (upload.address, upload.rights) != (address, rights):
+            raise Refused(Why.UNKNOWN, "There is no such upload of this machine.")
+        return upload
+
+    def claim(self, address: str, rights: Rights, id_: int, begin: int, end: int) -> Upload:
+        """Somebody is about to send these bytes (without the one at `end`). Raises Refused."""
+        upload = self._of(address, rights, id_)
+        if upload.is_over:
+            raise Refused(Why.TAKEN, "This upload is over; an entry never changes.")
+        if end > upload.most:
+            raise Refused(Why.TOO_LARGE, f"This upload may have {upload.most} bytes at most.")
+        self._store.check_disk(end - begin)
+        with self._lock:
+            upload.claimed.add(begin, end)
+            upload.touched = self._clock()
+            if len(upload.claimed) > self._limits.ranges:
+                raise Refused(Why.TOO_MANY, "This upload comes in too many pieces.")
+            living = [each for each in self._all.values() if not each.is_over]
+            own, all_ = (
+                sum(each.claimed.bytes for each in some)
+                for some in (
+                    [each for each in living if _is_beside(each, rights)],
+                    living,
+                )
+            )
+        if not self._store.make_room(rights.repository, own, all_):
+            raise Refused(Why.NO_ROOM, "The cache has no room for what is being saved.")
+        return upload
+
+    def write(self, upload: Upload, begin: int, data: bytes) -> None:
+        """Some of the bytes that were claimed, of one block. Raises Refused; OSError."""
+        index, end = begin // BLOCK, begin + len(data)
+        whole = blobs.of_block(data) if begin % BLOCK == 0 and len(data) == BLOCK else None
+        with upload.lock:
+            if upload.is_over:
+                raise Refused(Why.TAKEN, "This upload is over; an entry never changes.")
+            upload.touched = self._clock()
+            # Until it is written it is nothing that is known.
+            upload.known.pop(index, None)
+            _write_all(upload.fd, data, begin)
+            upload.there.add(begin, end)
+            if whole is not None:
+                upload.known[index] = whole
+
+    def commit(self, address: str, rights: Rights, id_: int, size: int) -> None:
+        """It becomes an entry, unless that is not what came. Raises Refused; OSError.
+
+        Who has lost the answer may ask again.
+        """
+        upload = self._of(address, rights, id_)
+        with upload.lock:
+            if upload.is_over:
+                if upload.size == size:
+                    return
+                raise Refused(Why.TAKEN, "This upload is over; an entry never changes.")
+            try:
+                if size <= 0 or not upload.there.is_all(size):
+                    raise Refused(
+                        Why.WRONG, f"Of {size} bytes {upload.there.bytes} have come; none is kept."
+                    )
+                known = blobs.digests(upload.path, size, upload.known)
+                self._store.add(rights, upload.key, upload.version, upload.path, size, known)
+                upload.size = size
+            finally:
+                self._end(upload)
+
+    def drop(self, address: str, rights: Rights, id_: int) -> None:
+        """Nothing will come of it. Its id stays known for a while, as one that is over."""
+        with suppress(Refused):
+            self._drop(self._of(address, rights, id_))
+
+    def _drop(self, upload: Upload) -> None:
+        with upload.lock:
+            if not upload.is_over:
+                self._end(upload)
+
+    def _end(self, upload: Upload) -> None:
+        upload.is_over = True
+        upload.known.clear()
+        os.close(upload.fd)
+        with suppress(FileNotFoundError):
+            upload.path.unlink()
+
+    def expire(self) -> None:
+        """Those of which nothing has come for long are no more."""
+        before = self._clock() - self._limits.idle
+        with self._lock:
+            old = [each for each in self._all.values() if each.touched < before]
+            for each in old:
+                del self._all[each.id]
+        for each in old:
+            self._drop(each)
+
+
+def _is_same(upload: Upload, rights: Rights, key: str, version: str) -> bool:
+    return _is_beside(upload, rights) and (upload.rights.writes, upload.key, upload.version) == (
+        rights.writes,
+        key,
+        version,
+    )
+
+
+def _is_beside(upload: Upload, rights: Rights) -> bool:
+    return upload.rights.repository.lower() == rights.repository.lower()
+
+
+def _write_all(fd: int, data: bytes, begin: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, begin)
+        rest, begin = rest[written:], begin + written
