@@ -68,6 +68,8 @@ def value(key: Mapping[str, Any], tables: Mapping[str, Any]) -> str:
             return f"list of: {value(key['items'], tables)}"
         case "object":
             keys = ", ".join(f"`{name}`" for name in key.get("properties", {}))
+            if any_name := list(_patterns(key)):
+                return f"table with, by any name: {value(any_name[0], tables)}"
             return f"table of {keys}" if keys else "table"
     return _UNITS.get(str(key.get("pattern"))) or _FORMATS.get(str(key.get("format")), "text")
 
@@ -87,7 +89,8 @@ def tables_of(schema: Mapping[str, Any]) -> Iterator[tuple[str, list[list[str]]]
         for name, key in table["properties"].items():
             here = f"{path}.{name}".removeprefix(".")
             inside = tables.get(str(key.get("$ref", "")).rpartition("/")[2], {})
-            pools = [tables[str(each["$ref"]).rpartition("/")[2]] for each in _patterns(key)]
+            named = [str(each["$ref"]) for each in _patterns(key) if "$ref" in each]
+            pools = [tables[each.rpartition("/")[2]] for each in named]
             if "properties" in inside:
                 below.append((inside, here))
             elif pools:

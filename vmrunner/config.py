@@ -39,7 +39,7 @@ from vmrunner.model.machine import DEFAULT_SHAPE, Limits, Shape
 from vmrunner.model.notice import Kind
 from vmrunner.model.secret import Secret
 from vmrunner.network import forge_url, reach
-from vmrunner.network.addresses import Addresses
+from vmrunner.network.addresses import Addresses, gateway
 from vmrunner.network.forge import ForgeAddresses
 from vmrunner.network.policy import (
     CLOSED6,
@@ -220,6 +220,8 @@ _HEADER, _HOST = r"^[A-Za-z][A-Za-z0-9-]{0,63}$", r"^[A-Za-z0-9]([A-Za-z0-9.-]{0
 _MANAGER, _IMAGE = r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$", r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _RUNNER, _NO_PROXY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$", r"^[A-Za-z0-9.*:/-]{1,255}$"
 _LISTEN = r"^\S+:\d{1,5}$"
+_REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]*[A-Za-z0-9_-]"
+_RESOLVER = 53  # the port where machines ask for names
 _PATTERNS = {
     _MANAGER: 'a name here has small letters, digits and "-", and 24 of them at most',
     _IMAGE: 'a name here has letters, digits, ".", "_" and "-"',
@@ -614,6 +616,36 @@ class PageConfig(Section):
         return self
 
 
+def _repository(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(_REPOSITORY, value):
+        raise ValueError('a repository is written like "owner/name"')
+    return value
+
+
+class CacheConfig(Section):
+    """What jobs keep for later jobs of their repository: `actions/cache`."""
+
+    listen_port: Annotated[StrictInt, Field(ge=1, le=65535)] | None = None
+    max: Mebibytes = 20 * 1024
+    max_per_repository: Mebibytes = 5 * 1024
+    groups: dict[ManagerId, tuple[Annotated[str, BeforeValidator(_repository)], ...]] = {}
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> CacheConfig:
+        if self.listen_port == _RESOLVER:
+            raise ValueError(f"listen_port: at {_RESOLVER} the machines' resolver listens")
+        if self.listen_port is None and self.groups:
+            raise ValueError("there is no cache without listen_port")
+        if self.max_per_repository > self.max:
+            raise ValueError("max_per_repository is more than max")
+        places: dict[str, str] = {}
+        for name, repositories in self.groups.items():
+            for each in repositories:
+                if places.setdefault(each.lower(), name) != name:
+                    raise ValueError(f"{each} is in two groups, {places[each.lower()]} and {name}")
+        return self
+
+
 class HostConfig(Section):
     """What concerns this host alone: enough to build images and for `vmrunner exec`."""
 
@@ -670,6 +702,7 @@ class Config(HostConfig):
     metrics: MetricsConfig = MetricsConfig()
     notify: NotifyConfig = NotifyConfig()
     page: PageConfig = PageConfig()
+    cache: CacheConfig = CacheConfig()
     garm: GarmConfig = GarmConfig()
     pools: dict[ManagerId, PoolConfig]
 
@@ -706,6 +739,23 @@ class Config(HostConfig):
         return self
 
     @model_validator(mode="after")
+    def _caches_for_somebody(self) -> Config:
+        if self.cache.listen_port is None:
+            return self
+        if not self.network.filter:
+            raise ValueError(
+                "cache.listen_port: without network.filter a machine could take another one's "
+                "address, and with it that one's cache"
+            )
+        if not any(self.has_cache(pool) for pool in self.pools.values()):
+            raise ValueError(
+                'cache.listen_port: no pool may reach a cache, each has network = "none"'
+                if self.pools
+                else "cache.listen_port: machines for GARM have no cache, and there are no pools"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _allows_what_there_is(self) -> Config:
         if self.network.ipv6 is None:
             for name, kind in self.kinds.items():
@@ -714,6 +764,25 @@ class Config(HostConfig):
                         f"{name} names an IPv6 address, and machines have none without network.ipv6"
                     )
         return self
+
+    def has_cache(self, pool: PoolConfig) -> bool:
+        """Whether jobs of this pool are offered the cache, and reach it."""
+        return self.cache.listen_port is not None and pool.network is not Reach.NONE
+
+    def cache_url(self, pool: PoolConfig) -> str:
+        """Where jobs of this pool find the cache; empty where they have none."""
+        at = f"{gateway(self.libvirt.subnet)}:{self.cache.listen_port}"
+        return f"http://{at}/" if self.has_cache(pool) else ""
+
+    @property
+    def cache_dir(self) -> Path:
+        """What the cache keeps."""
+        return self.state_dir / "cache"
+
+    @property
+    def cache_jobs_file(self) -> Path:
+        """Which jobs run on which machines, for the cache."""
+        return self.runtime_dir / f"{self.manager}.jobs.json"
 
     @property
     def logs_dir(self) -> Path:
@@ -738,13 +807,20 @@ class Config(HostConfig):
     @property
     def policies(self) -> tuple[Policy, ...]:
         """See HostConfig."""
-        kinds: dict[str, MachineConfig] = {
-            **{pool_policy(name): pool for name, pool in self.pools.items()},
-            **{flavor_policy(name): flavor for name, flavor in self.garm.flavors.items()},
-        }
-        return super().policies + tuple(
-            Policy(name, kind.network, kind.destinations) for name, kind in kinds.items()
+        pools = tuple(
+            Policy(pool_policy(name), pool.network, pool.destinations, self._host_ports(pool))
+            for name, pool in self.pools.items()
         )
+        flavors = tuple(
+            Policy(flavor_policy(name), flavor.network, flavor.destinations)
+            for name, flavor in self.garm.flavors.items()
+        )
+        return super().policies + pools + flavors
+
+    def _host_ports(self, pool: PoolConfig) -> tuple[int, ...]:
+        """What the host itself offers to this pool's machines."""
+        cache = self.cache.listen_port
+        return (cache,) if cache and self.has_cache(pool) else ()
 
     @property
     def forge_url(self) -> str:

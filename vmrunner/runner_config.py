@@ -25,6 +25,8 @@ deadline comes first, since it can say why.
 """
 _ANSWER = timedelta(seconds=60)  # for FetchTask: a job whose answer comes later is lost
 _DELIVERY = timedelta(minutes=2)  # one try to deliver a job's end
+CACHE_URL = "ACTIONS_CACHE_URL"
+"""The variable by which actions find the cache."""
 WORK = "/job"
 """Where jobs have their workspaces in the machine, below a folder with a random name that the
 runner gives each.
@@ -177,6 +179,16 @@ def too_old(kind: str, version: str) -> bool:
     return bool(found) and found < KNOWN_FROM[kind]
 
 
+def own_cache(more: Mapping[str, Any]) -> str:
+    """The key of a pool's `runner_config` by which its jobs use another cache than vmrunner's;
+    empty where there is none.
+    """
+    if more.get("cache", {}).get("enabled"):
+        return "cache.enabled"
+    envs = more.get("runner", {}).get("envs", {})
+    return f"runner.envs.{CACHE_URL}" if CACHE_URL in envs else ""
+
+
 def runner_config(
     kind: str,
     *,
@@ -221,7 +233,8 @@ def runner_config(
         runner |= {
             "report_retry": {"max_retries": 20, "initial_delay": "100ms", "max_delay": "15s"}
         }
-    # A cache server inside the machine is gone with it: nothing would ever be found again.
+    # A cache server inside the machine is gone with it: nothing would ever be found again. The
+    # host's own is a variable of the environment, which the runner's own would write over.
     plain = {
         "log": {"level": "info"},
         "runner": runner,

@@ -74,6 +74,7 @@ POLICIES = (
     Policy(pool_policy("allowlist"), Reach.ALLOWLIST, ALLOWED),
     Policy(pool_policy("none"), Reach.NONE),
     Policy(pool_policy("mirror"), Reach.INTERNET, ALLOWED),
+    Policy(pool_policy("cached"), Reach.INTERNET, host_ports=(8080,)),
 )
 A, B = (str(ADDRESSES[machine]) for machine in (ONE, TWO))
 A6, B6 = (address6(ADDRESSES[machine]) for machine in (ONE, TWO))
@@ -212,6 +213,21 @@ def test_what_a_machine_reaches(firewall: Firewall, cells: Cells, mode: str) -> 
     assert answers == {name: mode in modes for name, (_, modes) in cells.items()}
     assert firewall.dropped()[ONE] > 0
     assert firewall.dropped()[TWO] == 0
+
+
+def test_what_the_host_offers_is_one_port_of_the_gateway(firewall: Firewall, cells: Cells) -> None:
+    admit(firewall, "cached")
+    answers = dict(zip(cells, ask(ONE, [cell for cell, _ in cells.values()]), strict=True))
+    assert {name for name, opened in answers.items() if opened} == {
+        "the gateway by TCP",
+        *(name for name, (_, modes) in cells.items() if "internet" in modes),
+    }
+    # It is bounded like everything else that a machine reaches.
+    assert "goto permitted" in next(
+        line
+        for line in nft("list", "chain", "inet", TABLE, pool_policy("cached")).splitlines()
+        if f"ip daddr {GATEWAY} " in line
+    )
 
 
 def host_is_open() -> None:

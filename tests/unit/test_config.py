@@ -56,7 +56,15 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
         "mtu",
     )
     without_default += ("registry_mirror", "proxy", "no_proxy", "runner_config", "secret_file")
-    without_default += ("flavors", "user_header", "hosts", "hold_failed", "job_may_hold")
+    without_default += (
+        "listen_port",
+        "groups",
+        "flavors",
+        "user_header",
+        "hosts",
+        "hold_failed",
+        "job_may_hold",
+    )
     without_default += ('url = "https://alerts',)  # of the forge there has to be one
     spelled_out = load(
         write(tmp_path, "\n".join(line for line in lines if not line.startswith(without_default)))
@@ -377,6 +385,72 @@ def test_a_page_that_can_not_be_meant(tmp_path: Path, page: str, says: str) -> N
 )
 def test_pages(tmp_path: Path, page: str) -> None:
     assert load(write(tmp_path, MINIMAL.replace("[forge]", f"[page]\n{page}\n[forge]"))).page.listen
+
+
+def cached(cache: str, more: str = "") -> str:
+    return MINIMAL.replace("[forge]", f"[cache]\n{cache}\n{more}\n[forge]")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (cached("listen_port = 0"), "cache.listen_port: has to be 1 or more"),
+        (cached("listen_port = 65536"), "cache.listen_port: has to be 65535 at most"),
+        (cached('listen_port = "8485"'), "cache.listen_port"),
+        (cached("listen_port = 53"), "cache: listen_port: at 53 the machines' resolver listens"),
+        (cached('max = "20GB"'), "cache.max: a size is written like"),
+        (
+            cached('max = "1GiB"\nmax_per_repository = "2GiB"'),
+            "cache: max_per_repository is more than max",
+        ),
+        (cached('groups = { a = ["o/r"] }'), "cache: there is no cache without listen_port"),
+        *(
+            (
+                cached(f"listen_port = 1\ngroups = {{ a = [{name}] }}"),
+                "a repository is written like",
+            )
+            for name in ('"r"', '"o/r/s"', '"../r"', '"o/.."', '"o/"', "1", '"o/r\\n"')
+        ),
+        (
+            cached('listen_port = 1\ngroups = { a = ["o/r"], b = ["O/R"] }'),
+            "cache: O/R is in two groups, a and b",
+        ),
+        (
+            cached("listen_port = 1", "[network]\nfilter = false"),
+            "without network.filter a machine could take another one's address",
+        ),
+        (
+            cached("listen_port = 1") + 'network = "none"\n',
+            'no pool may reach a cache, each has network = "none"',
+        ),
+        (
+            cached("listen_port = 1").partition("[pools.p]")[0] + "[garm.flavors.f]\n",
+            "machines for GARM have no cache, and there are no pools",
+        ),
+    ],
+)
+def test_a_cache_that_can_not_be_meant(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load(write(tmp_path, text))
+
+
+def test_the_cache_is_for_pools_that_reach_more_than_the_forge(tmp_path: Path) -> None:
+    closed = '[pools.q]\nlabels = ["q"]\nimage = "q"\nnetwork = "none"\n'
+    flavor = "[garm.flavors.f]\n"
+    settings = load(write(tmp_path, cached("listen_port = 8485") + closed + flavor))
+    assert settings.cache_url(settings.pools["p"]) == "http://10.87.0.1:8485/"
+    assert settings.cache_url(settings.pools["q"]) == ""
+    ports = {policy.name: policy.host_ports for policy in settings.policies}
+    assert ports == {
+        "internet": (),
+        "none": (),
+        "pool-p": (8485,),
+        "pool-q": (),
+        "garm-f": (),
+    }
+    without = load(write(tmp_path, MINIMAL))
+    assert without.cache_url(without.pools["p"]) == ""
+    assert not any(policy.host_ports for policy in without.policies)
 
 
 def test_the_pages_token(tmp_path: Path) -> None:

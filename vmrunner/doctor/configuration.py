@@ -11,6 +11,7 @@ from vmrunner.config import Config, PoolConfig, is_local
 from vmrunner.doctor.findings import Finding, error, warning
 from vmrunner.image.recipe import recipe
 from vmrunner.image.versions import store
+from vmrunner.runner_config import own_cache
 
 _LEAST_MEMORY, _LEAST_DISK = 256, 1024  # MiB
 _OURS_TO_TAKE = tuple(
@@ -47,6 +48,12 @@ def look(settings: Config, host: Size | None) -> Iterator[Finding]:
             "machines could not reach whoever has these; take one in 10.0.0.0/8",
         )
     for name, pool in settings.pools.items():
+        if settings.has_cache(pool) and (key := own_cache(pool.runner_config)):
+            yield warning(
+                "configuration",
+                f"pools.{name}.runner_config: by {key} its jobs do not use vmrunner's cache.",
+                "Leave that key out to have them use it.",
+            )
         yield from _pool(f"pools.{name}", pool)
         if host:
             yield from _fits(f"pools.{name}", pool, settings, host)

@@ -30,7 +30,8 @@ from vmrunner.text import dotted
 @dataclass(frozen=True)
 class Maker:
     """Makes machines of one pool. `ca` is PEM text for the guest, `forge_address` what its
-    /etc/hosts says of the forge; both may be empty. `clock` gives the moment.
+    /etc/hosts says of the forge, `cache_url` where jobs find the cache; they may be empty. `clock`
+    gives the moment.
     """
 
     hypervisor: Hypervisor
@@ -43,6 +44,7 @@ class Maker:
     ca: str
     forge_address: str
     clock: Callable[[], Moment]
+    cache_url: str = ""
 
     def create(
         self,
@@ -173,6 +175,7 @@ class Maker:
                 handle=handle,
                 hold_failed=self.pool.hold_failed,
                 job_may_hold=self.pool.job_may_hold,
+                cache_url=self.cache_url,
             )
         )
 

@@ -24,7 +24,7 @@ from vmrunner.model.machine import MachineId
 from vmrunner.network.addresses import gateway
 from vmrunner.network.forge import forge_host
 from vmrunner.render import guest, text, waiting_code
-from vmrunner.runner_config import PATIENCE, runner_config
+from vmrunner.runner_config import CACHE_URL, PATIENCE, runner_config
 
 _HOLD, _CONFIG = "vmrunner-hold", "config.yaml"
 _CA_BUNDLE = "/usr/local/share/vmrunner/ca-bundle.pem"
@@ -132,7 +132,8 @@ class Job:
     the name of one of the image's further runners. `registry_mirror` and `proxy` are URLs without a
     password, or empty; the forge is never asked through the proxy. Without a `handle` the runner
     takes any job that fits: so it is on Gitea, and for machines that are registered idle. `user`
-    runs the job. `runner_config` comes on top of what vmrunner configures.
+    runs the job. `runner_config` comes on top of what vmrunner configures. `cache_url` is where its
+    job finds the cache, or empty.
     """
 
     kind: str
@@ -157,6 +158,7 @@ class Job:
     # most, its job may have it kept.
     hold_failed: timedelta | None = None
     job_may_hold: timedelta | None = None
+    cache_url: str = ""
 
     @property
     def runner_path(self) -> str:
@@ -193,7 +195,9 @@ class Job:
         """
         if not self.proxy:
             return {}
-        direct = ",".join(("localhost", "127.0.0.1", "::1", forge_host(self.url), *self.no_proxy))
+        near = ["localhost", "127.0.0.1", "::1", forge_host(self.url)]
+        near += [str(urlsplit(self.cache_url).hostname)] if self.cache_url else []
+        direct = ",".join((*near, *self.no_proxy))
         found = {"http_proxy": self.proxy, "https_proxy": self.proxy, "no_proxy": direct}
         return found | {name.upper(): value for name, value in found.items()}
 
@@ -206,7 +210,8 @@ class Job:
             job_timeout=self.job_timeout,
             labels=self.labels,
             environment=self.proxies
-            | (dict.fromkeys(_CA_VARIABLES, _CA_BUNDLE) if self.ca else {}),
+            | (dict.fromkeys(_CA_VARIABLES, _CA_BUNDLE) if self.ca else {})
+            | ({CACHE_URL: self.cache_url} if self.cache_url else {}),
             mounts=[_CA_BUNDLE] if self.ca else [],
             more=dict(self.runner_config) | more,
         )

@@ -829,6 +829,7 @@ class Manager:
             self.settings.forge.ca(),
             pinned(self.settings, section),
             self.moment,
+            self.settings.cache_url(section),
         )
 
     def _start(

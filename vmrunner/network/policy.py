@@ -112,6 +112,8 @@ class Policy:
     name: str  # of its chain
     reach: Reach
     allow: tuple[Destination, ...] = ()
+    # TCP ports of the host's own address in the machines' network, beside the resolver's.
+    host_ports: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

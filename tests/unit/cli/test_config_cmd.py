@@ -304,6 +304,31 @@ def test_a_host_without_a_configuration_is_looked_at_alone() -> None:
     assert {each.check for each in findings} == {"configuration", "permissions", "libvirt"}
 
 
+@pytest.mark.parametrize(
+    ("own", "key"),
+    [
+        ("cache = { enabled = true }", "cache.enabled"),
+        (
+            'runner = { envs = { ACTIONS_CACHE_URL = "http://c/" } }',
+            "runner.envs.ACTIONS_CACHE_URL",
+        ),
+        ("cache = { enabled = false, port = 1 }", ""),
+        ('runner = { envs = { A = "b" } }', ""),
+        ("container = { privileged = true }", ""),
+    ],
+)
+def test_another_cache_of_a_pool_wins_and_is_said(
+    check: Check, tmp_path: Path, own: str, key: str
+) -> None:
+    token(tmp_path)
+    text = GOOD.replace("[forge]", "[cache]\nlisten_port = 8485\n[forge]", 1)
+    done = check(text + f"runner_config = {{ {own} }}\n")
+    assert done.code == 0
+    said = f"pools.p.runner_config: by {key} its jobs do not use vmrunner's cache."
+    assert (said in done.err, "vmrunner's cache" in done.err) == (bool(key), bool(key))
+    assert "vmrunner's cache" not in check(GOOD + f"runner_config = {{ {own} }}\n").err
+
+
 def test_a_guess_ends_as_a_question(check: Check, tmp_path: Path) -> None:
     token(tmp_path)
     done = check(GOOD + "runner_config = { container = { privilegd = true } }\n")

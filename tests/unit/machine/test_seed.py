@@ -263,6 +263,25 @@ def test_a_proxy_and_a_mirror_are_set_up_before_the_runner() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_jobs_are_told_where_the_cache_is(kind: str) -> None:
+    url = "http://10.87.0.1:8485/"
+    job = replace(JOB, kind=kind, cache_url=url)
+    found = told(job_script(job))
+    # In the configuration alone: a variable of the runner's own would make its start slower.
+    assert found["environment"] == {}
+    runner = json.loads(found["files"]["config.yaml"])
+    assert (runner["runner"]["envs"], runner["cache"]) == (
+        {"ACTIONS_CACHE_URL": url},
+        {"enabled": False},
+    )
+    own = replace(job, runner_config={"runner": {"envs": {"ACTIONS_CACHE_URL": "http://own/"}}})
+    assert config(job_script(own))["runner"]["envs"] == {"ACTIONS_CACHE_URL": "http://own/"}
+    proxied = replace(job, proxy="http://proxy.example:3128", no_proxy=["a.example"])
+    direct = "localhost,127.0.0.1,::1,forge.example,10.87.0.1,a.example"
+    assert config(job_script(proxied))["runner"]["envs"]["no_proxy"] == direct
+
+
 def test_a_rehearsal_has_nothing_of_the_forge() -> None:
     for kind in RUNNERS:
         found = json.loads(rehearsal_script(kind, MACHINE, "runner"))
