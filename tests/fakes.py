@@ -39,6 +39,7 @@ from vmrunner.model.job import (
     Claim,
     Credentials,
     Job,
+    JobFacts,
     JobState,
     Listing,
     RunnerRecord,
@@ -768,6 +769,13 @@ class FakeForge:
             for queue in self.queues.values():
                 queue.forget(number)
         return known if known and known.repository == repository else None
+
+    def facts(self, scope: Scope, repository: str, key: str, runner_id: int) -> JobFacts | None:
+        self.step("facts")
+        job = next((job for job in self.known.values() if job.key == key), None)
+        if job is None or (job.state, job.runner_id) != (JobState.RUNNING, runner_id):
+            return None
+        return JobFacts(job.repository, "refs/heads/main", "push", None, "main", from_fork=False)
 
     def create_runner(
         self, scope: Scope, name: str, labels: Sequence[str], claim: Claim | None = None

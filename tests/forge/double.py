@@ -98,6 +98,11 @@ class Job:
     log: list[str] = field(default_factory=list)
     log_ended: bool = False
     states: list[dict[str, Any]] = field(default_factory=list)
+    # Of its run: what it is about, in short, by what event, and that event's webhook.
+    ref: str = "main"
+    event: str = "push"
+    payload_of_event: str = '{"ref": "refs/heads/main"}'
+    from_fork: bool = False
 
     def plain(self) -> dict[str, Any]:
         return {
@@ -118,10 +123,10 @@ class Job:
         return {
             "id": self.task_id,
             "name": self.name,
-            "head_branch": "main",
+            "head_branch": self.ref,
             "head_sha": SHA,
             "run_number": self.id,
-            "event": "push",
+            "event": self.event,
             "display_title": "a commit",
             "status": self.result.removeprefix("RESULT_").lower() or "running",
             "workflow_id": "ci.yaml",
@@ -131,6 +136,17 @@ class Job:
             "run_started_at": self.began,
         }
 
+    def run(self) -> dict[str, Any]:
+        return {
+            "id": 5000 + self.id,
+            "index_in_repo": self.id,
+            "prettyref": self.ref,
+            "trigger_event": self.event,
+            "event_payload": self.payload_of_event,
+            "is_fork_pull_request": self.from_fork,
+            "repository": _repository(self.repo_id, self.repository),
+        }
+
     def payload(self) -> str:
         workflow = {
             "jobs": {
@@ -138,6 +154,12 @@ class Job:
             }
         }
         return base64.b64encode(yaml.safe_dump(workflow).encode()).decode()
+
+
+def _repository(number: int, name: str) -> dict[str, Any]:
+    owner, _, short = name.partition("/")
+    assert owner
+    return {"id": number, "name": short, "full_name": name, "default_branch": "main"}
 
 
 class Server:
@@ -273,7 +295,7 @@ class Double(Server):
         if path == "/version":
             return 200, {"version": self.version}, path, {}
         found = re.fullmatch(
-            r"/(repositories)/(\d+)|/(admin|user|orgs/([^/]+)|repos/([^/]+/[^/]+))/actions/(?:runners(?:/(jobs|\d+))?|(tasks))",
+            r"/(repositories)/(\d+)|/(admin|user|orgs/([^/]+)|repos/([^/]+/[^/]+))/actions/(?:runners(?:/(jobs|\d+))?|(tasks|runs))",
             path,
         )
         if not found or (found[7] and not found[5]):
@@ -300,8 +322,8 @@ class Double(Server):
             "repos": "/repos/{owner}/{repo}",
         }[kind] + "/actions/runners"
         template += {None: "", "jobs": "/jobs"}.get(rest, "/{runner_id}")
-        if rest == "tasks":
-            template = "/repos/{owner}/{repo}/actions/tasks"
+        if rest in {"tasks", "runs"}:
+            template = f"/repos/{{owner}}/{{repo}}/actions/{rest}"
         if kind == "repos" and found[5] in self.without_actions:
             return (
                 404,
@@ -321,7 +343,7 @@ class Double(Server):
                     "url": self.url,
                     "errors": [],
                 }
-            return 200, {"id": number, "name": name.partition("/")[2], "full_name": name}
+            return 200, _repository(number, name)
 
     def _answer(
         self, method: str, scope: str, rest: str | None, query: dict[str, str], body: dict[str, Any]
@@ -341,6 +363,14 @@ class Double(Server):
                 {"total_count": len(tasks), "workflow_runs": newest},
                 {"X-Total-Count": str(len(tasks))},
             )
+        if rest == "runs":
+            number = int(query.get("run_number", 0))
+            runs = [
+                job.run()
+                for job in self.jobs.values()
+                if scope == f"repos/{job.repository}" and number in (0, job.id)
+            ]
+            return 200, {"total_count": len(runs), "workflow_runs": runs}, {}
         if rest == "jobs":
             labels = [label for label in query.get("labels", "").split(",") if label]
             jobs = [

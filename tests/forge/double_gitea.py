@@ -259,6 +259,11 @@ class Gitea(Server):
                     return *answer, f"{head}/actions/jobs/{{job_id}}", {}
                 case "GET", ["runs"]:
                     return 200, self._runs(scope, query), f"{head}/actions/runs", {}
+                case "GET", ["runs", run] if found[3]:
+                    where = f"{head}/actions/runs/{{run}}"
+                    if not (jobs := self._of(scope, int(run))):
+                        return 404, _missing(), where, {}
+                    return 200, self._run(jobs[-1]), where, {}
                 case "GET", ["runs", run, "jobs"] if found[3]:
                     jobs = [job for job in self._of(scope, int(run)) if not job.is_old]
                     return self._run_jobs(jobs, query, f"{head}/actions/runs/{{run}}/jobs")
@@ -306,18 +311,21 @@ class Gitea(Server):
         listed = [self.plain(job) for job in _page(jobs, query)]
         return 200, {"jobs": listed, "total_count": len(jobs)}, where, {}
 
+    def _run(self, job: Job) -> dict[str, Any]:
+        return {
+            "id": job.run,
+            "url": f"{self.url}/api/v1/repos/{job.repository}/actions/runs/{job.run}",
+            "html_url": f"{self.url}/{job.repository}/actions/runs/{job.run}",
+            "run_attempt": job.attempt,
+            "head_sha": SHA,
+            "path": "ci.yaml@refs/heads/main",
+            "event": "push",
+            "repository": {"full_name": job.repository, "default_branch": "main"},
+        }
+
     def _runs(self, scope: str, query: dict[str, str]) -> dict[str, Any]:
         newest = {job.run: job for job in self._of(scope)}
-        runs = [
-            {
-                "id": job.run,
-                "url": f"{self.url}/api/v1/repos/{job.repository}/actions/runs/{job.run}",
-                "html_url": f"{self.url}/{job.repository}/actions/runs/{job.run}",
-                "run_attempt": job.attempt,
-                "head_sha": SHA,
-            }
-            for job in reversed(newest.values())
-        ]
+        runs = [self._run(job) for job in reversed(newest.values())]
         return {"workflow_runs": _page(runs, query), "total_count": len(runs)}
 
     def _tasks(self, scope: str, query: dict[str, str]) -> dict[str, Any]:

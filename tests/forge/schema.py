@@ -69,7 +69,17 @@ TASK = _object(
 )
 TASKS = _object(total_count=_INTEGER, workflow_runs={"type": "array", "items": TASK})
 # A repository has some seventy properties more; nobody here reads them.
-REPOSITORY = _object(id=_INTEGER, name=_STRING, full_name=_STRING)
+REPOSITORY = _object(id=_INTEGER, name=_STRING, full_name=_STRING, default_branch=_STRING)
+RUN = _object(
+    id=_INTEGER,
+    index_in_repo=_INTEGER,
+    prettyref=_STRING,
+    trigger_event=_STRING,
+    event_payload=_STRING,
+    is_fork_pull_request={"type": "boolean"},
+    repository=REPOSITORY,
+)
+RUNS = _object(total_count=_INTEGER, workflow_runs={"type": "array", "items": RUN})
 VERSION = _object(version=_STRING)
 ERROR = _object(message=_STRING, url=_STRING)
 NOT_FOUND = _object(message=_STRING, url=_STRING, errors=_STRINGS)
@@ -80,6 +90,7 @@ ANSWERS: dict[tuple[str, str, int], Any] = {
     ("get", "/version", 200): VERSION,
     ("get", "/repositories/{id}", 200): REPOSITORY,
     ("get", "/repositories/{id}", 404): NOT_FOUND,
+    ("get", "/repos/{owner}/{repo}/actions/runs", 200): RUNS,
     ("get", "/repos/{owner}/{repo}/actions/tasks", 200): TASKS,
     ("get", "/repos/{owner}/{repo}/actions/tasks", 404): NOT_FOUND,
 }

@@ -19,7 +19,7 @@ from tests.forge.gitea import ADMIN, Repository, Site, until
 from vmrunner.forge.forgejo import Forgejo
 from vmrunner.forge.http import Http
 from vmrunner.forge.seam import Forge
-from vmrunner.model.job import Claim, Credentials, Job, JobState, Scope, Sought
+from vmrunner.model.job import Claim, Credentials, Job, JobFacts, JobState, Scope, Sought
 from vmrunner.model.secret import Secret
 
 ORGANISATION, REPOSITORY = "behaviour", "behaviour/r1"
@@ -142,6 +142,28 @@ def running(forge: Forge) -> list[Job]:
 
 def labels_of(forge: Forge, *labels: str) -> list[tuple[str, ...]]:
     return [job.labels for job in waiting(forge, INSTANCE, labels)]
+
+
+def test_where_a_running_job_comes_from(side: Side) -> None:
+    side.queue(["vm-a"])
+    (waits,) = until(lambda: waiting(side.forge, INSTANCE, ["vm-a"]), 20, "the job")
+    assert side.forge.facts(INSTANCE, waits.repository, waits.key, 1) is None, "nobody has it yet"
+    credentials = side.forge.create_runner(INSTANCE, NAME, ["vm-a"])
+    runner = Runner(side.forge, credentials)
+    task = runner.take(["vm-a"])
+    (job,) = running(side.forge)
+    facts = side.forge.facts(INSTANCE, job.repository, job.key, credentials.id)
+    assert facts
+    event = facts.event
+    assert event in {"push", "workflow_dispatch"}
+    assert facts == JobFacts(REPOSITORY, "refs/heads/main", event, None, "main", from_fork=False)
+    if not side.forge.binds_jobs:
+        assert side.forge.facts(INSTANCE, job.repository, job.key, credentials.id + 1) is None
+    for repository, key in (("", job.key), (REPOSITORY, "999999.1"), ("no/body", job.key)):
+        known = side.forge.facts(INSTANCE, repository, key, credentials.id)
+        assert known is None or side.forge.binds_jobs, (repository, key)
+    runner.finish(task)
+    assert side.forge.facts(INSTANCE, job.repository, job.key, credentials.id) is None, "it is over"
 
 
 def test_waiting_jobs_are_those_that_all_labels_cover_oldest_first(side: Side) -> None:

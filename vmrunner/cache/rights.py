@@ -7,19 +7,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from vmrunner.model.job import JobFacts
+
 _BRANCH, _PULL_REQUEST = "refs/heads/", "refs/pull/"
-
-
-@dataclass(frozen=True)
-class JobFacts:
-    """What the forge says about a job, or what is the stricter reading where it doesn't."""
-
-    repository: str  # "owner/name"
-    ref: str  # in full: "refs/heads/x", "refs/tags/v1", "refs/pull/3/head"
-    event: str  # such as "push"; of a pull request it begins with "pull_request"
-    base_ref: str | None  # the branch that a pull request wants to go into: in full, or its name
-    default_branch: str  # of the repository: in full, or its name; "" where it is not known
-    from_fork: bool  # a pull request of another repository's branch; not known counts as True
 
 
 @dataclass(frozen=True)

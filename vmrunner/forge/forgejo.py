@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, TypeAdapter
 
@@ -19,6 +21,7 @@ from vmrunner.model.job import (
     Claim,
     Credentials,
     Job,
+    JobFacts,
     JobState,
     Listing,
     RunnerRecord,
@@ -30,6 +33,7 @@ from vmrunner.model.job import (
 from vmrunner.text import presentable
 
 _MOST_SEEN = 5_000  # jobs that were listed, to be found once they are over
+_SHORT = re.compile(r"^refs/(heads|tags)/")
 _ASK_AGAIN = 60.0  # seconds until a repository that the forge did not name is asked for again
 
 
@@ -62,11 +66,58 @@ class _Task(BaseModel):
     head_sha: str = ""
     url: str = ""
     status: str
+    run_number: Number = 0
     run_started_at: datetime | None = None
 
 
 class _Repository(BaseModel):
     full_name: str
+    default_branch: str = ""
+
+
+class _Run(BaseModel):
+    """A run, as far as it says where it comes from."""
+
+    index_in_repo: Number
+    prettyref: str = ""  # a branch's or a tag's name, or `#3` of a pull request
+    trigger_event: str = ""
+    event_payload: str = ""  # of its webhook, as JSON
+    is_fork_pull_request: bool = True
+    repository: _Repository
+
+    def facts(self) -> JobFacts:
+        try:
+            payload = json.loads(self.event_payload)
+        except (ValueError, RecursionError):
+            payload = None
+        told = payload if isinstance(payload, dict) else {}
+        asked = told.get("pull_request")
+        base = asked.get("base") if isinstance(asked, dict) else None
+        base_ref = base.get("ref") if isinstance(base, dict) else None
+        ref = self._ref(told)
+        return JobFacts(
+            presentable(self.repository.full_name),
+            ref,
+            self.trigger_event,
+            base_ref if isinstance(base_ref, str) else None,
+            self.repository.default_branch,
+            self.is_fork_pull_request or not ref,
+        )
+
+    def _ref(self, payload: Mapping[str, Any]) -> str:
+        """In full. The pretty one is a branch's as well as a tag's: it is never enough."""
+        ref, number = payload.get("ref"), payload.get("number")
+        if self.trigger_event.startswith("pull_request"):
+            pretty = re.fullmatch(r"#([0-9]{1,18})", self.prettyref)
+            asked = pretty[1] if pretty else number if isinstance(number, int) else ""
+            return f"refs/pull/{asked}/head" if asked else ""
+        if isinstance(ref, str) and _SHORT.sub("", ref) == self.prettyref != ref:
+            return ref
+        # A schedule runs on the default branch, and on nothing else.
+        is_default = self.trigger_event == "schedule" and self.prettyref
+        if is_default and self.prettyref == self.repository.default_branch:
+            return f"refs/heads/{self.prettyref}"
+        return ""
 
 
 class _Runner(BaseModel):
@@ -98,7 +149,7 @@ class _Registered(BaseModel):
 
 
 _JOBS, _REPOSITORY = TypeAdapter(list[_Job] | None), TypeAdapter(_Repository)
-_TASKS = TypeAdapter(list[_Task])
+_TASKS, _RUNS = TypeAdapter(list[_Task]), TypeAdapter(list[_Run])
 _RUNNERS, _RUNNER = TypeAdapter(list[_Runner]), TypeAdapter(_Runner)
 _REGISTERED = TypeAdapter(_Registered)
 
@@ -220,6 +271,30 @@ class Forgejo:
             return next((job for job in self.jobs(scope) if job.key == key), None)
         except ForgeNotFound:
             return None
+
+    def facts(self, scope: Scope, repository: str, key: str, runner_id: int) -> JobFacts | None:
+        """See Forge. Needs `read:repository` besides what the scope needs.
+
+        A job leads to its task, and that to its run. Which runner has it is not told, but none gets
+        it that was not made for it.
+        """
+        job = self.job(scope, repository, key)
+        if job is None or job.state is not JobState.RUNNING or "/" not in job.repository:
+            return None
+        task = next(iter(self._tasks(job.repository, {job.task_id})), None) if job.task_id else None
+        if task is None:
+            return None
+        where = Scope(ScopeKind.REPOSITORY, job.repository)
+        found = self._http.each_page(
+            f"{actions_path(where)}/runs",
+            "reading a run",
+            _RUNS,
+            scope=where,
+            inside="workflow_runs",
+            run_number=task.run_number,
+        )
+        first = next(found)
+        return next((run.facts() for run in first if run.index_in_repo == task.run_number), None)
 
     def ended_jobs(self, scope: Scope, sought: Sequence[Sought]) -> dict[int, Job | None]:
         """See Forge. A runner's job is the one whose handle it was made for.

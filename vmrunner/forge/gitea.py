@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, TypeAdapter
 
-from vmrunner.errors import ForgeError, ForgeNotFound
+from vmrunner.errors import ForgeDenied, ForgeError, ForgeNotFound
 from vmrunner.forge import callers, rpc
 from vmrunner.forge.http import PAGE, Http, Number, actions_path, parse
 from vmrunner.forge.queue import LongQueue, Row
@@ -21,6 +22,7 @@ from vmrunner.model.job import (
     Claim,
     Credentials,
     Job,
+    JobFacts,
     JobState,
     Listing,
     RunnerRecord,
@@ -39,6 +41,9 @@ _LONGEST = 5.0
 _MOST_ASKED = 100
 _NEWEST_RUNS = 10  # that are looked through for jobs which no list has shown
 _ATTEMPTS = 5  # at registering; each that fails says that another runner's token has come meanwhile
+_PULL_REF = re.compile(r"refs/pull/([0-9]{1,18})/[a-z]+")
+_OWN_EVENTS = {"push", "schedule", "workflow_dispatch", "create", "delete", "release"}
+"""What happens only by who may write to the repository."""
 # Gitea's "waiting" is not ready for a runner: `needs` or a concurrency group holds it back.
 _STATES = {
     "waiting": JobState.BLOCKED,
@@ -133,6 +138,46 @@ class _Run(BaseModel):
     url: str
 
 
+class _Repository(BaseModel):
+    full_name: str
+    default_branch: str = ""
+
+
+class _Origin(BaseModel):
+    """A run, as far as it says where it comes from."""
+
+    path: str = ""  # of the workflow, and behind an @ the ref in full
+    event: str = ""
+    repository: _Repository
+
+    @property
+    def ref(self) -> str:
+        """The first, as a branch may be called `a@refs/b`."""
+        _, _, rest = self.path.partition("@refs/")
+        return f"refs/{rest}" if rest else ""
+
+
+class _Branch(BaseModel):
+    """One side of a pull request."""
+
+    label: str = ""
+    ref: str = ""
+    repo_id: Number = 0
+
+
+class _PullRequest(BaseModel):
+    base: _Branch
+    head: _Branch
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether anybody may have made it who can read the repository: from a fork, or without a
+        branch (AGit), which has no label then.
+        """
+        same = self.head.repo_id == self.base.repo_id > 0
+        return not (same and self.head.label)
+
+
 class _Label(BaseModel):
     name: str
 
@@ -175,7 +220,11 @@ class _JobPage(_Count):
 
 
 _JOBS, _JOB, _TASKS = TypeAdapter(list[_Job]), TypeAdapter(_Job), TypeAdapter(list[_Task])
-_RUNS = TypeAdapter(list[_Run])
+_RUNS, _ORIGIN, _PULL_REQUEST = (
+    TypeAdapter(list[_Run]),
+    TypeAdapter(_Origin),
+    TypeAdapter(_PullRequest),
+)
 _RUNNERS, _RUNNER = TypeAdapter(list[_Runner]), TypeAdapter(_Runner)
 _TOKEN, _COUNT, _JOB_PAGE = TypeAdapter(_Token), TypeAdapter(_Count), TypeAdapter(_JobPage)
 
@@ -344,6 +393,45 @@ class Gitea:
         if found.state is not JobState.WAITING:
             self._forget(found.id)
         return found
+
+    def facts(self, scope: Scope, repository: str, key: str, runner_id: int) -> JobFacts | None:
+        """See Forge. Needs `read:repository` besides what the scope needs."""
+        number = key.partition(".")[0]
+        if not number.isdecimal() or "/" not in repository:
+            return None
+        where, doing = Scope(ScopeKind.REPOSITORY, repository), "reading a run"
+        try:
+            record = self._record(where, int(number))
+            if record.job().state is not JobState.RUNNING or record.runner_id != runner_id:
+                return None
+            path = f"{actions_path(where)}/runs/{record.run_id}"
+            answer, _ = self._http.call("GET", path, doing, scope=where)
+        except ForgeNotFound:
+            return None
+        run = parse(_ORIGIN, answer, doing)
+        asked = self._pull_request(where, run.ref)
+        return JobFacts(
+            presentable(run.repository.full_name),
+            run.ref,
+            run.event,
+            asked.base.ref if asked else None,
+            run.repository.default_branch,
+            # A job on a branch may be a pull request's, too: pull_request_target.
+            asked.is_foreign if asked else run.event not in _OWN_EVENTS,
+        )
+
+    def _pull_request(self, repository: Scope, ref: str) -> _PullRequest | None:
+        """The one that this ref is of; None where it is of none, or where that is not told."""
+        found, doing = _PULL_REF.fullmatch(ref), "reading a pull request"
+        if not found:
+            return None
+        try:
+            answer, _ = self._http.call(
+                "GET", f"/api/v1/repos/{repository.name}/pulls/{found[1]}", doing, scope=repository
+            )
+        except (ForgeDenied, ForgeNotFound):
+            return None
+        return parse(_PULL_REQUEST, answer, doing)
 
     def _record(self, repository: Scope, job_id: int) -> _Job:
         doing = "reading a job"

@@ -9,6 +9,7 @@ from vmrunner.model.job import (
     Claim,
     Credentials,
     Job,
+    JobFacts,
     Listing,
     RunnerRecord,
     Scope,
@@ -84,6 +85,13 @@ class Forge(Protocol):
 
         `repository` is its owner/name, `scope` one that it belongs to. Forgejo tells only of jobs
         that wait or run.
+        """
+
+    def facts(self, scope: Scope, repository: str, key: str, runner_id: int) -> JobFacts | None:
+        """Where the job with this key comes from, which this runner works on now; None where the
+        forge does not say that it does.
+
+        Some requests, of things that do not change while the job runs.
         """
 
     def create_runner(

@@ -105,6 +105,21 @@ class Job:
 
 
 @dataclass(frozen=True)
+class JobFacts:
+    """Where a job comes from, as the forge says, or what is the stricter reading where it
+    doesn't.
+    """
+
+    repository: str  # "owner/name"
+    # In full: "refs/heads/x", "refs/tags/v1", "refs/pull/3/head"; "" where it is not known.
+    ref: str
+    event: str  # such as "push"; of a pull request it begins with "pull_request"
+    base_ref: str | None  # the branch that a pull request wants to go into: in full, or its name
+    default_branch: str  # of the repository: in full, or its name; "" where it is not known
+    from_fork: bool  # a pull request of another repository's branch; not known counts as True
+
+
+@dataclass(frozen=True)
 class Want:
     """So many waiting jobs of a kind could be used."""
 

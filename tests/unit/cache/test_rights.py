@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from vmrunner.cache.rights import JobFacts, rights
+from vmrunner.cache.rights import rights
+from vmrunner.model.job import JobFacts
 
 MAIN, TOPIC, RELEASE, PULL = (
     "refs/heads/main",
