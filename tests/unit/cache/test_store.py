@@ -1,0 +1,494 @@
+"""What the cache keeps, finds and lets go."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmrunner.cache import blobs
+from vmrunner.cache.blobs import BLOCK
+from vmrunner.cache.refused import Refused, Why
+from vmrunner.cache.rights import Rights
+from vmrunner.cache.store import Limits, Store
+from vmrunner.cache.uploads import Ranges, Uploads
+from vmrunner.errors import ConfigError
+
+MAIN, TOPIC, PULL = "refs/heads/main", "refs/heads/topic", "refs/pull/3/head"
+
+
+def job(repository: str = "org/tool", writes: str | None = MAIN, **more: Any) -> Rights:
+    reads = tuple(dict.fromkeys([writes, MAIN] if writes else [MAIN]))
+    return Rights(repository, writes, reads, **more)
+
+
+@dataclass
+class World:
+    """A store whose clock goes on by a second at each look."""
+
+    folder: Path
+    limits: Limits
+    now: float = 1000.0
+    told: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.folder, self.limits, self.told.append, self.clock)
+        self.uploads = Uploads(self.store, lambda: self.now)
+
+    def clock(self) -> float:
+        self.now += 1
+        return self.now
+
+    def save(self, rights: Rights, key: str, data: bytes, version: str = "v") -> int:
+        """As a machine does it."""
+        id_ = self.uploads.reserve("a", rights, key, version, len(data))
+        upload = self.uploads.claim("a", rights, id_, 0, len(data))
+        for begin in range(0, len(data), BLOCK):
+            self.uploads.write(upload, begin, data[begin : begin + BLOCK])
+        self.uploads.commit("a", rights, id_, len(data))
+        return id_
+
+    def find(self, rights: Rights, *keys: str, version: str = "v") -> str | None:
+        found = self.store.find(rights, keys, version)
+        return found and found.key
+
+    def load(self, rights: Rights, key: str) -> bytes:
+        found = self.store.find(rights, (key,), "v")
+        assert found
+        content = self.store.open(rights, found.id)
+        try:
+            return b"".join(content.block(each) for each in range(blobs.count(content.size)))
+        finally:
+            content.close()
+
+    def files(self) -> list[Path]:
+        return [each for each in (self.folder / "blobs").rglob("*") if each.is_file()]
+
+    def keys(self) -> set[str]:
+        with closing(sqlite3.connect(self.folder / "index.sqlite")) as database:
+            return {key for (key,) in database.execute("SELECT key FROM entries")}
+
+
+Worlds = Callable[..., World]
+
+
+@pytest.fixture
+def worlds(tmp_path: Path) -> Iterator[Worlds]:
+    """Opens the store of one folder, with these limits; all are closed at the end."""
+    made: list[World] = []
+
+    def open_one(**limits: Any) -> World:
+        made.append(World(tmp_path / "cache", Limits(**{"keep_free": 0} | limits)))
+        return made[-1]
+
+    yield open_one
+    for each in made:
+        each.store.close()
+
+
+@pytest.fixture
+def world(worlds: Worlds) -> World:
+    return worlds()
+
+
+def test_what_comes_in_comes_out(world: World) -> None:
+    whole = os.urandom(3 * BLOCK + 7)
+    world.save(job(), "k", whole)
+    assert world.load(job(), "k") == whole
+
+
+def test_only_the_service_reads_its_files(world: World) -> None:
+    world.save(job(), "k", b"x")
+    assert stat.S_IMODE(world.folder.stat().st_mode) == 0o700
+    (blob,) = world.files()
+    for file in (blob, world.folder / "index.sqlite"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_the_name_itself_then_the_newest_that_begins_with_it(world: World) -> None:
+    for key in ("go-1", "go-2", "go", "gone", "g_-x"):
+        world.save(job(), key, key.encode())
+    assert world.find(job(), "go") == "go"
+    assert world.find(job(), "go-") == "go-2"
+    assert world.find(job(), "g") == "g_-x"
+    assert world.find(job(), "none", "gon", "go") == "gone"
+    assert world.find(job(), "g%", "g?", "G") is None
+    assert world.find(job(), "go", version="other") is None
+
+
+def test_a_scope_comes_before_a_better_key(world: World) -> None:
+    world.save(job(), "deps-1", b"main")
+    world.save(job(writes=TOPIC), "deps-0", b"topic")
+    assert world.find(job(writes=TOPIC), "deps-1", "deps-") == "deps-0"
+    assert world.find(job(), "deps-1", "deps-") == "deps-1"
+
+
+def test_one_repository_is_not_another(world: World) -> None:
+    world.save(job(), "k", b"x")
+    assert world.find(job("org/tool2"), "k") is None
+    assert world.find(job("ORG/Tool"), "k") == "k"  # forges know names in any case
+
+
+def test_a_group_reads_what_default_branches_offer(world: World) -> None:
+    offers = job(group="g", shared=("org/two",), offers=True)
+    world.save(offers, "k", b"x")
+    world.save(job(writes=TOPIC, group="g", shared=("org/two",)), "topic", b"x")
+    other = job("org/two", group="g", shared=("org/tool",))
+    assert world.find(other, "k") == "k"
+    assert world.load(other, "k") == b"x"
+    assert world.find(other, "topic") is None
+    assert world.find(job("org/two"), "k") is None
+    world.save(other, "k", b"mine")
+    assert world.load(other, "k") == b"mine"
+
+
+def test_an_archive_by_its_id_is_only_for_who_may_read_it(world: World) -> None:
+    world.save(job(writes=TOPIC), "k", b"x")
+    found = world.store.find(job(writes=TOPIC), ("k",), "v")
+    assert found
+    for stranger in (job(), job(writes=PULL), job("org/two", TOPIC), job(writes=None)):
+        with pytest.raises(Refused) as refused:
+            world.store.open(stranger, found.id)
+        assert refused.value.why is Why.UNKNOWN
+
+
+def test_an_entry_never_changes(world: World) -> None:
+    world.save(job(), "k", b"x")
+    with pytest.raises(Refused) as refused:
+        world.save(job(), "k", b"y")
+    assert refused.value.why is Why.TAKEN
+    assert world.load(job(), "k") == b"x"
+
+
+def test_the_same_content_takes_its_room_once(world: World) -> None:
+    world.save(job(), "a", b"same")
+    world.save(job("org/two"), "b", b"same")
+    assert len(world.files()) == 1
+    assert world.store.clear("org/tool").bytes == 0
+    assert world.load(job("org/two"), "b") == b"same"
+    assert world.store.clear("org/two").bytes == 4
+    assert world.files() == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(b"y" * (BLOCK + 1)),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.unlink(),
+        lambda path: os.truncate(path, BLOCK),
+    ],
+)
+def test_a_corrupt_content_is_never_served(world: World, spoil: Any) -> None:
+    world.save(job(), "k", b"x" * (BLOCK + 1))
+    (blob,) = world.files()
+    spoil(blob)
+    content = None
+    if found := world.store.find(job(), ("k",), "v"):
+        content = world.store.open(job(), found.id)
+        with pytest.raises(blobs.Corrupt) as error:
+            content.block(0)
+        world.store.spoil(content.digest, str(error.value))
+        content.close()
+    assert world.find(job(), "k") is None
+    assert world.files() == []
+    assert len(world.told) == 1
+    assert "org/tool" in world.told[0]
+    world.save(job(), "k", b"again")
+    assert world.load(job(), "k") == b"again"
+
+
+def test_one_bit_in_a_later_block_is_seen(world: World) -> None:
+    world.save(job(), "k", b"x" * (2 * BLOCK))
+    (blob,) = world.files()
+    with blob.open("r+b") as file:
+        file.seek(BLOCK + 5)
+        file.write(b"y")
+    found = world.store.find(job(), ("k",), "v")
+    assert found
+    content = world.store.open(job(), found.id)
+    assert content.block(0) == b"x" * BLOCK
+    with pytest.raises(blobs.Corrupt, match=str(BLOCK)):
+        content.block(1)
+    content.close()
+
+
+def test_what_was_used_longest_ago_goes_first(worlds: Worlds) -> None:
+    world = worlds(most=30, most_per_repository=20)
+    world.save(job(), "a", b"a" * 8)
+    world.save(job(), "b", b"b" * 8)
+    assert world.find(job(), "a") == "a"
+    world.save(job(), "c", b"c" * 8)  # its repository's own go
+    assert world.keys() == {"a", "c"}
+    world.save(job("org/two"), "d", b"d" * 14)
+    assert world.keys() == {"a", "c", "d"}
+    assert world.find(job(), "a") == "a"
+    world.save(job("org/two"), "e", b"e" * 6)  # then those of all
+    assert world.keys() == {"a", "d", "e"}
+    assert len(world.files()) == 3
+
+
+def test_too_many_entries(worlds: Worlds) -> None:
+    world = worlds(entries=4, entries_per_repository=3)
+    for key in "abcd":
+        world.save(job(), key, key.encode())
+    assert world.keys() == set("bcd")
+    for key in "xy":
+        world.save(job("org/two"), key, key.encode())
+    assert world.keys() == set("cdxy")
+
+
+def test_more_than_a_repository_may_have(worlds: Worlds) -> None:
+    world = worlds(most=30, most_per_repository=20)
+    with pytest.raises(Refused) as refused:
+        world.save(job(), "k", b"x" * 21)
+    assert refused.value.why is Why.TOO_LARGE
+    # Two at once, that are too much together; nothing of them is an entry yet.
+    first = world.uploads.reserve("a", job(), "first", "v", 15)
+    second = world.uploads.reserve("a", job(), "second", "v", 15)
+    world.uploads.claim("a", job(), first, 0, 15)
+    with pytest.raises(Refused) as refused:
+        world.uploads.claim("a", job(), second, 0, 15)
+    assert refused.value.why is Why.NO_ROOM
+
+
+def test_a_host_whose_disk_is_nearly_full(worlds: Worlds) -> None:
+    world = worlds(keep_free=1 << 60)
+    with pytest.raises(Refused) as refused:
+        world.save(job(), "k", b"x")
+    assert refused.value.why is Why.NO_ROOM
+
+
+def test_an_index_that_can_not_be_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    id_ = world.uploads.reserve("a", job(), "k", "v", 1)
+    world.uploads.write(world.uploads.claim("a", job(), id_, 0, 1), 0, b"x")
+    world.store._database.execute("PRAGMA query_only = 1")
+    with pytest.raises(Refused) as refused:
+        world.uploads.commit("a", job(), id_, 1)
+    assert refused.value.why is Why.NO_ROOM
+    assert world.files() == []
+    assert list((world.folder / "uploads").iterdir()) == []
+    assert world.find(job(), "k") is None  # nor does a figure that can't be kept do harm
+
+
+def test_what_a_kill_leaves_is_swept(worlds: Worlds, world: World) -> None:
+    world.save(job(), "k", b"x")
+    half = world.uploads.reserve("a", job(), "half", "v", 2)
+    world.uploads.write(world.uploads.claim("a", job(), half, 0, 2), 0, b"h")
+    orphan = world.folder / "blobs" / "ab" / ("ab" * 32)
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"orphan")
+    after = worlds()
+    after.uploads.sweep()
+    after.store.sweep()
+    assert not orphan.exists()
+    assert list((world.folder / "uploads").iterdir()) == []
+    assert after.load(job(), "k") == b"x"
+    assert after.find(job(), "half") is None
+    with pytest.raises(Refused):
+        after.uploads.commit("a", job(), half, 2)
+
+
+def test_prune_and_clear(world: World) -> None:
+    world.save(job(), "old", b"o" * 10)
+    world.now += 1000
+    world.save(job(), "new", b"n" * 10)
+    world.save(job("org/two"), "other", b"t" * 10)
+    assert world.store.prune() == (removed := world.store.prune())
+    assert (removed.entries, removed.bytes) == (0, 0)
+    removed = world.store.prune(500)
+    assert (removed.entries, removed.bytes) == (1, 10)
+    removed = world.store.clear("Org/Tool")
+    assert (removed.entries, removed.bytes) == (1, 10)
+    assert world.keys() == {"other"}
+
+
+def test_prune_to_smaller_limits(worlds: Worlds, world: World) -> None:
+    for key in "abc":
+        world.save(job(), key, key.encode() * 10)
+    less = worlds(most=25, most_per_repository=15)
+    removed = less.store.prune()
+    assert (removed.entries, removed.bytes, less.keys()) == (2, 20, {"c"})
+
+
+def test_figures(world: World) -> None:
+    world.save(job(), "k", b"x" * 10)
+    world.find(job(), "k")
+    world.find(job(), "none")
+    world.store.served("org/tool", 10)
+    world.find(job("org/empty"), "k")
+    assert [
+        (each.repository, each.entries, each.bytes, each.hits, each.misses, each.bytes_served)
+        for each in world.store.figures()
+    ] == [("org/empty", 0, 0, 0, 1, 0), ("org/tool", 1, 10, 1, 1, 10)]
+
+
+@pytest.mark.parametrize("content", [b"no database", b"\0" * 4096])
+def test_a_cache_that_is_none(worlds: Worlds, tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "index.sqlite").write_bytes(content)
+    with pytest.raises(ConfigError, match="can't be used"):
+        worlds()
+
+
+def test_one_of_a_later_version(worlds: Worlds, world: World) -> None:
+    world.store._database.execute("PRAGMA user_version = 7")
+    with pytest.raises(ConfigError, match="format 7"):
+        worlds()
+
+
+# ---- uploads
+
+
+def test_parts_in_any_order_and_twice(world: World) -> None:
+    whole = os.urandom(3 * BLOCK + 11)
+    id_ = world.uploads.reserve("a", job(), "k", "v", None)
+    for begin, end in ((2 * BLOCK, len(whole)), (5, BLOCK), (BLOCK, 2 * BLOCK), (0, 9)) * 2:
+        upload = world.uploads.claim("a", job(), id_, begin, end)
+        for at in range(begin, end, BLOCK):
+            world.uploads.write(upload, at, whole[at : min(at + BLOCK, end)])
+    world.uploads.commit("a", job(), id_, len(whole))
+    assert world.load(job(), "k") == whole
+
+
+def test_only_who_reserved_it_goes_on_with_an_upload(world: World) -> None:
+    id_ = world.uploads.reserve("a", job(), "k", "v", 2)
+    for address, rights in (("b", job()), ("a", job(writes=TOPIC)), ("a", job("org/two"))):
+        with pytest.raises(Refused) as refused:
+            world.uploads.claim(address, rights, id_, 0, 1)
+        assert refused.value.why is Why.UNKNOWN
+        with pytest.raises(Refused) as refused:
+            world.uploads.commit(address, rights, id_, 1)
+        assert refused.value.why is Why.UNKNOWN
+        world.uploads.drop(address, rights, id_)
+    world.uploads.write(world.uploads.claim("a", job(), id_, 0, 2), 0, b"ok")
+    world.uploads.commit("a", job(), id_, 2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "size"),
+    [
+        ([], 0),
+        ([], 4),
+        ([(0, b"ab")], 4),
+        ([(2, b"cd")], 4),
+        ([(0, b"ab"), (3, b"d")], 4),
+        ([(0, b"abcd")], 3),
+        ([(0, b"abcd")], 0),
+    ],
+)
+def test_half_an_upload_is_no_entry(
+    world: World, parts: list[tuple[int, bytes]], size: int
+) -> None:
+    id_ = world.uploads.reserve("a", job(), "k", "v", 4)
+    for begin, data in parts:
+        world.uploads.write(
+            world.uploads.claim("a", job(), id_, begin, begin + len(data)), begin, data
+        )
+    with pytest.raises(Refused) as refused:
+        world.uploads.commit("a", job(), id_, size)
+    assert refused.value.why is Why.WRONG
+    assert world.find(job(), "k") is None
+    world.save(job(), "k", b"whole")  # the key is free again
+
+
+def test_an_upload_that_is_over_stays_so(world: World) -> None:
+    id_ = world.save(job(), "k", b"xy")
+    world.uploads.commit("a", job(), id_, 2)  # its answer was lost
+    with pytest.raises(Refused) as refused:
+        world.uploads.commit("a", job(), id_, 1)
+    assert refused.value.why is Why.TAKEN
+    with pytest.raises(Refused) as refused:
+        world.uploads.claim("a", job(), id_, 0, 1)
+    assert refused.value.why is Why.TAKEN
+    assert world.load(job(), "k") == b"xy"
+
+
+def test_a_part_that_was_claimed_before_the_end_is_not_written_after_it(world: World) -> None:
+    id_ = world.uploads.reserve("a", job(), "k", "v", 2)
+    late = world.uploads.claim("a", job(), id_, 0, 2)
+    world.uploads.write(late, 0, b"ok")
+    world.uploads.commit("a", job(), id_, 2)
+    with pytest.raises(Refused):
+        world.uploads.write(late, 0, b"no")
+    assert world.load(job(), "k") == b"ok"
+
+
+def test_one_upload_of_a_key_at_a_time(world: World) -> None:
+    first = world.uploads.reserve("a", job(), "k", "v", 1)
+    with pytest.raises(Refused) as refused:
+        world.uploads.reserve("b", job(), "k", "v", 1)
+    assert refused.value.why is Why.TAKEN
+    world.uploads.reserve("b", job(writes=TOPIC), "k", "v", 1)  # another scope
+    world.uploads.reserve("b", job("org/two"), "k", "v", 1)
+    world.uploads.drop("a", job(), first)
+    world.uploads.reserve("b", job(), "k", "v", 1)
+
+
+def test_a_machine_with_many_uploads(world: World) -> None:
+    for number in range(world.limits.uploads):
+        world.uploads.reserve("a", job(), str(number), "v", 1)
+    with pytest.raises(Refused) as refused:
+        world.uploads.reserve("a", job(), "one more", "v", 1)
+    assert refused.value.why is Why.TOO_MANY
+    world.uploads.reserve("b", job(), "one more", "v", 1)
+
+
+def test_an_upload_in_too_many_pieces(worlds: Worlds) -> None:
+    world = worlds(ranges=3)
+    id_ = world.uploads.reserve("a", job(), "k", "v", 100)
+    for begin in (0, 2, 4):
+        world.uploads.claim("a", job(), id_, begin, begin + 1)
+    with pytest.raises(Refused) as refused:
+        world.uploads.claim("a", job(), id_, 6, 7)
+    assert refused.value.why is Why.TOO_MANY
+
+
+def test_a_job_that_may_only_read(world: World) -> None:
+    with pytest.raises(Refused) as refused:
+        world.uploads.reserve("a", job(writes=None), "k", "v", 1)
+    assert refused.value.why is Why.MAY_NOT
+
+
+def test_an_upload_of_which_nothing_comes_is_dropped(world: World) -> None:
+    world.uploads.reserve("a", job(), "k", "v", 1)
+    world.now += world.limits.idle + 1
+    world.uploads.reserve("b", job(), "k", "v", 1)
+    assert len(list((world.folder / "uploads").iterdir())) == 1
+
+
+def test_beyond_what_was_announced(world: World) -> None:
+    id_ = world.uploads.reserve("a", job(), "k", "v", 4)
+    with pytest.raises(Refused) as refused:
+        world.uploads.claim("a", job(), id_, 2, 5)
+    assert refused.value.why is Why.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("added", "is_all", "ranges", "bytes_"),
+    [
+        ([(0, 4), (4, 9)], True, 1, 9),
+        ([(4, 9), (0, 4)], True, 1, 9),
+        ([(0, 9), (2, 3)], True, 1, 9),
+        ([(2, 3), (0, 9)], True, 1, 9),
+        ([(0, 3), (6, 9), (2, 7)], True, 1, 9),
+        ([(0, 3), (4, 9)], False, 2, 8),
+        ([(1, 9)], False, 1, 8),
+        ([(0, 10)], False, 1, 10),
+        ([(0, 1), (2, 3), (4, 5), (6, 7), (1, 6)], False, 1, 7),
+        ([], False, 0, 0),
+    ],
+)
+def test_ranges(added: list[tuple[int, int]], is_all: bool, ranges: int, bytes_: int) -> None:
+    there = Ranges()
+    for begin, end in added:
+        there.add(begin, end)
+    assert (there.is_all(9), len(there), there.bytes) == (is_all, ranges, bytes_)
