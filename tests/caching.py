@@ -150,9 +150,8 @@ def served(
         json.dumps(limits),
     ]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=folder.with_suffix(".log").open("ab")
-    )
+    with folder.with_suffix(".log").open("ab") as log:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log)
     service = Served(port, folder, process, rights_file)
     service.allow(rights)
     try:
@@ -185,6 +184,7 @@ def _who(path: Path) -> Callable[[str], Rights | None]:
 
 if __name__ == "__main__":
     _folder, _port, _rights, _limits = sys.argv[1:]
+    server._PATIENCE = float(os.environ.get("VMRUNNER_TEST_PATIENCE", server._PATIENCE))
     with server.bind("127.0.0.1", int(_port)) as _listening:
         main.serve(
             _listening,

@@ -36,7 +36,8 @@ _CONNECTIONS = 32  # of one machine at the same time
 _PATIENCE = 60.0  # seconds in which a connection has to get on
 _LONGEST = 7200.0  # seconds that one lasts at most
 _BACKLOG = 1024
-_WORKERS, _ASKERS, _ENDERS = 16, 8, 2  # threads: for blocks, for who asks, for complete uploads
+# Threads: for blocks; for who asks, which may wait for the forge; for complete uploads.
+_WORKERS, _ASKERS, _ENDERS = 16, 128, 2
 _BODY = 64 * 1024  # bytes of a request that is not a part of an upload
 _DRAINED = 128 * 1024 * 1024  # bytes of a refused part that are read, so that the answer is heard
 _SPOILS = frozenset({Why.NO_ROOM, Why.TOO_LARGE, Why.TOO_MANY})  # an upload, for good
