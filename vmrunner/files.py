@@ -7,9 +7,12 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 PART = ".part-"
 """What files begin with while they are written; the process's id follows, a dot, and what tells
@@ -53,6 +56,29 @@ def write_whole(
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+
+
+class Read(Generic[T]):
+    """What a file says that another process writes as a whole; it is read when it has changed."""
+
+    def __init__(self, path: Path, understood: Callable[[bytes], T], nothing: T) -> None:
+        self._path, self._understood, self._nothing = path, understood, nothing
+        self._known: tuple[tuple[int, int, int], T] | None = None
+
+    def now(self) -> T:
+        """`nothing` where there is no file, or one of another version: what is `understood` of it
+        may raise ValueError, KeyError or TypeError.
+        """
+        try:
+            state = self._path.stat()
+            mark = (state.st_ino, state.st_size, state.st_mtime_ns)
+            if self._known and self._known[0] == mark:
+                return self._known[1]
+            found = self._understood(self._path.read_bytes())
+        except (OSError, ValueError, KeyError, TypeError):
+            return self._nothing
+        self._known = (mark, found)
+        return found
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:

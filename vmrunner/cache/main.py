@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from socket import socket
 
-from vmrunner import web
+from vmrunner import beside, web
 from vmrunner.cache.rights import Rights
-from vmrunner.cache.server import Bounded, Service, allow_connections
+from vmrunner.cache.server import Bounded, Service, allow_connections, bind
 from vmrunner.cache.store import Limits, Store
 from vmrunner.cache.uploads import Uploads
+from vmrunner.cache.who import Who
+from vmrunner.config import Config
 from vmrunner.errors import ConfigError
 from vmrunner.log import Log
+from vmrunner.network.addresses import gateway
+
+_MIB = 1 << 20
 
 
 def serve(
@@ -39,3 +45,19 @@ def serve(
                 "It has to be a folder of the service's user.",
             ) from None
         web.serve(Service(store, uploads, who, log).application(), listening, Bounded)
+
+
+def run(settings: Config, log: Log) -> None:
+    """Serve the machines. Raises ConfigError."""
+    cache = settings.cache
+    assert cache.listen_port is not None, "it is not started without"  # noqa: S101
+    address = str(gateway(settings.libvirt.subnet))
+    who = Who(settings.cache_jobs_file, settings.addresses(), cache.groups)
+    limits = Limits(cache.max * _MIB, cache.max_per_repository * _MIB)
+    with bind(address, cache.listen_port) as listening:
+        log.info("the cache is served", listen=f"{address}:{cache.listen_port}")
+        serve(listening, settings.cache_dir, limits, who.of, log)
+
+
+if __name__ == "__main__":
+    sys.exit(beside.main(run))

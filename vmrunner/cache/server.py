@@ -10,7 +10,7 @@ import socket
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import Any, ParamSpec, TypeVar
@@ -36,6 +36,7 @@ _CONNECTIONS = 32  # of one machine at the same time
 _PATIENCE = 60.0  # seconds in which a connection has to get on
 _LONGEST = 7200.0  # seconds that one lasts at most
 _BACKLOG = 1024
+_FREEBIND = 15  # IP_FREEBIND, see ip(7); Python has no name for it
 # Threads: for blocks; for who asks, which may wait for the forge; for complete uploads.
 _WORKERS, _ASKERS, _ENDERS = 16, 128, 2
 _BODY = 64 * 1024  # bytes of a request that is not a part of an upload
@@ -92,9 +93,20 @@ class Bounded(H11Protocol):
 
 
 def bind(address: str, port: int) -> socket.socket:
-    """Listen; raises ConfigError."""
+    """Listen; raises ConfigError.
+
+    The address may not be there yet, or go for a moment: that of the machines' network is made by
+    the first pass.
+    """
     try:
-        return socket.create_server((address, port), backlog=_BACKLOG)
+        with ExitStack() as undo:
+            listening = undo.enter_context(socket.socket())
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.setsockopt(socket.IPPROTO_IP, _FREEBIND, 1)
+            listening.bind((address, port))
+            listening.listen(_BACKLOG)
+            undo.pop_all()
+            return listening
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"The cache can't be served at {address}:{port}: {error}.",

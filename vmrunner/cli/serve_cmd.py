@@ -48,7 +48,7 @@ def serve(
             lambda: open_manager(config.load(config_path), log, warn),
             log,
             make_snapshot=lambda pool: make_snapshot(["--pool", pool], config_path),
-            saw=_page(settings, config_path, log_format, log_level, log, stack),
+            saw=_beside(settings, config_path, log_format, log_level, log, stack),
         )
         stack.enter_context(
             status_socket.StatusSocket(
@@ -82,7 +82,7 @@ def _told(seen: Seen | None) -> bytes:
     return json.dumps(shown.plain(status)).encode()
 
 
-def _page(
+def _beside(
     settings: Config,
     config_path: Path,
     log_format: Format,
@@ -90,29 +90,55 @@ def _page(
     log: Log,
     stack: ExitStack,
 ) -> Callable[[Seen], object]:
-    """Start the page's process, if there is to be one; what has to be told of each pass for it.
+    """Start the processes that there are to be beside this one; what has to be told of each pass
+    for them.
 
     Raises ConfigError.
     """
+    from vmrunner import beside
+    from vmrunner.doctor.page import INSTALL, missing
+
+    told: list[Callable[[Seen], object]] = []
+    for what, module, is_wanted, open_ in (
+        ("page", "vmrunner.page.main", settings.page.listen is not None, _page),
+        ("cache", "vmrunner.cache.main", settings.cache.listen_port is not None, _cache),
+    ):
+        if not is_wanted:
+            continue
+        if absent := missing():
+            log.error(f"no {what} is served", missing=", ".join(absent), hint=INSTALL)
+            continue
+        told.append(open_(settings, log, stack))
+        command = beside.command(module, config_path, log_format, log_level)
+        stack.enter_context(beside.Keeper(what, command, log))
+
+    def saw(seen: Seen) -> None:
+        for tell in told:
+            tell(seen)
+
+    return saw
+
+
+def _page(settings: Config, log: Log, _: ExitStack) -> Callable[[Seen], object]:
+    """What tells the page of a pass."""
     from vmrunner import config
     from vmrunner.cli import surveyed
-    from vmrunner.doctor.page import INSTALL, missing
-    from vmrunner.page import keeper
     from vmrunner.page.seen import Writer
 
-    page = settings.page
-    if page.listen is None:
-        return lambda *_: None
-    if page.token_file:
-        config.page_token(page.token_file, warn)
-    if absent := missing():
-        log.error("no page is served", missing=", ".join(absent), hint=INSTALL)
-        return lambda *_: None
+    if settings.page.token_file:
+        config.page_token(settings.page.token_file, warn)
     writer = Writer(settings.seen_file, log)
-    stack.enter_context(keeper.Keeper(keeper.command(config_path, log_format, log_level), log))
 
     def saw(seen: Seen) -> None:
         if writer.is_due:
             writer.write(lambda: surveyed.status(seen.manager, seen.survey, seen.at), seen.at)
 
     return saw
+
+
+def _cache(settings: Config, log: Log, stack: ExitStack) -> Callable[[Seen], object]:
+    """What tells the cache of a pass."""
+    from vmrunner.cache.teller import Teller, running
+
+    teller = stack.enter_context(Teller(settings.cache_jobs_file, log))
+    return lambda seen: teller.saw(seen.manager.forge, tuple(running(seen.survey)))

@@ -235,6 +235,16 @@ class Forgejo:
 
         Without `read:repository` a repository's name is `repository ID`.
         """
+        jobs = self._listed(scope)
+        self._open[scope] = {job.handle: job.state for job in jobs}
+        for job in jobs:
+            self._seen[job.handle] = job
+            self._seen.move_to_end(job.handle)
+        while len(self._seen) > _MOST_SEEN:
+            self._seen.popitem(last=False)
+        return jobs
+
+    def _listed(self, scope: Scope) -> list[Job]:
         doing = "listing jobs"
         # Not a paged list, and the literal null where there are none. Without the parameter
         # `labels`: jobs of any labels.
@@ -244,16 +254,9 @@ class Forgejo:
         # A job without a handle can't be bound; an empty one would let a runner take any job.
         records = [record for record in parse(_JOBS, answer, doing) or [] if record.handle]
         names = self._repositories.names({record.repo_id for record in records})
-        jobs = sorted(
+        return sorted(
             (record.job(names[record.repo_id]) for record in records), key=lambda job: job.id
         )
-        self._open[scope] = {job.handle: job.state for job in jobs}
-        for job in jobs:
-            self._seen[job.handle] = job
-            self._seen.move_to_end(job.handle)
-        while len(self._seen) > _MOST_SEEN:
-            self._seen.popitem(last=False)
-        return jobs
 
     def look(self, scope: Scope, wants: Sequence[Want]) -> Listing:
         """See Forge. The list is not paged, so it is read as a whole."""
@@ -278,7 +281,7 @@ class Forgejo:
         A job leads to its task, and that to its run. Which runner has it is not told, but none gets
         it that was not made for it.
         """
-        job = self.job(scope, repository, key)
+        job = next((job for job in self._listed(scope) if job.key == key), None)
         if job is None or job.state is not JobState.RUNNING or "/" not in job.repository:
             return None
         task = next(iter(self._tasks(job.repository, {job.task_id})), None) if job.task_id else None

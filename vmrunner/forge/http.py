@@ -214,6 +214,13 @@ class Http:
             ) from None
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise misled.unreachable(error, self.url) from None
+        except RuntimeError:
+            if not self._client.is_closed:
+                raise
+            raise ForgeUnreachable(
+                f"The connection to {self.url} was closed before {doing}.",
+                "The configuration was read again.",
+            ) from None
 
     def _trace(self, event: str, _: object) -> None:
         if event == "connection.connect_tcp.complete":

@@ -90,6 +90,13 @@ class Addresses:
         """The IPv6 address of the machine that has this one; none where machines have no IPv6."""
         return paired(address, self._ipv6)
 
+    def owner(self, address: IPv4Address) -> str:
+        """The name of the machine that has it; empty where none has."""
+        try:
+            return (self._folder / str(address)).read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError):
+            return ""
+
     def release(self, machine: MachineId, vacate: Vacate) -> None:
         """Give back the address of a machine that is gone, if it has one."""
         self._give_back(lambda owner: owner == str(machine), vacate)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
-from vmrunner import config
+from vmrunner import beside, config
 from vmrunner.config import Config
-from vmrunner.errors import VmrunnerError
-from vmrunner.log import Format, Level, Log, open_log
+from vmrunner.log import Log
 from vmrunner.page import server
 from vmrunner.page.access import Guard, Rules
 from vmrunner.page.app import Host, Views, application, draw
@@ -53,21 +50,5 @@ def run(settings: Config, log: Log) -> None:
         server.serve(Guard(application(views), may_look), listening)
 
 
-def main() -> int:
-    """Serve until the standard input ends; its exit code."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--log-format", type=Format, default=Format.TEXT)
-    parser.add_argument("--log-level", type=Level, default=Level.INFO)
-    options = parser.parse_args()
-    log = open_log(options.log_format, options.log_level)
-    try:
-        run(config.load(options.config), log)
-    except VmrunnerError as error:
-        log.error(error.sentence, hint=error.hint)
-        return error.exit_code
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(beside.main(run))

@@ -86,19 +86,13 @@ class Reader:
     """Reads that file when it has changed."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: tuple[tuple[int, int, int], Seen] | None = None
+        self._file = files.Read(path, _understood, Seen())
 
     def seen(self) -> Seen:
         """What it says; nothing where there is none, or one of another version."""
-        try:
-            state = self._path.stat()
-            mark = (state.st_ino, state.st_size, state.st_mtime_ns)
-            if self._known and self._known[0] == mark:
-                return self._known[1]
-            plain = json.loads(self._path.read_bytes())
-            seen = Seen(float(plain["at"]), int(plain["waiting"]), dict(plain["status"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return Seen()
-        self._known = (mark, seen)
-        return seen
+        return self._file.now()
+
+
+def _understood(raw: bytes) -> Seen:
+    plain = json.loads(raw)
+    return Seen(float(plain["at"]), int(plain["waiting"]), dict(plain["status"]))

@@ -18,10 +18,12 @@ import pytest
 from tests.fakes import FakeLog
 from tests.forge.gitea import until
 from tests.page import ask, configure, free_port, publish, remember, served
+from vmrunner.beside import Keeper, command
 from vmrunner.errors import ConfigError
 from vmrunner.log import Format, Level
 from vmrunner.page import server
-from vmrunner.page.keeper import Keeper, command
+
+PROCESS = "vmrunner.page.main"
 
 
 def answers(port: int) -> bool:
@@ -93,7 +95,8 @@ def test_what_is_refused(port: int, request_: bytes, status: int) -> None:
 def test_a_connection_does_not_last(tmp_path: Path) -> None:
     program = (
         "from vmrunner.page import server; server._LONGEST = 0.3; "
-        "import sys; from vmrunner.page import main; sys.exit(main.main())"
+        "import sys; from vmrunner import beside; "
+        "from vmrunner.page import main; sys.exit(beside.main(main.run))"
     )
     own = free_port()
     path = configure(tmp_path, f"127.0.0.1:{own}")
@@ -114,9 +117,10 @@ def test_a_connection_does_not_last(tmp_path: Path) -> None:
 def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
     port = free_port()
     path = configure(tmp_path, f"127.0.0.1:{port}")
+    child = command(PROCESS, path, Format.TEXT, Level.INFO)
     starter = (
         "import subprocess, sys, time; "
-        f"subprocess.Popen({command(path, Format.TEXT, Level.INFO)!r}, stdin=subprocess.PIPE); "
+        f"subprocess.Popen({child!r}, stdin=subprocess.PIPE); "
         "time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", starter])
@@ -129,7 +133,7 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
 def test_one_that_ends_is_started_again(tmp_path: Path) -> None:
     log, marks = FakeLog(), tmp_path / "marks"
     program = f"import sys; open({str(marks)!r}, 'a').write('x'); sys.exit(7)"
-    with Keeper([sys.executable, "-c", program], log, first_rest=0.01):
+    with Keeper("page", [sys.executable, "-c", program], log, first_rest=0.01):
         until(lambda: marks.exists() and len(marks.read_text()) >= 3, 30, "three", every=0.05)
     told = [fields for event, fields in log.lines if event.startswith("the page has ended")]
     assert told[0] == {"exit_code": 7}
@@ -140,7 +144,7 @@ def test_one_that_ends_is_started_again(tmp_path: Path) -> None:
 def test_it_is_ended_when_nobody_keeps_it(tmp_path: Path) -> None:
     log, port = FakeLog(), free_port()
     path = configure(tmp_path, f"127.0.0.1:{port}")
-    with Keeper(command(path, Format.TEXT, Level.INFO), log):
+    with Keeper("page", command(PROCESS, path, Format.TEXT, Level.INFO), log):
         until(lambda: answers(port), 30, "it answers", every=0.05)
     assert not answers(port)
     assert log.lines == []
@@ -148,7 +152,7 @@ def test_it_is_ended_when_nobody_keeps_it(tmp_path: Path) -> None:
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     log = FakeLog()
-    with Keeper([str(tmp_path / "nothing")], log, first_rest=0.01):
+    with Keeper("page", [str(tmp_path / "nothing")], log, first_rest=0.01):
         until(lambda: log.lines, 30, "it says so", every=0.05)
     assert log.lines[0] == ("the page was not started", {"reason": "No such file or directory"})
 

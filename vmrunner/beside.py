@@ -1,17 +1,21 @@
-"""Keeps the page's process running beside `serve`, which needs nothing of it and waits for nothing
-of it.
+"""Processes of their own beside `serve`, which keeps them running, needs nothing of them and waits
+for nothing of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vmrunner.log import Format, Level, Log
+from vmrunner import config
+from vmrunner.config import Config
+from vmrunner.errors import VmrunnerError
+from vmrunner.log import Format, Level, Log, open_log
 from vmrunner.waiting import retry_at
 
 _FIRST_REST, _LONGEST_REST = 1.0, 60.0  # seconds between an end and the next start
@@ -19,25 +23,43 @@ _WORKED = 60.0  # seconds after which an end is the first one again
 _PATIENCE = 5.0  # seconds that it has to end
 
 
-def command(config_path: Path, log_format: Format, log_level: Level) -> list[str]:
-    """The page's process."""
+def command(module: str, config_path: Path, log_format: Format, log_level: Level) -> list[str]:
+    """The process of this module, which calls `main`."""
     return [
-        *(sys.executable, "-m", "vmrunner.page.main", "--config", str(config_path)),
+        *(sys.executable, "-m", module, "--config", str(config_path)),
         *("--log-format", log_format.value, "--log-level", log_level.value),
     ]
 
 
+def main(run: Callable[[Config, Log], None]) -> int:
+    """Run in a process that `command` started; its exit code. `run` may raise a VmrunnerError."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--log-format", type=Format, default=Format.TEXT)
+    parser.add_argument("--log-level", type=Level, default=Level.INFO)
+    options = parser.parse_args()
+    log = open_log(options.log_format, options.log_level)
+    try:
+        run(config.load(options.config), log)
+    except VmrunnerError as error:
+        log.error(error.sentence, hint=error.hint)
+        return error.exit_code
+    return 0
+
+
 class Keeper:
-    """While it is entered, the process runs: one that ends is started again, later each time."""
+    """While it is entered, the process runs: one that ends is started again, later each time.
+    `what` people call it.
+    """
 
     def __init__(
-        self, command: Sequence[str], log: Log, *, first_rest: float = _FIRST_REST
+        self, what: str, command: Sequence[str], log: Log, *, first_rest: float = _FIRST_REST
     ) -> None:
-        self._command, self._log, self._first_rest = command, log, first_rest
+        self._what, self._command, self._log, self._first_rest = what, command, log, first_rest
         self._stop = threading.Event()
         self._starting = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._thread = threading.Thread(target=self._run, name="page", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=what, daemon=True)
 
     def __enter__(self) -> Keeper:
         self._thread.start()
@@ -57,7 +79,9 @@ class Keeper:
             if process := self._start():
                 code = process.wait()
                 if not self._stop.is_set():
-                    self._log.warning("the page has ended; it is started again", exit_code=code)
+                    self._log.warning(
+                        f"the {self._what} has ended; it is started again", exit_code=code
+                    )
             failed = 1 if time.monotonic() - began >= _WORKED else failed + 1
             self._stop.wait(retry_at(0.0, failed, self._first_rest, _LONGEST_REST, 0.0))
 
@@ -77,7 +101,7 @@ class Keeper:
                     start_new_session=True,
                 )
             except OSError as error:
-                self._log.warning("the page was not started", reason=error.strerror)
+                self._log.warning(f"the {self._what} was not started", reason=error.strerror)
                 return None
             return self._process
 
