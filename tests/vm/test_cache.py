@@ -1,0 +1,125 @@
+"""The cache of jobs: real Gitea, its real runner, real machines, and a client in them that speaks
+as actions/cache does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from textwrap import indent
+from typing import Any
+
+import pytest
+
+from tests.forge.gitea import Repository, Site, until
+from tests.ground import Ground
+from tests.page import free_port
+from tests.vm.test_endings import serving
+
+pytestmark = [pytest.mark.vm, pytest.mark.long]
+LIFE = 240.0  # seconds for one job on a slow day
+
+CLIENT = """\
+import json, os, sys, urllib.error, urllib.request
+BASE = os.environ["ACTIONS_CACHE_URL"] + "_apis/artifactcache/"
+
+def ask(method, path, body=b"", **headers):
+    url = path if "://" in path else BASE + path
+    wanted = urllib.request.Request(url, body or None, headers, method=method)
+    try:
+        with urllib.request.urlopen(wanted, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+def call(path, **body):
+    return ask("POST", path, json.dumps(body).encode(), **{"Content-Type": "application/json"})
+
+def save(key, content):
+    status, answer = call("caches", key=key, version="v1", cacheSize=len(content))
+    if status != 201:
+        return f"reserve {status}"
+    path = f"caches/{json.loads(answer)['cacheId']}"
+    part = {"Content-Range": f"bytes 0-{len(content) - 1}/*"}
+    part["Content-Type"] = "application/octet-stream"
+    sent = ask("PATCH", path, content, **part)[0]
+    return f"save {sent} {call(path, size=len(content))[0]}"
+
+def restore(key):
+    status, answer = ask("GET", f"cache?keys={key}&version=v1")
+    if status != 200:
+        return f"restore {status}"
+    found = json.loads(answer)
+    content = ask("GET", found["archiveLocation"])[1].decode()
+    return f"restore {status} {found['cacheKey']} {content}"
+
+for word, *rest in (line.split() for line in sys.argv[1:]):
+    print("cache:", {"save": save, "restore": restore}[word](
+        rest[0], *(each.encode() for each in rest[1:])))
+"""
+JOB = """\
+on: {on}
+jobs:
+  it:
+    runs-on: [debian-12]
+    steps:
+      - run: |
+          cat >/client.py <<'END'
+{client}
+          END
+          python3 /client.py {words}
+{more}"""
+
+
+def workflow(*words: str, on: str = "workflow_dispatch", more: str = "") -> str:
+    quoted = " ".join(f"'{each}'" for each in words)
+    return JOB.format(on=on, client=indent(CLIENT, " " * 10), words=quoted, more=more)
+
+
+def job(repository: Repository, file: str, *words: str, branch: str = "main") -> list[str]:
+    """What this one says of the cache, when it is over."""
+    before = len(repository.jobs())
+    if branch != "main":
+        site, body = repository.site, {"new_branch_name": branch, "old_branch_name": "main"}
+        site.call("POST", f"/repos/{repository.name}/branches", body, fine=(409,))
+    repository.push(workflow(*words), file)
+    path = f"/repos/{repository.name}/actions/workflows/{file}/dispatches"
+    repository.site.call("POST", path, {"ref": branch})
+    until(lambda: len(repository.jobs()) > before, 30, "the job")
+    number = repository.jobs()[-1]["id"]
+
+    def over() -> dict[str, Any] | None:
+        found = next(each for each in repository.jobs() if each["id"] == number)
+        return found if found["status"] == "completed" else None
+
+    ended = until(over, LIFE, "its end", every=0.5)
+    assert ended["conclusion"] == "success", repository.log(number)
+    said = repository.said(number).splitlines()
+    return [line.removeprefix("cache: ") for line in said if line.startswith("cache: ")]
+
+
+def laid(lay_ground: Callable[..., Ground], **options: Any) -> Ground:
+    more = options.pop("more", "")
+    cache = f"{more}\n[cache]\nlisten_port = {free_port()}\n"
+    return lay_ground(cloned=True, more=cache, **options)
+
+
+def test_a_second_job_finds_what_the_first_one_kept_and_nobody_else_does(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
+    ground = laid(lay_ground)
+    empty = "on: workflow_dispatch\njobs: {it: {runs-on: nothing, steps: [{run: 'true'}]}}\n"
+    one = site.repository("rig", "one", empty)
+    other = site.repository("rig", "other", empty)
+    with serving(ground):
+        assert job(one, "save.yaml", "restore k", "save k-1 hello") == [
+            "restore 204",
+            "save 200 200",
+        ]
+        assert job(one, "again.yaml", "restore k", "save k-1 world") == [
+            "restore 200 k-1 hello",
+            "reserve 409",
+        ]
+        assert job(other, "not.yaml", "restore k") == ["restore 204"]
+        # A new machine may have the address of one before; what it may do is its own.
+        assert job(one, "last.yaml", "restore k-1") == ["restore 200 k-1 hello"]
+    assert "goes on without the cache" not in ground.log.read_text()
