@@ -5,15 +5,18 @@ as actions/cache does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from textwrap import indent
 from typing import Any
 
 import pytest
 
-from tests.forge.gitea import Repository, Site, until
-from tests.ground import Ground
+from tests.forge.gitea import URL, Repository, Site, until
+from tests.ground import STORAGE, Ground
 from tests.page import free_port
 from tests.vm.test_endings import serving
+from vmrunner.cache import who
+from vmrunner.network.addresses import Addresses
 
 pytestmark = [pytest.mark.vm, pytest.mark.long]
 LIFE = 240.0  # seconds for one job on a slow day
@@ -123,3 +126,81 @@ def test_a_second_job_finds_what_the_first_one_kept_and_nobody_else_does(
         # A new machine may have the address of one before; what it may do is its own.
         assert job(one, "last.yaml", "restore k-1") == ["restore 200 k-1 hello"]
     assert "goes on without the cache" not in ground.log.read_text()
+
+
+# Whoever looks on from inside outlives the job: what it is told goes to the console.
+PROBE = """\
+          cat >/probe <<'END'
+          while sleep 0.2; do
+            echo "probe: $(curl -s -m 2 -o /dev/null -w '%{http_code}' "$ACTIONS_CACHE_URL"_apis/artifactcache/cache'?keys=k&version=v1')"
+          done
+          END
+          setsid sh /probe </dev/null >/dev/console 2>&1 &
+"""  # noqa: E501 — a workflow keeps its lines
+# Until a label with this word is there.
+ONCE = f"""\
+          for n in $(seq 300); do
+            curl -s {URL}/api/v1/repos/rig/one/labels | grep -q '"go"' && break; sleep 0.5
+          done
+"""
+
+
+def probed(ground: Ground, machine: str, count: int = 3) -> list[str]:
+    """What it says next."""
+    console = STORAGE / ground.manager / f"{machine}.console"
+    before = len(console.read_text(errors="replace"))
+
+    def said() -> list[str]:
+        # The first line may be the end of one.
+        lines = console.read_text(errors="replace")[before:].splitlines()[1:-1]
+        return [line.partition("probe: ")[2].strip() for line in lines if "probe: " in line]
+
+    until(lambda: len(said()) >= count, 60, "the probe says more")
+    return said()
+
+
+def test_over_a_kill_of_serve_and_until_the_job_is_over(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
+    ground = laid(lay_ground, most=1, more='hold_failed = "10m"')
+    one = site.repository(
+        "rig", "one", workflow("save k hello", on="push", more=f"{PROBE}{ONCE}          exit 1\n")
+    )
+
+    def machine() -> dict[str, Any]:
+        found: list[dict[str, Any]] = ground.status()["pools"][0]["machines"]
+        return found[0] if found else {"name": "", "phase": ""}
+
+    told = who.reader(ground.folder / "run" / "suite.jobs.json")
+    with serving(ground) as process:
+        until(lambda: told.now(), LIFE, "its job is known", every=0.5)
+        name = machine()["name"]
+        assert list(told.now()) == [name]
+        facts = told.now()[name]
+        assert facts
+        assert (facts.repository, facts.ref) == ("rig/one", "refs/heads/main")
+        until(lambda: "200" in probed(ground, name, 1), 60, "it finds what it kept")
+        process.kill()
+        process.wait()
+        until(lambda: "000" in probed(ground, name, 1), 60, "the cache has ended with serve")
+    with serving(ground):
+        until(lambda: "200" in probed(ground, name, 1), 60, "it finds it again")
+        site.call("POST", f"/repos/{one.name}/labels", {"name": "go", "color": "00aabb"})
+        until(lambda: machine()["phase"] == "held", LIFE, "it is held", every=0.5)
+        until(lambda: set(probed(ground, name)) == {"000"}, 60, "it is refused")
+        until(lambda: not told.now(), 30, "nothing is told of it any more")
+        # Nor would it be heard if its network were open.
+        (address,) = [
+            path.name
+            for path in (ground.folder / "run" / "addresses").iterdir()
+            if path.read_text() == name
+        ]
+        asked = who.Who(
+            ground.folder / "run" / "suite.jobs.json",
+            Addresses(ground.folder / "run", IPv4Network("10.90.0.0/24")),
+            {},
+            patience=0.0,
+        )
+        assert asked.of(address) is None
+        ground.run("release", name[-8:])
+    assert ground.leftovers() == []

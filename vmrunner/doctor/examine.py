@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from vmrunner.config import DEFAULT_PATH, CapacityConfig, Config, HostConfig
-from vmrunner.doctor import configuration, forge, host, images, notices, pace, page
+from vmrunner.doctor import cache, configuration, forge, host, images, notices, pace, page
 from vmrunner.doctor.findings import Finding, Level, failed, good, warning
 from vmrunner.errors import VmrunnerError
 from vmrunner.hypervisor.seam import Hypervisor
@@ -63,6 +63,7 @@ def examine(
         yield from forge.webhook(full)
         yield from notices.look(full)
         yield from page.look(full)
+        yield from cache.look(full)
 
 
 def _doubts(settings: Config) -> Iterator[Finding]:
