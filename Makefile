@@ -18,6 +18,7 @@ KVM ?=
 GROWTH ?=
 DASHBOARD ?=
 WAY_IN ?=
+CACHE ?=
 
 # $(call in_rig,COMMANDS): with the rig running, and stopped afterwards if it was started here.
 define in_rig
@@ -61,7 +62,7 @@ lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/ri
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) $(other_firewalls) tests/vm $(PYTEST_ARGS))
 
-.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures page dashboard reference docs audit dist deb deb-test way-in release lint rig rig-stop rig-shell
+.PHONY: demo quick test long man images soak growth bench kvm faults unfinished outage conformance model garm scale fleet pictures page cache dashboard reference docs audit dist deb deb-test way-in release lint rig rig-stop rig-shell
 
 # Where the host's own libvirtd runs, the demo uses that one.
 demo: RIG := $(if $(filter file,$(origin RIG)),$(shell rig/rig choose),$(RIG))
@@ -162,6 +163,10 @@ dashboard:
 # The page in Chromium, and what it costs: 1,000 machines, 100,000 machines of history, 1,000 connections.
 page:
 	$(call in_rig,rig/rig browser; rig/rig run -- pytest -q tests/browser; rig/rig run -- python -m tests.page)
+
+# A gigabyte into the cache and out of it over loopback, 20 machines at once, and what the service takes of the host (CACHE="--mib 256" for less).
+cache:
+	$(call in_rig,rig/rig run -- python -m tests.cache_pace $(CACHE))
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:

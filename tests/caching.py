@@ -1,26 +1,22 @@
 """A cache that is served for tests, whose clients are addresses of 127.0.0.0/8, and a client that
-says what it is told to. `python -m tests.caching` is that service.
+says what it is told to.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
 from tests.forge.gitea import until
 from tests.page import free_port
-from vmrunner.cache import main, server
 from vmrunner.cache.rights import Rights
-from vmrunner.cache.store import Limits
-from vmrunner.log import Format, Level, open_log
 
 API, VERSION = "/_apis/artifactcache", "v1"
 
@@ -146,7 +142,7 @@ def served(
     """A service of this folder."""
     port, rights_file = port or free_port(), folder.with_suffix(".rights")
     command = [
-        *(sys.executable, "-m", "tests.caching", str(folder), str(port), str(rights_file)),
+        *(sys.executable, "-m", "tests.cache_service", str(folder), str(port), str(rights_file)),
         json.dumps(limits),
     ]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -170,27 +166,3 @@ def _answers(service: Served) -> bool:
         return bool(service.client().ask("GET", "/").status)
     except OSError:
         return False
-
-
-def _who(path: Path) -> Callable[[str], Rights | None]:
-    def of(address: str) -> Rights | None:
-        found = json.loads(path.read_text()).get(address)
-        return found and replace(
-            Rights(**found), reads=tuple(found["reads"]), shared=tuple(found["shared"])
-        )
-
-    return of
-
-
-if __name__ == "__main__":
-    _folder, _port, _rights, _limits = sys.argv[1:]
-    server._PATIENCE = float(os.environ.get("VMRUNNER_TEST_PATIENCE", server._PATIENCE))
-    with server.bind("127.0.0.1", int(_port)) as _listening:
-        main.serve(
-            _listening,
-            Path(_folder),
-            replace(Limits(keep_free=0), **json.loads(_limits)),
-            _who(Path(_rights)),
-            open_log(Format.TEXT, Level.INFO),
-        )
-    os._exit(0)

@@ -225,22 +225,20 @@ class Service:
     async def _store_part(
         self, request: Request, address: str, rights: Rights, body: AsyncIterator[bytes]
     ) -> None:
-        at, end = protocol.content_range(request.headers.get("content-range", ""))
+        begin, end = protocol.content_range(request.headers.get("content-range", ""))
         id_ = protocol.number(request.path_params["id"])
         try:
-            upload = await self._in(
-                self._workers, self._uploads.claim, address, rights, id_, at, end
+            part = await self._in(
+                self._workers, self._uploads.claim, address, rights, id_, begin, end
             )
-            async for piece in _pieces(body, at):
-                if at + len(piece) > end:
-                    raise Refused(Why.WRONG, "More bytes came than Content-Range says.")
-                await self._in(self._workers, self._uploads.write, upload, at, piece)
-                at += len(piece)
+            async for data in body:
+                if data:
+                    await self._in(self._workers, self._uploads.write, part, data)
         except (Refused, OSError) as error:
             if isinstance(error, OSError) or error.why in _SPOILS:
                 await self._in(self._workers, self._uploads.drop, address, rights, id_)
             raise
-        if at < end:
+        if part.at < end:
             raise Refused(Why.WRONG, "Fewer bytes came than Content-Range says.")
 
     async def _commit(self, request: Request, address: str, rights: Rights) -> Response:
@@ -328,16 +326,3 @@ async def _whole(request: Request) -> bytes:
         if len(body) > _BODY:
             raise Refused(Why.TOO_LARGE, "This request is too long.")
     return bytes(body)
-
-
-async def _pieces(body: AsyncIterator[bytes], at: int) -> AsyncIterator[bytes]:
-    """A stream that begins at this byte, cut where blocks end."""
-    buffer = bytearray()
-    async for data in body:
-        buffer += data
-        while len(buffer) >= (wanted := BLOCK - at % BLOCK):
-            yield bytes(buffer[:wanted])
-            del buffer[:wanted]
-            at += wanted
-    if buffer:
-        yield bytes(buffer)

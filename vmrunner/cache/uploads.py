@@ -4,6 +4,7 @@ Nothing of it survives the process.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -69,6 +70,31 @@ class Upload:
     is_over: bool = False
 
 
+class Part:
+    """Bytes of an upload as they come, one after the other: `at` is where the next one goes, and
+    `end` is behind the last one.
+    """
+
+    def __init__(self, upload: Upload, begin: int, end: int) -> None:
+        self.upload, self.at, self.end = upload, begin, end
+        # Of the block that is coming; None where it is not seen from its beginning.
+        self._block = hashlib.sha256() if begin % BLOCK == 0 else None
+
+    def digests(self, data: bytes) -> dict[int, bytes]:
+        """Those of the blocks that are whole with these bytes."""
+        found, at, rest = {}, self.at, memoryview(data)
+        while rest:
+            index, piece = at // BLOCK, rest[: BLOCK - at % BLOCK]
+            rest, at = rest[len(piece) :], at + len(piece)
+            if self._block:
+                self._block.update(piece)
+            if at % BLOCK == 0:
+                if self._block:
+                    found[index] = self._block.digest()
+                self._block = hashlib.sha256()
+        return found
+
+
 class Uploads:
     """All of them. Its calls may come from many threads."""
 
@@ -126,7 +152,7 @@ class Uploads:
             raise Refused(Why.UNKNOWN, "There is no such upload of this machine.")
         return upload
 
-    def claim(self, address: str, rights: Rights, id_: int, begin: int, end: int) -> Upload:
+    def claim(self, address: str, rights: Rights, id_: int, begin: int, end: int) -> Part:
         """Somebody is about to send these bytes (without the one at `end`). Raises Refused."""
         upload = self._of(address, rights, id_)
         if upload.is_over:
@@ -149,22 +175,25 @@ class Uploads:
             )
         if not self._store.make_room(rights.repository, own, all_):
             raise Refused(Why.NO_ROOM, "The cache has no room for what is being saved.")
-        return upload
+        return Part(upload, begin, end)
 
-    def write(self, upload: Upload, begin: int, data: bytes) -> None:
-        """Some of the bytes that were claimed, of one block. Raises Refused; OSError."""
-        index, end = begin // BLOCK, begin + len(data)
-        whole = blobs.of_block(data) if begin % BLOCK == 0 and len(data) == BLOCK else None
+    def write(self, part: Part, data: bytes) -> None:
+        """The next bytes of a part. Raises Refused; OSError."""
+        upload, end = part.upload, part.at + len(data)
+        if end > part.end:
+            raise Refused(Why.WRONG, "More bytes came than Content-Range says.")
+        whole = part.digests(data)
         with upload.lock:
             if upload.is_over:
                 raise Refused(Why.TAKEN, "This upload is over; an entry never changes.")
             upload.touched = self._clock()
-            # Until it is written it is nothing that is known.
-            upload.known.pop(index, None)
-            _write_all(upload.fd, data, begin)
-            upload.there.add(begin, end)
-            if whole is not None:
-                upload.known[index] = whole
+            # Until it is written nothing is known of it.
+            for index in range(part.at // BLOCK, blobs.count(end)):
+                upload.known.pop(index, None)
+            _write_all(upload.fd, data, part.at)
+            upload.there.add(part.at, end)
+            upload.known |= whole
+            part.at = end
 
     def commit(self, address: str, rights: Rights, id_: int, size: int) -> None:
         """It becomes an entry, unless that is not what came. Raises Refused; OSError.

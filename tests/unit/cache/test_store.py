@@ -49,9 +49,9 @@ class World:
     def save(self, rights: Rights, key: str, data: bytes, version: str = "v") -> int:
         """As a machine does it."""
         id_ = self.uploads.reserve("a", rights, key, version, len(data))
-        upload = self.uploads.claim("a", rights, id_, 0, len(data))
-        for begin in range(0, len(data), BLOCK):
-            self.uploads.write(upload, begin, data[begin : begin + BLOCK])
+        part = self.uploads.claim("a", rights, id_, 0, len(data))
+        for begin in range(0, len(data), 1000):
+            self.uploads.write(part, data[begin : begin + 1000])
         self.uploads.commit("a", rights, id_, len(data))
         return id_
 
@@ -268,7 +268,7 @@ def test_a_host_whose_disk_is_nearly_full(worlds: Worlds) -> None:
 
 def test_an_index_that_can_not_be_written(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     id_ = world.uploads.reserve("a", job(), "k", "v", 1)
-    world.uploads.write(world.uploads.claim("a", job(), id_, 0, 1), 0, b"x")
+    world.uploads.write(world.uploads.claim("a", job(), id_, 0, 1), b"x")
     world.store._database.execute("PRAGMA query_only = 1")
     with pytest.raises(Refused) as refused:
         world.uploads.commit("a", job(), id_, 1)
@@ -281,7 +281,7 @@ def test_an_index_that_can_not_be_written(world: World, monkeypatch: pytest.Monk
 def test_what_a_kill_leaves_is_swept(worlds: Worlds, world: World) -> None:
     world.save(job(), "k", b"x")
     half = world.uploads.reserve("a", job(), "half", "v", 2)
-    world.uploads.write(world.uploads.claim("a", job(), half, 0, 2), 0, b"h")
+    world.uploads.write(world.uploads.claim("a", job(), half, 0, 2), b"h")
     orphan = world.folder / "blobs" / "ab" / ("ab" * 32)
     orphan.parent.mkdir(exist_ok=True)
     orphan.write_bytes(b"orphan")
@@ -352,9 +352,9 @@ def test_parts_in_any_order_and_twice(world: World) -> None:
     whole = os.urandom(3 * BLOCK + 11)
     id_ = world.uploads.reserve("a", job(), "k", "v", None)
     for begin, end in ((2 * BLOCK, len(whole)), (5, BLOCK), (BLOCK, 2 * BLOCK), (0, 9)) * 2:
-        upload = world.uploads.claim("a", job(), id_, begin, end)
-        for at in range(begin, end, BLOCK):
-            world.uploads.write(upload, at, whole[at : min(at + BLOCK, end)])
+        part = world.uploads.claim("a", job(), id_, begin, end)
+        for at in range(begin, end, BLOCK - 1):
+            world.uploads.write(part, whole[at : min(at + BLOCK - 1, end)])
     world.uploads.commit("a", job(), id_, len(whole))
     assert world.load(job(), "k") == whole
 
@@ -369,7 +369,7 @@ def test_only_who_reserved_it_goes_on_with_an_upload(world: World) -> None:
             world.uploads.commit(address, rights, id_, 1)
         assert refused.value.why is Why.UNKNOWN
         world.uploads.drop(address, rights, id_)
-    world.uploads.write(world.uploads.claim("a", job(), id_, 0, 2), 0, b"ok")
+    world.uploads.write(world.uploads.claim("a", job(), id_, 0, 2), b"ok")
     world.uploads.commit("a", job(), id_, 2)
 
 
@@ -390,9 +390,7 @@ def test_half_an_upload_is_no_entry(
 ) -> None:
     id_ = world.uploads.reserve("a", job(), "k", "v", 4)
     for begin, data in parts:
-        world.uploads.write(
-            world.uploads.claim("a", job(), id_, begin, begin + len(data)), begin, data
-        )
+        world.uploads.write(world.uploads.claim("a", job(), id_, begin, begin + len(data)), data)
     with pytest.raises(Refused) as refused:
         world.uploads.commit("a", job(), id_, size)
     assert refused.value.why is Why.WRONG
@@ -415,10 +413,10 @@ def test_an_upload_that_is_over_stays_so(world: World) -> None:
 def test_a_part_that_was_claimed_before_the_end_is_not_written_after_it(world: World) -> None:
     id_ = world.uploads.reserve("a", job(), "k", "v", 2)
     late = world.uploads.claim("a", job(), id_, 0, 2)
-    world.uploads.write(late, 0, b"ok")
+    world.uploads.write(late, b"ok")
     world.uploads.commit("a", job(), id_, 2)
     with pytest.raises(Refused):
-        world.uploads.write(late, 0, b"no")
+        world.uploads.write(late, b"no")
     assert world.load(job(), "k") == b"ok"
 
 
