@@ -19,8 +19,6 @@ from vmrunner.errors import ConfigError
 from vmrunner.log import Log
 from vmrunner.network.addresses import gateway
 
-_MIB = 1 << 20
-
 
 def serve(
     listening: socket, folder: Path, limits: Limits, who: Callable[[str], Rights | None], log: Log
@@ -53,10 +51,9 @@ def run(settings: Config, log: Log) -> None:
     assert cache.listen_port is not None, "it is not started without"  # noqa: S101
     address = str(gateway(settings.libvirt.subnet))
     who = Who(settings.cache_jobs_file, settings.addresses(), cache.groups)
-    limits = Limits(cache.max * _MIB, cache.max_per_repository * _MIB)
     with bind(address, cache.listen_port) as listening:
         log.info("the cache is served", listen=f"{address}:{cache.listen_port}")
-        serve(listening, settings.cache_dir, limits, who.of, log)
+        serve(listening, settings.cache_dir, Limits.of(cache), who.of, log)
 
 
 if __name__ == "__main__":

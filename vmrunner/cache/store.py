@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmrunner.cache import blobs
 from vmrunner.cache.blobs import Blobs, Content, Corrupt
@@ -24,7 +25,12 @@ from vmrunner.cache.rights import Rights
 from vmrunner.errors import ConfigError
 from vmrunner.text import size as in_words
 
-GiB = 1024**3
+if TYPE_CHECKING:
+    from vmrunner.config import CacheConfig
+
+INDEX = "index.sqlite"
+"""The file in a cache's folder that says what is in there."""
+MiB, GiB = 1024**2, 1024**3
 _SCHEMA = 1
 _PATIENCE = 30.0  # seconds for another process to be done with the file
 _IDS = 2**53  # those of JavaScript's numbers
@@ -71,6 +77,11 @@ class Limits:
     ranges: int = 1000  # with gaps between them, of one upload
     idle: float = 600.0  # seconds until an upload is dropped of which nothing comes
 
+    @classmethod
+    def of(cls, settings: CacheConfig) -> Limits:
+        """An admin's."""
+        return cls(settings.max * MiB, settings.max_per_repository * MiB)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -96,7 +107,9 @@ class Figures:
 
 @dataclass(frozen=True)
 class Removed:
-    """What went; entries of the same content take its room once."""
+    """What went, and the bytes that are free again: entries of the same content take its room
+    once.
+    """
 
     entries: int
     bytes: int
@@ -119,7 +132,7 @@ class Store:
         self._blobs = Blobs(folder / "blobs")
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._database = _open(folder / "index.sqlite")
+            self._database = _open(folder / INDEX)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
                 f"The cache {folder} can't be used: {error}.",

@@ -50,6 +50,7 @@ COMMANDS = {
     "runner": (_PREPARE, "The forge's own runner program, which images carry."),
     "image": (_PREPARE, "Golden images."),
     "snapshot": (_PREPARE, "Saved machines that others are cloned from."),
+    "cache": (_PREPARE, "What machines share: packages and images, fetched once."),
     "systemd": (_PREPARE, "systemd units that run vmrunner."),
     "completion": (_PREPARE, "Completion for bash, zsh and fish."),
     "schema": (_PREPARE, "What --json prints, as JSON Schema."),
@@ -95,8 +96,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain text, wrapped as the screen is wide, in a quarter less time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-image, snapshot, config_app, systemd_app, runner_app = (
-    typer.Typer(no_args_is_help=True) for _ in range(5)
+image, snapshot, config_app, systemd_app, runner_app, cache_app = (
+    typer.Typer(no_args_is_help=True) for _ in range(6)
 )
 _GROUPS = {
     "image": image,
@@ -104,6 +105,7 @@ _GROUPS = {
     "config": config_app,
     "systemd": systemd_app,
     "runner": runner_app,
+    "cache": cache_app,
 }
 
 

@@ -70,15 +70,29 @@ def snapshots(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def machines(ctx: typer.Context, incomplete: str) -> list[str]:
     """The newest of the history."""
-    file = _state(ctx) / "history.sqlite"
+    return _column(
+        _state(ctx) / "history.sqlite",
+        "SELECT machine FROM machines ORDER BY rowid DESC LIMIT ?",
+        incomplete,
+    )
+
+
+def cached_repositories(ctx: typer.Context, incomplete: str) -> list[str]:
+    """That the cache knows."""
+    return _column(
+        _state(ctx) / "cache" / "index.sqlite",
+        "SELECT repository FROM repositories ORDER BY repository LIMIT ?",
+        incomplete,
+    )
+
+
+def _column(file: Path, query: str, incomplete: str) -> list[str]:
     try:
-        history = sqlite3.connect(files.database_to_read(file), uri=True, timeout=0.2)
+        database = sqlite3.connect(files.database_to_read(file), uri=True, timeout=0.2)
         try:
-            rows = history.execute(
-                "SELECT machine FROM machines ORDER BY rowid DESC LIMIT ?", (_NEWEST,)
-            ).fetchall()
+            rows = database.execute(query, (_NEWEST,)).fetchall()
         finally:
-            history.close()
+            database.close()
     except (OSError, sqlite3.Error):
         return []
     return _fitting((str(row[0]) for row in rows), incomplete)

@@ -349,6 +349,18 @@ def _snapshots(*, each: bool) -> Schema:
     return _of(Snapshot, each=each, **({"used_at": _NUMBER} if each else {}))
 
 
+def _cached() -> Schema:
+    from vmrunner.cache.store import Figures
+
+    return _of(Figures, each=True)
+
+
+def _uncached() -> Schema:
+    from vmrunner.cache.store import Removed
+
+    return _of(Removed)
+
+
 SCHEMAS: dict[str, Callable[[], Schema]] = {
     "up": lambda: _of(Pass),
     "down": lambda: _of(Pass),
@@ -380,6 +392,9 @@ SCHEMAS: dict[str, Callable[[], Schema]] = {
     "snapshot create": lambda: _snapshots(each=False),
     "snapshot verify": lambda: _of(Keys),
     "snapshot drop": lambda: _of(Keys),
+    "cache stats": _cached,
+    "cache prune": _uncached,
+    "cache clear": _uncached,
     "error": lambda: _of(Failed),
 }
 """By the command; any of them may print the one of "error" instead, and exit with its code."""

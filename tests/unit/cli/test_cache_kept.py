@@ -1,0 +1,145 @@
+"""`vmrunner cache stats`, `prune` and `clear`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.schemas import checked
+from vmrunner.cache.rights import Rights
+from vmrunner.cache.store import Limits, Store
+from vmrunner.cache.uploads import Uploads
+from vmrunner.cli.main import main
+
+MAIN = "refs/heads/main"
+CONFIG = """\
+manager = "m"
+state_dir = "{folder}"
+[forge]
+kind = "gitea"
+url = "https://forge.example"
+[cache]
+listen_port = 8485
+max = "{max}"
+max_per_repository = "{max}"
+[pools.p]
+labels = ["a"]
+image = "web"
+"""
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`vmrunner cache`: its exit code, and what it says."""
+
+    def call(*arguments: str, most: str = "20GiB") -> tuple[int, str, str]:
+        (tmp_path / "c.toml").write_text(CONFIG.format(folder=tmp_path, max=most))
+        capsys.readouterr()
+        monkeypatch.setattr(
+            "sys.argv", ["vmrunner", "cache", *arguments, "-c", str(tmp_path / "c.toml")]
+        )
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return call
+
+
+def save(folder: Path, repository: str, key: str, data: bytes) -> None:
+    rights = Rights(repository, MAIN, (MAIN,))
+    with closing(Store(folder / "cache", Limits(keep_free=0), print)) as store:
+        uploads = Uploads(store)
+        id_ = uploads.reserve("a", rights, key, "v", len(data))
+        uploads.write(uploads.claim("a", rights, id_, 0, len(data)), data)
+        uploads.commit("a", rights, id_, len(data))
+        store.find(rights, (key,), "v")
+        store.find(rights, ("none",), "v")
+        store.served(repository, len(data))
+
+
+def test_stats(tmp_path: Path, run: Run) -> None:
+    save(tmp_path, "org/tool", "a", b"a" * 2048)
+    save(tmp_path, "org/tool", "b", b"b" * 1024)
+    save(tmp_path, "org/other", "b", b"b" * 1024)
+    code, out, _ = run("stats")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[1:]] == [
+        ["org/other", "1", "1.0", "KiB", "1", "1", "1.0", "KiB", "1.0", "KiB"],
+        ["org/tool", "2", "3.0", "KiB", "2", "2", "3.0", "KiB", "3.0", "KiB"],
+    ]
+    code, out, _ = run("stats", "--json")
+    assert checked("cache stats", out)[1] == {
+        "repository": "org/tool",
+        "entries": 2,
+        "bytes": 3072,
+        "hits": 2,
+        "misses": 2,
+        "bytes_saved": 3072,
+        "bytes_served": 3072,
+    }
+
+
+def test_a_host_without_a_cache(tmp_path: Path, run: Run) -> None:
+    assert run("stats")[:2] == (0, "Nothing was ever asked of the cache.\n")
+    assert checked("cache stats", run("stats", "--json")[1]) == []
+    assert run("prune")[:2] == (0, "removed 0 entries; - are free again\n")
+    code, _, err = run("clear", "org/tool", "--yes")
+    assert (code, "The cache has nothing of org/tool." in err) == (3, True)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_clear(tmp_path: Path, run: Run) -> None:
+    save(tmp_path, "org/tool", "a", b"a" * 2048)
+    save(tmp_path, "org/other", "b", b"b" * 1024)
+    code, _, err = run("clear", "org/tool")
+    assert (code, "--yes" in err) == (2, True)
+    code, out, _ = run("clear", "Org/Tool", "--yes", "--json")
+    assert (code, checked("cache clear", out)) == (0, {"entries": 1, "bytes": 2048})
+    assert "org/tool" not in run("stats")[1]
+    assert "org/other" in run("stats")[1]
+
+
+def test_prune(tmp_path: Path, run: Run) -> None:
+    for key in "abc":
+        save(tmp_path, "org/tool", key, key.encode() * (1 << 20))
+    code, out, _ = run("prune")
+    assert (code, out) == (0, "removed 0 entries; - are free again\n")
+    code, out, _ = run("prune", "--json", most="2MiB")
+    assert (code, checked("cache prune", out)) == (0, {"entries": 1, "bytes": 1 << 20})
+    code, out, _ = run("prune", "--unused", "1ms")
+    assert (code, out) == (0, "removed 2 entries; 2.0 MiB are free again\n")
+
+
+@pytest.mark.parametrize("span", ["", "7", "-1d", "next week"])
+def test_a_time_that_is_none(run: Run, span: str) -> None:
+    code, _, err = run("prune", "--unused", span)
+    assert (code, 'a duration is written like "90s"' in err.lower()) == (2, True), err
+
+
+def test_a_cache_that_is_no_cache(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "index.sqlite").write_bytes(b"\0" * 4096)
+    for command in (("stats",), ("prune",), ("clear", "org/tool", "--yes")):
+        code, _, err = run(*command)
+        assert (code, "can't be used" in err, "Traceback" in err) == (3, True, False)
+
+
+def test_another_users_cache() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        save(folder, "org/tool", "a", b"a")
+        (folder / "c.toml").write_text(CONFIG.format(folder=folder, max="1GiB"))
+        command = [sys.executable, "-m", "vmrunner.cli.main", "cache", "stats"]
+        done = subprocess.run(
+            [*command, "-c", folder / "c.toml"], user=65534, capture_output=True, text=True
+        )
+    assert (done.returncode, "sudo" in done.stderr, done.stdout) == (3, True, ""), done

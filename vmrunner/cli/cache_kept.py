@@ -1,0 +1,159 @@
+"""`vmrunner cache stats`, `prune` and `clear`: what jobs keep for later jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Column, Table
+
+from vmrunner.cli import names
+from vmrunner.cli.app import (
+    DEFAULT_PATH,
+    ConfigOption,
+    JsonOption,
+    YesOption,
+    cache_app,
+    confirm,
+    out,
+    show,
+    warn,
+)
+from vmrunner.errors import ConfigError, WrongCommand
+from vmrunner.text import presentable, sentence, size
+
+if TYPE_CHECKING:
+    from vmrunner.cache.store import Removed, Store
+
+
+@cache_app.command("stats")
+def stats(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
+    """Show what each repository keeps in the cache, how often its jobs found something there, and
+    how much went in and out.
+    """
+    with _store(config_path) as store:
+        figures = store.figures() if store else []
+    if as_json:
+        show(figures)
+        return
+    numbers = ("entries", "size", "hits", "misses", "saved", "served")
+    table = Table(
+        Column("repository", overflow="fold"),
+        *(Column(name, justify="right", no_wrap=True) for name in numbers),
+        box=None,
+        pad_edge=False,
+    )
+    for each in figures:
+        table.add_row(
+            presentable(each.repository),
+            *(str(each.entries), size(each.bytes), str(each.hits), str(each.misses)),
+            *(size(each.bytes_saved), size(each.bytes_served)),
+        )
+    if figures:
+        out.print(table)
+    else:
+        out.print("Nothing was ever asked of the cache.")
+
+
+@cache_app.command("prune")
+def prune(
+    unused: Annotated[
+        str | None,
+        typer.Option(
+            "--unused",
+            metavar="TIME",
+            help='Also what no job has used for so long, like "30d".',
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = DEFAULT_PATH,
+) -> None:
+    """Remove from the cache what is more than `max` and `max_per_repository` allow now, which the
+    service does only when something new comes.
+    """
+    from vmrunner.cache.store import Removed
+    from vmrunner.config import parse_duration
+
+    try:
+        seconds = parse_duration(unused).total_seconds() if unused is not None else None
+    except ValueError as error:
+        raise WrongCommand(sentence(str(error)), "See `vmrunner cache prune --help`.") from None
+    with _changed(config_path) as store:
+        _told(store.prune(seconds) if store else Removed(0, 0), as_json=as_json)
+
+
+@cache_app.command("clear")
+def clear(
+    repository: Annotated[
+        str,
+        typer.Argument(
+            metavar="REPOSITORY",
+            help='Like "owner/name".',
+            autocompletion=names.cached_repositories,
+        ),
+    ],
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+    config_path: ConfigOption = DEFAULT_PATH,
+) -> None:
+    """Remove all that a repository keeps in the cache, and what was counted of it: also when it is
+    deleted or given away, as another one may get its name.
+    """
+    with _changed(config_path) as store:
+        known = {each.repository.lower(): each for each in store.figures()} if store else {}
+        found = known.get(repository.lower())
+        if store is None or found is None:
+            raise ConfigError(
+                f"The cache has nothing of {presentable(repository)}.",
+                "`vmrunner cache stats` names the repositories that it knows.",
+            )
+        what = f"all {found.entries} entries of {presentable(found.repository)}"
+        confirm(f"Remove {what}, {size(found.bytes)}?", yes=yes, always=True)
+        _told(store.clear(repository), as_json=as_json)
+
+
+def _told(removed: Removed, *, as_json: bool) -> None:
+    if as_json:
+        show(removed)
+    else:
+        out.print(f"removed {removed.entries} entries; {size(removed.bytes)} are free again")
+
+
+@contextmanager
+def _store(config_path: Path) -> Iterator[Store | None]:
+    """The cache of this host, beside its service; None where there never was one. Raises
+    ConfigError.
+    """
+    from vmrunner import config
+    from vmrunner.cache.store import INDEX, Limits, Store
+
+    settings = config.load(config_path)
+    folder = settings.cache_dir
+    limits = replace(Limits.of(settings.cache), keep_free=0)  # what is removed here needs no room
+    try:
+        is_there = (folder / INDEX).exists()
+    except OSError as error:
+        raise ConfigError(
+            f"The cache {folder} can't be read: {error.strerror}.", "Run it with sudo."
+        ) from None
+    if not is_there:
+        yield None
+        return
+    with closing(Store(folder, limits, warn)) as store:
+        yield store
+
+
+@contextmanager
+def _changed(config_path: Path) -> Iterator[Store | None]:
+    """The same, to change it."""
+    from vmrunner.cache.refused import Refused
+
+    with _store(config_path) as store:
+        try:
+            yield store
+        except Refused as error:
+            raise ConfigError(error.sentence, "Is the disk full? `df -h` says so.") from None
