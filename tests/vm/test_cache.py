@@ -14,6 +14,7 @@ import pytest
 from tests.forge.gitea import URL, Repository, Site, until
 from tests.ground import STORAGE, Ground
 from tests.page import free_port
+from tests.prepare import DOCKER
 from tests.vm.test_endings import serving
 from vmrunner.cache import who
 from vmrunner.network.addresses import Addresses
@@ -204,3 +205,19 @@ def test_over_a_kill_of_serve_and_until_the_job_is_over(
         assert asked.of(address) is None
         ground.run("release", name[-8:])
     assert ground.leftovers() == []
+
+
+def test_a_job_in_a_container_reaches_it(site: Site, lay_ground: Callable[..., Ground]) -> None:
+    asked = "_apis/artifactcache/cache?keys=k&version=v1"
+    step = f'wget -S -O - "${{ACTIONS_CACHE_URL}}{asked}" 2>&1'
+    text = (
+        "on: push\njobs:\n  it:\n    runs-on: [boxed]\n    defaults: {run: {shell: sh}}\n"
+        f"    steps:\n      - run: |\n          {step}\n"
+    )
+    ground = laid(lay_ground, most=1, image=DOCKER, labels="boxed:docker://tests/base:1")
+    one = site.repository("rig", "one", text)
+    with serving(ground):
+        until(lambda: any(each["status"] == "completed" for each in one.jobs()), LIFE, "its end")
+    (done,) = one.jobs()
+    assert done["conclusion"] == "success", one.said(done["id"])
+    assert "HTTP/1.1 204 No Content" in one.said(done["id"])
