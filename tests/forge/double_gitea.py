@@ -320,7 +320,7 @@ class Gitea(Server):
             "head_sha": SHA,
             "path": "ci.yaml@refs/heads/main",
             "event": "push",
-            "repository": {"full_name": job.repository, "default_branch": "main"},
+            "repository": {"id": 7, "full_name": job.repository, "default_branch": "main"},
         }
 
     def _runs(self, scope: str, query: dict[str, str]) -> dict[str, Any]:

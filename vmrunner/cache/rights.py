@@ -27,6 +27,7 @@ class Rights:
     # The other repositories of that group. Of these it reads what their default branches wrote.
     shared: tuple[str, ...] = ()
     offers: bool = False  # whether the others of its group may read what it writes
+    repository_id: int = 0  # by which the forge tells it from another one of that name; 0: unknown
 
 
 def rights(facts: JobFacts, groups: Mapping[str, Collection[str]]) -> Rights:
@@ -42,6 +43,7 @@ def rights(facts: JobFacts, groups: Mapping[str, Collection[str]]) -> Rights:
         group,
         shared,
         offers=group is not None and writes is not None and writes == default,
+        repository_id=facts.repository_id,
     )
 
 

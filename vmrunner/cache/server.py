@@ -162,6 +162,7 @@ class Service:
             rights = await self._in(self._askers, self._who, address)
             if rights is None:
                 raise Refused(Why.MAY_NOT, "No job is known to run on this machine.")
+            await self._in(self._workers, self._store.recognise, rights)
             return await act(request, address, rights)
         except Refused as refusal:
             return self._refuse(refusal, address)

@@ -59,7 +59,8 @@ CREATE TABLE IF NOT EXISTS repositories (
     hits INTEGER DEFAULT 0,
     misses INTEGER DEFAULT 0,
     saved INTEGER DEFAULT 0,
-    served INTEGER DEFAULT 0
+    served INTEGER DEFAULT 0,
+    forge_id INTEGER DEFAULT 0
 );
 """
 
@@ -161,6 +162,29 @@ class Store:
                     with suppress(sqlite3.Error):
                         self._database.execute("ROLLBACK")
                 raise Refused(Why.NO_ROOM, f"The cache can't write its index: {error}.") from None
+
+    def recognise(self, rights: Rights) -> None:
+        """What was kept for another repository of this name, which is no more or has another name
+        now, goes: it may be somebody else's. Raises Refused.
+        """
+        name, id_ = rights.repository, rights.repository_id
+        if not id_ or self._forge_id(name) == id_:
+            return
+        with self._change() as database:
+            if self._forge_id(name) not in (0, id_):
+                self._drop(database, "repository = ?", (name,))
+                database.execute("DELETE FROM repositories WHERE repository = ?", (name,))
+            _count(database, name, "misses", 0)  # that there is one
+            database.execute(
+                "UPDATE repositories SET forge_id = ? WHERE repository = ?", (id_, name)
+            )
+
+    def _forge_id(self, repository: str) -> int:
+        with self._lock:
+            row = self._database.execute(
+                "SELECT forge_id FROM repositories WHERE repository = ?", (repository,)
+            ).fetchone()
+        return int(row[0]) if row else 0
 
     # ---- what is looked for
 

@@ -71,6 +71,7 @@ class _Task(BaseModel):
 
 
 class _Repository(BaseModel):
+    id: Number = 0
     full_name: str
     default_branch: str = ""
 
@@ -102,6 +103,7 @@ class _Run(BaseModel):
             base_ref if isinstance(base_ref, str) else None,
             self.repository.default_branch,
             self.is_fork_pull_request or not ref,
+            self.repository.id,
         )
 
     def _ref(self, payload: Mapping[str, Any]) -> str:

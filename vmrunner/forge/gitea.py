@@ -139,6 +139,7 @@ class _Run(BaseModel):
 
 
 class _Repository(BaseModel):
+    id: Number = 0
     full_name: str
     default_branch: str = ""
 
@@ -418,6 +419,7 @@ class Gitea:
             run.repository.default_branch,
             # A job on a branch may be a pull request's, too: pull_request_target.
             asked.is_foreign if asked else run.event not in _OWN_EVENTS,
+            run.repository.id,
         )
 
     def _pull_request(self, repository: Scope, ref: str) -> _PullRequest | None:

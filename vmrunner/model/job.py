@@ -117,6 +117,7 @@ class JobFacts:
     base_ref: str | None  # the branch that a pull request wants to go into: in full, or its name
     default_branch: str  # of the repository: in full, or its name; "" where it is not known
     from_fork: bool  # a pull request of another repository's branch; not known counts as True
+    repository_id: int = 0  # the forge's, which no other one gets; 0 where it is not told
 
 
 @dataclass(frozen=True)

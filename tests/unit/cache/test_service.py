@@ -434,8 +434,8 @@ def test_where_it_can_not_listen() -> None:
         pytest.raises(ConfigError, match="can't be served at"),
     ):
         server.bind("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(ConfigError, match="can't be served at"):
-        server.bind("192.0.2.99", 8485)
+    # The machines' network, and with it this address, may come later.
+    server.bind("192.0.2.99", 8485).close()
 
 
 def test_who_says_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,29 @@ def test_one_repository_is_not_another(world: World) -> None:
     assert world.find(job("ORG/Tool"), "k") == "k"  # forges know names in any case
 
 
+def test_a_name_that_is_another_repositorys_now_has_nothing_of_the_one_before(
+    world: World,
+) -> None:
+    before, now, unknown = (job(repository_id=number) for number in (5, 6, 0))
+    for rights in (before, unknown, before):
+        world.store.recognise(rights)
+    world.save(before, "k", b"x")
+    world.save(job("org/other", repository_id=9), "k", b"y")
+    world.store.recognise(unknown)
+    world.store.recognise(before)
+    assert world.find(before, "k") == "k"
+    world.store.recognise(now)
+    assert world.find(now, "k") is None
+    assert world.find(job("org/other", repository_id=9), "k") == "k"
+    world.save(now, "k", b"z")
+    world.store.recognise(now)
+    assert world.load(now, "k") == b"z"
+    assert [(each.repository, each.entries) for each in world.store.figures()] == [
+        ("org/other", 1),
+        ("org/tool", 1),
+    ]
+
+
 def test_a_group_reads_what_default_branches_offer(world: World) -> None:
     offers = job(group="g", shared=("org/two",), offers=True)
     world.save(offers, "k", b"x")

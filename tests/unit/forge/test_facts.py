@@ -82,7 +82,9 @@ def test_what_forgejo_says_of_a_run(
         "trigger_event": event,
         "event_payload": payload if isinstance(payload, str) else json.dumps(payload),
         "is_fork_pull_request": fork,
-        "repository": {"full_name": "o/r", "default_branch": "main"},
+        "repository": {"id": 7, "full_name": "o/r", "default_branch": "main"},
     }
     found = _Run.model_validate(answer).facts()
-    assert found == JobFacts("o/r", ref, event, base, "main", from_fork=bool(from_fork))
+    assert found == JobFacts(
+        "o/r", ref, event, base, "main", from_fork=bool(from_fork), repository_id=7
+    )
