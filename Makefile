@@ -44,6 +44,7 @@ image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu
 prometheus = rig/rig run --outside -- bash -ec 'command -v promtool >/dev/null || { apt-get -qq update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends prometheus >/dev/null; }'
 plotting = rig/rig run --outside -- python -m pip install --quiet -e "/src[bench]"
+actions_cache = rig/rig run --outside -- python -m tests.actions_cache
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
 short = -m 'not long'
 # Tests that need neither machines nor a forge: two files at a time (some tests look at what others of their file did).
@@ -77,7 +78,7 @@ long: export VMRUNNER_TEST_MODEL_EXAMPLES ?= 1000
 long: export VMRUNNER_TEST_HOSTILE_EXAMPLES ?= 600
 long: short =
 long:
-	$(call in_rig,$(test_image); $(stock_image); $(without_machines); $(with_machines); rig/rig browser; rig/rig run -- pytest -q tests/browser)
+	$(call in_rig,$(test_image); $(stock_image); $(actions_cache); $(without_machines); $(with_machines); rig/rig browser; rig/rig run -- pytest -q tests/browser)
 
 # What one runs at each change: no machine, no forge.
 quick:

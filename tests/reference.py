@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 from vmrunner.cli import config_text, man
 from vmrunner.cli.meanings import ENDINGS, WAITS
 from vmrunner.config import Duration, Mebibytes, example
+from vmrunner.cache import figures as kept
 from vmrunner.image.recipe import recipe as recipes
 from vmrunner.manager import metrics, webhook
 from vmrunner.model.machine import Phase
@@ -291,7 +292,7 @@ def figures() -> str:
     """Every figure for Prometheus."""
     rows = [
         [_code(each.name), each.kind, ", ".join(map(_code, each.labels)), each.text]
-        for each in (*metrics.described(), *webhook.FIGURES)
+        for each in (*metrics.described(), *webhook.FIGURES, *kept.FIGURES)
     ]
     return page(
         "Metrics",

@@ -172,8 +172,7 @@ class Store:
             return
         with self._change() as database:
             if self._forge_id(name) not in (0, id_):
-                self._drop(database, "repository = ?", (name,))
-                database.execute("DELETE FROM repositories WHERE repository = ?", (name,))
+                self._forget(database, name)
             _count(database, name, "misses", 0)  # that there is one
             database.execute(
                 "UPDATE repositories SET forge_id = ? WHERE repository = ?", (id_, name)
@@ -409,8 +408,17 @@ class Store:
     def clear(self, repository: str) -> Removed:
         """All entries of a repository, and its figures, go. Raises Refused."""
         with self._change() as database:
-            database.execute("DELETE FROM repositories WHERE repository = ?", (repository,))
-            return self._drop(database, "repository = ?", (repository,))
+            return self._forget(database, repository)
+
+    def _forget(self, database: sqlite3.Connection, repository: str) -> Removed:
+        row = database.execute(
+            "DELETE FROM repositories WHERE repository = ? RETURNING hits, misses, saved, served",
+            (repository,),
+        ).fetchone()
+        # What was counted in all never becomes less: a row without a name has it.
+        for column, number in zip(("hits", "misses", "saved", "served"), row or (), strict=False):
+            _count(database, "", column, number)
+        return self._drop(database, "repository = ?", (repository,))
 
     def prune(self, unused: float | None = None) -> Removed:
         """Entries that nobody used for so many seconds, and what is beyond the limits. Raises
@@ -459,6 +467,7 @@ class Store:
                 for row in self._database.execute(
                     "SELECT repository, count(id), coalesce(sum(size), 0), hits, misses, saved, "
                     "served FROM repositories LEFT JOIN entries USING (repository) "
+                    "WHERE repository != '' "
                     "GROUP BY repository ORDER BY repository"
                 )
             ]

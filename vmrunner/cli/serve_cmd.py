@@ -15,6 +15,8 @@ from vmrunner.log import Format, Level, Log, open_log
 from vmrunner.machine.background import make_snapshot
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from vmrunner.config import Config
     from vmrunner.manager.serve import Seen
 
@@ -32,6 +34,7 @@ def serve(
     serve.on_stop.
     """
     from vmrunner import config, lock
+    from vmrunner.cache import figures as kept
     from vmrunner.hypervisor import events
     from vmrunner.manager import metrics, outbox, status_socket, webhook
     from vmrunner.manager.chores import Chores
@@ -55,12 +58,14 @@ def serve(
                 status_socket.path(settings), lambda: _told(server.seen), log
             )
         )
-        listeners = []
+        others: list[Collector] = []
+        if settings.cache.listen_port:
+            others.append(kept.Kept(settings.cache_dir))
         if (listen := settings.serve.webhook.listen) and (
             secret_file := settings.serve.webhook.secret_file
         ):
             secret = config.webhook_secret(secret_file, warn)
-            listeners.append(
+            others.append(
                 stack.enter_context(
                     webhook.Listener(listen, secret, server.wake, log, settings.webhook_heard)
                 )
@@ -68,7 +73,7 @@ def serve(
         if sender := outbox.open_sender(settings, log, warn):
             stack.enter_context(sender)
         stack.enter_context(Chores(server.chores))
-        metrics.serve(server.figures, settings.metrics, *listeners)
+        metrics.serve(server.figures, settings.metrics, *others)
         server.run()
 
 

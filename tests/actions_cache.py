@@ -1,0 +1,52 @@
+"""The client that actions use, `@actions/cache` of npm, and Node.js for it: into the rig, and into
+the cache folder. With the host's network: `rig/rig run --outside -- python -m tests.actions_cache`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+CACHE = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "actions-cache"
+VERSIONS = ("3.2.4", "4.1.0", "5.3.0", "6.3.0")
+"""One of each line: those of actions/cache@v3 and v4, and of newer ones."""
+
+
+def folder(version: str) -> Path:
+    """Where this version is, or will be."""
+    return CACHE / version
+
+
+def _install(*packages: str) -> None:
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "-qq", "update"], check=True)
+    subprocess.run(
+        ["apt-get", "-qqy", "install", "--no-install-recommends", *packages],
+        check=True,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def main() -> None:
+    """Install what is missing."""
+    if not shutil.which("node"):
+        _install("nodejs")
+    for version in VERSIONS:
+        whole = folder(version)
+        if whole.exists():
+            continue
+        if not shutil.which("npm"):
+            _install("npm")
+        part = whole.with_name(f".{version}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
+        subprocess.run([*command, f"@actions/cache@{version}"], cwd=part, check=True)
+        part.rename(whole)
+
+
+if __name__ == "__main__":
+    main()

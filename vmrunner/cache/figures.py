@@ -1,0 +1,69 @@
+"""The cache's figures for Prometheus, as `serve` tells them: of all repositories together, of which
+there may be many.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from vmrunner import files
+from vmrunner.cache.store import INDEX
+from vmrunner.manager.figures import Described
+
+_LOOKUPS = Described(
+    "vmrunner_cache_lookups_total",
+    "counter",
+    ("result",),
+    "Questions of jobs to the cache, by whether there was an entry",
+)
+_BYTES = Described(
+    "vmrunner_cache_bytes_total",
+    "counter",
+    ("direction",),
+    "What jobs saved in the cache, and what it served them",
+)
+_ENTRIES = Described("vmrunner_cache_entries", "gauge", (), "Entries in the cache")
+_SIZE = Described("vmrunner_cache_size_bytes", "gauge", (), "What they take of the disk")
+FIGURES = (_LOOKUPS, _BYTES, _ENTRIES, _SIZE)
+_PATIENCE = 1.0  # seconds for a writer to be done with the index
+
+
+class Kept(Collector):
+    """Reads the cache's index when it is asked; where it can't be read there are no figures."""
+
+    def __init__(self, folder: Path) -> None:
+        self._index = folder / INDEX
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus_client."""
+        try:
+            hits, misses, saved, served, entries, size = self._read()
+        except (OSError, sqlite3.Error):
+            return
+        for described, values in (
+            (_LOOKUPS, {"hit": hits, "miss": misses}),
+            (_BYTES, {"saved": saved, "served": served}),
+        ):
+            counter = CounterMetricFamily(
+                described.name, described.text, labels=list(described.labels)
+            )
+            for label, value in values.items():
+                counter.add_metric([label], value)
+            yield counter
+        yield GaugeMetricFamily(_ENTRIES.name, _ENTRIES.text, value=entries)
+        yield GaugeMetricFamily(_SIZE.name, _SIZE.text, value=size)
+
+    def _read(self) -> tuple[int, ...]:
+        address = files.database_to_read(self._index)
+        with closing(sqlite3.connect(address, uri=True, timeout=_PATIENCE)) as database:
+            row: tuple[int, ...] = database.execute(
+                "SELECT total(hits), total(misses), total(saved), total(served), "
+                "(SELECT count(*) FROM entries), (SELECT total(size) FROM blobs) FROM repositories"
+            ).fetchone()
+            return row
