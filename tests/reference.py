@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from vmrunner.cache import figures as kept
 from vmrunner.cli import config_text, man
 from vmrunner.cli.meanings import ENDINGS, WAITS
 from vmrunner.config import Duration, Mebibytes, example
-from vmrunner.cache import figures as kept
 from vmrunner.image.recipe import recipe as recipes
 from vmrunner.manager import metrics, webhook
 from vmrunner.model.machine import Phase

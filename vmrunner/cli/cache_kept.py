@@ -100,9 +100,7 @@ def clear(
     as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
-    """Remove all that a repository keeps in the cache, and what was counted of it: also when it is
-    deleted or given away, as another one may get its name.
-    """
+    """Remove all that a repository keeps in the cache, and what was counted of it."""
     with _changed(config_path) as store:
         known = {each.repository.lower(): each for each in store.figures()} if store else {}
         found = known.get(repository.lower())

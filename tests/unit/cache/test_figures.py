@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,10 @@ def test_figures_never_go_back(tmp_path: Path) -> None:
         }
         there = {"vmrunner_cache_entries": 1.0, "vmrunner_cache_size_bytes": 4.0}
         assert told(tmp_path) == counted | there
-        store.clear("org/tool")
+        store.recognise(replace(job, repository_id=1))
+        store.recognise(replace(job, repository_id=2))  # another one of that name
         assert told(tmp_path) == counted | dict.fromkeys(there, 0.0)
+        store.clear("org/tool")
         assert store.figures() == []
         store.clear("org/tool")
         assert told(tmp_path) == counted | dict.fromkeys(there, 0.0)
