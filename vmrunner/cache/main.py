@@ -34,7 +34,7 @@ def serve(
     allow_connections()
     with closing(Store(folder, limits, warn)) as store:
         try:
-            uploads = Uploads(store)
+            uploads = Uploads(store, who)
             uploads.sweep()
             store.sweep()
         except OSError as error:

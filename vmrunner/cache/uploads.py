@@ -18,8 +18,10 @@ from vmrunner.cache import blobs
 from vmrunner.cache.blobs import BLOCK
 from vmrunner.cache.refused import Refused, Why
 from vmrunner.cache.rights import Rights
-from vmrunner.cache.store import Store, new_id
+from vmrunner.cache.store import MiB, Store, new_id
 from vmrunner.text import size as in_words
+
+_STEP = 16 * MiB  # for which an upload gets room at once
 
 
 class Ranges:
@@ -62,7 +64,7 @@ class Upload:
     path: Path
     fd: int
     touched: float
-    claimed: Ranges = field(default_factory=Ranges)  # of which was said that they come
+    granted: int = 0  # bytes for which there is room
     there: Ranges = field(default_factory=Ranges)
     known: dict[int, bytes] = field(default_factory=dict)  # digests of whole blocks
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,9 +100,14 @@ class Part:
 class Uploads:
     """All of them. Its calls may come from many threads."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises OSError."""
-        self._store, self._limits, self._clock = store, store.limits, clock
+    def __init__(
+        self,
+        store: Store,
+        who: Callable[[str], Rights | None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`who` is behind an address now. Raises OSError."""
+        self._store, self._limits, self._who, self._clock = store, store.limits, who, clock
         self._folder = store.folder / "uploads"
         self._lock = threading.Lock()
         self._all: dict[int, Upload] = {}
@@ -128,8 +135,9 @@ class Uploads:
             raise Refused(Why.TAKEN, "There is an entry of this key already.")
         self._store.check_disk(size or 0)
         self.expire()
+        self._end_abandoned(address, rights, key, version)
         with self._lock:
-            living = [each for each in self._all.values() if not each.is_over]
+            living = self._living()
             if any(_is_same(each, rights, key, version) for each in living):
                 raise Refused(Why.TAKEN, "Another job is just saving an entry of this key.")
             if sum(each.address == address for each in living) >= self._limits.uploads:
@@ -146,6 +154,17 @@ class Uploads:
             )
             return id_
 
+    def _living(self) -> list[Upload]:
+        return [each for each in self._all.values() if not each.is_over]
+
+    def _end_abandoned(self, address: str, rights: Rights, key: str, version: str) -> None:
+        """An upload of this key whose machine tries again, or has gone, keeps nobody waiting."""
+        with self._lock:
+            same = [each for each in self._living() if _is_same(each, rights, key, version)]
+        for each in same:
+            if each.address == address or self._who(each.address) != each.rights:
+                self._drop(each)
+
     def _of(self, address: str, rights: Rights, id_: int) -> Upload:
         upload = self._all.get(id_)
         if upload is None or (upload.address, upload.rights) != (address, rights):
@@ -160,22 +179,22 @@ class Uploads:
         if end > upload.most:
             raise Refused(Why.TOO_LARGE, f"This upload may have {upload.most} bytes at most.")
         self._store.check_disk(end - begin)
-        with self._lock:
-            upload.claimed.add(begin, end)
-            upload.touched = self._clock()
-            if len(upload.claimed) > self._limits.ranges:
-                raise Refused(Why.TOO_MANY, "This upload comes in too many pieces.")
-            living = [each for each in self._all.values() if not each.is_over]
-            own, all_ = (
-                sum(each.claimed.bytes for each in some)
-                for some in (
-                    [each for each in living if _is_beside(each, rights)],
-                    living,
-                )
-            )
-        if not self._store.make_room(rights.repository, own, all_):
-            raise Refused(Why.NO_ROOM, "The cache has no room for what is being saved.")
+        upload.touched = self._clock()
         return Part(upload, begin, end)
+
+    def _grant(self, upload: Upload, more: int) -> None:
+        """Have room for so many bytes more. Not for all that is announced: others' entries go for
+        what comes, not for words. Raises Refused.
+        """
+        with self._lock:
+            if (wanted := upload.there.bytes + more) <= upload.granted:
+                return
+            upload.granted = min(upload.most, wanted + _STEP)
+            living = self._living()
+            own = sum(each.granted for each in living if _is_beside(each, upload.rights))
+            all_ = sum(each.granted for each in living)
+        if not self._store.make_room(upload.rights.repository, own, all_):
+            raise Refused(Why.NO_ROOM, "The cache has no room for what is being saved.")
 
     def write(self, part: Part, data: bytes) -> None:
         """The next bytes of a part. Raises Refused; OSError."""
@@ -183,6 +202,7 @@ class Uploads:
         if end > part.end:
             raise Refused(Why.WRONG, "More bytes came than Content-Range says.")
         whole = part.digests(data)
+        self._grant(upload, len(data))
         with upload.lock:
             if upload.is_over:
                 raise Refused(Why.TAKEN, "This upload is over; an entry never changes.")
@@ -192,6 +212,8 @@ class Uploads:
                 upload.known.pop(index, None)
             _write_all(upload.fd, data, part.at)
             upload.there.add(part.at, end)
+            if len(upload.there) > self._limits.ranges:
+                raise Refused(Why.TOO_MANY, "This upload comes in too many pieces.")
             upload.known |= whole
             part.at = end
 

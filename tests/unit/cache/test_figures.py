@@ -30,7 +30,7 @@ def told(folder: Path) -> dict[str, float]:
 def test_figures_never_go_back(tmp_path: Path) -> None:
     job = Rights("org/tool", MAIN, (MAIN,))
     with closing(Store(tmp_path, Limits(keep_free=0), print)) as store:
-        uploads = Uploads(store)
+        uploads = Uploads(store, lambda _: None)
         id_ = uploads.reserve("a", job, "k", "v", 4)
         uploads.write(uploads.claim("a", job, id_, 0, 4), b"data")
         uploads.commit("a", job, id_, 4)

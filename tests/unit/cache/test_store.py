@@ -40,7 +40,8 @@ class World:
 
     def __post_init__(self) -> None:
         self.store = Store(self.folder, self.limits, self.told.append, self.clock)
-        self.uploads = Uploads(self.store, lambda: self.now)
+        self.jobs: dict[str, Rights] = {}
+        self.uploads = Uploads(self.store, self.jobs.get, lambda: self.now)
 
     def clock(self) -> float:
         self.now += 1
@@ -276,9 +277,10 @@ def test_more_than_a_repository_may_have(worlds: Worlds) -> None:
     # Two at once, that are too much together; nothing of them is an entry yet.
     first = world.uploads.reserve("a", job(), "first", "v", 15)
     second = world.uploads.reserve("a", job(), "second", "v", 15)
-    world.uploads.claim("a", job(), first, 0, 15)
+    world.uploads.write(world.uploads.claim("a", job(), first, 0, 15), b"x" * 15)
+    part = world.uploads.claim("a", job(), second, 0, 15)
     with pytest.raises(Refused) as refused:
-        world.uploads.claim("a", job(), second, 0, 15)
+        world.uploads.write(part, b"x" * 15)
     assert refused.value.why is Why.NO_ROOM
 
 
@@ -443,7 +445,40 @@ def test_a_part_that_was_claimed_before_the_end_is_not_written_after_it(world: W
     assert world.load(job(), "k") == b"ok"
 
 
+def test_what_is_announced_pushes_nothing_out(worlds: Worlds) -> None:
+    world = worlds(most=100 << 20, most_per_repository=60 << 20)
+    world.save(job(), "own", b"x")
+    world.save(job("org/two"), "other", b"y")
+    id_ = world.uploads.reserve("a", job(), "k", "v", 60 << 20)
+    part = world.uploads.claim("a", job(), id_, 0, 60 << 20)
+    world.uploads.write(part, b"x" * 1000)
+    assert world.keys() == {"own", "other"}
+    while part.at < part.end:
+        world.uploads.write(part, b"x" * min(1 << 20, part.end - part.at))
+    assert world.keys() == {"other"}
+    world.uploads.commit("a", job(), id_, 60 << 20)
+    assert world.keys() == {"other", "k"}
+
+
+def test_an_upload_that_was_left_keeps_nobody_waiting(world: World) -> None:
+    world.jobs |= {"a": job(), "b": job()}
+    first = world.uploads.reserve("a", job(), "k", "v", 1)
+    with pytest.raises(Refused) as refused:
+        world.uploads.reserve("b", job(), "k", "v", 1)
+    assert refused.value.why is Why.TAKEN
+    again = world.uploads.reserve("a", job(), "k", "v", 1)  # its machine tries again
+    with pytest.raises(Refused):
+        world.uploads.claim("a", job(), first, 0, 1)
+    world.jobs["a"] = job("org/two")  # its machine has gone, and the address is another one's
+    last = world.uploads.reserve("b", job(), "k", "v", 1)
+    with pytest.raises(Refused):
+        world.uploads.claim("a", job(), again, 0, 1)
+    world.uploads.write(world.uploads.claim("b", job(), last, 0, 1), b"x")
+    world.uploads.commit("b", job(), last, 1)
+
+
 def test_one_upload_of_a_key_at_a_time(world: World) -> None:
+    world.jobs |= {"a": job(), "b": job()}
     first = world.uploads.reserve("a", job(), "k", "v", 1)
     with pytest.raises(Refused) as refused:
         world.uploads.reserve("b", job(), "k", "v", 1)
@@ -467,9 +502,10 @@ def test_an_upload_in_too_many_pieces(worlds: Worlds) -> None:
     world = worlds(ranges=3)
     id_ = world.uploads.reserve("a", job(), "k", "v", 100)
     for begin in (0, 2, 4):
-        world.uploads.claim("a", job(), id_, begin, begin + 1)
+        world.uploads.write(world.uploads.claim("a", job(), id_, begin, begin + 1), b"x")
+    part = world.uploads.claim("a", job(), id_, 6, 7)
     with pytest.raises(Refused) as refused:
-        world.uploads.claim("a", job(), id_, 6, 7)
+        world.uploads.write(part, b"x")
     assert refused.value.why is Why.TOO_MANY
 
 

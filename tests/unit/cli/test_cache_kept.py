@@ -56,7 +56,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def save(folder: Path, repository: str, key: str, data: bytes) -> None:
     rights = Rights(repository, MAIN, (MAIN,))
     with closing(Store(folder / "cache", Limits(keep_free=0), print)) as store:
-        uploads = Uploads(store)
+        uploads = Uploads(store, lambda _: None)
         id_ = uploads.reserve("a", rights, key, "v", len(data))
         uploads.write(uploads.claim("a", rights, id_, 0, len(data)), data)
         uploads.commit("a", rights, id_, len(data))
