@@ -61,11 +61,11 @@ class Host:
             until(lambda before=before: self.seen.seen().at > before, 60, "a pass", every=0.1)
 
 
-def page_of(server: subprocess.Popen[bytes]) -> int:
-    """The id of the page's process."""
+def beside(server: subprocess.Popen[bytes], module: bytes = b"vmrunner.page.main") -> int:
+    """The id of the process of this module that it has started; 0 where there is none."""
     for folder in Path(f"/proc/{server.pid}/task").iterdir():
         for child in map(int, (folder / "children").read_text().split()):
-            if b"vmrunner.page.main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if module in Path(f"/proc/{child}/cmdline").read_bytes():
                 return child
     return 0
 
@@ -82,11 +82,11 @@ def test_passes_go_on_whatever_becomes_of_the_page(host: Host) -> None:
     try:
         until(host.shows, 60, "it shows a pass", every=0.2)
         assert host.get("wrong")[0] == 401
-        first = page_of(server)
+        first = beside(server)
         os.kill(first, signal.SIGKILL)
         host.goes_on()
         until(host.shows, 60, "it is there again", every=0.2)
-        second = page_of(server)
+        second = beside(server)
         assert second != first
         os.kill(second, signal.SIGSTOP)
         with socket.create_connection(("127.0.0.1", host.port), timeout=5):

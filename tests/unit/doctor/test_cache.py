@@ -17,12 +17,12 @@ from vmrunner.doctor import cache, page
 from vmrunner.doctor.findings import Level
 
 
-def told(**section: object) -> list[tuple[Level, str]]:
+def told(subnet: str = "127.0.0.0/24", **section: object) -> list[tuple[Level, str]]:
     settings = {
         "manager": "m",
         "forge": {"kind": "gitea", "url": "https://forge.example"},
         "pools": {"p": {"labels": ["a"], "image": "a"}},
-        "libvirt": {"subnet": "127.0.0.0/24"},  # so that its gateway is there
+        "libvirt": {"subnet": subnet},  # whose gateway is there
         "cache": section,
     }
     return [(each.level, each.said) for each in cache.look(Config.model_validate(settings))]
@@ -53,6 +53,14 @@ def test_it_answers(tmp_path: Path) -> None:
     with served(tmp_path / "cache", {}) as service:
         found = told(listen_port=service.port)
     assert found == [(Level.GOOD, f"for jobs, at 127.0.0.1:{service.port}")]
+
+
+def test_the_machines_network_is_not_there_yet() -> None:
+    ((level, said),) = told("192.0.2.0/24", listen_port=8485)
+    assert (level, said) == (
+        Level.GOOD,
+        "for jobs, at 192.0.2.1:8485; that address is there from the first machine on",
+    )
 
 
 def test_nobody_answers() -> None:
