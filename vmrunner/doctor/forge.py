@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from vmrunner.config import Config, forge_token, webhook_secret
 from vmrunner.doctor import address
 from vmrunner.doctor.findings import Finding, failed, good, secret, supported, warning
-from vmrunner.errors import ForgeError, VmrunnerError
+from vmrunner.errors import ForgeDenied, ForgeError, VmrunnerError
 from vmrunner.forge.connect import connect
 from vmrunner.forge.http import Http, parse
 from vmrunner.forge.seam import Forge
@@ -23,6 +23,7 @@ from vmrunner.model.machine import MachineId
 
 _SKEW = 5.0  # seconds; the forge tells its time in whole ones
 _VERSION = TypeAdapter(dict[str, str])
+_REPOSITORIES = "/api/v1/repos/search"
 _BEYOND = {
     # What only a token with more scopes than ours may read, on both forges.
     "admin": "/api/v1/admin/users?limit=1",
@@ -84,6 +85,7 @@ def _ask(
     yield from address.renamed(_named(settings), http)
     yield from address.own(settings, http)
     yield from _too_wide(settings, http)
+    yield from _too_narrow(settings, http)
 
 
 def _named(settings: Config) -> list[Scope]:
@@ -151,6 +153,22 @@ def _too_wide(settings: Config, http: Http) -> Iterator[Finding]:
             "Make one with only the scopes that the README names; whoever reads its file has them "
             "all.",
         )
+
+
+def _too_narrow(settings: Config, http: Http) -> Iterator[Finding]:
+    """Where there is a cache the token has to read what jobs are about."""
+    if settings.cache.listen_port is None:
+        return
+    try:
+        http.call("GET", _REPOSITORIES, "looking for repositories", params={"limit": 1})
+    except ForgeDenied:
+        yield warning(
+            "token",
+            "The token may not read repositories and their runs: no job may use the cache.",
+            "Make one that has the scope read:repository, too.",
+        )
+    except ForgeError:
+        return  # it is said elsewhere
 
 
 def webhook(settings: Config) -> Iterator[Finding]:
