@@ -4,9 +4,9 @@ machines are given its text.
 `probe_network.py try '[["tcp", "192.0.2.1", 80], …]'` tries everything at once and prints a list of
 booleans: whether an answer came. `tcp` and `udp` take a refusal for one (the packet was there),
 `connect` and `echo` don't: a firewall may have said it. `ping` wants an echo, `dns` an answer with
-an address, `tunnel` many of them, `unanswered` as many beside others that have none. `spoof` sends
-a forged frame and is false: who listens elsewhere knows. Addresses are of IPv4 or IPv6; a
-link-local one ends in `%`.
+an address, `tunnel` many of them, `unanswered` as many beside others that have none. `cache` wants
+to be told what a cache has, or has not. `spoof` sends a forged frame and is false: who listens
+elsewhere knows. Addresses are of IPv4 or IPv6; a link-local one ends in `%`.
 
 `probe_network.py listen PORT GATEWAY` answers on TCP and UDP, and prints its address and MAC, then
 the mark of each marked frame that arrives.
@@ -135,6 +135,22 @@ def unanswered(server: str, name: str, count: int) -> bool:
             if number % 20 == 0:
                 time.sleep(0.02)  # see above
         return tunnel(server, name, count)
+
+
+def cache(address: str, port: int) -> bool:
+    """Whether the cache of jobs there gives us anything: an entry, or the word that there is
+    none.
+    """
+    asked = f"GET /_apis/artifactcache/cache?keys=k&version=v HTTP/1.0\r\nHost: {address}\r\n\r\n"
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        # Its process may be busy; and it may wait for the forge to tell whose we are.
+        connection.settimeout(max(PATIENCE, 5.0))
+        try:
+            connection.connect((address, port))
+            connection.sendall(asked.encode())
+            return re.match(rb"HTTP/1\.[01] 2", connection.recv(2048)) is not None
+        except OSError:
+            return False
 
 
 def checksum(data: bytes) -> int:
@@ -489,6 +505,7 @@ KINDS: dict[str, Callable[..., bool]] = {
     "dns": dns,
     "tunnel": tunnel,
     "unanswered": unanswered,
+    "cache": cache,
     "shared": shared,
     "spoof": spoof,
 }

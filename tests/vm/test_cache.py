@@ -4,6 +4,7 @@ as actions/cache does.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from textwrap import indent
@@ -16,6 +17,7 @@ from tests.ground import STORAGE, Ground
 from tests.page import free_port
 from tests.prepare import DOCKER
 from tests.vm.test_endings import serving
+from vmrunner import config
 from vmrunner.cache import who
 from vmrunner.network.addresses import Addresses
 
@@ -221,3 +223,21 @@ def test_a_job_in_a_container_reaches_it(site: Site, lay_ground: Callable[..., G
     (done,) = one.jobs()
     assert done["conclusion"] == "success", one.said(done["id"])
     assert "HTTP/1.1 204 No Content" in one.said(done["id"])
+
+
+def test_a_machine_without_a_job_reaches_it_and_is_told_nothing(
+    lay_ground: Callable[..., Ground],
+) -> None:
+    ground = laid(lay_ground)
+    with serving(ground):
+        until(lambda: "the cache is served" in ground.log.read_text(), 60, "it is served")
+        done = ground.run("doctor", "--isolation", "--policy", "pool-main", "--json", check=False)
+    cells = {(each["group"], each["what"]): each["is_open"] for each in json.loads(done.stdout)}
+    port = config.load(ground.config).cache.listen_port
+    assert cells["host", f"the gateway, TCP port {port}, which is offered"] is True
+    assert cells["cache", "for a machine without a job"] is False
+    # The port is open at that one address, and nothing else of the host is.
+    others = {what: is_open for (group, what), is_open in cells.items() if group == "host"}
+    assert [what for what, is_open in others.items() if is_open] == [
+        f"the gateway, TCP port {port}, which is offered"
+    ]

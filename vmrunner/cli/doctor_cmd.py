@@ -126,7 +126,8 @@ def _isolation(settings: Config, only: str, *, boots: bool) -> Iterator[Cell]:
     from vmrunner.image.versions import store
 
     policies = {
-        (policy.reach, policy.allow): policy for policy in reversed(settings.policies)
+        (policy.reach, policy.allow, policy.host_ports): policy
+        for policy in reversed(settings.policies)
     }.values()
     wanted = (
         [policy for policy in settings.policies if policy.name == only] if only else list(policies)

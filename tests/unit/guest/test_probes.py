@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
+from tests.caching import served
 from tests.unit.guest.programs import load
+from vmrunner.cache.rights import Rights
 from vmrunner.doctor.isolation import ears, network
 from vmrunner.doctor.isolation import load as loads
 
@@ -42,6 +44,16 @@ def printed(probe: Probe, capsys: pytest.CaptureFixture[str], *arguments: str) -
 @pytest.fixture
 def net() -> Probe:
     return load("probe_network.py")
+
+
+def test_a_cache_tells_who_has_a_job_and_nobody_else(
+    net: Probe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(tmp_path / "cache", {}) as service:
+        asked = json.dumps([["cache", "127.0.0.1", service.port], ["cache", "127.0.0.1", 9]])
+        assert printed(net, capsys, "try", asked) == [False, False]
+        service.allow({"127.0.0.1": Rights("o/r", None, ("refs/heads/main",))})
+        assert printed(net, capsys, "try", asked) == [True, False]
 
 
 def sum_of(content: bytes) -> int:

@@ -199,6 +199,16 @@ class Matrix:
             False,
             IPv4Address(_RESOLVER),
         )
+        for port in self._policy.host_ports:
+            yield _Try(
+                "host",
+                f"the gateway, TCP port {port}, which is offered",
+                ["tcp", self._gateway, port],
+                True,
+            )
+        cache = self._lab.settings.cache.listen_port
+        if cache in self._policy.host_ports:
+            yield _Try("cache", "for a machine without a job", ["cache", self._gateway, cache])
         for to in self._policy.allow:
             if not isinstance(to.host, str) and to.protocol == "tcp":
                 address: IPv4Address | IPv6Address = to.host[0]
@@ -236,7 +246,7 @@ class Matrix:
 
     def _at_host(self, port: int) -> Iterator[_Try]:
         open_anyway = {(str(at.address), at.port) for at in self._forge}
-        open_anyway |= {(self._gateway, 53)}
+        open_anyway |= {(self._gateway, port) for port in (53, *self._policy.host_ports)}
         for address in self._gateways:
             at = "the gateway" if address == self._gateway else f"the gateway, {address},"
             yield _Try("host", f"{at} by ICMP", ["ping", address])
