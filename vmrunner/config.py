@@ -37,6 +37,7 @@ from vmrunner.model.job import Scope
 from vmrunner.model.label import Label
 from vmrunner.model.machine import DEFAULT_SHAPE, Limits, Shape
 from vmrunner.model.notice import Kind
+from vmrunner.model.packages import Ecosystem, Mirror
 from vmrunner.model.secret import Secret
 from vmrunner.network import forge_url, reach
 from vmrunner.network.addresses import Addresses, gateway
@@ -221,6 +222,7 @@ _MANAGER, _IMAGE = r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$", r"^[A-Za-z0-9][A-Za-
 _RUNNER, _NO_PROXY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,30}$", r"^[A-Za-z0-9.*:/-]{1,255}$"
 _LISTEN = r"^\S+:\d{1,5}$"
 _REPOSITORY = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]*[A-Za-z0-9_-]"
+_UPSTREAM = r"https?://[A-Za-z0-9.-]+(:\d{1,5})?(/[A-Za-z0-9._~+-]+)*/?"
 _RESOLVER = 53  # the port where machines ask for names
 _PATTERNS = {
     _MANAGER: 'a name here has small letters, digits and "-", and 24 of them at most',
@@ -622,6 +624,65 @@ def _repository(value: object) -> str:
     return value
 
 
+def _upstream(value: object) -> bool | str:
+    """Whether packages come through this host, or the URL that they come from; it is written into
+    other programs' configuration.
+    """
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not re.fullmatch(_UPSTREAM, value):
+        raise ValueError(
+            'it is true, or where the packages come from, like "https://packages.example/pypi"'
+        )
+    return _site(value)
+
+
+Upstream = Annotated[
+    bool | str,
+    BeforeValidator(_upstream),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "string"}]}),
+]
+
+
+class PackagesConfig(Section):
+    """Packages that machines fetch through this host, which keeps them for all machines."""
+
+    apt: Upstream = False
+    npm: Upstream = False
+    pypi: Upstream = False
+    go: Upstream = False
+    oci: Upstream = False
+    first_port: Annotated[StrictInt, Field(ge=1, le=65535 - len(Ecosystem) + 1)] = 8490
+    max: Annotated[Mebibytes, Field(ge=100)] = 20 * 1024
+
+    @model_validator(mode="after")
+    def _can_be_kept(self) -> PackagesConfig:
+        if isinstance(self.apt, str) and not self.apt.startswith("http://"):
+            raise ValueError(
+                "apt: what apt fetches by https goes past any cache; write the http:// address "
+                "that the machines' apt sources have"
+            )
+        if isinstance(self.oci, str) and urlsplit(self.oci).path:
+            raise ValueError("oci: it is a registry's address, without a path")
+        if _RESOLVER in range(self.first_port, self.first_port + len(Ecosystem)):
+            raise ValueError(f"first_port: at {_RESOLVER} the machines' resolver listens")
+        return self
+
+    @property
+    def upstreams(self) -> dict[Ecosystem, str]:
+        """Where each kind comes from that goes through this host."""
+        configured = {each: getattr(self, each) for each in Ecosystem}
+        return {
+            each: each.public if value is True else value
+            for each, value in configured.items()
+            if value is not False
+        }
+
+    def port(self, of: Ecosystem) -> int:
+        """Where machines fetch this kind."""
+        return self.first_port + list(Ecosystem).index(of)
+
+
 class CacheConfig(Section):
     """What jobs keep for later jobs of their repository: `actions/cache`."""
 
@@ -629,6 +690,7 @@ class CacheConfig(Section):
     max: Mebibytes = 20 * 1024
     max_per_repository: Mebibytes = 5 * 1024
     groups: dict[ManagerId, tuple[Annotated[str, BeforeValidator(_repository)], ...]] = {}
+    packages: PackagesConfig = PackagesConfig()
 
     @model_validator(mode="after")
     def _can_be_meant(self) -> CacheConfig:
@@ -638,6 +700,12 @@ class CacheConfig(Section):
             raise ValueError("there is no cache without listen_port")
         if self.max_per_repository > self.max:
             raise ValueError("max_per_repository is more than max")
+        used = {self.packages.port(each): each for each in self.packages.upstreams}
+        if self.listen_port in used:
+            raise ValueError(
+                f"listen_port is where machines fetch {used[self.listen_port]} packages, too: "
+                "choose another one, or another packages.first_port"
+            )
         places: dict[str, str] = {}
         for name, repositories in self.groups.items():
             for each in repositories:
@@ -756,6 +824,14 @@ class Config(HostConfig):
         return self
 
     @model_validator(mode="after")
+    def _fetches_here(self) -> Config:
+        if self.cache.packages.upstreams and not is_local(self.libvirt.uri):
+            raise ValueError(
+                "cache.packages: machines at another host's libvirt do not reach this host"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _allows_what_there_is(self) -> Config:
         if self.network.ipv6 is None:
             for name, kind in self.kinds.items():
@@ -812,7 +888,12 @@ class Config(HostConfig):
             for name, pool in self.pools.items()
         )
         flavors = tuple(
-            Policy(flavor_policy(name), flavor.network, flavor.destinations)
+            Policy(
+                flavor_policy(name),
+                flavor.network,
+                flavor.destinations,
+                self._package_ports(flavor),
+            )
             for name, flavor in self.garm.flavors.items()
         )
         return super().policies + pools + flavors
@@ -820,7 +901,25 @@ class Config(HostConfig):
     def _host_ports(self, pool: PoolConfig) -> tuple[int, ...]:
         """What the host itself offers to this pool's machines."""
         cache = self.cache.listen_port
-        return (cache,) if cache and self.has_cache(pool) else ()
+        own = (cache,) if cache and self.has_cache(pool) else ()
+        return own + self._package_ports(pool)
+
+    def _package_ports(self, section: MachineConfig) -> tuple[int, ...]:
+        return tuple(each.port for each in self.mirrors(section))
+
+    def mirrors(self, section: MachineConfig) -> tuple[Mirror, ...]:
+        """What fetches packages for machines of this kind."""
+        return () if section.network is Reach.NONE else self.all_mirrors
+
+    @property
+    def all_mirrors(self) -> tuple[Mirror, ...]:
+        """What fetches packages for machines, one for each kind of them."""
+        return tuple(self.mirror(each, url) for each, url in self.cache.packages.upstreams.items())
+
+    def mirror(self, of: Ecosystem, upstream: str = "") -> Mirror:
+        """What fetches this kind for machines, from where everybody has it unless said."""
+        address = str(gateway(self.libvirt.subnet))
+        return Mirror(of, upstream or of.public, address, self.cache.packages.port(of))
 
     @property
     def forge_url(self) -> str:

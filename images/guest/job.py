@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         runner_kind: str
         environment: dict[str, str]
         settings: dict[str, str]
+        packages: dict[str, str]
         ca: str
         ca_bundle: str
         url: str
@@ -503,6 +504,8 @@ def prepare(job: "Job") -> None:
         run_hooks(
             BEFORE_READY, ["boots"], environment(job["user"]), "comes before a machine is ready"
         )
+    for name, content in job["packages"].items():
+        told_of_packages(name, content, job["user"])
     if job["settings"]:
         around = environment(job["user"]) | job["environment"] | job["settings"]
         run_hooks(BEFORE_JOB, [], around, "sets up the pool's registry mirror and proxy")
@@ -513,6 +516,28 @@ def prepare(job: "Job") -> None:
         HOLD_PROGRAM.parent.mkdir(parents=True, exist_ok=True)
         HOLD_PROGRAM.write_text(job["hold_program"])
         HOLD_PROGRAM.chmod(0o755)
+
+
+def told_of_packages(name: str, content: str, user: str) -> None:
+    """A file that says where packages come from; what the image has there says it already."""
+    if not name.startswith("~/"):
+        lay_new(Path(name), content, "root")
+        return
+    for each in sorted({"root", user}):
+        lay_new(Path(pwd.getpwnam(each).pw_dir, name.removeprefix("~/")), content, each)
+
+
+def lay_new(path: Path, content: str, user: str) -> None:
+    """A file that everybody may read, of this user's, with the folders above it; where there is one
+    already it stays.
+    """
+    if os.path.lexists(path):
+        return
+    missing = [each for each in reversed(path.parents) if not each.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    for each in (*missing, path):
+        own(each, user)
 
 
 def make_work() -> None:

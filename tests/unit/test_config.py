@@ -453,6 +453,62 @@ def test_the_cache_is_for_pools_that_reach_more_than_the_forge(tmp_path: Path) -
     assert not any(policy.host_ports for policy in without.policies)
 
 
+def packages(lines: str) -> str:
+    return MINIMAL.replace("[forge]", f"[cache.packages]\n{lines}\n[forge]")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (packages("apt = 1"), "cache.packages.apt: it is true, or where the packages come from"),
+        (packages('npm = "npm.example"'), "it is true, or where the packages come from"),
+        (packages('npm = "https://a:b@npm.example"'), "it is true, or where the packages"),
+        (packages('npm = "https://npm.example/a?b"'), "it is true, or where the packages"),
+        (packages('npm = "https://npm.example/;return 200"'), "it is true, or where"),
+        (packages('npm = "https://npm.example:99999"'), "cache.packages.npm: "),
+        (packages('apt = "https://mirror.example/debian"'), "goes past any cache"),
+        (packages('oci = "https://registry.example/v2"'), "a registry's address, without a path"),
+        (packages("go = true\nfirst_port = 50"), "at 53 the machines' resolver listens"),
+        (packages("first_port = 65532"), "has to be 65531 at most"),
+        (packages('max = "1MiB"'), "cache.packages.max"),
+        (packages("maven = true"), "cache.packages.maven"),
+        (
+            packages("go = true\n[cache]\nlisten_port = 8493"),
+            "listen_port is where machines fetch go packages, too",
+        ),
+        (
+            packages('go = true\n[libvirt]\nuri = "qemu+ssh://host.example/system"'),
+            "machines at another host's libvirt do not reach this host",
+        ),
+    ],
+)
+def test_packages_that_can_not_be_fetched_so(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load(write(tmp_path, text))
+
+
+def test_packages_are_for_machines_that_reach_more_than_the_forge(tmp_path: Path) -> None:
+    closed = '[pools.q]\nlabels = ["q"]\nimage = "q"\nnetwork = "none"\n'
+    wanted = 'apt = true\nnpm = "https://npm.example/repo/"\noci = true\npypi = false'
+    text = packages(f"{wanted}\n[cache]\nlisten_port = 8485")
+    settings = load(write(tmp_path, text + closed + "[garm.flavors.f]\n"))
+    ports = {policy.name: policy.host_ports for policy in settings.policies}
+    assert ports == {
+        "internet": (),
+        "none": (),
+        "pool-p": (8485, 8490, 8491, 8494),
+        "pool-q": (),
+        "garm-f": (8490, 8491, 8494),
+    }
+    apt, npm, oci = settings.mirrors(settings.pools["p"])
+    assert (apt.upstream, npm.upstream) == (
+        "http://deb.debian.org/debian",
+        "https://npm.example/repo",
+    )
+    assert (npm.url, oci.url) == ("http://10.87.0.1:8491/repo", "http://10.87.0.1:8494")
+    assert settings.mirrors(settings.pools["q"]) == ()
+
+
 def test_the_pages_token(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("short\n")

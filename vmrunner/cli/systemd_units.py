@@ -135,7 +135,7 @@ class Installation:
         return {
             "mark": f"{MARK}, which overwrites it.",
             "user": self.user,
-            "home": _word(self.settings.state_dir),
+            "home": word(self.settings.state_dir),
             "filters": self.settings.network.filter,
             # Else libvirt is reached over ssh, and no group here matters.
             "local": is_local(self.settings.libvirt.uri),
@@ -149,14 +149,14 @@ class Installation:
     def units(self, way: Way) -> dict[str, str]:
         """The unit files, those that renew the images included: name -> content."""
         values = self._shared | {
-            "program": _word(self.program),
+            "program": word(self.program),
             "arguments": ""
             if self.config_path == DEFAULT_PATH
-            else f" --config {_word(self.config_path)}",
+            else f" --config {word(self.config_path)}",
             "state_directory": _below(_STATE, self.settings.state_dir),
             "runtime_directory": _below(_RUNTIME, self.settings.runtime_dir),
             "credential": TOKEN if self.takes_credential else "",
-            "writable": [_word(path) for _, path in self.elsewhere],
+            "writable": [word(path) for _, path in self.elsewhere],
         }
         halt = (HALT,) if is_local(self.settings.libvirt.uri) else ()
         names = (*way.units, *REFRESH, *halt)
@@ -216,10 +216,10 @@ def _below(base: Path, path: Path) -> str:
     """The path as StateDirectory= and RuntimeDirectory= want it; empty where it is not below that
     base.
     """
-    return _word(path.relative_to(base)) if base in path.parents else ""
+    return word(path.relative_to(base)) if base in path.parents else ""
 
 
-def _word(path: Path) -> str:
+def word(path: Path) -> str:
     """One word of a unit's line. % begins a specifier there, and a blank ends the word."""
     word = str(path).replace("%", "%%")
     return f'"{word}"' if " " in word else word

@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from vmrunner.config import DEFAULT_PATH, CapacityConfig, Config, HostConfig
-from vmrunner.doctor import cache, configuration, forge, host, images, notices, pace, page
+from vmrunner.doctor import (
+    cache,
+    configuration,
+    forge,
+    host,
+    images,
+    notices,
+    pace,
+    packages,
+    page,
+)
 from vmrunner.doctor.findings import Finding, Level, failed, good, warning
 from vmrunner.errors import VmrunnerError
 from vmrunner.hypervisor.seam import Hypervisor
@@ -64,6 +74,7 @@ def examine(
         yield from notices.look(full)
         yield from page.look(full)
         yield from cache.look(full)
+        yield from packages.look(full)
 
 
 def _doubts(settings: Config) -> Iterator[Finding]:

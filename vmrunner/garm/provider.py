@@ -300,7 +300,14 @@ class Provider:
         flavor: FlavorConfig,
     ) -> str:
         places: Mapping[str, Label] = {label.name: label for label in flavor.labels}
-        job = told(KIND, self.settings.forge.url, machine, credentials, flavor)
+        job = told(
+            KIND,
+            self.settings.forge.url,
+            machine,
+            credentials,
+            flavor,
+            self.settings.mirrors(flavor),
+        )
         return seed.job_script(
             replace(
                 job,

@@ -12,7 +12,7 @@ from vmrunner.config import Config, MachineConfig, PoolConfig
 from vmrunner.errors import ForgeDenied, ForgeNotFound, ImageError
 from vmrunner.forge.seam import Forge
 from vmrunner.hypervisor.seam import Hypervisor
-from vmrunner.machine import launch, seed
+from vmrunner.machine import launch, packages, seed
 from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
 from vmrunner.machine.launch import Launch
@@ -21,6 +21,7 @@ from vmrunner.model.image import Golden
 from vmrunner.model.job import Claim, Credentials, Job, Scope
 from vmrunner.model.machine import MachineId, Metadata
 from vmrunner.model.moment import Moment
+from vmrunner.model.packages import Mirror
 from vmrunner.network.addresses import Addresses
 from vmrunner.network.policy import Reach, pool_policy
 from vmrunner.runner_config import KNOWN_FROM, too_old
@@ -30,8 +31,8 @@ from vmrunner.text import dotted
 @dataclass(frozen=True)
 class Maker:
     """Makes machines of one pool. `ca` is PEM text for the guest, `forge_address` what its
-    /etc/hosts says of the forge, `cache_url` where jobs find the cache; they may be empty. `clock`
-    gives the moment.
+    /etc/hosts says of the forge, `cache_url` where jobs find the cache; they may be empty, and so
+    may `mirrors`, which fetch packages. `clock` gives the moment.
     """
 
     hypervisor: Hypervisor
@@ -45,6 +46,7 @@ class Maker:
     forge_address: str
     clock: Callable[[], Moment]
     cache_url: str = ""
+    mirrors: tuple[Mirror, ...] = ()
 
     def create(
         self,
@@ -168,7 +170,14 @@ class Maker:
         handle = job.handle if job else ""
         return seed.job_script(
             replace(
-                told(self.forge.kind, self.forge.url, machine, credentials, self.pool),
+                told(
+                    self.forge.kind,
+                    self.forge.url,
+                    machine,
+                    credentials,
+                    self.pool,
+                    self.mirrors,
+                ),
                 labels=self.pool.labels,
                 ca=self.ca,
                 forge_address=self.forge_address,
@@ -181,11 +190,17 @@ class Maker:
 
 
 def told(
-    kind: str, url: str, machine: MachineId, credentials: Credentials, section: MachineConfig
+    kind: str,
+    url: str,
+    machine: MachineId,
+    credentials: Credentials,
+    section: MachineConfig,
+    mirrors: tuple[Mirror, ...],
 ) -> seed.Job:
     """What a machine of this kind is told of a job, without labels yet and without what its forge
-    needs.
+    needs. Of the mirrors those count that answer.
     """
+    there = packages.answering(mirrors)
     return seed.Job(
         kind=kind,
         url=url,
@@ -196,10 +211,11 @@ def told(
         pickup_timeout=section.pickup_timeout,
         user=section.job_user,
         runner=section.runner or "",
-        registry_mirror=section.registry_mirror or "",
+        registry_mirror=section.registry_mirror or packages.registry(there),
         proxy=section.proxy or "",
-        no_proxy=section.no_proxy,
+        no_proxy=(*section.no_proxy, *dict.fromkeys(each.address for each in there)),
         runner_config=section.runner_config,
+        packages=packages.files(there),
     )
 
 

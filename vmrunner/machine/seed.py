@@ -133,7 +133,8 @@ class Job:
     password, or empty; the forge is never asked through the proxy. Without a `handle` the runner
     takes any job that fits: so it is on Gitea, and for machines that are registered idle. `user`
     runs the job. `runner_config` comes on top of what vmrunner configures. `cache_url` is where its
-    job finds the cache, or empty.
+    job finds the cache, or empty. `packages` are files about where packages come from, by their
+    paths.
     """
 
     kind: str
@@ -159,6 +160,7 @@ class Job:
     hold_failed: timedelta | None = None
     job_may_hold: timedelta | None = None
     cache_url: str = ""
+    packages: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def runner_path(self) -> str:
@@ -197,7 +199,7 @@ class Job:
             return {}
         near = ["localhost", "127.0.0.1", "::1", forge_host(self.url)]
         near += [str(urlsplit(self.cache_url).hostname)] if self.cache_url else []
-        direct = ",".join((*near, *self.no_proxy))
+        direct = ",".join(dict.fromkeys((*near, *self.no_proxy)))
         found = {"http_proxy": self.proxy, "https_proxy": self.proxy, "no_proxy": direct}
         return found | {name.upper(): value for name, value in found.items()}
 
@@ -240,6 +242,7 @@ def job_script(job: Job) -> str:
         "arguments": job.arguments,
         "files": job.files(),
         "environment": job.proxies,
+        "packages": dict(job.packages),
         "settings": {"VMRUNNER_REGISTRY_MIRROR": job.registry_mirror}
         if job.registry_mirror or job.proxy
         else {},

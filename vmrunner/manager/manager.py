@@ -830,6 +830,7 @@ class Manager:
             pinned(self.settings, section),
             self.moment,
             self.settings.cache_url(section),
+            self.settings.mirrors(section),
         )
 
     def _start(

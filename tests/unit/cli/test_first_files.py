@@ -35,7 +35,7 @@ ANSWERS = Answers(
 )
 
 
-EMPTY = ({}, {"webhook": {}})  # tables whose keys are comments
+EMPTY = ({}, {"webhook": {}}, {"packages": {}})  # tables whose keys are comments
 
 
 def test_the_example_says_what_was_answered_and_nothing_else_changes() -> None:

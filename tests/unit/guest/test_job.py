@@ -39,6 +39,7 @@ def job(guest: Guest, **more: Any) -> dict[str, Any]:
         "files": {".runner": "registration\n", "config.yaml": "config\n"},
         "environment": {},
         "settings": {},
+        "packages": {},
         "ca": "",
         "ca_bundle": str(guest.WORK.parent / "bundle/ca.pem"),
         "url": "",  # not watched
@@ -220,6 +221,37 @@ def test_a_further_runner_needs_nothing_of_the_images_own(guest: Guest, tmp_path
     guest.IMAGE.unlink()
     told = job(guest, runner_kind="forgejo-runner", runner_path=str(other))
     assert run(guest, told) == ["runner", "exit 0"]
+
+
+def test_where_packages_come_from(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = guest.WORK.parent
+    users = {"root": os.geteuid(), "nobody": pwd.getpwnam("nobody").pw_uid}
+    for name in users:
+        (folder / name).mkdir()
+
+    def known(name: str) -> pwd.struct_passwd:
+        found = pwd.getpwnam("root")
+        home = str(folder / name)
+        return pwd.struct_passwd((*found[:2], users[name], found.pw_gid, "", home, "/bin/sh"))
+
+    monkeypatch.setattr(guest, "pwd", types.SimpleNamespace(getpwnam=known))
+    (folder / "root/.npmrc").write_text("the image's")
+    before = os.umask(0o022)
+    for name in ("~/.config/go/env", "~/.npmrc", f"{folder}/etc/pip.conf"):
+        guest.told_of_packages(name, "told", "nobody")
+    os.umask(before)
+    assert (folder / "root/.npmrc").read_text() == "the image's"
+    for path in ("root/.config/go/env", "nobody/.config/go/env", "nobody/.npmrc", "etc/pip.conf"):
+        assert (folder / path).read_text() == "told"
+        assert stat.S_IMODE((folder / path).stat().st_mode) == 0o644
+    for path in (".config", ".config/go", ".config/go/env", ".npmrc"):
+        assert (folder / "nobody" / path).stat().st_uid == users["nobody"]
+
+
+def test_packages_are_told_of_before_the_runner_starts(guest: Guest) -> None:
+    path = guest.WORK.parent / "etc/apt.conf"
+    assert run(guest, job(guest, packages={str(path): "told"})) == ["runner", "exit 0"]
+    assert path.read_text() == "told"
 
 
 def test_a_runner_that_does_not_end(guest: Guest) -> None:

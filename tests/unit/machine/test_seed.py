@@ -282,6 +282,12 @@ def test_jobs_are_told_where_the_cache_is(kind: str) -> None:
     assert config(job_script(proxied))["runner"]["envs"]["no_proxy"] == direct
 
 
+def test_files_about_packages_travel_along() -> None:
+    assert told(job_script(JOB))["packages"] == {}
+    found = told(job_script(replace(JOB, packages={"/etc/pip.conf": "[global]\n"})))
+    assert found["packages"] == {"/etc/pip.conf": "[global]\n"}
+
+
 def test_a_rehearsal_has_nothing_of_the_forge() -> None:
     for kind in RUNNERS:
         found = json.loads(rehearsal_script(kind, MACHINE, "runner"))

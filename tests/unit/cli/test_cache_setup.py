@@ -1,0 +1,190 @@
+"""`vmrunner cache setup`: what it writes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vmrunner.cli import cache_setup, systemd_units
+from vmrunner.cli.main import main
+from vmrunner.cli.packages_files import Proxy, name_servers
+from vmrunner.model.packages import Ecosystem, Mirror
+
+CONFIG = """
+manager = "m"
+[forge]
+kind = "gitea"
+url = "https://forge.example"
+[cache.packages]
+{packages}
+[libvirt]
+{libvirt}
+[pools.p]
+labels = ["p"]
+image = "p"
+"""
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def resolv_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "resolv.conf"
+    path.write_text("# a comment\nsearch example\nnameserver 192.0.2.53\nnameserver 2001:db8::53\n")
+    monkeypatch.setattr(cache_setup, "_RESOLV_CONF", path)
+    return path
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path,
+    resolv_conf: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Iterator[Run]:
+    """`vmrunner cache setup`, as main() runs it: exit code, stdout, stderr."""
+    monkeypatch.setattr(systemd_units, "HIDDEN", ())
+    config_path, on_terminate = tmp_path / "vmrunner.toml", signal.getsignal(signal.SIGTERM)
+
+    def setup(*arguments: str, packages: str = "", libvirt: str = "") -> tuple[int, str, str]:
+        config_path.write_text(CONFIG.format(packages=packages, libvirt=libvirt))
+        command = ["vmrunner", "cache", "setup", "--config", str(config_path)]
+        command += ["--directory", str(tmp_path / "units"), *arguments]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, said.out, said.err
+
+    yield setup
+    signal.signal(signal.SIGTERM, on_terminate)  # main() set it
+
+
+@pytest.mark.parametrize("kind", Ecosystem)
+def test_it_is_shown_first_then_written_and_never_again(
+    tmp_path: Path, run: Run, kind: Ecosystem
+) -> None:
+    code, out, _ = run(kind)
+    assert (code, (tmp_path / "packages").exists()) == (0, False)
+    assert f"vmrunner cache setup {kind} --yes" in out
+    code, out, _ = run(kind, "--yes")
+    unit = tmp_path / f"units/vmrunner-packages-{kind}.service"
+    (config,) = (tmp_path / "packages").iterdir()
+    assert (code, out.count("wrote ")) == (0, 2)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (unit, config)} == {0o644}
+    assert f"[cache.packages]\n  {kind} = true" in out
+    assert f"systemctl enable --now {unit.name}" in out
+    code, out, _ = run(kind, "--yes", packages=f"{kind} = true")
+    assert (code, out.count("is as it should be"), "[cache.packages]" in out) == (0, 2, False)
+    config.write_text("mine\n")
+    code, _, err = run(kind, "--yes")
+    assert (code, config.read_text()) == (3, "mine\n")
+    assert f"{config} is there with other content, and nothing is overwritten." in err
+
+
+def test_what_is_half_there_is_made_whole(tmp_path: Path, run: Run) -> None:
+    run("go", "--yes")
+    (unit,) = (tmp_path / "units").iterdir()
+    unit.unlink()
+    code, out, _ = run("go", "--yes")
+    assert (code, f"wrote {unit}" in out) == (0, True)
+
+
+def test_a_link_to_nowhere_is_somebodys(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages/npm.conf").symlink_to("/nowhere/at/all")
+    code, _, err = run("npm", "--yes")
+    assert (code, "nothing is overwritten" in err) == (3, True)
+    assert not (tmp_path / "units").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "code", "says"),
+    [
+        (["maven"], {}, 2, "is not one of 'apt', 'npm', 'pypi', 'go', 'oci'"),
+        (["apt"], {"packages": 'apt = "https://a.example"'}, 3, "goes past any cache"),
+        (["npm"], {"libvirt": 'uri = "qemu+ssh://h/system"'}, 3, "do not reach this host"),
+        (["go", "--yes", "--directory", "/proc/no"], {}, 3, "can't be written"),
+    ],
+)
+def test_what_can_not_be(
+    run: Run, arguments: list[str], more: dict[str, str], code: int, says: str
+) -> None:
+    got, _, err = run(*arguments, **more)
+    assert (got, says in err) == (code, True), err
+    assert "Traceback" not in err
+
+
+def test_nothing_is_left_of_what_could_not_be_written_whole(tmp_path: Path, run: Run) -> None:
+    assert run("go", "--yes", "--directory", "/proc/no")[0] == 3
+    assert not list((tmp_path / "packages").iterdir())
+
+
+def test_nobody_to_ask_for_names(run: Run, resolv_conf: Path) -> None:
+    resolv_conf.write_text("search example\n")
+    code, _, err = run("npm")
+    assert (code, "names nobody who could be asked" in err) == (3, True)
+
+
+def proxy(kind: Ecosystem, upstream: str = "") -> Proxy:
+    mirror = Mirror(kind, upstream or kind.public, "10.87.0.1", 8490)
+    return Proxy(mirror, 1024, ["192.0.2.53"], Path("/etc/vmrunner/packages"))
+
+
+def test_name_servers() -> None:
+    found = name_servers("nameserver 192.0.2.53\n#nameserver 192.0.2.1\nnameserver\t2001:db8::1 \n")
+    assert found == ["192.0.2.53", "[2001:db8::1]"]
+
+
+@pytest.mark.parametrize("kind", [each for each in Ecosystem if each is not Ecosystem.OCI])
+def test_nothing_of_a_request_but_its_path_goes_on(kind: Ecosystem) -> None:
+    config = proxy(kind).config()
+    assert "listen 10.87.0.1:8490;" in config
+    for line in (
+        "proxy_pass_request_headers off;",
+        "proxy_pass_request_body off;",
+        "proxy_ssl_verify on;",
+        "resolver 192.0.2.53 valid=1m;",
+        "max_size=1024m",
+    ):
+        assert line in config
+    for told in ("$args", "$query_string", "$http_authorization", "$http_cookie", "$request_body"):
+        assert told not in config
+
+
+def test_an_upstream_of_ones_own() -> None:
+    config = proxy(Ecosystem.PYPI, "https://pypi.example:8443/root/simple").config()
+    assert "map $path $there { default https://pypi.example:8443; }" in config
+    assert "map $there $asked { default pypi.example:8443; }" in config
+    assert "pypi.org" not in config
+    apt = proxy(Ecosystem.APT, "http://mirror.example:3142/debian").config()
+    assert "    mirror.example:3142 http://mirror.example:3142;\n" in apt
+    assert "    security.debian.org http://security.debian.org;\n" in apt
+    oci = proxy(Ecosystem.OCI, "https://registry.example").config()
+    assert "remoteurl: https://registry.example\n" in oci
+
+
+@pytest.mark.parametrize("kind", Ecosystem)
+@pytest.mark.parametrize("configs", ["/etc/vmrunner/packages", "/srv/vm 100%/packages"])
+def test_systemd_finds_no_fault_with_the_unit(
+    tmp_path: Path, kind: Ecosystem, configs: str
+) -> None:
+    mirror = Mirror(kind, kind.public, "10.87.0.1", 8490)
+    made = Proxy(mirror, 1024, ["192.0.2.53"], Path(configs))
+    path = tmp_path / made.unit
+    text = made.files(tmp_path)[path]
+    # Whether the program is installed here is not the question.
+    path.write_text(text.replace(made.command[0], shutil.which("true") or ""))
+    for arguments in (["verify"], ["security", "--offline=true", "--threshold=20"]):
+        done = subprocess.run(
+            ["systemd-analyze", *arguments, str(path)], capture_output=True, text=True
+        )
+        assert (done.returncode, "Unknown" in done.stderr) == (0, False), done.stdout + done.stderr
+    for word in made.command[1:]:
+        assert word.replace("%", "%%") in text

@@ -1,0 +1,132 @@
+"""What fetches packages for all machines: the configuration of Debian's own programs, and units, as
+text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from vmrunner.cli.systemd_units import word
+from vmrunner.model.packages import PYPI_FILES, Ecosystem, Mirror
+from vmrunner.render import text
+
+MARK = "# Written by `vmrunner cache setup`, which never overwrites it."
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+_FOREVER = {
+    Ecosystem.APT: (r"/by-hash/[A-Za-z0-9]+/[0-9a-f]+$", r"/pool/.+\.[a-z0-9]+$"),
+    Ecosystem.NPM: (r"/-/[^/]+\.tgz$",),
+    Ecosystem.PYPI: (),
+    # A version, not a branch that is called v1; what the checksum database says is signed.
+    Ecosystem.GO: (
+        r"/@v/v\d+\.\d+\.\d+[^/]*\.(info|mod|zip)$",
+        r"^/sumdb/[^/]+/(tile|lookup)/",
+    ),
+}
+"""Which paths, as regular expressions of nginx, lead to what is never another thing."""
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The program for one kind of packages, and where it has its files.
+
+    `max_mib` bounds what it keeps, which a registry's mirror knows no bound for; `resolvers` are
+    addresses that it asks for names.
+    """
+
+    mirror: Mirror
+    max_mib: int
+    resolvers: Sequence[str]
+    configs: Path
+    cache: Path = Path("/var/cache")
+    runtime: Path = Path("/run")
+    certificates: str = _CERTIFICATES
+
+    @property
+    def unit_name(self) -> str:
+        """Its unit, without an ending; its folders are called so, too."""
+        return f"vmrunner-packages-{self.mirror.of}"
+
+    @property
+    def unit(self) -> str:
+        """Its unit."""
+        return f"{self.unit_name}.service"
+
+    @property
+    def package(self) -> str:
+        """Debian's package."""
+        return "docker-registry" if self.mirror.of is Ecosystem.OCI else "nginx-light"
+
+    @property
+    def packaged_unit(self) -> str:
+        """What that package starts by itself, at every address of the host."""
+        return "docker-registry" if self.mirror.of is Ecosystem.OCI else "nginx"
+
+    @property
+    def folder(self) -> Path:
+        """What it keeps."""
+        return self.cache / self.unit_name
+
+    @property
+    def config_path(self) -> Path:
+        """Its configuration."""
+        ending = "yml" if self.mirror.of is Ecosystem.OCI else "conf"
+        return self.configs / f"{self.mirror.of}.{ending}"
+
+    @property
+    def command(self) -> list[str]:
+        """What runs it, in the foreground."""
+        if self.mirror.of is Ecosystem.OCI:
+            return ["/usr/bin/docker-registry", "serve", str(self.config_path)]
+        return ["/usr/sbin/nginx", "-e", "stderr", "-c", str(self.config_path)]
+
+    def config(self) -> str:
+        """Its configuration's content."""
+        if self.mirror.of is Ecosystem.OCI:
+            return text("packages-registry.yml.j2", **self._shared, upstream=self.mirror.upstream)
+        return text(
+            "packages-nginx.conf.j2",
+            **self._shared,
+            kind=self.mirror.of,
+            runtime=self.runtime / self.unit_name,
+            max_mib=self.max_mib,
+            resolvers=self.resolvers,
+            certificates=self.certificates,
+            hosts=self.mirror.apt_hosts,
+            origin=self.mirror.origin,
+            host=urlsplit(self.mirror.upstream).netloc,
+            files=PYPI_FILES,
+            files_host=urlsplit(PYPI_FILES).netloc,
+            forever=_FOREVER[self.mirror.of],
+        )
+
+    @property
+    def _shared(self) -> dict[str, object]:
+        return {
+            "mark": MARK,
+            "folder": self.folder,
+            "address": self.mirror.address,
+            "port": self.mirror.port,
+        }
+
+    def files(self, units: Path) -> Mapping[Path, str]:
+        """All that is written, by its place."""
+        unit = text(
+            "vmrunner-packages.service.j2",
+            mark=MARK,
+            unit=self.unit,
+            unit_name=self.unit_name,
+            name=self.mirror.of,
+            config=word(self.config_path),
+            command=" ".join(word(Path(each)) for each in self.command),
+        )
+        return {self.config_path: self.config(), units / self.unit: unit}
+
+
+def name_servers(resolv_conf: str) -> list[str]:
+    """Those of a resolv.conf, as nginx writes them."""
+    found = re.findall(r"(?m)^nameserver\s+([0-9A-Fa-f:.]+)\s*$", resolv_conf)
+    return [f"[{each}]" if ":" in each else each for each in found]

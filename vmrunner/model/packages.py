@@ -1,0 +1,79 @@
+"""Where packages come from that machines fetch through this host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+
+class Ecosystem(StrEnum):
+    """What is fetched; in the order of their ports."""
+
+    APT = "apt"
+    NPM = "npm"
+    PYPI = "pypi"
+    GO = "go"
+    OCI = "oci"
+
+    @property
+    def public(self) -> str:
+        """Where everybody fetches it from. apt's packages come from APT_HOSTS, each by its name."""
+        return _PUBLIC[self]
+
+
+_PUBLIC = {
+    Ecosystem.APT: "http://deb.debian.org/debian",
+    Ecosystem.NPM: "https://registry.npmjs.org",
+    Ecosystem.PYPI: "https://pypi.org/simple",
+    Ecosystem.GO: "https://proxy.golang.org",
+    Ecosystem.OCI: "https://registry-1.docker.io",
+}
+APT_HOSTS = (
+    "deb.debian.org",
+    "security.debian.org",
+    "archive.ubuntu.com",
+    "security.ubuntu.com",
+    "ports.ubuntu.com",
+)
+"""Whose packages are signed, and fetched without TLS."""
+PYPI_FILES = "https://files.pythonhosted.org"
+"""Where PyPI's index says that its files are."""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """What fetches packages of one kind for all machines, at a port of the host's own address in
+    their network. `upstream` is a URL without a slash at its end: where it fetches them from.
+    """
+
+    of: Ecosystem
+    upstream: str
+    address: str
+    port: int
+
+    @property
+    def origin(self) -> str:
+        """The upstream's scheme and host, and its port where it has one."""
+        return origin(self.upstream)
+
+    @property
+    def url(self) -> str:
+        """What stands for the upstream in machines: the same path, at this host."""
+        return f"http://{self.address}:{self.port}{urlsplit(self.upstream).path}"
+
+    @property
+    def host(self) -> str:
+        """The upstream's name or address alone."""
+        return str(urlsplit(self.upstream).hostname)
+
+    @property
+    def apt_hosts(self) -> tuple[str, ...]:
+        """Whose packages apt fetches through it; each with its port where it has one."""
+        return tuple(dict.fromkeys((*APT_HOSTS, urlsplit(self.upstream).netloc)))
+
+
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
