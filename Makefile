@@ -43,6 +43,10 @@ image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends ubuntu-keyring >/dev/null; } || echo "no keys of Ubuntu here" >&2'
 prometheus = rig/rig run --outside -- bash -ec 'command -v promtool >/dev/null || { apt-get -qq update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends prometheus >/dev/null; }'
+# What fetches packages for machines, for the tests with the real programs; as a package each would start a service.
+package_programs = rig/rig run --outside -- bash -ec 'command -v nginx docker-registry >/dev/null || { apt-get -qq update; \
+	printf "\#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; \
+	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends nginx-light docker-registry >/dev/null; }'
 plotting = rig/rig run --outside -- python -m pip install --quiet -e "/src[bench]"
 actions_cache = rig/rig run --outside -- python -m tests.actions_cache
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
@@ -78,7 +82,7 @@ long: export VMRUNNER_TEST_MODEL_EXAMPLES ?= 1000
 long: export VMRUNNER_TEST_HOSTILE_EXAMPLES ?= 600
 long: short =
 long:
-	$(call in_rig,$(test_image); $(stock_image); $(actions_cache); $(without_machines); $(with_machines); rig/rig browser; rig/rig run -- pytest -q tests/browser)
+	$(call in_rig,$(test_image); $(stock_image); $(actions_cache); $(package_programs); $(without_machines); $(with_machines); rig/rig browser; rig/rig run -- pytest -q tests/browser)
 
 # What one runs at each change: no machine, no forge.
 quick:

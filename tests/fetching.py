@@ -1,0 +1,177 @@
+"""What fetches packages for machines, run by hand, and a place to fetch them from."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPMessage
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+from vmrunner.cli.packages_files import Proxy
+from vmrunner.model.packages import Ecosystem, Mirror
+
+RESOLVER = "127.0.0.53"
+NAME, ADDRESS = "127.0.0.9.nip.test", "127.0.0.9"
+"""A place that only the resolver of these tests knows."""
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that nobody has now."""
+    with socket.create_server((address, 0)) as taken:
+        port: int = taken.getsockname()[1]
+    return port
+
+
+@dataclass
+class Upstream:
+    """A place on loopback. What is not among its `pages` is made of all that the request says, so
+    that what is passed on of a request shows in what comes back.
+    """
+
+    pages: dict[str, bytes] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int = 200
+    only_pages: bool = False  # there is nothing else
+    cut: bool = False  # ends in the middle
+    asked: list[tuple[str, str, HTTPMessage]] = field(default_factory=list)
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        """By its name."""
+        return f"http://{NAME}:{self.port}"
+
+    def paths(self) -> list[str]:
+        """What it was asked for."""
+        return [path for _, path, _ in self.asked]
+
+
+@contextmanager
+def answering(upstream: Upstream, tls: ssl.SSLContext | None = None) -> Iterator[Upstream]:
+    """While it is entered, the place answers."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            upstream.asked.append((self.command, self.path, self.headers))
+            size = int(self.headers.get("Content-Length") or 0)
+            sent = self.rfile.read(size)
+            told = f"{self.command} {self.path} {self.headers} {sent!r}".encode()
+            body = upstream.pages.get(self.path, told)
+            absent = upstream.only_pages and self.path not in upstream.pages
+            self.send_response(404 if absent else upstream.status)
+            for name, value in upstream.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if upstream.cut else body)
+            self.close_connection = True
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    for method in ("POST", "PUT", "DELETE", "PATCH", "HEAD"):
+        setattr(Answer, f"do_{method}", Answer.do_GET)
+    server = ThreadingHTTPServer((ADDRESS, upstream.port), Answer)
+    upstream.port = server.server_port
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    thread = Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield upstream
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def resolving() -> Iterator[None]:
+    """The resolver that knows the place."""
+    command = [sys.executable, "-m", "tests.net.upstream", RESOLVER]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout
+        process.stdout.readline()
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def proxy(folder: Path, of: Ecosystem, upstream: str) -> Proxy:
+    """The program for one kind, with all that it has in this folder; not running yet."""
+    mirror = Mirror(of, upstream, "127.0.0.1", free_port())
+    return Proxy(mirror, 100, [RESOLVER], folder / "configs", folder / "cache", folder / "run")
+
+
+@contextmanager
+def running(made: Proxy, change: Callable[[str], str] = str) -> Iterator[Proxy]:
+    """While it is entered, it runs, with its configuration changed so."""
+    for folder in (made.folder, made.runtime / made.unit_name, made.config_path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    for folder in (*made.folder.parents, made.folder):
+        if folder.is_relative_to("/tmp/pytest-of-root"):
+            folder.chmod(0o755)  # of root's tests; nginx gives its own up
+    made.config_path.write_text(change(made.config()))
+    log = made.folder / "log"
+    with log.open("wb") as said:
+        process = subprocess.Popen(made.command, stdout=said, stderr=said)
+    try:
+        while True:
+            try:
+                socket.create_connection((made.mirror.address, made.mirror.port), 5).close()
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.02)
+        yield made
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@dataclass(frozen=True)
+class Got:
+    """An answer."""
+
+    status: int
+    body: bytes
+    headers: HTTPMessage
+
+    @property
+    def kept(self) -> str:
+        """HIT, MISS, STALE …"""
+        return str(self.headers["X-Vmrunner-Cache"])
+
+
+def ask(
+    made: Proxy,
+    target: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    method: str = "GET",
+    body: bytes = b"",
+) -> Got:
+    """One request, written as it is, as from a machine."""
+    link = HTTPConnection(made.mirror.address, made.mirror.port, timeout=30)
+    try:
+        link.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+        host = {"Host": f"{made.mirror.address}:{made.mirror.port}"}
+        for name, value in (host | dict(headers or {})).items():
+            link.putheader(name, value)
+        if body:
+            link.putheader("Content-Length", str(len(body)))
+        link.endheaders(body or None)
+        answer = link.getresponse()
+        return Got(answer.status, answer.read(), answer.headers)
+    finally:
+        link.close()
