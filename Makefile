@@ -44,7 +44,7 @@ image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu
 prometheus = rig/rig run --outside -- bash -ec 'command -v promtool >/dev/null || { apt-get -qq update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends prometheus >/dev/null; }'
 # What fetches packages for machines, for the tests with the real programs; as a package each would start a service.
-package_programs = rig/rig run --outside -- bash -ec 'command -v nginx docker-registry >/dev/null || { apt-get -qq update; \
+package_programs = rig/rig run --outside -- bash -ec 'command -v nginx >/dev/null && command -v docker-registry >/dev/null || { apt-get -qq update; \
 	printf "\#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends nginx-light docker-registry >/dev/null; }'
 plotting = rig/rig run --outside -- python -m pip install --quiet -e "/src[bench]"
