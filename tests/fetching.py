@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import socket
 import ssl
 import subprocess
@@ -21,6 +23,23 @@ from vmrunner.model.packages import Ecosystem, Mirror
 RESOLVER = "127.0.0.53"
 NAME, ADDRESS = "127.0.0.9.nip.test", "127.0.0.9"
 """A place that only the resolver of these tests knows."""
+
+_NOBODY = ("nobody", "nogroup")
+_AS_NOBODY = [
+    *("setpriv", f"--reuid={_NOBODY[0]}", f"--regid={_NOBODY[1]}", "--clear-groups"),
+    *("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"),
+]
+PACKAGE = "hello-cache_1_all.deb"
+APT = {
+    "Dir::Etc::SourceParts": "/dev/null",
+    "APT::Sandbox::User": "root",
+    "Acquire::Languages": "none",
+    "Acquire::Check-Valid-Until": "false",
+    "Acquire::Check-Date": "false",
+    "Acquire::Retries": "0",
+    "Acquire::AllowInsecureRepositories": "true",
+}
+"""What apt has to be told to take what nobody has signed."""
 
 
 def free_port(address: str = "127.0.0.1") -> int:
@@ -115,16 +134,21 @@ def proxy(folder: Path, of: Ecosystem, upstream: str) -> Proxy:
 
 @contextmanager
 def running(made: Proxy, change: Callable[[str], str] = str) -> Iterator[Proxy]:
-    """While it is entered, it runs, with its configuration changed so."""
-    for folder in (made.folder, made.runtime / made.unit_name, made.config_path.parent):
+    """While it is entered, it runs as its unit has it: as nobody, with nothing that root may. Its
+    configuration is changed so.
+    """
+    own = (made.folder, made.runtime / made.unit_name)
+    for folder in (*own, made.config_path.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    for folder in (*made.folder.parents, made.folder):
-        if folder.is_relative_to("/tmp/pytest-of-root"):
-            folder.chmod(0o755)  # of root's tests; nginx gives its own up
+        for above in (folder, *folder.parents):
+            if above.is_relative_to("/tmp/pytest-of-root"):
+                above.chmod(0o755)
+    for folder in own:
+        shutil.chown(folder, *_NOBODY)
     made.config_path.write_text(change(made.config()))
     log = made.folder / "log"
     with log.open("wb") as said:
-        process = subprocess.Popen(made.command, stdout=said, stderr=said)
+        process = subprocess.Popen([*_AS_NOBODY, *made.command], stdout=said, stderr=said)
     try:
         while True:
             try:
@@ -175,3 +199,32 @@ def ask(
         return Got(answer.status, answer.read(), answer.headers)
     finally:
         link.close()
+
+
+def with_a_package(upstream: Upstream, folder: Path) -> bytes:
+    """Debian's package `hello-cache`, in an archive below /debian there; its content."""
+    package = folder / "package/DEBIAN"
+    package.mkdir(parents=True)
+    control = (
+        "Package: hello-cache\nVersion: 1\nArchitecture: all\nMaintainer: a <a@example.org>\n"
+        "Description: a test\n"
+    )
+    (package / "control").write_text(control)
+    subprocess.run(
+        ["dpkg-deb", "-b", package.parent, folder / PACKAGE], check=True, capture_output=True
+    )
+    content = (folder / PACKAGE).read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    listed = (
+        f"{control}Filename: pool/main/h/{PACKAGE}\nSize: {len(content)}\nSHA256: {sha256}\n\n"
+    ).encode()
+    digest = hashlib.sha256(listed).hexdigest()
+    indices = [f"main/binary-{name}/Packages" for name in ("all", "amd64")]
+    release = (
+        "Origin: t\nSuite: stable\nCodename: stable\nArchitectures: all amd64\nComponents: main\n"
+        "Date: Mon, 30 Nov 2026 00:00:00 UTC\nSHA256:\n"
+    ) + "".join(f" {digest} {len(listed)} {index}\n" for index in indices)
+    at = "/debian/dists/stable"
+    upstream.pages |= {f"{at}/Release": release.encode(), f"/debian/pool/main/h/{PACKAGE}": content}
+    upstream.pages |= {f"{at}/{index}": listed for index in indices}
+    return content

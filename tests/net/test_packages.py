@@ -23,7 +23,9 @@ import trustme
 
 from tests.fetching import (
     ADDRESS,
+    APT,
     NAME,
+    PACKAGE,
     Got,
     Upstream,
     answering,
@@ -31,6 +33,7 @@ from tests.fetching import (
     proxy,
     resolving,
     running,
+    with_a_package,
 )
 from vmrunner.cli.packages_files import Proxy
 from vmrunner.machine import packages
@@ -316,33 +319,8 @@ def told(one: Proxy, folder: Path, path: str) -> Path:
 
 
 def test_real_apt(tmp_path: Path) -> None:
-    package = tmp_path / "package/DEBIAN"
-    package.mkdir(parents=True)
-    (package / "control").write_text(
-        "Package: hello-cache\nVersion: 1\nArchitecture: all\nMaintainer: a <a@example.org>\n"
-        "Description: a test\n"
-    )
-    deb = tmp_path / "hello-cache_1_all.deb"
-    subprocess.run(["dpkg-deb", "-b", str(package.parent), str(deb)], check=True)
-    content = deb.read_bytes()
-    listed = (package / "control").read_bytes() + (
-        f"Filename: pool/main/h/hello-cache_1_all.deb\nSize: {len(content)}\n"
-        f"SHA256: {hashlib.sha256(content).hexdigest()}\n\n"
-    ).encode()
-    digest = f" {hashlib.sha256(listed).hexdigest()} {len(listed)} main/binary-all/Packages\n"
-    release = (
-        "Origin: t\nSuite: stable\nCodename: stable\nArchitectures: all amd64\nComponents: main\n"
-        f"Date: Mon, 30 Nov 2026 00:00:00 UTC\nSHA256:\n{digest}"
-        f"{digest.replace('binary-all', 'binary-amd64')}"
-    )
-    at = "/debian/dists/stable"
     upstream = Upstream(only_pages=True)
-    upstream.pages |= {
-        f"{at}/Release": release.encode(),
-        f"{at}/main/binary-all/Packages": listed,
-        f"{at}/main/binary-amd64/Packages": listed,
-        "/debian/pool/main/h/hello-cache_1_all.deb": content,
-    }
+    content = with_a_package(upstream, tmp_path)
 
     def fetch(machine: Path, one: Proxy) -> bytes:
         for name in ("state/lists/partial", "cache/archives/partial"):
@@ -351,17 +329,10 @@ def test_real_apt(tmp_path: Path) -> None:
         (machine / "sources.list").write_text(
             f"deb [trusted=yes] http://{NAME}:{upstream.port}/debian stable main\n"
         )
-        settings = {
-            "Dir::State": machine / "state",
-            "Dir::Cache": machine / "cache",
-            "Dir::Etc::SourceList": machine / "sources.list",
-            "Dir::Etc::SourceParts": "/dev/null",
-            "APT::Sandbox::User": "root",
-            "Acquire::Languages": "none",
-            "Acquire::Check-Valid-Until": "false",
-            "Acquire::Check-Date": "false",
-            "Acquire::Retries": "0",
-            "Acquire::AllowInsecureRepositories": "true",
+        settings = APT | {
+            "Dir::State": str(machine / "state"),
+            "Dir::Cache": str(machine / "cache"),
+            "Dir::Etc::SourceList": str(machine / "sources.list"),
         }
         options = [word for each in settings.items() for word in ("-o", f"{each[0]}={each[1]}")]
         for command in (["update"], ["download", "hello-cache"]):
@@ -373,7 +344,7 @@ def test_real_apt(tmp_path: Path) -> None:
                 text=True,
             )
             assert done.returncode == 0, done.stdout + done.stderr
-        return (machine / deb.name).read_bytes()
+        return (machine / PACKAGE).read_bytes()
 
     with answering(upstream):
         one = proxy(tmp_path / "host", Ecosystem.APT, f"{upstream.url}/debian")
