@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 from vmrunner.cli.packages_files import Proxy
 from vmrunner.model.packages import Ecosystem, Mirror
@@ -60,6 +62,7 @@ class Upstream:
     status: int = 200
     only_pages: bool = False  # there is nothing else
     cut: bool = False  # ends in the middle
+    goes_on: Event = field(default_factory=Event)  # in the middle it waits for that
     asked: list[tuple[str, str, HTTPMessage]] = field(default_factory=list)
     port: int = 0
 
@@ -90,7 +93,11 @@ def answering(upstream: Upstream, tls: ssl.SSLContext | None = None) -> Iterator
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body[: len(body) // 2] if upstream.cut else body)
+            half = len(body) // 2
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self.wfile.write(body[:half])
+                upstream.goes_on.wait(30)
+                self.wfile.write(b"" if upstream.cut else body[half:])
             self.close_connection = True
 
         def log_message(self, *_: object) -> None:
@@ -100,6 +107,7 @@ def answering(upstream: Upstream, tls: ssl.SSLContext | None = None) -> Iterator
         setattr(Answer, f"do_{method}", Answer.do_GET)
     server = ThreadingHTTPServer((ADDRESS, upstream.port), Answer)
     upstream.port = server.server_port
+    upstream.goes_on.set()
     if tls:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = Thread(target=server.serve_forever, args=(0.01,))
@@ -129,7 +137,9 @@ def resolving() -> Iterator[None]:
 def proxy(folder: Path, of: Ecosystem, upstream: str) -> Proxy:
     """The program for one kind, with all that it has in this folder; not running yet."""
     mirror = Mirror(of, upstream, "127.0.0.1", free_port())
-    return Proxy(mirror, 100, [RESOLVER], folder / "configs", folder / "cache", folder / "run")
+    return Proxy(
+        mirror, 100, 1024, [RESOLVER], folder / "configs", folder / "cache", folder / "run"
+    )
 
 
 @contextmanager
@@ -148,7 +158,9 @@ def running(made: Proxy, change: Callable[[str], str] = str) -> Iterator[Proxy]:
     made.config_path.write_text(change(made.config()))
     log = made.folder / "log"
     with log.open("wb") as said:
-        process = subprocess.Popen([*_AS_NOBODY, *made.command], stdout=said, stderr=said)
+        process = subprocess.Popen(
+            [*_AS_NOBODY, *made.command], stdout=said, stderr=said, start_new_session=True
+        )
     try:
         while True:
             try:
@@ -159,8 +171,15 @@ def running(made: Proxy, change: Callable[[str], str] = str) -> Iterator[Proxy]:
                 time.sleep(0.02)
         yield made
     finally:
-        process.terminate()
+        with suppress(ProcessLookupError):  # a test may have killed it
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait()
+
+
+def kill(made: Proxy) -> None:
+    """At once, as a host that fails does it."""
+    pid = int((made.runtime / made.unit_name / "nginx.pid").read_text())
+    os.killpg(pid, signal.SIGKILL)
 
 
 @dataclass(frozen=True)

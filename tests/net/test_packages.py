@@ -14,8 +14,9 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from http.client import HTTPConnection, IncompleteRead
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from tests.fetching import (
     Upstream,
     answering,
     ask,
+    kill,
     proxy,
     resolving,
     running,
@@ -240,12 +242,55 @@ def test_errors_and_halves_are_not_kept(tmp_path: Path, kind: Ecosystem) -> None
             assert ask(one, path, host).status == status
         assert "/elsewhere" not in upstream.paths()
         upstream.status, upstream.headers, upstream.cut = 200, {}, True
-        with pytest.raises(Exception, match="IncompleteRead"):
+        with pytest.raises(IncompleteRead):
             ask(one, path, host)
         upstream.cut = False
         whole = ask(one, path, host)
         assert (whole.status, whole.kept) == (200, "MISS")
         assert ask(one, path, host).kept == "HIT"
+
+
+def test_killed_in_the_middle(tmp_path: Path) -> None:
+    upstream, path = Upstream(), STAYS[Ecosystem.GO]
+    whole = upstream.pages[path] = os.urandom(1 << 20)
+    with ExitStack() as stack:
+        stack.enter_context(answering(upstream))
+        one = made(tmp_path, Ecosystem.GO, upstream)
+        upstream.goes_on.clear()
+        with running(one):
+            link = stack.enter_context(closing(HTTPConnection("127.0.0.1", one.mirror.port)))
+            link.request("GET", path)
+            answer = link.getresponse()
+            assert answer.read(1000) == whole[:1000]
+            kill(one)
+            with pytest.raises((IncompleteRead, ConnectionResetError)):
+                answer.read()
+        upstream.goes_on.set()
+        with running(one):
+            for kept in ("MISS", "HIT"):
+                got = ask(one, path)
+                assert (got.kept, got.body == whole) == (kept, True)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """Who fetches is cut off, and sees it; nothing of that is kept."""
+    upstream, path = Upstream(), STAYS[Ecosystem.GO]
+    whole = upstream.pages[path] = os.urandom(1 << 20)
+    with ExitStack() as stack:
+        stack.enter_context(answering(upstream))
+        one = made(tmp_path, Ecosystem.GO, upstream)
+        one.folder.mkdir(parents=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", one.folder], check=True)
+        stack.callback(subprocess.run, ["umount", one.folder], check=True)
+        stack.enter_context(running(one, lambda text: text.replace("min_free=1024m", "")))
+        other = one.folder / "other"
+        other.write_bytes(bytes(3 << 20))
+        with pytest.raises(IncompleteRead):
+            ask(one, path)
+        other.unlink()
+        for kept in ("MISS", "HIT"):
+            got = ask(one, path)
+            assert (got.kept, got.body == whole) == (kept, True)
 
 
 @pytest.mark.parametrize("signer", ["known", "a stranger"])

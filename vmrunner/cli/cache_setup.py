@@ -18,6 +18,7 @@ from vmrunner.files import write_new
 from vmrunner.model.packages import Ecosystem
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
+_LEAST_FREE = 1024  # MiB
 _MODE = 0o644  # nothing of it is secret, and its service is nobody's account
 
 
@@ -48,6 +49,7 @@ def setup(
     proxy = Proxy(
         settings.mirror(of, upstream or ""),
         settings.cache.packages.max,
+        max(_LEAST_FREE, settings.capacity.disk_floor),
         _resolvers(),
         config_path.absolute().parent / "packages",
     )

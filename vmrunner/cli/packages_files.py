@@ -33,12 +33,13 @@ _FOREVER = {
 class Proxy:
     """The program for one kind of packages, and where it has its files.
 
-    `max_mib` bounds what it keeps, which a registry's mirror knows no bound for; `resolvers` are
-    addresses that it asks for names.
+    `max_mib` bounds what it keeps, of which more goes when the disk has less than `free_mib` left;
+    a registry's mirror knows no bound. `resolvers` are addresses that it asks for names.
     """
 
     mirror: Mirror
     max_mib: int
+    free_mib: int
     resolvers: Sequence[str]
     configs: Path
     cache: Path = Path("/var/cache")
@@ -93,6 +94,7 @@ class Proxy:
             kind=self.mirror.of,
             runtime=self.runtime / self.unit_name,
             max_mib=self.max_mib,
+            free_mib=self.free_mib,
             resolvers=self.resolvers,
             certificates=self.certificates,
             hosts=self.mirror.apt_hosts,

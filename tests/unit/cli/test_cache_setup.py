@@ -88,6 +88,11 @@ def test_it_is_shown_first_then_written_and_never_again(
     assert f"{config} is there with other content, and nothing is overwritten." in err
 
 
+def test_what_is_kept_gives_way_before_machines_find_no_room(tmp_path: Path, run: Run) -> None:
+    run("go", "--yes")
+    assert "max_size=20480m min_free=5120m" in (tmp_path / "packages/go.conf").read_text()
+
+
 def test_what_is_half_there_is_made_whole(tmp_path: Path, run: Run) -> None:
     run("go", "--yes")
     (unit,) = (tmp_path / "units").iterdir()
@@ -134,7 +139,7 @@ def test_nobody_to_ask_for_names(run: Run, resolv_conf: Path) -> None:
 
 def proxy(kind: Ecosystem, upstream: str = "") -> Proxy:
     mirror = Mirror(kind, upstream or kind.public, "10.87.0.1", 8490)
-    return Proxy(mirror, 1024, ["192.0.2.53"], Path("/etc/vmrunner/packages"))
+    return Proxy(mirror, 1024, 5120, ["192.0.2.53"], Path("/etc/vmrunner/packages"))
 
 
 def test_name_servers() -> None:
@@ -151,7 +156,7 @@ def test_nothing_of_a_request_but_its_path_goes_on(kind: Ecosystem) -> None:
         "proxy_pass_request_body off;",
         "proxy_ssl_verify on;",
         "resolver 192.0.2.53 valid=1m;",
-        "max_size=1024m",
+        "max_size=1024m min_free=5120m",
     ):
         assert line in config
     for told in ("$args", "$query_string", "$http_authorization", "$http_cookie", "$request_body"):
@@ -176,7 +181,7 @@ def test_systemd_finds_no_fault_with_the_unit(
     tmp_path: Path, kind: Ecosystem, configs: str
 ) -> None:
     mirror = Mirror(kind, kind.public, "10.87.0.1", 8490)
-    made = Proxy(mirror, 1024, ["192.0.2.53"], Path(configs))
+    made = Proxy(mirror, 1024, 5120, ["192.0.2.53"], Path(configs))
     path = tmp_path / made.unit
     text = made.files(tmp_path)[path]
     # Whether the program is installed here is not the question.
