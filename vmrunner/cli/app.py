@@ -50,7 +50,10 @@ COMMANDS = {
     "runner": (_PREPARE, "The forge's own runner program, which images carry."),
     "image": (_PREPARE, "Golden images."),
     "snapshot": (_PREPARE, "Saved machines that others are cloned from."),
-    "cache": (_PREPARE, "What machines share: packages and images, fetched once."),
+    "cache": (
+        _PREPARE,
+        "What jobs keep for later ones; packages and images, fetched once for all.",
+    ),
     "systemd": (_PREPARE, "systemd units that run vmrunner."),
     "completion": (_PREPARE, "Completion for bash, zsh and fish."),
     "schema": (_PREPARE, "What --json prints, as JSON Schema."),

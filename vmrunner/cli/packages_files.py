@@ -28,6 +28,9 @@ _FOREVER = {
 }
 """Which paths, as regular expressions of nginx, lead to what is never another thing."""
 
+_FRESH = {Ecosystem.APT: "1m", Ecosystem.NPM: "5m", Ecosystem.PYPI: "10m", Ecosystem.GO: "1m"}
+"""For how long the rest is believed; of npm and PyPI as they say themselves."""
+
 
 @dataclass(frozen=True)
 class Proxy:
@@ -103,6 +106,7 @@ class Proxy:
             files=PYPI_FILES,
             files_host=urlsplit(PYPI_FILES).netloc,
             forever=_FOREVER[self.mirror.of],
+            fresh=_FRESH[self.mirror.of],
         )
 
     @property
