@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -11,9 +13,9 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -247,3 +249,50 @@ def with_a_package(upstream: Upstream, folder: Path) -> bytes:
     upstream.pages |= {f"{at}/Release": release.encode(), f"/debian/pool/main/h/{PACKAGE}": content}
     upstream.pages |= {f"{at}/{index}": listed for index in indices}
     return content
+
+
+# ---- container images ----
+
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+_CONFIG = "application/vnd.docker.container.image.v1+json"
+_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+
+
+def registry(folder: Path, address: str = "127.0.0.1") -> Proxy:
+    """The program that mirrors a registry; to be run with `as_registry` it is one itself."""
+    made = proxy(folder, Ecosystem.OCI, "http://127.0.0.1:1")
+    return replace(made, mirror=replace(made.mirror, address=address))
+
+
+def as_registry(config: str) -> str:
+    """The configuration of one that mirrors none."""
+    return config.partition("proxy:")[0]
+
+
+def digest(content: bytes) -> str:
+    """As registries name what they have."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def push(one: Proxy, tag: str, content: bytes, command: Sequence[str] = ()) -> str:
+    """Docker's image `a` of one layer; its digest."""
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Cmd": list(command)},
+        "rootfs": {"type": "layers", "diff_ids": [digest(gzip.decompress(content))]},
+    }
+    blobs = {_CONFIG: json.dumps(config).encode(), _LAYER: content}
+    for blob in blobs.values():
+        begun = ask(one, "/v2/library/a/blobs/uploads/", method="POST")
+        at = str(begun.headers["Location"]).partition(f":{one.mirror.port}")[2]
+        assert ask(one, f"{at}&digest={digest(blob)}", method="PUT", body=blob).status == 201
+    told = [
+        {"mediaType": kind, "size": len(blob), "digest": digest(blob)}
+        for kind, blob in blobs.items()
+    ]
+    manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": told[0], "layers": told[1:]}
+    body, headers = json.dumps(manifest).encode(), {"Content-Type": MANIFEST}
+    path = f"/v2/library/a/manifests/{tag}"
+    assert ask(one, path, headers, method="PUT", body=body).status == 201
+    return digest(body)

@@ -4,7 +4,7 @@ once is there without its upstream, and no job changes what another one gets.
 
 from __future__ import annotations
 
-import hashlib
+import gzip
 import json
 import os
 import shutil
@@ -25,14 +25,18 @@ import trustme
 from tests.fetching import (
     ADDRESS,
     APT,
+    MANIFEST,
     NAME,
     PACKAGE,
-    Got,
     Upstream,
     answering,
+    as_registry,
     ask,
+    digest,
     kill,
     proxy,
+    push,
+    registry,
     resolving,
     running,
     with_a_package,
@@ -441,79 +445,35 @@ def test_real_pip(tmp_path: Path) -> None:
 
 # ---- container images ----
 
-MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
-
-def digest(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def push(one: Proxy, tag: str, layer: bytes) -> str:
-    """An image of one layer; its digest."""
-    config = json.dumps({"architecture": "amd64", "os": "linux", "layer": tag}).encode()
-    for blob in (config, layer):
-        begun = ask(one, "/v2/library/a/blobs/uploads/", method="POST")
-        at = str(begun.headers["Location"]).partition(f":{one.mirror.port}")[2]
-        got = ask(one, f"{at}&digest={digest(blob)}", method="PUT", body=blob)
-        assert got.status == 201, got
-    described = [
-        {"mediaType": kind, "size": len(blob), "digest": digest(blob)}
-        for kind, blob in (
-            ("application/vnd.docker.container.image.v1+json", config),
-            ("application/vnd.docker.image.rootfs.diff.tar.gzip", layer),
-        )
-    ]
-    manifest = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": described[0],
-            "layers": described[1:],
-        }
-    ).encode()
-    got = ask(
-        one,
-        f"/v2/library/a/manifests/{tag}",
-        {"Content-Type": MANIFEST},
-        method="PUT",
-        body=manifest,
-    )
-    assert got.status == 201, got
-    return digest(manifest)
-
-
-def pulled(one: Proxy, tag: str) -> tuple[Got, bytes]:
-    """What a tag means there, and the layer of that image."""
+def pulled(one: Proxy, tag: str) -> tuple[str, bytes]:
+    """The digest of what a tag means there, and the layer of that image."""
     found = ask(one, f"/v2/library/a/manifests/{tag}", {"Accept": MANIFEST})
     assert found.status == 200, found
-    layer = json.loads(found.body)["layers"][0]["digest"]
-    return found, ask(one, f"/v2/library/a/blobs/{layer}").body
+    its = json.loads(found.body)["layers"][0]["digest"]
+    return digest(found.body), ask(one, f"/v2/library/a/blobs/{its}").body
 
 
 def test_a_registrys_mirror(tmp_path: Path) -> None:
+    old, new = gzip.compress(b"1"), gzip.compress(b"2")
     with ExitStack() as stack:
         source = stack.enter_context(ExitStack())
-        there = proxy(tmp_path / "there", Ecosystem.OCI, "http://127.0.0.1:1")
-        # The place is the same program, but not a mirror.
-        source.enter_context(running(there, lambda text: text.partition("proxy:")[0]))
-        first = push(there, "latest", b"layer one")
+        there = registry(tmp_path / "there")
+        source.enter_context(running(there, as_registry))
+        first = push(there, "latest", old)
         url = f"http://127.0.0.1:{there.mirror.port}"
         one = stack.enter_context(running(proxy(tmp_path / "here", Ecosystem.OCI, url)))
-        got, layer = pulled(one, "latest")
-        assert (digest(got.body), layer) == (first, b"layer one")
-        second = push(there, "latest", b"layer two")
-        got, layer = pulled(one, "latest")
-        assert (digest(got.body), layer) == (second, b"layer two"), "a tag is asked for each time"
+        assert pulled(one, "latest") == (first, old)
+        second = push(there, "latest", new)
+        assert pulled(one, "latest") == (second, new), "a tag is asked for each time"
         # Nobody writes.
         for method, path in (
             ("POST", "/v2/library/a/blobs/uploads/"),
             ("PUT", "/v2/library/a/manifests/latest"),
             ("DELETE", f"/v2/library/a/manifests/{second}"),
-            ("DELETE", f"/v2/library/a/blobs/{digest(b'layer two')}"),
+            ("DELETE", f"/v2/library/a/blobs/{digest(new)}"),
         ):
             assert ask(one, path, method=method).status in {400, 404, 405}, (method, path)
         source.close()
-        got, layer = pulled(one, "latest")
-        assert (digest(got.body), layer) == (second, b"layer two")
-        got, layer = pulled(one, first)
-        assert (digest(got.body), layer) == (first, b"layer one")
+        assert pulled(one, "latest") == (second, new)
+        assert pulled(one, first) == (first, old)

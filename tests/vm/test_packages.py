@@ -4,6 +4,8 @@ Debian's nginx on the host.
 
 from __future__ import annotations
 
+import gzip
+import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,9 +14,23 @@ from typing import Any
 
 import pytest
 
-from tests.fetching import APT, NAME, Upstream, answering, proxy, resolving, running, with_a_package
+from tests.containers import ARCHIVE
+from tests.fetching import (
+    APT,
+    NAME,
+    Upstream,
+    answering,
+    as_registry,
+    proxy,
+    push,
+    registry,
+    resolving,
+    running,
+    with_a_package,
+)
 from tests.forge.gitea import Repository, Site, until
 from tests.ground import Ground
+from tests.prepare import DOCKER
 from tests.vm.test_endings import serving
 from vmrunner.model.packages import Ecosystem, Mirror
 
@@ -90,4 +106,43 @@ def test_another_repositorys_job_has_a_package_that_the_host_has_kept(
         "hello-cache\t1",
         "000",
     ]
+    assert second == first
+
+
+IMAGES = """\
+on: push
+jobs:
+  it:
+    runs-on: [docker]
+    steps:
+      - run: |
+          docker info --format 'told: {{range .RegistryConfig.Mirrors}}{{.}}{{end}}'
+          echo "told: $(docker run --rm a:latest)"
+"""
+
+
+def test_another_repositorys_job_has_a_container_image_that_the_host_has_kept(
+    site: Site, lay_ground: Callable[..., Ground], tmp_path: Path
+) -> None:
+    # A registry in place of Docker Hub.
+    there = registry(tmp_path / "there")
+    with ExitStack() as stack:
+        source = stack.enter_context(ExitStack())
+        source.enter_context(running(there, as_registry))
+        with tarfile.open(ARCHIVE) as archive:
+            programs = archive.extractfile("layer.tar")
+            assert programs
+            content = gzip.compress(programs.read())
+        push(there, "latest", content, ["/bin/echo", "from a mirror"])
+        url = f"http://127.0.0.1:{there.mirror.port}"
+        more = f'network = "allowlist"\n[cache.packages]\noci = "{url}"\n'
+        ground = lay_ground(cloned=True, image=DOCKER, labels="docker", more=more)
+        made = proxy(tmp_path / "here", Ecosystem.OCI, url)
+        mirror = Mirror(Ecosystem.OCI, url, GATEWAY, PORTS[Ecosystem.OCI])
+        stack.enter_context(running(replace(made, mirror=mirror)))
+        with serving(ground):
+            first = told(site.repository("rig", "one", IMAGES))
+            source.close()
+            second = told(site.repository("rig", "two", IMAGES))
+    assert first == [f"http://{GATEWAY}:{PORTS[Ecosystem.OCI]}/", "from a mirror"]
     assert second == first

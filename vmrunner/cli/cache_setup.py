@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from vmrunner import config
-from vmrunner.cli import systemd_units
+from vmrunner.cli import first_files, systemd_units
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, cache_app, out
 from vmrunner.cli.packages_files import Proxy, name_servers
 from vmrunner.errors import ConfigError
-from vmrunner.files import write_new
 from vmrunner.model.packages import Ecosystem
 
 _RESOLV_CONF = Path("/etc/resolv.conf")
@@ -59,7 +57,10 @@ def setup(
         print("\n".join(f"# {path}\n{text}" for path, text in files.items()), end="")
         out.print(f"\nNothing is written yet. As root:\n  vmrunner cache setup {of} --yes")
     else:
-        _write(missing)
+        first_files.lay(
+            {path: (text, _MODE) for path, text in missing.items()},
+            "Run it as root, or only look without --yes.",
+        )
         for path in files:
             out.print(f"wrote {path}" if path in missing else f"{path} is as it should be")
         out.print("\nNext, as root:")
@@ -101,23 +102,6 @@ def _is_there(path: Path, text: str) -> bool:
             "Move it away and run this again; changes of the unit belong into a drop-in.",
         )
     return True
-
-
-def _write(files: dict[Path, str]) -> None:
-    """All of them or none. Raises ConfigError."""
-    path = Path()
-    try:
-        with ExitStack() as revert:
-            for path, text in files.items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_new(path, text, _MODE)
-                revert.callback(path.unlink, missing_ok=True)
-            revert.pop_all()
-    except OSError as error:
-        raise ConfigError(
-            f"{path} can't be written: {error.strerror}.",
-            "Run it as root, or only look without --yes.",
-        ) from None
 
 
 def _steps(proxy: Proxy) -> list[str]:

@@ -127,6 +127,11 @@ def write(texts: Mapping[Path, tuple[str, int]]) -> None:
     """Write all of them, each with its mode, or none. Raises ConfigError."""
     for path in texts:
         refuse_old(path)
+    lay(texts, "Run it as root, or name another place with --config.")
+
+
+def lay(texts: Mapping[Path, tuple[str, int]], hint: str) -> None:
+    """The same for files that are known not to be there."""
     path = Path()
     try:
         with ExitStack() as stack:
@@ -136,10 +141,7 @@ def write(texts: Mapping[Path, tuple[str, int]]) -> None:
                 stack.callback(path.unlink, missing_ok=True)
             stack.pop_all()
     except OSError as error:
-        raise ConfigError(
-            f"{path} can't be written: {error.strerror}.",
-            "Run it as root, or name another place with --config.",
-        ) from None
+        raise ConfigError(f"{path} can't be written: {error.strerror}.", hint) from None
 
 
 def _open_folder(path: Path) -> None:
