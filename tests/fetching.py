@@ -205,9 +205,10 @@ def ask(
     *,
     method: str = "GET",
     body: bytes = b"",
+    machine: str = "127.0.0.1",
 ) -> Got:
-    """One request, written as it is, as from a machine."""
-    link = HTTPConnection(made.mirror.address, made.mirror.port, timeout=30)
+    """One request, written as it is, as from a machine with this address."""
+    link = HTTPConnection(made.mirror.address, made.mirror.port, 30, (machine, 0))
     try:
         link.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
         host = {"Host": f"{made.mirror.address}:{made.mirror.port}"}

@@ -297,6 +297,26 @@ def test_a_full_disk(tmp_path: Path) -> None:
             assert (got.kept, got.body == whole) == (kept, True)
 
 
+def test_no_machine_keeps_another_one_out(tmp_path: Path) -> None:
+    upstream, greedy = Upstream(), "127.0.0.2"
+    fewer = ("limit_conn machines 128;", "limit_conn machines 8;")
+    with ExitStack() as stack:
+        stack.enter_context(answering(upstream))
+        one = made(tmp_path, Ecosystem.GO, upstream)
+        stack.enter_context(running(one, lambda text: text.replace(*fewer)))
+        ask(one, "/known")
+        upstream.goes_on.clear()
+        stack.callback(upstream.goes_on.set)
+        for number in range(8):
+            link = HTTPConnection("127.0.0.1", one.mirror.port, 30, (greedy, 0))
+            stack.callback(link.close)
+            link.request("GET", another(STAYS[Ecosystem.GO], number))
+        while len(upstream.asked) < 9:
+            time.sleep(0.02)
+        assert ask(one, "/known", machine=greedy).status == 503
+        assert ask(one, "/known").status == 200
+
+
 @pytest.mark.parametrize("signer", ["known", "a stranger"])
 def test_who_answers_for_the_upstream_has_to_show_who_it_is(tmp_path: Path, signer: str) -> None:
     ours, strangers, upstream = trustme.CA(), trustme.CA(), Upstream()
