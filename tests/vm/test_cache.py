@@ -4,18 +4,25 @@ as actions/cache does.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
+import tarfile
 from collections.abc import Callable
 from ipaddress import IPv4Network
+from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import pytest
 
+from tests import actions_cache
 from tests.forge.gitea import URL, Repository, Site, until
 from tests.ground import STORAGE, Ground
 from tests.page import free_port
 from tests.prepare import DOCKER
+from tests.prepare import JOBS as JOBS_IMAGE
 from tests.vm.test_endings import serving
 from vmrunner import config
 from vmrunner.cache import who
@@ -241,3 +248,61 @@ def test_a_machine_without_a_job_reaches_it_and_is_told_nothing(
     assert [what for what, is_open in others.items() if is_open] == [
         f"the gateway, TCP port {port}, which is offered"
     ]
+
+
+VERSION = "4.1.0"  # that of actions/cache@v4
+REAL = """\
+on: workflow_dispatch
+jobs:
+  it:
+    runs-on: [debian-12]
+    steps:
+      - run: |
+          curl -sf {url}/rig/one/raw/branch/main/client.tgz | tar xz
+          curl -sfO {url}/rig/one/raw/branch/main/client.mjs
+          {begins}
+          node client.mjs "$PWD" {what}
+          echo "kept: $(sha256sum <kept/file)"
+"""
+
+
+def packed(folder: Path) -> bytes:
+    """The client as one archive, without what it does not need to run."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for path in sorted(folder.rglob("*")):
+            named = path.relative_to(folder)
+            if path.suffix in {".js", ".cjs", ".json"} and not {"esm", "browser"} & {*named.parts}:
+                archive.add(path, named)
+    return out.getvalue()
+
+
+def test_the_real_client_in_a_real_job(site: Site, lay_ground: Callable[..., Ground]) -> None:
+    if not actions_cache.folder(VERSION).exists():
+        pytest.skip("`rig/rig run --outside -- python -m tests.actions_cache` installs it")
+    ground = laid(lay_ground, most=1, image=JOBS_IMAGE)
+    save = REAL.format(
+        url=URL, begins="mkdir kept; head -c 3M /dev/urandom >kept/file", what="save k-1 kept"
+    )
+    one = site.repository("rig", "one", save)
+    script = Path(actions_cache.__file__).with_suffix(".mjs").read_bytes()
+    client = packed(actions_cache.folder(VERSION))
+    for name, content in (("client.tgz", client), ("client.mjs", script)):
+        body = {"content": base64.b64encode(content).decode(), "message": name}
+        site.call("POST", f"/repos/rig/one/contents/{name}", body)
+    one.push(REAL.format(url=URL, begins="", what="restore k-2 kept k-"), "again.yaml")
+    said = []
+    with serving(ground):
+        for number, file in enumerate(("ci.yaml", "again.yaml"), 1):
+            one.dispatch(file)
+
+            def over(number: int = number) -> bool:
+                jobs = one.jobs()
+                return len(jobs) == number and jobs[-1]["status"] == "completed"
+
+            until(over, LIFE, "its end", every=0.5)
+            said.append(one.said(one.jobs()[-1]["id"]))
+    kept = [re.findall(r"kept: [0-9a-f]{64}", text) for text in said]
+    assert len(kept[0]) == 1, said[0]
+    assert kept[1] == kept[0], said[1]
+    assert '{"result":"k-1"}' in said[1]
