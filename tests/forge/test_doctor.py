@@ -42,6 +42,7 @@ def test_the_version_is_judged(
     assert (found.level, said in found.said) == (level, True), found.said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("scopes", "cached", "is_said"),
     [
