@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from vmrunner import files, lock
+from vmrunner.cache.rights import Rights
+from vmrunner.cache.store import Limits, Store
+from vmrunner.cache.uploads import Uploads
 from vmrunner.machine import ownership
 from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.identity import host
@@ -48,6 +51,17 @@ def _keeps_a_log(folder: Path) -> None:
     Logbook(folder / "logs", print).keep(str(MACHINE), [Entry(1.0, Source.GUEST, "hello")])
 
 
+def _caches(folder: Path) -> None:
+    job = Rights("o/r", "refs/heads/main", ("refs/heads/main",))
+    with closing(Store(folder / "cache", Limits(keep_free=0), print)) as store:
+        uploads = Uploads(store, lambda _: job)
+        id_ = uploads.reserve("a", job, "k", "v", 1)
+        uploads.write(uploads.claim("a", job, id_, 0, 1), b"x")
+        _check(folder)
+        uploads.commit("a", job, id_, 1)
+        _check(folder)
+
+
 MAKERS: dict[str, Callable[[Path], object]] = {
     "a file": lambda folder: files.write_whole(folder / "file", "content"),
     "a secret": lambda folder: files.write_whole(folder / "file", "content", 0o600),
@@ -64,6 +78,7 @@ MAKERS: dict[str, Callable[[Path], object]] = {
     "a machine's lock": _owns,
     "the history": _writes_history,
     "a log": _keeps_a_log,
+    "a cache": _caches,
 }
 
 

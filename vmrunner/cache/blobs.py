@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmrunner.files import make_folder
+
 BLOCK = 256 * 1024  # bytes; the last block of a content may be shorter
 DIGEST = hashlib.sha256().digest_size  # bytes
 _HEX = frozenset("0123456789abcdef")
@@ -89,7 +91,8 @@ class Blobs:
     def put(self, part: Path, digest: str) -> None:
         """A file becomes the content of this digest. Raises OSError."""
         path = self.path(digest)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self._folder, 0o700)
+        make_folder(path.parent, 0o700)
         # One that is there already may have gone bad since.
         part.replace(path)
 

@@ -23,6 +23,7 @@ from vmrunner.cache.blobs import Blobs, Content, Corrupt
 from vmrunner.cache.refused import Refused, Why
 from vmrunner.cache.rights import Rights
 from vmrunner.errors import ConfigError
+from vmrunner.files import hand_over, make_folder
 from vmrunner.text import size as in_words
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Store:
         self._lock = threading.RLock()
         self._blobs = Blobs(folder / "blobs")
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(folder, 0o700)
             self._database = _open(folder / INDEX)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
@@ -493,11 +494,14 @@ def _count(database: sqlite3.Connection, repository: str, column: str, more: int
 
 
 def _open(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        # Before the first look: what sqlite puts beside the file takes its mode, and its owner.
+        path.touch(0o600)
+        hand_over(path, path.parent)
     database = sqlite3.connect(
         path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
     )
     try:
-        os.chmod(path, 0o600)
         (version,) = database.execute("PRAGMA user_version").fetchone()
         if version not in (0, _SCHEMA):
             raise sqlite3.DatabaseError(f"it has the format {version}, not {_SCHEMA}")

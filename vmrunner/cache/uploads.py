@@ -19,6 +19,7 @@ from vmrunner.cache.blobs import BLOCK
 from vmrunner.cache.refused import Refused, Why
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import MiB, Store, new_id
+from vmrunner.files import hand_over, make_folder
 from vmrunner.text import size as in_words
 
 _STEP = 16 * MiB  # for which an upload gets room at once
@@ -111,7 +112,7 @@ class Uploads:
         self._folder = store.folder / "uploads"
         self._lock = threading.Lock()
         self._all: dict[int, Upload] = {}
-        self._folder.mkdir(mode=0o700, exist_ok=True)
+        make_folder(self._folder, 0o700)
 
     def sweep(self) -> None:
         """What another process had not brought to its end is removed. Raises OSError."""
@@ -148,6 +149,7 @@ class Uploads:
             id_ = new_id()
             path = self._folder / str(id_)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            hand_over(fd, self._folder)
             self._all[id_] = Upload(
                 *(id_, address, rights, key, version, min(most, size or most), path, fd),
                 touched=self._clock(),
