@@ -162,7 +162,7 @@ class Service:
             rights = await self._in(self._askers, self._who, address)
             if rights is None:
                 raise Refused(Why.MAY_NOT, "No job is known to run on this machine.")
-            await self._in(self._workers, self._store.recognise, rights)
+            await self._in(self._workers, self._tidy, rights)
             return await act(request, address, rights)
         except Refused as refusal:
             return self._refuse(refusal, address)
@@ -176,6 +176,11 @@ class Service:
             )
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody hears it
+
+    def _tidy(self, rights: Rights) -> None:
+        """What has to be gone before anybody is answered."""
+        self._store.recognise(rights)
+        self._uploads.expire()
 
     def _refuse(self, refusal: Refused, address: str) -> Response:
         if refusal.why is Why.NO_ROOM:
