@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from vmrunner.files import make_folder
@@ -20,6 +20,10 @@ _HEX = frozenset("0123456789abcdef")
 
 class Corrupt(Exception):
     """A content on the disk is not the one that was stored."""
+
+
+class Closed(Exception):
+    """Whoever asked for a content has gone."""
 
 
 def count(size: int) -> int:
@@ -52,30 +56,37 @@ def digests(part: Path, size: int, known: Mapping[int, bytes]) -> bytes:
     return b"".join(found)
 
 
-@dataclass(frozen=True)
 class Content:
-    """An open content: `blocks` are its blocks' digests, one after the other."""
+    """An open content: `blocks` are its blocks' digests, one after the other. Threads may share it;
+    whoever closes it may be another one than who reads.
+    """
 
-    digest: str
-    size: int  # bytes
-    blocks: bytes
-    fd: int
+    def __init__(self, digest: str, size: int, blocks: bytes, fd: int) -> None:
+        self.digest, self.size = digest, size  # bytes
+        self._blocks, self._fd = blocks, fd
+        self._lock = threading.Lock()
 
     def block(self, index: int) -> bytes:
-        """One block; raises Corrupt where it is not what was stored."""
+        """One block; raises Corrupt where it is not what was stored, Closed after `close`."""
         begin = index * BLOCK
         wanted = min(BLOCK, self.size - begin)
-        try:
-            read = os.pread(self.fd, wanted, begin)
-        except OSError as error:
-            raise Corrupt(f"it can't be read: {error.strerror}") from None
-        if of_block(read) != self.blocks[index * DIGEST : (index + 1) * DIGEST]:
+        with self._lock:
+            if self._fd < 0:
+                raise Closed
+            try:
+                read = os.pread(self._fd, wanted, begin)
+            except OSError as error:
+                raise Corrupt(f"it can't be read: {error.strerror}") from None
+        if of_block(read) != self._blocks[index * DIGEST : (index + 1) * DIGEST]:
             raise Corrupt(f"its bytes from {begin} on are not what was stored")
         return read
 
     def close(self) -> None:
         """Done with it."""
-        os.close(self.fd)
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+            self._fd = -1
 
 
 class Blobs:

@@ -17,11 +17,11 @@ from typing import Any, ParamSpec, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vmrunner.cache import protocol
+from vmrunner.cache import archive, protocol
 from vmrunner.cache.blobs import BLOCK, Content, Corrupt
 from vmrunner.cache.refused import Refused, Why
 from vmrunner.cache.rights import Rights
@@ -174,6 +174,8 @@ class Service:
             return self._refuse(
                 Refused(Why.NO_ROOM, f"The cache can't read its index: {error}."), address
             )
+        except Corrupt:
+            return self._refuse(Refused(Why.UNKNOWN, "This archive is no more."), address)
         except ClientDisconnect:
             return Response(status_code=HTTPStatus.BAD_REQUEST)  # nobody hears it
 
@@ -256,57 +258,34 @@ class Service:
     async def _give(self, request: Request, _: str, rights: Rights) -> Response:
         id_ = protocol.number(request.path_params["id"])
         content = await self._in(self._workers, self._store.open, rights, id_)
+
+        def over(size: int) -> None:
+            self._workers.submit(self._over, content, rights.repository, size)
+
+        asked = protocol.byte_range(request.headers.get("range", ""), content.size)
+        if asked is None:
+            over(0)
+            return Response(
+                status_code=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                headers={"content-range": f"bytes */{content.size}"},
+            )
+        begin, end = asked
+        if request.method == "HEAD":
+            over(0)
+            return Response(
+                headers=archive.headers(content, begin, end), media_type=archive.MEDIA_TYPE
+            )
         try:
-            asked = protocol.byte_range(request.headers.get("range", ""), content.size)
-            if asked is None:
-                raise _NoSuchRange(content.size)
-            begin, end = asked
             # Before anything is said: where the first block is bad, there is no such archive.
             first = await self._block(content, begin // BLOCK) if begin < end else b""
-        except BaseException as error:
-            content.close()
-            if isinstance(error, _NoSuchRange):
-                return Response(
-                    status_code=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-                    headers={"content-range": f"bytes */{error.size}"},
-                )
-            if isinstance(error, Corrupt):
-                raise Refused(Why.UNKNOWN, "This archive is no more.") from None
+        except BaseException:
+            over(0)
             raise
-        headers = {"content-length": str(end - begin), "accept-ranges": "bytes"}
-        is_part = (begin, end) != (0, content.size)
-        if is_part:
-            headers["content-range"] = f"bytes {begin}-{end - 1}/{content.size}"
-        if request.method == "HEAD":
-            content.close()
-            return Response(headers=headers, media_type="application/octet-stream")
-        return StreamingResponse(
-            self._blocks(content, rights, first, begin, end),
-            HTTPStatus.PARTIAL_CONTENT if is_part else HTTPStatus.OK,
-            headers,
-            "application/octet-stream",
-        )
+        return archive.Archive(content, begin, end, first, self._block, over)
 
-    async def _blocks(
-        self, content: Content, rights: Rights, first: bytes, begin: int, end: int
-    ) -> AsyncIterator[bytes]:
-        """The bytes of a content; one that is corrupt ends in the middle, so that no client takes
-        it for whole.
-        """
-        at, block = begin, first
-        try:
-            while at < end:
-                skipped = at % BLOCK
-                piece = (
-                    block[skipped : skipped + end - at] if skipped or end - at < BLOCK else block
-                )
-                at += len(piece)
-                yield piece
-                if at < end:
-                    block = await self._block(content, at // BLOCK)
-        finally:
-            content.close()
-            await self._in(self._workers, self._store.served, rights.repository, at - begin)
+    def _over(self, content: Content, repository: str, size: int) -> None:
+        content.close()
+        self._store.served(repository, size)
 
     async def _block(self, content: Content, index: int) -> bytes:
         try:
@@ -317,12 +296,6 @@ class Service:
 
     async def _clean(self, _request: Request, _address: str, _rights: Rights) -> Response:
         return JSONResponse({})  # nothing is removed because a job asks for it
-
-
-class _NoSuchRange(Exception):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
 
 
 async def _whole(request: Request) -> bytes:

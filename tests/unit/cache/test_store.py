@@ -244,6 +244,18 @@ def test_one_bit_in_a_later_block_is_seen(world: World) -> None:
     content.close()
 
 
+def test_what_is_closed_is_not_read(world: World) -> None:
+    """Its number may be another file's by then, which would look corrupt."""
+    world.save(job(), "k", b"x")
+    found = world.store.find(job(), ("k",), "v")
+    assert found
+    content = world.store.open(job(), found.id)
+    content.close()
+    content.close()
+    with pytest.raises(blobs.Closed):
+        content.block(0)
+
+
 def test_what_was_used_longest_ago_goes_first(worlds: Worlds) -> None:
     world = worlds(most=30, most_per_repository=20)
     world.save(job(), "a", b"a" * 8)
