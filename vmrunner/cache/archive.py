@@ -4,6 +4,7 @@ client takes it for whole.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -39,6 +40,7 @@ class Archive(StreamingResponse):
     ) -> None:
         self._content, self._end, self._read, self._over = content, end, read, over
         self._begin, self._at = begin, begin
+        self._next: asyncio.Future[bytes] | None = None
         some = headers(content, begin, end)
         status = HTTPStatus.PARTIAL_CONTENT if "content-range" in some else HTTPStatus.OK
         super().__init__(self._pieces(first), status, some, MEDIA_TYPE)
@@ -48,6 +50,8 @@ class Archive(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
+            if self._next:
+                self._next.cancel()
             self._over(self._at - self._begin)
 
     async def _pieces(self, block: bytes) -> AsyncIterator[bytes]:
@@ -55,6 +59,16 @@ class Archive(StreamingResponse):
             skipped = self._at % BLOCK
             piece = block[skipped : skipped + self._end - self._at]
             self._at += len(piece)
-            yield piece
             if self._at < self._end:
-                block = await self._read(self._content, self._at // BLOCK)
+                # While this one goes the next one is read.
+                self._next = asyncio.ensure_future(self._read(self._content, self._at // BLOCK))
+                self._next.add_done_callback(_seen)
+            yield piece
+            if self._at < self._end and self._next:
+                block = await self._next
+
+
+def _seen(read: asyncio.Future[bytes]) -> None:
+    """Where nobody waits for it any more, nobody needs to know how it went."""
+    if not read.cancelled():
+        read.exception()
