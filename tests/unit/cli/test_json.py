@@ -48,7 +48,7 @@ Run = Callable[..., tuple[int, str]]
 WITHOUT = {
     *("config example", "config schema", "schema", "completion", "systemd install"),
     *("snapshot apparmor", "image sbom", "exec", "serve", "garm", "init"),
-    *("ssh", "console", "cp", "top"),
+    *("ssh", "console", "cp", "top", "cache setup"),
 }
 
 
