@@ -83,7 +83,9 @@ class Who:
         return rights(facts, self._groups) if facts else None
 
     def _facts(self, machine: str) -> JobFacts | None:
-        if machine not in self._told.now() and self._may_wait(machine):
+        if machine not in self._told.now():
+            if not self._may_wait(machine):
+                return None
             try:
                 until = self._clock() + self._patience
                 while machine not in self._told.now() and self._clock() < until:

@@ -119,18 +119,19 @@ def test_one_machine_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     first, second = (str(addresses.take(machine).ip) for machine in (ONE, TWO))
     path = tmp_path / "m.jobs.json"
     asked = Who(path, addresses, {}, wait=wait)
-    threads = [threading.Thread(target=asked.of, args=(first,)) for _ in range(4)]
+    answers: list[object] = []
+    threads = [threading.Thread(target=lambda: answers.append(asked.of(first))) for _ in range(4)]
     for thread in threads:
         thread.start()
         assert here.acquire(timeout=20)
     assert asked.of(first) is None, "a fifth one of this machine is refused at once"
     who.write(path, {str(TWO): FACTS})
     assert asked.of(second)
-    go.set()
     who.write(path, {str(ONE): FACTS, str(TWO): FACTS})
+    go.set()
     for thread in threads:
         thread.join(20)
-        assert not thread.is_alive()
+    assert answers == [rights(FACTS, {})] * 4, "and those that waited are answered"
 
 
 @pytest.mark.parametrize(
