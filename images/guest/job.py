@@ -521,23 +521,33 @@ def prepare(job: "Job") -> None:
 def told_of_packages(name: str, content: str, user: str) -> None:
     """A file that says where packages come from; what the image has there says it already."""
     if not name.startswith("~/"):
-        lay_new(Path(name), content, "root")
+        lay_new("", name, content, "root")
         return
-    for each in sorted({"root", user}):
-        lay_new(Path(pwd.getpwnam(each).pw_dir, name.removeprefix("~/")), content, each)
+    for each in {"root", user}:
+        lay_new(pwd.getpwnam(each).pw_dir, name[1:], content, each)
 
 
-def lay_new(path: Path, content: str, user: str) -> None:
-    """A file that everybody may read, of this user's, with the folders above it; where there is one
-    already it stays.
+def lay_new(home: str, name: str, content: str, user: str) -> None:
+    """A file that everybody may read, of this user's, with the folders below their home; where
+    there is one already it stays. Without a Path: the job waits for this, and each has much to do.
     """
-    if os.path.lexists(path):
+    made = []
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        file = os.open(home + name, flags, 0o644)
+    except FileExistsError:
         return
-    missing = [each for each in reversed(path.parents) if not each.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-    for each in (*missing, path):
-        own(each, user)
+    except FileNotFoundError:
+        for at, letter in enumerate(name):
+            if letter == "/" and at and not os.path.isdir(home + name[:at]):
+                os.mkdir(home + name[:at])
+                made.append(home + name[:at])
+        file = os.open(home + name, flags, 0o644)
+    os.write(file, content.encode())
+    os.close(file)
+    if user != "root":
+        for path in (*made, home + name):
+            own(Path(path), user)
 
 
 def make_work() -> None:
@@ -1110,6 +1120,7 @@ def rehearse(job: "Rehearsal") -> None:
         folder.mkdir(mode=0o711)
         (folder / "work").mkdir()
         own(folder / "work", job["user"])
+        lay_new(job["folder"], "/packages/told", "", job["user"])
         for name, content in job["files"].items():
             lay(
                 folder / "runner",
