@@ -118,7 +118,8 @@ def _told(removed: Removed, *, as_json: bool) -> None:
     if as_json:
         show(removed)
     else:
-        out.print(f"removed {removed.entries} entries; {size(removed.bytes)} are free again")
+        freed = f"; {size(removed.bytes)} are free again" if removed.bytes else ""
+        out.print(f"removed {removed.entries} entries{freed}")
 
 
 @contextmanager

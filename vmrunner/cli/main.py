@@ -88,6 +88,9 @@ def _run() -> int:
     except Exception as error:  # typer's own: a wrong command line
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
             raise
+        # Newer ones of typer have a library check values, which has its own words before ours.
+        if isinstance(said := getattr(error, "message", None), str):
+            error.message = said.removeprefix("Value error, ")  # type: ignore[attr-defined]
         error.show()
         return int(error.exit_code)
     except SystemExit as ended:  # typer's and rich's way out when nobody reads on

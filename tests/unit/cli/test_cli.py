@@ -96,6 +96,24 @@ def test_a_wrong_value_of_an_option_is_a_wrong_command(arguments: str, said: str
     assert done.stderr.splitlines()[0] == f"vmrunner: {said}"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            "report --by x",
+            "'--by': 'x' is not one of 'repository', 'organisation', 'pool', 'label'.",
+        ),
+        ("completion x", "'SHELL': 'x' is not one of 'bash', 'zsh', 'fish'."),
+        ("cache setup x", "'KIND': 'x' is not one of 'apt', 'npm', 'pypi', 'go', 'oci'."),
+    ],
+)
+def test_a_word_that_is_none_of_several(arguments: str, said: str) -> None:
+    """Without the words of a library that checks it."""
+    done = run(*arguments.split())
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(f"Invalid value for {said}")
+
+
 WRITERS = ("config example", "--help", "snapshot apparmor")
 
 
