@@ -95,7 +95,7 @@ class _Run(BaseModel):
         asked = told.get("pull_request")
         base = asked.get("base") if isinstance(asked, dict) else None
         base_ref = base.get("ref") if isinstance(base, dict) else None
-        ref = self._ref(told)
+        ref = self._ref(told, base_ref)
         return JobFacts(
             presentable(self.repository.full_name),
             ref,
@@ -106,13 +106,17 @@ class _Run(BaseModel):
             self.repository.id,
         )
 
-    def _ref(self, payload: Mapping[str, Any]) -> str:
+    def _ref(self, payload: Mapping[str, Any], base: object) -> str:
         """In full. The pretty one is a branch's as well as a tag's: it is never enough."""
-        ref, number = payload.get("ref"), payload.get("number")
+        ref = payload.get("ref")
         if self.trigger_event.startswith("pull_request"):
+            # With its base's privileges (pull_request_target) it runs on the base, and must read
+            # nothing that the pull request has written.
+            if self.trigger_event == "pull_request_target" or self.prettyref == base:
+                is_base = isinstance(base, str) and self.prettyref == base != ""
+                return f"refs/heads/{base}" if is_base else ""
             pretty = re.fullmatch(r"#([0-9]{1,18})", self.prettyref)
-            asked = pretty[1] if pretty else number if isinstance(number, int) else ""
-            return f"refs/pull/{asked}/head" if asked else ""
+            return f"refs/pull/{pretty[1]}/head" if pretty else ""
         if isinstance(ref, str) and _SHORT.sub("", ref) == self.prettyref != ref:
             return ref
         # A schedule runs on the default branch, and on nothing else.

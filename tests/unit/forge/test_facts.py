@@ -44,6 +44,7 @@ def test_the_ref_of_a_run(path: str, ref: str) -> None:
 
 
 PULL = {"number": 3, "pull_request": {"base": {"ref": "release"}}}
+TRICK = {"number": 3, "pull_request": {"base": {"ref": "#3"}}}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,13 @@ PULL = {"number": 3, "pull_request": {"base": {"ref": "release"}}}
         ("a/b", "workflow_dispatch", {"ref": "refs/heads/a/b"}, False, "refs/heads/a/b", None, 0),
         ("#3", "pull_request", PULL, False, "refs/pull/3/head", "release", False),
         ("#3", "pull_request", PULL, True, "refs/pull/3/head", "release", True),
-        ("release", "pull_request_target", PULL, True, "refs/pull/3/head", "release", True),
+        # On its base's branch, with its privileges: nothing that the pull request wrote is its own.
+        ("release", "pull_request_target", PULL, True, "refs/heads/release", "release", True),
+        ("release", "pull_request", PULL, False, "refs/heads/release", "release", False),
+        ("#3", "pull_request_target", PULL, True, "", "release", True),
+        ("#3", "pull_request_target", TRICK, True, "refs/heads/#3", "#3", True),
+        ("other", "pull_request_target", PULL, True, "", "release", True),
+        ("main", "pull_request_review", PULL, True, "", "release", True),
         ("#3", "pull_request_comment", {}, False, "refs/pull/3/head", None, False),
         ("main", "schedule", {}, False, "refs/heads/main", None, False),
         # What is not told, or does not fit together, is no ref; and then it writes nowhere.
