@@ -179,6 +179,13 @@ class Store:
                 "UPDATE repositories SET forge_id = ? WHERE repository = ?", (id_, name)
             )
 
+    def _is_its_name(self, rights: Rights) -> bool:
+        """Whether the entries of this name are this repository's. Between two steps of a request
+        a job of another one, that had the name before, may have been recognised.
+        """
+        id_ = rights.repository_id
+        return not id_ or self._forge_id(rights.repository) in (0, id_)
+
     def _forge_id(self, repository: str) -> int:
         with self._lock:
             row = self._database.execute(
@@ -193,7 +200,7 @@ class Store:
         name, then the newest one whose name begins with it.
         """
         with self._lock:
-            found = self._whole(rights, keys, version)
+            found = self._whole(rights, keys, version) if self._is_its_name(rights) else None
         with suppress(Refused), self._change() as database:  # figures alone
             _count(database, rights.repository, "misses" if found is None else "hits", 1)
             if found:
@@ -253,12 +260,13 @@ class Store:
     def open(self, rights: Rights, id_: int) -> Content:
         """The content of an entry that the job may read, to be closed. Raises Refused."""
         with self._lock:
+            is_its_name = self._is_its_name(rights)
             row = self._database.execute(
                 "SELECT repository, ref, offered, digest, entries.size, blocks FROM entries "
                 "JOIN blobs USING (digest) WHERE id = ?",
                 (id_,),
             ).fetchone()
-        if not row or not _may_read(rights, *row[:3]):
+        if not is_its_name or not row or not _may_read(rights, *row[:3]):
             raise Refused(Why.UNKNOWN, "There is no such archive for this job.")
         digest, size, blocks = row[3:]
         try:
@@ -318,6 +326,8 @@ class Store:
     ) -> None:
         now = self._clock()
         with self._change() as database:
+            if not self._is_its_name(rights):
+                raise Refused(Why.MAY_NOT, "This repository's name is another one's now.")
             if self.has(rights, key, version):
                 raise Refused(Why.TAKEN, "There is an entry of this key already.")
             self._blobs.put(part, digest)
@@ -370,21 +380,25 @@ class Store:
     ) -> bool:
         if most < 0:
             return False
-        while database.execute(taken, of[1]).fetchone()[0] > most:
-            if not self._drop_oldest(database, *of):
+        # Summed up once, not after each of what may be thousands that go: others wait for it.
+        (there,) = database.execute(taken, of[1]).fetchone()
+        while there > most:
+            gone = self._drop_oldest(database, *of)
+            if gone is None:
                 return False
+            size, freed = gone
+            there -= size if of[0] else freed
         return True
 
     def _drop_oldest(
         self, database: sqlite3.Connection, where: str, values: tuple[str, ...]
-    ) -> bool:
+    ) -> tuple[int, int] | None:
+        """Its size, and the bytes that are free again; None where there is none."""
         row = database.execute(
-            f"SELECT id FROM entries {where} ORDER BY used, number LIMIT 1",  # noqa: S608 — our own words
+            f"SELECT id, size FROM entries {where} ORDER BY used, number LIMIT 1",  # noqa: S608 — our own words
             values,
         ).fetchone()
-        if row:
-            self._drop(database, "id = ?", row)
-        return bool(row)
+        return (row[1], self._drop(database, "id = ?", row[:1]).bytes) if row else None
 
     def _drop(
         self, database: sqlite3.Connection, where: str, values: tuple[object, ...]

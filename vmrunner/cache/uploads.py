@@ -68,6 +68,9 @@ class Upload:
     granted: int = 0  # bytes for which there is room
     there: Ranges = field(default_factory=Ranges)
     known: dict[int, bytes] = field(default_factory=dict)  # digests of whole blocks
+    # Of a block that is there in part: who has written all of it so far. Two that write into one
+    # block each know a digest of what is not in the file.
+    writers: dict[int, Part] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     size: int = -1  # of the entry that it has become
     is_over: bool = False
@@ -146,6 +149,7 @@ class Uploads:
                     Why.TOO_MANY,
                     f"This machine has {self._limits.uploads} uploads that are not finished.",
                 )
+            self._forget_old(address)
             id_ = new_id()
             path = self._folder / str(id_)
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -155,6 +159,14 @@ class Uploads:
                 touched=self._clock(),
             )
             return id_
+
+    def _forget_old(self, address: str) -> None:
+        """Of a machine's uploads that are over only the last are remembered, for who has lost the
+        answer.
+        """
+        over = [each for each in self._all.values() if each.address == address and each.is_over]
+        for each in over[: -self._limits.uploads]:
+            del self._all[each.id]
 
     def _living(self) -> list[Upload]:
         return [each for each in self._all.values() if not each.is_over]
@@ -195,6 +207,8 @@ class Uploads:
             living = self._living()
             own = sum(each.granted for each in living if _is_beside(each, upload.rights))
             all_ = sum(each.granted for each in living)
+        # Several parts that were announced at the same time had room each, and not together.
+        self._store.check_disk(more)
         if not self._store.make_room(upload.rights.repository, own, all_):
             raise Refused(Why.NO_ROOM, "The cache has no room for what is being saved.")
 
@@ -212,6 +226,12 @@ class Uploads:
             # Until it is written nothing is known of it.
             for index in range(part.at // BLOCK, blobs.count(end)):
                 upload.known.pop(index, None)
+                is_alone = part.at <= index * BLOCK or upload.writers.get(index) is part
+                upload.writers.pop(index, None)
+                if not is_alone:
+                    whole.pop(index, None)
+                elif end < (index + 1) * BLOCK:
+                    upload.writers[index] = part
             _write_all(upload.fd, data, part.at)
             upload.there.add(part.at, end)
             if len(upload.there) > self._limits.ranges:
@@ -254,6 +274,7 @@ class Uploads:
     def _end(self, upload: Upload) -> None:
         upload.is_over = True
         upload.known.clear()
+        upload.writers.clear()
         os.close(upload.fd)
         with suppress(FileNotFoundError):
             upload.path.unlink()

@@ -561,3 +561,72 @@ def test_ranges(added: list[tuple[int, int]], is_all: bool, ranges: int, bytes_:
     for begin, end in added:
         there.add(begin, end)
     assert (there.is_all(9), len(there), there.bytes) == (is_all, ranges, bytes_)
+
+
+@pytest.mark.parametrize("steps", ["aba", "aaba", "abaa", "abba"])
+def test_parts_that_cross_do_not_spoil_what_others_have(world: World, steps: str) -> None:
+    """Whoever knows a content may not put another one in its place."""
+    known, fork = os.urandom(BLOCK), job(writes=PULL)
+    world.save(job(), "k", known)
+    id_ = world.uploads.reserve("f", fork, "k", "v", None)
+    parts = {name: world.uploads.claim("f", fork, id_, 0, BLOCK) for name in "ab"}
+    length = BLOCK // 4
+    data = {"a": known, "b": bytes(BLOCK)}
+    for name in steps:
+        part = parts[name]
+        world.uploads.write(part, data[name][part.at : part.at + length])
+    for name in "ba"[: 2 if steps[-1] == "a" else 1]:
+        part = parts[name]
+        world.uploads.write(part, data[name][part.at :])
+    world.uploads.commit("f", fork, id_, BLOCK)
+    assert world.load(job(), "k") == known
+    world.load(fork, "k")  # and it is what is in the file
+    assert world.told == []
+
+
+def test_a_job_of_the_repository_that_had_the_name_gives_the_new_one_nothing(world: World) -> None:
+    before, now = (job(repository_id=number) for number in (5, 6))
+    # In the middle of the new one's request.
+    world.store.recognise(now)
+    world.store.recognise(before)
+    world.save(before, "k", b"evil")
+    found = world.store.find(before, ("k",), "v")
+    assert found
+    assert world.find(now, "k") is None
+    for do in (lambda: world.store.open(now, found.id), lambda: world.save(now, "other", b"x")):
+        with pytest.raises(Refused):
+            do()
+    assert world.load(before, "k") == b"evil"
+
+
+def test_room_for_thousands_is_summed_up_once(world: World) -> None:
+    for number in range(40):
+        world.save(job(), f"k{number}", b"x" * (number + 1))
+    asked: list[str] = []
+    world.store._database.set_trace_callback(asked.append)
+    assert world.store.make_room("org/tool", world.store.limits.most_per_repository, 0)
+    assert world.store.make_room("org/two", 0, world.store.limits.most)
+    assert sum("sum(size)" in each for each in asked) == 4
+    assert world.keys() == set()
+
+
+def test_uploads_that_are_over_are_soon_forgotten(world: World) -> None:
+    for number in range(100):
+        id_ = world.uploads.reserve("a", job(), f"k{number}", "v", 1)
+        with pytest.raises(Refused):
+            world.uploads.commit("a", job(), id_, 0)
+    assert len(world.uploads._all) <= 2 * world.store.limits.uploads
+
+
+def test_parts_that_had_room_each_do_not_fill_the_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id_ = world.uploads.reserve("a", job(), "k", "v", None)
+    part = world.uploads.claim("a", job(), id_, 0, 10)
+
+    def full(_: int) -> None:
+        raise Refused(Why.NO_ROOM, "Full.")
+
+    monkeypatch.setattr(world.store, "check_disk", full)
+    with pytest.raises(Refused):
+        world.uploads.write(part, b"x" * 10)
