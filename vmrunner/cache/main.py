@@ -9,9 +9,10 @@ from pathlib import Path
 from socket import socket
 
 from vmrunner import beside, web
+from vmrunner.cache.refused import Refused
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.server import Bounded, Service, allow_connections, bind
-from vmrunner.cache.store import Limits, Store
+from vmrunner.cache.store import UNREADABLE, Limits, Store
 from vmrunner.cache.uploads import Uploads
 from vmrunner.cache.who import Who
 from vmrunner.config import Config
@@ -42,6 +43,8 @@ def serve(
                 f"The cache {folder} can't be used: {error.strerror}.",
                 "It has to be a folder of the service's user.",
             ) from None
+        except Refused as error:
+            raise ConfigError(error.sentence, UNREADABLE) from None
         web.serve(Service(store, uploads, who, log).application(), listening, Bounded)
 
 

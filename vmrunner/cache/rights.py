@@ -33,8 +33,11 @@ class Rights:
 def rights(facts: JobFacts, groups: Mapping[str, Collection[str]]) -> Rights:
     """What the job may do; `groups` are an admin's: a name -> the repositories that share."""
     default = _branch(facts.default_branch)
-    refs = (facts.ref, _branch(facts.base_ref or ""), default)
-    writes = _writes(facts)
+    # With its base's privileges, it reads nothing that a pull request wrote, whatever it runs on.
+    is_privileged = facts.event == "pull_request_target"
+    own = "" if is_privileged and facts.ref.startswith(_PULL_REQUEST) else facts.ref
+    refs = (own, _branch(facts.base_ref or ""), default)
+    writes = None if is_privileged else _writes(facts)
     group, shared = _group(facts.repository, groups)
     return Rights(
         facts.repository,

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 
 INDEX = "index.sqlite"
 """The file in a cache's folder that says what is in there."""
+UNREADABLE = (
+    "Is the disk full, or was it? What is in the cache may be removed at any time while the "
+    "service is stopped."
+)
+"""What an admin can do about an index that can't be used."""
 MiB, GiB = 1024**2, 1024**3
 _SCHEMA = 1
 _PATIENCE = 30.0  # seconds for another process to be done with the file

@@ -127,8 +127,10 @@ def _store(config_path: Path) -> Iterator[Store | None]:
     """The cache of this host, beside its service; None where there never was one. Raises
     ConfigError.
     """
+    import sqlite3
+
     from vmrunner import config
-    from vmrunner.cache.store import INDEX, Limits, Store
+    from vmrunner.cache.store import INDEX, UNREADABLE, Limits, Store
 
     settings = config.load(config_path)
     folder = settings.cache_dir
@@ -143,7 +145,10 @@ def _store(config_path: Path) -> Iterator[Store | None]:
         yield None
         return
     with closing(Store(folder, limits, warn)) as store:
-        yield store
+        try:
+            yield store
+        except sqlite3.Error as error:
+            raise ConfigError(f"The cache {folder} can't be used: {error}.", UNREADABLE) from None
 
 
 @contextmanager

@@ -35,6 +35,8 @@ FROM_PULL = replace(PUSH, ref=PULL, event="pull_request", base_ref="release")
         # One that runs on its base's ref may run anybody's code there.
         (replace(PUSH, event="pull_request_target", from_fork=True), None, (MAIN,)),
         (replace(PUSH, event="pull_request_target"), None, (MAIN,)),
+        (replace(FROM_PULL, event="pull_request_target"), None, (RELEASE, MAIN)),
+        (replace(FROM_PULL, event="pull_request_target", base_ref=None), None, (MAIN,)),
         (replace(PUSH, event="pull_request_review", ref=TOPIC), None, (TOPIC, MAIN)),
         # What is not known, and what is no ref, is no scope to write.
         (replace(PUSH, from_fork=True), None, (MAIN,)),

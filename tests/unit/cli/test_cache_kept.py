@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from socket import socket
 
 import pytest
 
+from tests.fakes import FakeLog
 from tests.unit.cli.schemas import checked
+from vmrunner.cache.main import serve
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import Limits, Store
 from vmrunner.cache.uploads import Uploads
 from vmrunner.cli.main import main
+from vmrunner.errors import ConfigError
 
 MAIN = "refs/heads/main"
 CONFIG = """\
@@ -130,6 +135,25 @@ def test_a_cache_that_is_no_cache(tmp_path: Path, run: Run) -> None:
     for command in (("stats",), ("prune",), ("clear", "org/tool", "--yes")):
         code, _, err = run(*command)
         assert (code, "can't be used" in err, "Traceback" in err) == (3, True, False)
+
+
+def test_a_cache_whose_index_has_gone_bad(tmp_path: Path, run: Run) -> None:
+    """What it holds, not its head: it opens, and fails later."""
+    save(tmp_path, "org/tool", "k", b"x")
+    index = tmp_path / "cache" / "index.sqlite"
+    with closing(sqlite3.connect(index)) as database:
+        pages = database.execute("SELECT rootpage FROM sqlite_schema WHERE rootpage").fetchall()
+        (size,) = database.execute("PRAGMA page_size").fetchone()
+    with index.open("r+b") as file:
+        for (page,) in pages:
+            file.seek((page - 1) * size)
+            if page > 1:
+                file.write(b"\xff" * size)
+    for command in (("stats",), ("prune",), ("clear", "org/tool", "--yes")):
+        code, _, err = run(*command)
+        assert (code, "malformed" in err, "Traceback" in err) == (3, True, False)
+    with closing(socket()) as listening, pytest.raises(ConfigError, match="malformed"):
+        serve(listening, tmp_path / "cache", Limits(), lambda _: None, FakeLog())
 
 
 def test_another_users_cache() -> None:
