@@ -343,6 +343,11 @@ def test_npm_in_short_and_in_full(tmp_path: Path) -> None:
         audit = "/-/npm/v1/security/advisories/bulk"
         said = [ask(one, audit, method="POST", body=each).body for each in (b"{1}", b"{2}")]
         assert [b"{1}" in said[0], b"{2}" in said[1]] == [True, True], "not kept"
+        # A question, and nothing that would change something there.
+        before = len(upstream.asked)
+        for method in ("PUT", "DELETE", "PATCH", "GET"):
+            assert ask(one, audit, method=method, body=b"{3}").status == 405
+        assert len(upstream.asked) == before
 
 
 def test_the_files_of_pypis_index_come_from_here(tmp_path: Path) -> None:
