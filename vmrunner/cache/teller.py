@@ -103,7 +103,7 @@ class Teller:
         """Write down what is known, and ask for the rest; the seconds until there is more to do."""
         if self._seen is None:
             return _IDLE
-        forge, jobs = self._seen
+        seen = forge, jobs = self._seen
         there = {job.machine for job in jobs}
         self._known = {each: facts for each, facts in self._known.items() if each in there}
         self._failed = {each: when for each, when in self._failed.items() if each in there}
@@ -122,6 +122,9 @@ class Teller:
                 later = retry_at(now, count + 1, _FIRST_REST, _LONGEST_REST, now)
                 self._failed[job.machine] = count + 1, later
             self._write()
+            if self._seen is not seen:
+                # A forge may take long: what a later pass has ended or held meanwhile goes first.
+                return 0.0
         waits = [again - self._clock() for _, again in self._failed.values()]
         return max(0.0, min([*waits, _IDLE]))
 

@@ -194,3 +194,25 @@ def test_what_a_pass_does_counts() -> None:
     goes = Finish(ONE, Ending.DONE, "over")
     assert list(running(survey(at_work, goes))) == []
     assert list(running(survey(at_work, Hold(at_work, AT_WORK, goes)))) == []
+
+
+def test_what_ends_while_the_forge_takes_long_is_not_told_any_more(
+    tmp_path: Path, teller: Teller, forge: Any
+) -> None:
+    three = MachineId("m", "00000003")
+    forge.says |= {"8.1": FACTS, "9.1": FACTS}
+    teller.saw(forge, [job(ONE)])
+    teller.tell()
+    answer = forge.facts
+
+    def slow(*asked: Any) -> Any:
+        teller.saw(forge, [job(TWO, "8.1"), job(three, "9.1")])  # the first one has ended
+        return answer(*asked)
+
+    forge.facts = slow
+    teller.saw(forge, [job(ONE), job(TWO, "8.1"), job(three, "9.1")])
+    assert teller.tell() == 0
+    forge.facts = answer
+    teller.tell()
+    assert forge.asked == [("7.1", 3), ("8.1", 3), ("9.1", 3)], "each of them once"
+    assert told(tmp_path) == {str(TWO): FACTS, str(three): FACTS}
