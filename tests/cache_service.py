@@ -35,6 +35,7 @@ if __name__ == "__main__":
         main.serve(
             _listening,
             Path(_folder),
+            "https://forge.example",
             replace(Limits(keep_free=0), **json.loads(_limits)),
             _who(Path(_rights)),
             open_log(Format.TEXT, Level.INFO),

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from socket import socket
 
-from vmrunner import beside, web
+from vmrunner import beside, lock, web
 from vmrunner.cache.refused import Refused
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.server import Bounded, Service, allow_connections, bind
@@ -20,21 +20,34 @@ from vmrunner.errors import ConfigError
 from vmrunner.log import Log
 from vmrunner.network.addresses import gateway
 
+_PATIENCE = 10.0  # seconds for the one before to end
+
 
 def serve(
-    listening: socket, folder: Path, limits: Limits, who: Callable[[str], Rights | None], log: Log
+    listening: socket,
+    folder: Path,
+    forge: str,
+    limits: Limits,
+    who: Callable[[str], Rights | None],
+    log: Log,
 ) -> None:
-    """Answer at this socket until the standard input ends; raises ConfigError.
-
-    Nobody else does: who listens there is the only one that takes uploads, and sweeps them.
+    """Answer at this socket until the standard input ends, for jobs of the forge with this address;
+    raises ConfigError, and Busy where another process does so from the same folder: one alone takes
+    uploads, and sweeps them.
     """
 
     def warn(sentence: str) -> None:
         log.warning(sentence)
 
     allow_connections()
-    with closing(Store(folder, limits, warn)) as store:
+    other = f"Another vmrunner serves the cache {folder}"
+    hint = "Give this manager another `state_dir`."
+    with (
+        closing(Store(folder, limits, warn)) as store,
+        lock.held(folder / "lock", other, hint, wait=_PATIENCE, say=warn),
+    ):
         try:
+            store.belong_to(forge)
             uploads = Uploads(store, who)
             uploads.sweep()
             store.sweep()
@@ -56,7 +69,8 @@ def run(settings: Config, log: Log) -> None:
     who = Who(settings.cache_jobs_file, settings.addresses(), cache.groups)
     with bind(address, cache.listen_port) as listening:
         log.info("the cache is served", listen=f"{address}:{cache.listen_port}")
-        serve(listening, settings.cache_dir, Limits.of(cache), who.of, log)
+        forge = settings.forge.url
+        serve(listening, settings.cache_dir, forge, Limits.of(cache), who.of, log)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ CREATE TABLE IF NOT EXISTS entries (
 CREATE INDEX IF NOT EXISTS by_use ON entries (used);
 CREATE INDEX IF NOT EXISTS by_repository ON entries (repository, used);
 CREATE INDEX IF NOT EXISTS by_digest ON entries (digest);
+CREATE TABLE IF NOT EXISTS forge (url TEXT);
 CREATE TABLE IF NOT EXISTS repositories (
     repository TEXT PRIMARY KEY COLLATE NOCASE,
     hits INTEGER DEFAULT 0,
@@ -168,6 +169,25 @@ class Store:
                     with suppress(sqlite3.Error):
                         self._database.execute("ROLLBACK")
                 raise Refused(Why.NO_ROOM, f"The cache can't write its index: {error}.") from None
+
+    def belong_to(self, forge: str) -> None:
+        """What was kept for jobs of another forge goes: a repository of the same name and id is
+        another one there. Raises Refused.
+        """
+        with self._change() as database:
+            row = database.execute("SELECT url FROM forge").fetchone()
+            if row and row[0] == forge:
+                return
+            database.execute("DELETE FROM forge")
+            database.execute("INSERT INTO forge VALUES (?)", (forge,))
+            if not row:
+                return
+            names = database.execute("SELECT repository FROM repositories").fetchall()
+            gone = [self._forget(database, name) for (name,) in names if name]
+        self._warn(
+            f"The cache was that of {row[0]}, and is that of {forge} now: "
+            f"{sum(each.entries for each in gone)} entries are removed."
+        )
 
     def recognise(self, rights: Rights) -> None:
         """What was kept for another repository of this name, which is no more or has another name

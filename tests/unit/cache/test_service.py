@@ -210,6 +210,7 @@ def test_a_key_never_becomes_a_path(service: Served, key: str, name: str) -> Non
     assert {each.name for each in service.folder.iterdir()} <= {
         "blobs",
         "uploads",
+        "lock",
         *(f"index.sqlite{end}" for end in ("", "-wal", "-shm")),
     }
 

@@ -630,3 +630,18 @@ def test_parts_that_had_room_each_do_not_fill_the_disk(
     monkeypatch.setattr(world.store, "check_disk", full)
     with pytest.raises(Refused):
         world.uploads.write(part, b"x" * 10)
+
+
+def test_a_cache_of_another_forge_has_nothing_for_this_one(world: World) -> None:
+    world.store.belong_to("https://forge.example")
+    world.save(job(repository_id=7), "k", b"x")
+    world.store.belong_to("https://forge.example")
+    assert world.find(job(repository_id=7), "k") == "k"
+    world.store.belong_to("https://other.example")
+    assert world.find(job(repository_id=7), "k") is None
+    assert world.told == [
+        "The cache was that of https://forge.example, and is that of https://other.example now: "
+        "1 entries are removed."
+    ]
+    world.save(job(repository_id=7), "k", b"y")
+    assert world.load(job(repository_id=7), "k") == b"y"

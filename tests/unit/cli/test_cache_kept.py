@@ -15,12 +15,14 @@ import pytest
 
 from tests.fakes import FakeLog
 from tests.unit.cli.schemas import checked
+from vmrunner import lock
+from vmrunner.cache import main as cache_main
 from vmrunner.cache.main import serve
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import Limits, Store
 from vmrunner.cache.uploads import Uploads
 from vmrunner.cli.main import main
-from vmrunner.errors import ConfigError
+from vmrunner.errors import Busy, ConfigError
 
 MAIN = "refs/heads/main"
 CONFIG = """\
@@ -153,7 +155,20 @@ def test_a_cache_whose_index_has_gone_bad(tmp_path: Path, run: Run) -> None:
         code, _, err = run(*command)
         assert (code, "malformed" in err, "Traceback" in err) == (3, True, False)
     with closing(socket()) as listening, pytest.raises(ConfigError, match="malformed"):
-        serve(listening, tmp_path / "cache", Limits(), lambda _: None, FakeLog())
+        serve(listening, tmp_path / "cache", "", Limits(), lambda _: None, FakeLog())
+
+
+def test_one_process_alone_serves_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two managers may have one `state_dir`: one would remove the other's uploads."""
+    monkeypatch.setattr(cache_main, "_PATIENCE", 0.0)
+    save(tmp_path, "org/tool", "k", b"x")
+    folder = tmp_path / "cache"
+    with (
+        lock.held(folder / "lock", "", "", wait=0, say=print),
+        closing(socket()) as listening,
+        pytest.raises(Busy, match="Another vmrunner serves the cache"),
+    ):
+        serve(listening, folder, "", Limits(), lambda _: None, FakeLog())
 
 
 def test_another_users_cache() -> None:
