@@ -440,11 +440,11 @@ def test_where_it_can_not_listen() -> None:
 
 
 def test_who_says_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VMRUNNER_TEST_PATIENCE", "0.3")
     jobs = {MAIN: rights(JOBS[MAIN], {})}
     with served(tmp_path / "cache", jobs) as running:
-        whole = os.urandom(64 * BLOCK)
-        assert running.client().save("k", whole) == 200
+        assert running.client().save("k", os.urandom(64 * BLOCK)) == 200
+    monkeypatch.setenv("VMRUNNER_TEST_PATIENCE", "1.5")
+    with served(tmp_path / "cache", jobs) as running:
         at = path_of(running.client().lookup("k").json["archiveLocation"])
         asked: tuple[bytes, ...] = (
             b"GET / HTTP/1.1\r\nHost",
