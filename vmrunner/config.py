@@ -652,6 +652,8 @@ class PackagesConfig(Section):
     pypi: Upstream = False
     go: Upstream = False
     oci: Upstream = False
+    crates: Upstream = False
+    maven: Upstream = False
     first_port: Annotated[StrictInt, Field(ge=1, le=65535 - len(Ecosystem) + 1)] = 8490
     max: Annotated[Mebibytes, Field(ge=100)] = 20 * 1024
 

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from http.client import HTTPConnection, IncompleteRead
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import trustme
@@ -43,7 +44,7 @@ from tests.fetching import (
 )
 from vmrunner.cli.packages_files import Proxy
 from vmrunner.machine import packages
-from vmrunner.model.packages import PYPI_FILES, Ecosystem
+from vmrunner.model.packages import Ecosystem
 
 pytestmark = pytest.mark.long  # `make long` has these programs
 NGINX = [each for each in Ecosystem if each is not Ecosystem.OCI]
@@ -52,12 +53,16 @@ STAYS = {
     Ecosystem.NPM: "/@scope%2fname/-/name-1.2.3.tgz",
     Ecosystem.PYPI: "/files/packages/0a/1b/six-1.16.0.tar.gz",
     Ecosystem.GO: "/example.com/!module/@v/v1.2.3.zip",
+    Ecosystem.CRATES: "/files/crates/name/1.2.3/download",
+    Ecosystem.MAVEN: "/maven2/org/example/name/1.2.3/name-1.2.3.jar",
 }
 CHANGES = {
     Ecosystem.APT: "/debian/dists/stable/InRelease",
     Ecosystem.NPM: "/@scope%2fname",
     Ecosystem.PYPI: "/simple/six/",
     Ecosystem.GO: "/example.com/!module/@v/list",
+    Ecosystem.CRATES: "/na/me/name",
+    Ecosystem.MAVEN: "/maven2/org/example/name/maven-metadata.xml",
 }
 HOSTILE = {
     "Host": "127.0.0.66",
@@ -112,11 +117,16 @@ def asked(kind: Ecosystem, upstream: Upstream) -> dict[str, str]:
     return {"Host": f"{NAME}:{upstream.port}"} if kind is Ecosystem.APT else {}
 
 
-def local_files(upstream: Upstream):  # type: ignore[no-untyped-def]
-    """PyPI's files come from the same place as its index here."""
-    return lambda config: config.replace(PYPI_FILES, upstream.url).replace(
-        PYPI_FILES.removeprefix("https://"), upstream.url.removeprefix("http://")
-    )
+def local_files(upstream: Upstream) -> Callable[[str], str]:
+    """Files come from the same place as their index here."""
+
+    def change(config: str) -> str:
+        for files in filter(None, (each.files for each in Ecosystem)):
+            config = config.replace(files, upstream.url)
+            config = config.replace(urlsplit(files).netloc, urlsplit(upstream.url).netloc)
+        return config
+
+    return change
 
 
 @pytest.mark.parametrize("kind", NGINX)
@@ -361,6 +371,79 @@ def test_the_files_of_pypis_index_come_from_here(tmp_path: Path) -> None:
         assert ask(one, "/simple/six/").body == b'<a href="/files/packages/a/six.whl#x">'
         ask(one, "/files/packages/a/six.whl")
         assert upstream.paths() == ["/simple/six/", "/packages/a/six.whl"]
+
+
+def test_crates_come_from_here(tmp_path: Path) -> None:
+    """Wherever the index says that they are: beside it, or where the public ones are."""
+    upstream = Upstream(headers={"Content-Type": "text/plain"})
+    with answering(upstream):
+        one = proxy(tmp_path, Ecosystem.CRATES, f"{upstream.url}/index")
+        files = one.mirror.of.files
+        upstream.pages["/index/config.json"] = (
+            f'{{"dl": "{files}/crates", "own": "{upstream.url}/dl", "api": "https://a.example"}}'
+        ).encode()
+        upstream.pages["/index/config.json/config.json"] = files.encode()
+        with running(one):
+            here = f"http://127.0.0.1:{one.mirror.port}"
+            for kept in ("MISS", "HIT"):
+                got = ask(one, "/index/config.json", {"Accept-Encoding": "gzip"})
+                assert (got.status, got.kept) == (200, kept)
+                assert json.loads(got.body) == {
+                    "dl": f"{here}/files/crates",
+                    "own": f"{here}/dl",
+                    "api": "https://a.example",
+                }
+            assert upstream.asked[-1][2]["Accept-Encoding"] == "identity"
+            # Nothing else is changed, and the list of a crate comes short.
+            assert ask(one, "/index/config.json/config.json").body == files.encode()
+            upstream.headers["Content-Encoding"] = "gzip"
+            upstream.pages["/index/na/me/name"] = packed = gzip.compress(files.encode())
+            short = ask(one, "/index/na/me/name", {"Accept-Encoding": "gzip"})
+            assert (short.body, upstream.asked[-1][2]["Accept-Encoding"]) == (packed, "gzip")
+            assert ask(one, "/index/na/me/name").body == files.encode()
+
+
+STAY = {
+    Ecosystem.CRATES: (
+        "/dl/name/1.2.3/download",
+        "/dl/name/1.2.3-rc.1+b/download",
+        "/dl/name/name-1.2.3.crate",
+    ),
+    Ecosystem.MAVEN: (
+        "/org/example/name/1.2.3/name-1.2.3.pom",
+        "/org/example/name/1.2.3/name-1.2.3-sources.jar.sha1",
+        "/org/example/a.b/Final/a.b-Final.tar.gz",
+        "/name/r09/name-r09.jar.asc",
+    ),
+}
+PASS = {
+    Ecosystem.CRATES: ("/config.json", "/1/a", "/do/wn/download", "/cr/at/crate", "/3/d/dl-"),
+    Ecosystem.MAVEN: (
+        "/org/example/name/maven-metadata.xml",
+        "/org/example/name/maven-metadata.xml.sha1",
+        "/org/example/name/1.2-SNAPSHOT/maven-metadata.xml",
+        "/org/example/name/1.2-SNAPSHOT/name-1.2-SNAPSHOT.jar",
+        "/org/example/name/1.2-SNAPSHOT/name-1.2-20261130.000000-1.jar",
+        "/org/example/name/1.2/other-1.2.jar",
+        "/archetype-catalog.xml",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STAY)
+def test_versions_stay_and_what_lists_them_does_not(tmp_path: Path, kind: Ecosystem) -> None:
+    soon = ("proxy_cache_valid 200 1m;", "proxy_cache_valid 200 1s;")
+    upstream = Upstream()
+    with (
+        answering(upstream),
+        running(made(tmp_path, kind, upstream), lambda text: text.replace(*soon)) as one,
+    ):
+        paths = [*STAY[kind], *PASS[kind]]
+        for path in paths:
+            assert ask(one, path).status == 200
+        time.sleep(2.1)
+        kept = {path: ask(one, path).kept for path in paths}
+    assert {path for path, how in kept.items() if how == "HIT"} == set(STAY[kind])
 
 
 def test_what_may_change_is_asked_for_again(tmp_path: Path) -> None:

@@ -469,9 +469,9 @@ def packages(lines: str) -> str:
         (packages('apt = "https://mirror.example/debian"'), "goes past any cache"),
         (packages('oci = "https://registry.example/v2"'), "a registry's address, without a path"),
         (packages("go = true\nfirst_port = 50"), "at 53 the machines' resolver listens"),
-        (packages("first_port = 65532"), "has to be 65531 at most"),
+        (packages("first_port = 65532"), "has to be 65529 at most"),
         (packages('max = "1MiB"'), "cache.packages.max"),
-        (packages("maven = true"), "cache.packages.maven"),
+        (packages("nuget = true"), "cache.packages.nuget"),
         (
             packages("go = true\n[cache]\nlisten_port = 8493"),
             "listen_port is where machines fetch go packages, too",

@@ -22,7 +22,9 @@ _MODE = 0o644  # nothing of it is secret, and its service is nobody's account
 
 @cache_app.command("setup")
 def setup(
-    of: Annotated[Ecosystem, typer.Argument(metavar="KIND", help="apt, npm, pypi, go or oci.")],
+    of: Annotated[
+        Ecosystem, typer.Argument(metavar="KIND", help="apt, npm, pypi, go, oci, crates or maven.")
+    ],
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Write the files; without it they are shown.")
     ] = False,

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vmrunner.cli.systemd_units import word
-from vmrunner.model.packages import PYPI_FILES, Ecosystem, Mirror
+from vmrunner.model.packages import Ecosystem, Mirror
 from vmrunner.render import text
 
 MARK = "# Written by `vmrunner cache setup`, which never overwrites it."
@@ -25,10 +25,15 @@ _FOREVER = {
         r"/@v/v\d+\.\d+\.\d+[^/]*\.(info|mod|zip)$",
         r"^/sumdb/[^/]+/(tile|lookup)/",
     ),
+    # Where they are beside the index.
+    Ecosystem.CRATES: (r"/\d+\.\d+\.\d+[^/]*/download$", r"-\d+\.\d+\.\d+[^/]*\.crate$"),
+    # name/version/name-version, which no list of versions is called, but for what is a snapshot.
+    Ecosystem.MAVEN: (r"/([^/]+)/((?![^/]*SNAPSHOT)[^/]+)/\1-\2[-.][^/]+$",),
 }
 """Which paths, as regular expressions of nginx, lead to what is never another thing."""
 
-_FRESH = {Ecosystem.APT: "1m", Ecosystem.NPM: "5m", Ecosystem.PYPI: "10m", Ecosystem.GO: "1m"}
+_FRESH = {Ecosystem.NPM: "5m", Ecosystem.PYPI: "10m"}
+_SOON = "1m"
 """For how long the rest is believed; of npm and PyPI as they say themselves."""
 
 
@@ -103,10 +108,11 @@ class Proxy:
             hosts=self.mirror.apt_hosts,
             origin=self.mirror.origin,
             host=urlsplit(self.mirror.upstream).netloc,
-            files=PYPI_FILES,
-            files_host=urlsplit(PYPI_FILES).netloc,
+            path=urlsplit(self.mirror.upstream).path,
+            files=self.mirror.of.files,
+            files_host=urlsplit(self.mirror.of.files).netloc,
             forever=_FOREVER[self.mirror.of],
-            fresh=_FRESH[self.mirror.of],
+            fresh=_FRESH.get(self.mirror.of, _SOON),
         )
 
     @property

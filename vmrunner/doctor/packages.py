@@ -17,6 +17,8 @@ _ASKED = {
     Ecosystem.PYPI: "/pip/",
     Ecosystem.GO: "/sumdb/sum.golang.org/supported",
     Ecosystem.OCI: "/v2/",
+    Ecosystem.CRATES: "/config.json",
+    Ecosystem.MAVEN: "/junit/junit/maven-metadata.xml",
 }
 """What each is asked for, below its upstream's path."""
 _OURS, _REGISTRY = "X-Vmrunner-Cache", "Docker-Distribution-Api-Version"

@@ -63,6 +63,19 @@ def _files(mirror: Mirror) -> dict[str, str]:
             }
         case Ecosystem.OCI:
             return {}  # Docker's is the pool's registry mirror
+        case Ecosystem.CRATES:
+            # Another source of the same packages: lock files go on to name the public one, and
+            # their checksums hold.
+            return {
+                "~/.cargo/config.toml": f'# {_HEAD}\n[source.crates-io]\nreplace-with = "vmrunner"'
+                f'\n[source.vmrunner]\nregistry = "sparse+{mirror.url}/"\n'
+            }
+        case Ecosystem.MAVEN:
+            return {
+                "~/.m2/settings.xml": f"<settings>\n<!-- {_HEAD} -->\n<mirrors><mirror>"
+                f"<id>vmrunner</id><mirrorOf>central</mirrorOf><url>{mirror.url}</url>"
+                "</mirror></mirrors>\n</settings>\n"
+            }
 
 
 def _npm_host(mirror: Mirror) -> str:

@@ -15,11 +15,18 @@ class Ecosystem(StrEnum):
     PYPI = "pypi"
     GO = "go"
     OCI = "oci"
+    CRATES = "crates"
+    MAVEN = "maven"
 
     @property
     def public(self) -> str:
         """Where everybody fetches it from. apt's packages come from APT_HOSTS, each by its name."""
         return _PUBLIC[self]
+
+    @property
+    def files(self) -> str:
+        """Where the public index says that its files are; empty where they are beside it."""
+        return _FILES.get(self, "")
 
 
 _PUBLIC = {
@@ -28,6 +35,8 @@ _PUBLIC = {
     Ecosystem.PYPI: "https://pypi.org/simple",
     Ecosystem.GO: "https://proxy.golang.org",
     Ecosystem.OCI: "https://registry-1.docker.io",
+    Ecosystem.CRATES: "https://index.crates.io",
+    Ecosystem.MAVEN: "https://repo.maven.apache.org/maven2",
 }
 APT_HOSTS = (
     "deb.debian.org",
@@ -37,8 +46,10 @@ APT_HOSTS = (
     "ports.ubuntu.com",
 )
 """Whose packages are signed, and fetched without TLS."""
-PYPI_FILES = "https://files.pythonhosted.org"
-"""Where PyPI's index says that its files are."""
+_FILES = {
+    Ecosystem.PYPI: "https://files.pythonhosted.org",
+    Ecosystem.CRATES: "https://static.crates.io",
+}
 
 
 @dataclass(frozen=True)

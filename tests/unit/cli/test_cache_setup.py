@@ -112,7 +112,7 @@ def test_a_link_to_nowhere_is_somebodys(tmp_path: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "more", "code", "says"),
     [
-        (["maven"], {}, 2, "is not one of 'apt', 'npm', 'pypi', 'go', 'oci'"),
+        (["nuget"], {}, 2, "is not one of 'apt', 'npm', 'pypi', 'go', 'oci', 'crates', 'maven'"),
         (["apt"], {"packages": 'apt = "https://a.example"'}, 3, "goes past any cache"),
         (["npm"], {"libvirt": 'uri = "qemu+ssh://h/system"'}, 3, "do not reach this host"),
         (["go", "--yes", "--directory", "/proc/no"], {}, 3, "can't be written"),
@@ -171,6 +171,10 @@ def test_an_upstream_of_ones_own() -> None:
     apt = proxy(Ecosystem.APT, "http://mirror.example:3142/debian").config()
     assert "    mirror.example:3142 http://mirror.example:3142;\n" in apt
     assert "    security.debian.org http://security.debian.org;\n" in apt
+    crates = proxy(Ecosystem.CRATES, "https://crates.example/index").config()
+    assert 'location = "/index/config.json" {' in crates
+    assert 'sub_filter "https://crates.example/" "http://10.87.0.1:8490/";' in crates
+    assert "index.crates.io" not in crates
     oci = proxy(Ecosystem.OCI, "https://registry.example").config()
     assert "remoteurl: https://registry.example\n" in oci
 

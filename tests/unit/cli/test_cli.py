@@ -104,7 +104,10 @@ def test_a_wrong_value_of_an_option_is_a_wrong_command(arguments: str, said: str
             "'--by': 'x' is not one of 'repository', 'organisation', 'pool', 'label'.",
         ),
         ("completion x", "'SHELL': 'x' is not one of 'bash', 'zsh', 'fish'."),
-        ("cache setup x", "'KIND': 'x' is not one of 'apt', 'npm', 'pypi', 'go', 'oci'."),
+        (
+            "cache setup x",
+            "'KIND': 'x' is not one of 'apt', 'npm', 'pypi', 'go', 'oci', 'crates', 'maven'.",
+        ),
     ],
 )
 def test_a_word_that_is_none_of_several(arguments: str, said: str) -> None:

@@ -64,6 +64,12 @@ def test_there_are_none() -> None:
         (Ecosystem.PYPI, "X-Vmrunner-Cache", "/simple/pip/ 127.0.0.1:{}"),
         (Ecosystem.GO, "X-Vmrunner-Cache", "/sumdb/sum.golang.org/supported 127.0.0.1:{}"),
         (Ecosystem.OCI, "Docker-Distribution-Api-Version", "/v2/ 127.0.0.1:{}"),
+        (Ecosystem.CRATES, "X-Vmrunner-Cache", "/config.json 127.0.0.1:{}"),
+        (
+            Ecosystem.MAVEN,
+            "X-Vmrunner-Cache",
+            "/maven2/junit/junit/maven-metadata.xml 127.0.0.1:{}",
+        ),
     ],
 )
 def test_each_is_asked(of: Ecosystem, header: str, asked: str) -> None:

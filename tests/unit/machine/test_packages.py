@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import configparser
 import socket
+import tomllib
+from xml.etree import ElementTree
 
 import pytest
 
@@ -52,6 +54,34 @@ def test_go_asks_the_upstream_when_the_host_does_not_answer() -> None:
     text = packages.files([mirror(Ecosystem.GO)])["~/.config/go/env"]
     assert "GOPROXY=http://10.87.0.1:8490|https://proxy.golang.org,direct\n" in text
     assert "SUM" not in text, "checksums go on to be looked up"
+
+
+@pytest.mark.parametrize(
+    ("upstream", "index"),
+    [
+        ("", "sparse+http://10.87.0.1:8490/"),
+        ("https://crates.example:8443/a/index", "sparse+http://10.87.0.1:8490/a/index/"),
+    ],
+)
+def test_cargo_has_another_source_of_the_same_crates(upstream: str, index: str) -> None:
+    text = packages.files([mirror(Ecosystem.CRATES, upstream)])["~/.cargo/config.toml"]
+    assert tomllib.loads(text) == {
+        "source": {"crates-io": {"replace-with": "vmrunner"}, "vmrunner": {"registry": index}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("upstream", "url"),
+    [
+        ("", "http://10.87.0.1:8490/maven2"),
+        ("https://maven.example/repo/central", "http://10.87.0.1:8490/repo/central"),
+        ("https://maven.example", "http://10.87.0.1:8490"),
+    ],
+)
+def test_maven_has_a_mirror_of_central_alone(upstream: str, url: str) -> None:
+    text = packages.files([mirror(Ecosystem.MAVEN, upstream)])["~/.m2/settings.xml"]
+    found = {each.tag: each.text for each in ElementTree.fromstring(text).iter() if not len(each)}  # noqa: S314 — our own
+    assert found == {"id": "vmrunner", "mirrorOf": "central", "url": url}
 
 
 def test_docker_has_a_registry_mirror() -> None:
