@@ -17,7 +17,6 @@ from vmrunner.cli.app import (
     ConfigOption,
     JsonOption,
     YesOption,
-    cache_app,
     confirm,
     out,
     show,
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from vmrunner.cache.store import Removed, Store
 
 
-@cache_app.command("stats")
 def stats(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Show what each repository keeps in the cache, how often its jobs found something there, and
     how much went in and out.
@@ -59,7 +57,6 @@ def stats(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH)
         out.print("Nothing was ever asked of the cache.")
 
 
-@cache_app.command("prune")
 def prune(
     unused: Annotated[
         str | None,
@@ -86,7 +83,6 @@ def prune(
         _told(store.prune(seconds) if store else Removed(0, 0), as_json=as_json)
 
 
-@cache_app.command("clear")
 def clear(
     repository: Annotated[
         str,

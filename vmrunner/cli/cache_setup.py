@@ -10,7 +10,7 @@ import typer
 
 from vmrunner import config
 from vmrunner.cli import first_files, systemd_units
-from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, cache_app, out
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, out
 from vmrunner.cli.packages_files import Proxy, name_servers
 from vmrunner.errors import ConfigError
 from vmrunner.model.packages import Ecosystem
@@ -20,7 +20,6 @@ _LEAST_FREE = 1024  # MiB
 _MODE = 0o644  # nothing of it is secret, and its service is nobody's account
 
 
-@cache_app.command("setup")
 def setup(
     of: Annotated[
         Ecosystem, typer.Argument(metavar="KIND", help="apt, npm, pypi, go, oci, crates or maven.")
