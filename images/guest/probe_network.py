@@ -54,6 +54,7 @@ def exchange(kind: socket.SocketKind, address: str, port: int) -> None:
     with socket.socket(family, kind) as connection:
         connection.settimeout(PATIENCE)
         connection.connect(place)
+        connection.getpeername()  # a connection has one, whatever connect() came back with
         if kind is socket.SOCK_DGRAM:
             connection.send(b"hello")
             connection.recv(2048)
@@ -69,13 +70,16 @@ def answers(kind: socket.SocketKind, address: str, port: int) -> bool:
 
 
 def reaches(kind: socket.SocketKind, address: str, port: int) -> bool:
-    """Whether somebody says yes or no."""
+    """Whether somebody says yes or no; which of them, and when, goes to stderr."""
+    began, word = time.monotonic(), "yes"
     try:
         exchange(kind, address, port)
     except ConnectionRefusedError:
-        return True
+        word = "no"
     except OSError:
         return False
+    after = time.monotonic() - began
+    print(f"{kind.name} {address} {port}: {word} after {after:.2f} s", file=sys.stderr)
     return True
 
 

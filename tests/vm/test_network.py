@@ -215,7 +215,9 @@ def test_neighbours_and_the_outside_reach_nobody(lay_ground: Callable[..., Groun
             ]
         )
         done = ground.run("exec", "--image", "test-gitea", "--memory", "1GiB", "--", *tried)
-        assert json.loads(done.stdout) == [False, False, False, True], evidence(address)
+        assert json.loads(done.stdout) == [False, False, False, True], (
+            f"{done.stderr}\n{evidence(address)}"
+        )
         outside = [
             "ip",
             "netns",

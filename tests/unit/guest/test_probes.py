@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -33,7 +34,7 @@ SIX = ("fd87::9", "fd87::1", "fd87::a")
 
 def printed(probe: Probe, capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     """What its command line prints, which is JSON."""
-    probe.sys = SimpleNamespace(argv=["probe", *arguments])
+    probe.sys = SimpleNamespace(argv=["probe", *arguments], stderr=sys.stderr)
     probe.main()
     return json.loads(capsys.readouterr().out)
 
