@@ -204,13 +204,13 @@ def runner_config(
     machine's files that these have, too. `more` is the pool's `runner_config`, and comes on top;
     its volumes and options of containers come beside `mounts`.
     """
-    limit = _go(job_timeout + PATIENCE)
+    limit = _as_go_writes(job_timeout + PATIENCE)
     runner: dict[str, Any] = {
         "timeout": limit,
         # Without it a runner that is told to end (SIGTERM) calls the unfinished job a success:
         # Gitea's runner 1.0.8.
         "shutdown_timeout": limit,
-        "fetch_timeout": _go(_ANSWER),
+        "fetch_timeout": _as_go_writes(_ANSWER),
         "fetch_interval": "1s",
         "envs": dict(environment),
     }
@@ -226,7 +226,7 @@ def runner_config(
         more = {**more, "container": {**own, **both}}
     if kind == "gitea":
         runner |= {
-            "report_close_timeout": _go(_DELIVERY),
+            "report_close_timeout": _as_go_writes(_DELIVERY),
             "labels": [str(label) for label in labels],
         }
     else:
@@ -316,6 +316,6 @@ def _merged(plain: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]
     return both
 
 
-def _go(span: timedelta) -> str:
+def _as_go_writes(span: timedelta) -> str:
     """As Go reads it: a number without a unit ends the start."""
     return f"{int(span.total_seconds())}s"

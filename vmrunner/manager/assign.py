@@ -286,14 +286,14 @@ class _Others:
                 queue
                 for queue, job in heads
                 if job.fits(labels)
-                and _covers(scope, job, self._view)
+                and _has_in_scope(scope, job, self._view)
                 and not (theirs and self._view.rivals.is_overdue(job))
             ]
         self._known[labels, scope, theirs] = queues = [queue for queue in queues if queue]
         return min(queues, key=lambda queue: queue[0][0]).popleft()[1] if queues else None
 
 
-def _covers(scope_text: str, job: Job, view: View) -> bool:
+def _has_in_scope(scope_text: str, job: Job, view: View) -> bool:
     if scope_text.startswith(_CLAIMED):
         return Claim.of(job).repository == scope_text.removeprefix(_CLAIMED)
     scope = Scope.parse(scope_text)

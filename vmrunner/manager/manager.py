@@ -799,7 +799,7 @@ class Manager:
     def _make(
         self, action: Bind | Start, maker: Maker, golden: Golden | None, outcome: Outcome
     ) -> None:
-        scopes = _once(action.scope, action.fallback)
+        scopes = _distinct(action.scope, action.fallback)
         match action:
             case Bind():
                 claim = Claim.of(action.job, is_last=action.is_last)
@@ -1289,7 +1289,7 @@ def _pool(machine: Machine | None) -> str:
     return machine.metadata.pool if machine and machine.metadata else ""
 
 
-def _once(*scopes: Scope | None) -> tuple[Scope, ...]:
+def _distinct(*scopes: Scope | None) -> tuple[Scope, ...]:
     return tuple(dict.fromkeys(scope for scope in scopes if scope))
 
 
