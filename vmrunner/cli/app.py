@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from vmrunner import __version__, resources
 from vmrunner.cli import names, shown
 from vmrunner.errors import UnknownMachine, VmrunnerError, WrongCommand
 from vmrunner.log import Format, Level
-from vmrunner.text import presentable, some
+from vmrunner.text import presentable, sentence, some
 
 if TYPE_CHECKING:
     from vmrunner.config import HostConfig
@@ -325,6 +325,16 @@ def one(history: History, text: str) -> Record:
             f"One of {some([record.machine for record in reversed(found)])}.",
         )
     return found[-1]
+
+
+def duration(text: str, command: str) -> timedelta:
+    """What somebody has written for a time, like "90s", to this command. Raises WrongCommand."""
+    from vmrunner import config
+
+    try:
+        return config.parse_duration(text)
+    except ValueError as error:
+        raise WrongCommand(sentence(str(error)), f"See `vmrunner {command} --help`.") from None
 
 
 def clock(at: float) -> str:

@@ -18,12 +18,13 @@ from vmrunner.cli.app import (
     JsonOption,
     YesOption,
     confirm,
+    duration,
     out,
     show,
     warn,
 )
-from vmrunner.errors import ConfigError, WrongCommand
-from vmrunner.text import presentable, sentence, size
+from vmrunner.errors import ConfigError
+from vmrunner.text import presentable, size
 
 if TYPE_CHECKING:
     from vmrunner.cache.store import Removed, Store
@@ -73,12 +74,8 @@ def prune(
     service does only when something new comes.
     """
     from vmrunner.cache.store import Removed
-    from vmrunner.config import parse_duration
 
-    try:
-        seconds = parse_duration(unused).total_seconds() if unused is not None else None
-    except ValueError as error:
-        raise WrongCommand(sentence(str(error)), "See `vmrunner cache prune --help`.") from None
+    seconds = None if unused is None else duration(unused, "cache prune").total_seconds()
     with _changed(config_path) as store:
         _told(store.prune(seconds) if store else Removed(0, 0), as_json=as_json)
 

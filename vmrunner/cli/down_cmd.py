@@ -16,13 +16,13 @@ from vmrunner.cli.app import (
     YesOption,
     app,
     confirm,
+    duration,
     out,
     warn,
 )
 from vmrunner.cli.up_cmd import finish
 from vmrunner.errors import WrongCommand
 from vmrunner.log import Format, Level, open_log
-from vmrunner.text import sentence
 
 
 @app.command("down")
@@ -69,10 +69,7 @@ def down(
     from vmrunner import config
     from vmrunner.manager.manager import open_manager
 
-    try:
-        limit = config.parse_duration(timeout).total_seconds() if timeout else None
-    except ValueError as error:
-        raise WrongCommand(sentence(str(error)), "See `vmrunner down --help`.") from None
+    limit = duration(timeout, "down").total_seconds() if timeout else None
     if purge and (not everything or pool):
         raise WrongCommand(
             "--purge removes all pools' things.", "Say `vmrunner down --all --purge`."

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vmrunner.cli import names
-from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, app, say, warn
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, app, duration, say, warn
 from vmrunner.errors import WrongCommand
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
 from vmrunner.network.policy import Reach
@@ -69,10 +69,7 @@ def exec_(
     from vmrunner.image.versions import store
     from vmrunner.machine import oneshot
 
-    try:
-        limit = config.parse_duration(timeout)
-    except ValueError as error:
-        raise WrongCommand(sentence(str(error)), "See `vmrunner exec --help`.") from None
+    limit = duration(timeout, "exec")
     if network is Reach.ALLOWLIST:
         raise WrongCommand(
             "An allowlist belongs to a pool.",

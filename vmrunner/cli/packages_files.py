@@ -57,7 +57,7 @@ class Proxy:
     @property
     def unit_name(self) -> str:
         """Its unit, without an ending; its folders are called so, too."""
-        return f"vmrunner-packages-{self.mirror.of}"
+        return self.mirror.of.unit_name
 
     @property
     def unit(self) -> str:

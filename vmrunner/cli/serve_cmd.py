@@ -34,7 +34,6 @@ def serve(
     serve.on_stop.
     """
     from vmrunner import config, lock
-    from vmrunner.cache import figures as kept
     from vmrunner.hypervisor import events
     from vmrunner.manager import metrics, outbox, status_socket, webhook
     from vmrunner.manager.chores import Chores
@@ -60,7 +59,9 @@ def serve(
         )
         others: list[Collector] = []
         if settings.cache.listen_port:
-            others.append(kept.Kept(settings.cache_dir))
+            from vmrunner.cache.figures import Kept
+
+            others.append(Kept(settings.cache_dir))
         if (listen := settings.serve.webhook.listen) and (
             secret_file := settings.serve.webhook.secret_file
         ):

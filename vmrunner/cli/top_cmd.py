@@ -11,9 +11,8 @@ from rich.console import Group
 from rich.live import Live
 
 from vmrunner.cli import terminal
-from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, app, out, say
+from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, app, duration, out, say
 from vmrunner.errors import WrongCommand
-from vmrunner.text import sentence
 
 if TYPE_CHECKING:
     from vmrunner.cli.top_looks import Deed, Looks
@@ -44,10 +43,7 @@ def top(
     from vmrunner.cli.top_looks import Looks
     from vmrunner.cli.top_picture import whole
 
-    try:
-        seconds = config.parse_duration(every).total_seconds()
-    except ValueError as error:
-        raise WrongCommand(sentence(str(error)), "See `vmrunner top --help`.") from None
+    seconds = duration(every, "top").total_seconds()
     if seconds < _SHORTEST:
         raise WrongCommand(f"{every} is too often.", 'The least is "500ms".')
     looks = Looks(config.load(config_path))

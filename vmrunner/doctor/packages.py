@@ -34,7 +34,7 @@ def look(settings: Config) -> Iterator[Finding]:
 
 def _look(mirror: Mirror) -> Finding:
     check = f"{mirror.of} packages"
-    at = f"{mirror.address}:{mirror.port}"
+    at, unit = mirror.place, mirror.of.unit_name
     try:
         answer = _ask(mirror)
     except httpx.HTTPError:
@@ -42,7 +42,7 @@ def _look(mirror: Mirror) -> Finding:
             check,
             f"Nothing answers at {at}: jobs fetch these packages themselves.",
             f"`vmrunner cache setup {mirror.of}` writes what does; "
-            f"`systemctl status vmrunner-packages-{mirror.of}` says how it is. Before the first "
+            f"`systemctl status {unit}` says how it is. Before the first "
             "machine there is no such address.",
         )
     if (_REGISTRY if mirror.of is Ecosystem.OCI else _OURS) not in answer.headers:
@@ -55,7 +55,7 @@ def _look(mirror: Mirror) -> Finding:
         return warning(
             check,
             f"What answers at {at} can't fetch from {mirror.upstream} ({answer.status_code}).",
-            f"`journalctl -u vmrunner-packages-{mirror.of}` says why. After a change of "
+            f"`journalctl -u {unit}` says why. After a change of "
             "/etc/resolv.conf its configuration has to be written anew.",
         )
     return good(check, f"from {mirror.upstream}, for machines at {at}")
@@ -66,7 +66,5 @@ def _ask(mirror: Mirror) -> httpx.Response:
     with httpx.Client(trust_env=False, timeout=_TIMEOUT) as client:
         if mirror.of is Ecosystem.APT:
             headers = {"Host": APT_HOSTS[0]}
-            return client.head(
-                f"http://{mirror.address}:{mirror.port}{_ASKED[mirror.of]}", headers=headers
-            )
+            return client.head(f"http://{mirror.place}{_ASKED[mirror.of]}", headers=headers)
         return client.head(f"{mirror.url}{_ASKED[mirror.of]}")

@@ -28,6 +28,7 @@ class Bindings:
     def __init__(self, runtime_dir: Path, manager: str) -> None:
         self._manager = manager
         self._folder = runtime_dir / "bindings"
+        self._damaged: set[MachineId] = set()
 
     def _path(self, machine: MachineId) -> Path:
         return self._folder / f"{machine}{_SUFFIX}"
@@ -61,7 +62,10 @@ class Bindings:
         """One machine's; None where there is none that can be read. Changes nothing."""
         try:
             return self._read(machine)
-        except (OSError, *_DAMAGED):
+        except OSError:
+            return None
+        except _DAMAGED:
+            self._damaged.add(machine)
             return None
 
     def _read(self, machine: MachineId) -> Binding:
@@ -83,28 +87,25 @@ class Bindings:
 
     def all(self) -> tuple[Binding, ...]:
         """Every binding of this manager that can be read."""
-        return tuple(found for machine in self._machines() if (found := self.find(machine)))
-
-    def _machines(self) -> tuple[MachineId, ...]:
         names = sorted(path.name for path in self._folder.glob(f"*{_SUFFIX}"))
-        return tuple(found for name in names if (found := MachineId.of(self._manager, name)))
+        machines = (MachineId.of(self._manager, name) for name in names)
+        return tuple(found for machine in machines if machine and (found := self.find(machine)))
 
     def sweep(self) -> None:
-        """Delete what a killed process had not written to its end, as it may hold a token, and what
-        is damaged: the runner's record at the forge is swept as a stray then.
+        """Delete what a killed process had not written to its end: it may hold a token.
 
         Call it under the manager's lock.
         """
         for pattern in _HALVES:
             for part in self._folder.glob(pattern):
                 part.unlink(missing_ok=True)
-        for machine in self._machines():
-            try:
-                self._read(machine)
-            except _DAMAGED:
-                self.drop(machine)
-            except OSError:
-                pass  # nobody knows what it says
+
+    def drop_damaged(self) -> None:
+        """Forget those that could not be read: the runner's record at the forge is swept as a
+        stray. Call it under the manager's lock.
+        """
+        while self._damaged:
+            self.drop(self._damaged.pop())
 
     def drop(self, machine: MachineId) -> None:
         """Forget one; one that is gone is fine."""

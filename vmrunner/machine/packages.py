@@ -43,17 +43,16 @@ def _files(mirror: Mirror) -> dict[str, str]:
         case Ecosystem.APT:
             # By hosts, not for all: whatever else the sources name is fetched directly.
             lines = [
-                f'Acquire::http::Proxy::{host} "http://{mirror.address}:{mirror.port}";\n'
+                f'Acquire::http::Proxy::{host} "http://{mirror.place}";\n'
                 for host in dict.fromkeys(each.partition(":")[0] for each in mirror.apt_hosts)
             ]
             return {"/etc/apt/apt.conf.d/95vmrunner-packages": f"// {_HEAD}\n{''.join(lines)}"}
         case Ecosystem.NPM:
             return {"~/.npmrc": f"# {_HEAD}\nregistry={mirror.url}/\n{_npm_host(mirror)}"}
         case Ecosystem.PYPI:
-            trusted = f"{mirror.address}:{mirror.port}"
             return {
                 "/etc/pip.conf": f"# {_HEAD}\n[global]\nindex-url = {mirror.url}/\n"
-                f"trusted-host = {trusted}\n"
+                f"trusted-host = {mirror.place}\n"
             }
         case Ecosystem.GO:
             # The checksum database is asked through it, and its answers are signed. When this host

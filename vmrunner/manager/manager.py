@@ -584,6 +584,7 @@ class Manager:
         outcome.failures += self._rollback.roll_back()
         logged = self._logged()
         survey = self.survey(drain, whole=whole)
+        self._bindings.drop_damaged()
         self._log_plan(survey)
         living = {str(machine.id) for machine in survey.observed.machines}
         living |= {str(instance.machine) for instance in self._lent.instances.all()}

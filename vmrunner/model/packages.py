@@ -28,6 +28,11 @@ class Ecosystem(StrEnum):
         """Where the public index says that its files are; empty where they are beside it."""
         return _FILES.get(self, "")
 
+    @property
+    def unit_name(self) -> str:
+        """The unit that fetches it, without an ending; its folders are called so, too."""
+        return f"vmrunner-packages-{self}"
+
 
 _PUBLIC = {
     Ecosystem.APT: "http://deb.debian.org/debian",
@@ -69,9 +74,14 @@ class Mirror:
         return origin(self.upstream)
 
     @property
+    def place(self) -> str:
+        """Where machines fetch, as address and port."""
+        return f"{self.address}:{self.port}"
+
+    @property
     def url(self) -> str:
         """What stands for the upstream in machines: the same path, at this host."""
-        return f"http://{self.address}:{self.port}{urlsplit(self.upstream).path}"
+        return f"http://{self.place}{urlsplit(self.upstream).path}"
 
     @property
     def host(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -10,9 +11,9 @@ from vmrunner.cache import protocol
 from vmrunner.cache.refused import Refused, Why
 
 
-def refused(call: object, *args: object) -> Why:
+def refused(call: Callable[..., object], *args: object) -> Why:
     with pytest.raises(Refused) as found:
-        call(*args)  # type: ignore[operator]
+        call(*args)
     assert found.value.sentence.endswith(".")
     return found.value.why
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,8 +56,8 @@ def seen(tmp_path: Path, *machines: MachineShown, waiting: tuple[str, ...] = ())
     return Seen(replace(status, pools=(pool,), waiting=jobs), today=DAY)
 
 
-def text(lines: object) -> str:
-    return "\n".join(str(line).rstrip() for line in lines)  # type: ignore[attr-defined]
+def text(lines: Iterable[object]) -> str:
+    return "\n".join(str(line).rstrip() for line in lines)
 
 
 def drawn(seen: Seen) -> str:
@@ -259,7 +259,10 @@ def host(tmp_path: Path) -> Iterator[Host]:
     found = seen(tmp_path, machine(1), machine(2, "ready", "\x1b[31mred"), waiting=("lint",))
     there = Host(folder, found.status)
     there.measure(1.0)
-    told = lambda: json.dumps(shown.plain(there.status)).encode()  # noqa: E731
+
+    def told() -> bytes:
+        return json.dumps(shown.plain(there.status)).encode()
+
     with StatusSocket(folder / "run" / "m.status", told, FakeLog()):
         yield there
     shutil.rmtree(folder)
@@ -361,6 +364,6 @@ def test_without_serve_the_last_look_stays(host: Host) -> None:
 def test_a_bug_beside_the_screen_ends_it(host: Host) -> None:
     looks = Looks(config.load(Path(host.config)))
     looks.look()
-    looks._view = None  # type: ignore[assignment]
+    looks._view = None  # type: ignore[assignment]  # as no type allows: so it is a bug
     looks.run(0.0, threading.Event())
     assert isinstance(looks.fault, AttributeError)

@@ -44,6 +44,6 @@ def test_a_damaged_one_is_none_and_goes_with_a_pass_alone(tmp_path: Path, text: 
     damaged.write_text(text, "latin-1")
     assert (bindings.find(ONE), bindings.all()) == (None, (of(OTHER),))
     assert damaged.exists()
-    bindings.sweep()
+    bindings.drop_damaged()
     assert not damaged.exists()
     assert bindings.all() == (of(OTHER),)

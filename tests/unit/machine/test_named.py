@@ -6,6 +6,7 @@ import pytest
 
 from tests.unit.machine.test_visit import ONE, OTHER, host
 from vmrunner.errors import WrongCommand
+from vmrunner.hypervisor.seam import File
 from vmrunner.machine import named
 from vmrunner.model.machine import MachineId
 
@@ -35,7 +36,7 @@ def test_a_machine_that_is_not_there(said: str) -> None:
 
 def test_one_that_is_off_is_not_there() -> None:
     made = host(ONE)
-    made.files[next(iter(made.domains)), "console"] = b""  # type: ignore[index]
+    made.files[ONE, File.CONSOLE] = b""
     del made.domains[ONE]
     with pytest.raises(WrongCommand, match="There is no machine"):
         named.find(made.machines.all(), str(ONE))
