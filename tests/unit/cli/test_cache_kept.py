@@ -14,6 +14,7 @@ from socket import socket
 import pytest
 
 from tests.fakes import FakeLog
+from tests.unit.cli.conftest import Main
 from tests.unit.cli.schemas import checked
 from vmrunner import lock
 from vmrunner.cache import main as cache_main
@@ -21,7 +22,6 @@ from vmrunner.cache.main import serve
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import Limits, Store
 from vmrunner.cache.uploads import Uploads
-from vmrunner.cli.main import main
 from vmrunner.errors import Busy, ConfigError
 
 MAIN = "refs/heads/main"
@@ -43,19 +43,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(tmp_path: Path, as_main: Main) -> Run:
     """`vmrunner cache`: its exit code, and what it says."""
 
     def call(*arguments: str, most: str = "20GiB") -> tuple[int, str, str]:
         (tmp_path / "c.toml").write_text(CONFIG.format(folder=tmp_path, max=most))
-        capsys.readouterr()
-        monkeypatch.setattr(
-            "sys.argv", ["vmrunner", "cache", *arguments, "-c", str(tmp_path / "c.toml")]
-        )
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
+        return as_main("cache", *arguments, "-c", str(tmp_path / "c.toml"))
 
     return call
 

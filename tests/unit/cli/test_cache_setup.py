@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.unit.cli.conftest import Main
 from vmrunner.cli import cache_setup, systemd_units
-from vmrunner.cli.main import main
 from vmrunner.cli.packages_files import Proxy, name_servers
 from vmrunner.model.packages import Ecosystem, Mirror
 
@@ -45,25 +44,19 @@ def run(
     tmp_path: Path,
     resolv_conf: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Iterator[Run]:
+    as_main: Main,
+) -> Run:
     """`vmrunner cache setup`, as main() runs it: exit code, stdout, stderr."""
     monkeypatch.setattr(systemd_units, "HIDDEN", ())
-    config_path, on_terminate = tmp_path / "vmrunner.toml", signal.getsignal(signal.SIGTERM)
+    config_path = tmp_path / "vmrunner.toml"
 
     def setup(*arguments: str, packages: str = "", libvirt: str = "") -> tuple[int, str, str]:
         config_path.write_text(CONFIG.format(packages=packages, libvirt=libvirt))
-        command = ["vmrunner", "cache", "setup", "--config", str(config_path)]
+        command = ["cache", "setup", "--config", str(config_path)]
         command += ["--directory", str(tmp_path / "units"), *arguments]
-        monkeypatch.setattr("sys.argv", command)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
+        return as_main(*command)
 
-    yield setup
-    signal.signal(signal.SIGTERM, on_terminate)  # main() set it
+    return setup
 
 
 @pytest.mark.parametrize("kind", Ecosystem)

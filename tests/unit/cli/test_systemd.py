@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.unit.cli.conftest import Main
 from vmrunner.cli import systemd_units
-from vmrunner.cli.main import main
 from vmrunner.cli.systemd_units import Installation, Way
 from vmrunner.config import Config
 from vmrunner.errors import ConfigError
@@ -83,18 +82,16 @@ def run(
     tmp_path: Path,
     units: Path,
     program: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Iterator[Run]:
+    as_main: Main,
+) -> Run:
     """`vmrunner systemd install`, as main() runs it: exit code, stdout, stderr."""
-    config_path, on_terminate = tmp_path / "vmrunner.toml", signal.getsignal(signal.SIGTERM)
+    config_path = tmp_path / "vmrunner.toml"
 
     def install(
         *arguments: str, forge: str = "", top: str = "", directory: Path = units
     ) -> tuple[int, str, str]:
         config_path.write_text(CONFIG.format(forge=forge, top=top))
         command = [
-            str(program),
             "systemd",
             "install",
             "--config",
@@ -103,15 +100,9 @@ def run(
             str(directory),
             *arguments,
         ]
-        monkeypatch.setattr("sys.argv", command)
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
+        return as_main(*command, program=str(program))
 
-    yield install
-    signal.signal(signal.SIGTERM, on_terminate)  # main() set it
+    return install
 
 
 @pytest.mark.parametrize("way", Way)
