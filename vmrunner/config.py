@@ -275,7 +275,9 @@ ManagerId = Annotated[str, Field(pattern=_MANAGER)]
 class Section(BaseModel):
     """A table of the file: unknown keys are errors, values don't change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, defer_build=True
+    )
 
 
 class ForgeConfig(Section):

@@ -17,8 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
-import httpx
-
 from vmrunner import __version__, files, lock
 from vmrunner.config import Config, notify_secret
 from vmrunner.errors import VmrunnerError
@@ -183,6 +181,8 @@ class Sender:
         return True
 
     def _post(self, body: bytes, event: str, notice: str) -> Problem | None:
+        import httpx  # here: most managers tell nobody
+
         headers = {
             "Content-Type": "application/json",
             "User-Agent": f"vmrunner/{__version__}",

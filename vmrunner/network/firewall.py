@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,28 +109,34 @@ class Firewall:
         self._names = tuple(
             dict.fromkeys(to.name for policy in policies for to in policy.allow if to.name)
         )
-        families = [_Family("ip", "", "ipv4_addr", _merged(subnet, CLOSED))]
-        families += [_Family("ip6", "6", "ipv6_addr", _merged(ipv6, CLOSED6))] if ipv6 else []
-        self._rules = text(
-            "nftables.j2",
-            table=self._table,
-            taps=MachineId(manager, "").tap,
-            bridge=bridge_name(manager),
-            gateway=gateway(subnet),
-            families=families,
-            ipv6=ipv6,
-            names=self._names,
-            policies=self._policies,
-            bounds=bounds,
-            held=queries.held(bounds),
-            lookups=queries.LOOKUPS,
-            kept=_KEPT,
-        )
         self._allowed = AllowedAddresses(
             self._names, IPv4Address(gateway(subnet)), runtime_dir, ipv6=ipv6 is not None
         )
+
+    @cached_property
+    def _rules(self) -> str:
+        """All of the table; who only looks does not wait for it."""
+        families = [_Family("ip", "", "ipv4_addr", _merged(self._subnet, CLOSED))]
+        families += (
+            [_Family("ip6", "6", "ipv6_addr", _merged(self._ipv6, CLOSED6))] if self._ipv6 else []
+        )
+        rules = text(
+            "nftables.j2",
+            table=self._table,
+            taps=MachineId(self._manager, "").tap,
+            bridge=bridge_name(self._manager),
+            gateway=gateway(self._subnet),
+            families=families,
+            ipv6=self._ipv6,
+            names=self._names,
+            policies=self._policies,
+            bounds=self._bounds,
+            held=queries.held(self._bounds),
+            lookups=queries.LOOKUPS,
+            kept=_KEPT,
+        )
         # The gateway's are no machine's: what those of machines are compared with.
-        self._rules += self._lane(IPv4Address(gateway(subnet)))
+        return rules + self._lane(IPv4Address(gateway(self._subnet)))
 
     @property
     def dns_options(self) -> tuple[str, ...]:
