@@ -226,8 +226,10 @@ class Wrong(Exception):
 class Neighbour:
     """Another host on the same forge, with the same images: its machines are booted."""
 
-    def __init__(self, site: Site, url: str, images: Path) -> None:
-        self.site = site
+    def __init__(
+        self, site: Site, url: str, images: Path, one_pass: Callable[[steps.Ground], int]
+    ) -> None:
+        self.site, self._one_pass = site, one_pass
         state = FOLDER / BESIDE / "state"
         state.mkdir(parents=True, exist_ok=True)
         if not (state / "images").exists():
@@ -245,7 +247,10 @@ class Neighbour:
 
     def run(self) -> None:
         """One pass, as its timer would make it."""
-        self.ground.run("up", check=False)
+        notes = FOLDER / BESIDE / "notes"
+        notes.write_text("")
+        if code := self._one_pass(steps.Ground(self.ground.config, notes, FOLDER / BESIDE)):
+            raise Wrong(f"a pass of the other host ended with {code}: {notes.read_text()}")
 
     def left(self) -> list[str]:
         """Everything that a machine of it has left on this computer or at the forge."""
@@ -254,6 +259,8 @@ class Neighbour:
 
     def clean(self) -> None:
         """Remove what it has."""
+        if not self.left():
+            return
         self.ground.run("down", "--now")
         self.ground.run("up", "main")  # "down" holds until then
         for record in self._records():
@@ -305,7 +312,9 @@ class World:
         self._process = context.Process
         self.repository: Repository | None = None
         self.forgives = False  # what libvirtd itself forgot in its own folders
-        self.neighbour = Neighbour(site, self.proxy.url, images) if hosts > 1 else None
+        self.neighbour = (
+            Neighbour(site, self.proxy.url, images, self._one_pass) if hosts > 1 else None
+        )
 
     def _mount(self, size: int) -> None:
         """A file system of its own for the storage pool, so that it can be filled."""
@@ -340,24 +349,29 @@ class World:
     def run(self, fault: Fault | None = None, *, drained: bool = False) -> list[dict[str, Any]]:
         """One pass; returns what it wrote down. Raises Wrong where it met a bug."""
         self._notes.write_text("")
-        work = self._process(
-            target=steps.run,
-            args=(steps.Ground(self.ground.config, self._notes, self.disk), fault, drained),
-        )
+        ground = steps.Ground(self.ground.config, self._notes, self.disk)
+        code = self._one_pass(ground, fault, drained=drained)
+        notes: list[dict[str, Any]] = [
+            json.loads(line) for line in self._notes.read_text().splitlines()
+        ]
+        bugs = [note["bug"] for note in notes if "bug" in note]
+        killed = fault and fault.kind in {Kind.KILL_BEFORE, Kind.KILL_AFTER}
+        if bugs or code not in ({-9, 0} if killed else {0}):
+            raise Wrong(f"a pass ended with {code}: {''.join(bugs)}")
+        return notes
+
+    def _one_pass(
+        self, ground: steps.Ground, fault: Fault | None = None, *, drained: bool = False
+    ) -> int:
+        """Its exit code."""
+        work = self._process(target=steps.run, args=(ground, fault, drained))
         work.start()
         work.join(LIFE)
         if work.exitcode is None:
             work.kill()
             work.join()
             raise Wrong(f"a pass did not end within {LIFE:.0f} s")
-        notes: list[dict[str, Any]] = [
-            json.loads(line) for line in self._notes.read_text().splitlines()
-        ]
-        bugs = [note["bug"] for note in notes if "bug" in note]
-        killed = fault and fault.kind in {Kind.KILL_BEFORE, Kind.KILL_AFTER}
-        if bugs or work.exitcode not in ({-9, 0} if killed else {0}):
-            raise Wrong(f"a pass ended with {work.exitcode}: {''.join(bugs)}")
-        return notes
+        return work.exitcode
 
     def run_beside(self) -> None:
         """A pass of the other host, if there is one."""
