@@ -14,12 +14,13 @@ from vmrunner.model.machine import Ending, Machine, MachineId, Metadata
 class Note:
     """Write what was seen into the domain's metadata, so that the next pass knows since when.
 
-    `job` is the one that runs on it.
+    `job` is the one that runs on it; `ask` as for a Finish.
     """
 
     machine: Machine
     metadata: Metadata
     job: Job | None = None
+    ask: Ask | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ class _Pool:
     ready: deque[_Seen] = field(default_factory=deque)
     booting: deque[_Seen] = field(default_factory=deque)
     idle: deque[_Seen] = field(default_factory=deque)  # registered, and no waiting job is theirs
+    due: int = 0  # registered idle, and one of the waiting jobs is likely theirs
     count: int = 0  # machines, started ones of this pass included
     held: int = 0  # of these are kept for a person
     # By repository, each with its place in the queue, first ones first.
@@ -238,6 +239,7 @@ def _serve(
             waits[job.key] = Wait(
                 job, _soon(machine, metadata, pool.desired, view, now), metadata.pool
             )
+            pool.due += not metadata.job_key
         elif takes:
             pool.idle.append((machine, metadata))
     for each in theirs:
@@ -565,27 +567,29 @@ def _top_up(pool: _Pool, view: View, room: Room, assigned: Assigned, now: float)
                 machine.id, Ending.UNNEEDED, "there were more warm machines than wanted", machine
             )
         )
-    too_many = max(0, len(pool.idle) - desired.register_idle)
     for_any = [machine for machine, metadata in pool.idle if not metadata.job_key]
-    for machine in for_any[:too_many]:
+    for machine in for_any[desired.register_idle :]:
         reason = "there were more registered machines than wanted"
         assigned.actions.append(
             Finish(machine.id, Ending.UNNEEDED, reason, machine, has_record=True, if_idle=True)
         )
-    for_one = [seen for seen in pool.idle if seen[1].job_key and _is_spare(seen[1], view)]
-    for machine, metadata in for_one[: max(0, too_many - len(for_any))]:
-        assigned.actions.append(
-            Finish(
-                machine.id,
-                Ending.UNNEEDED,
-                "no job waits any more that it could take",
-                machine,
-                has_record=True,
-                if_idle=True,
-                ask=Ask.about(metadata),
+    for machine, metadata in pool.idle:
+        if metadata.job_key and _is_spare(metadata, view):
+            assigned.actions.append(
+                Finish(
+                    machine.id,
+                    Ending.UNNEEDED,
+                    "no job waits any more that it could take",
+                    machine,
+                    has_record=True,
+                    if_idle=True,
+                    ask=Ask.about(metadata),
+                )
             )
-        )
-    for kind, missing in (("warm", -surplus), ("idle", desired.register_idle - len(pool.idle))):
+    # One is replaced when it has its job, and not before: which of them takes it nobody knows, and
+    # the forge may hold the job back from all of them.
+    missing_idle = desired.register_idle - len(for_any) - pool.due
+    for kind, missing in (("warm", -surplus), ("idle", missing_idle)):
         for _ in range(missing):
             if pool.obstacle(room, now):
                 return

@@ -69,8 +69,8 @@ def plan(
 ) -> Plan:
     """First what is over, then what is new, then why the rest waits. `now` is in unix seconds.
 
-    Nothing is ended because of what a list did not show alone: that is asked for first, see
-    `Plan.asks`.
+    Nothing is ended or replaced because of what a list did not show alone: that is asked for first,
+    see `Plan.asks`.
     """
     view, sure = View(observed, now), _Sure(observed)
     desired = {pool.pool: pool for pool in pools}
@@ -132,7 +132,7 @@ class _Sure:
 
     def of(self, action: Action | None) -> Action | None:
         """The action, or None where something has to be asked first."""
-        if not isinstance(action, Finish | Hold | DeleteRunner) or action.ask is None:
+        if not isinstance(action, Note | Finish | Hold | DeleteRunner) or action.ask is None:
             return action
         if action.ask in self._asked:
             return action
@@ -618,6 +618,7 @@ def _running(metadata: Metadata, job: Job | None, view: View) -> Metadata:
         metadata,
         running_at=metadata.running_at or view.by(metadata),
         over_at=0.0,
+        silent_at=metadata.silent_at if metadata.running_at else 0.0,
         seen_key=job.key if job else metadata.seen_key,
         repository=(job.repository if job else "") or metadata.repository,
     )
@@ -701,7 +702,9 @@ def _judge_over(
                 "its job was cancelled before its runner ran",
                 ask=Ask.about(metadata),
             )
-        return Note(machine, replace(metadata, over_at=view.by(metadata)))
+        # One that had no job yet counts as gone then, and another one is made.
+        ask = None if last or metadata.running_at else Ask.about(metadata)
+        return Note(machine, replace(metadata, over_at=view.by(metadata)), ask=ask)
     waited = view.since(metadata, metadata.over_at)
     limit = pool.teardown_timeout if pool else CANCEL_GRACE
     if last is None and waited > CANCEL_GRACE:
@@ -759,7 +762,15 @@ def _judge_idle(
         )
     was_warm = bool(metadata.snapshot) or machine.event(EventKind.READY) is not None
     limit = pool.pickup_timeout + (0.0 if was_warm else pool.boot_timeout)
-    if view.since(metadata, metadata.bound_at) <= limit:
+    is_early = view.since(metadata, metadata.bound_at) <= limit
+    if not metadata.job_key:
+        silent_at = 0.0 if record.online else metadata.silent_at or view.by(metadata)
+        if silent_at != metadata.silent_at:
+            return Note(machine, replace(metadata, silent_at=silent_at))
+        # A forge shows it as offline that has not called for a minute. Right after an outage that
+        # is each of them, however long it has been there.
+        is_early |= bool(silent_at) and view.since(metadata, silent_at) <= pool.pickup_timeout
+    if is_early:
         return None
     was_silent = view.was_silent(Scope.parse(metadata.scope), metadata.bound_at - metadata.offset)
     if not record.online:

@@ -296,7 +296,8 @@ class Metadata:
     running_at: float = 0.0  # when the forge was first seen to have a job on it
     # When the forge was first seen to have no job and no runner for it any more.
     over_at: float = 0.0
-    # Since when the forge hears nothing of the job that it has on it; 0 where it does.
+    # Since when the forge hears nothing of the job that it has on it, or of a runner that is
+    # registered idle; 0 where it does.
     silent_at: float = 0.0
     runner_id: int = 0  # at the forge; 0 while it is registered nowhere
     scope: str = ""  # where that runner is registered
