@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from vmrunner import files
-from vmrunner.cache.store import INDEX
+from vmrunner.cache.store import BYTES, ENTRIES, INDEX
 from vmrunner.manager.figures import Described
 
 _LOOKUPS = Described(
@@ -63,7 +63,7 @@ class Kept(Collector):
         address = files.database_to_read(self._index)
         with closing(sqlite3.connect(address, uri=True, timeout=_PATIENCE)) as database:
             row: tuple[int, ...] = database.execute(
-                "SELECT total(hits), total(misses), total(saved), total(served), "
-                "(SELECT count(*) FROM entries), (SELECT total(size) FROM blobs) FROM repositories"
+                "SELECT total(hits), total(misses), total(saved), total(served), "  # noqa: S608 — our own words
+                f"{ENTRIES}, {BYTES} FROM repositories"
             ).fetchone()
             return row

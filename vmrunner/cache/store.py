@@ -12,13 +12,14 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmrunner.cache import blobs
+from vmrunner.cache import blobs, shares
 from vmrunner.cache.blobs import Blobs, Content, Corrupt
 from vmrunner.cache.refused import Refused, Why
 from vmrunner.cache.rights import Rights
@@ -40,6 +41,16 @@ MiB, GiB = 1024**2, 1024**3
 _SCHEMA = 1
 _PATIENCE = 30.0  # seconds for another process to be done with the file
 _IDS = 2**53  # those of JavaScript's numbers
+_UNUSED = 7 * 86400.0  # seconds after which an entry goes before all that was used since
+# Bytes: what an entry takes of the disk beside its content and its names, which are in the index
+# twice. The last block of a file is half empty on the average.
+_BESIDE = 4096
+_TAKEN = "entries.size + beside"
+# Of the whole cache: entries of the same content take its room once.
+ENTRIES = "(SELECT count(*) FROM entries)"
+BYTES = (
+    "(SELECT coalesce(sum(size), 0) FROM blobs) + (SELECT coalesce(sum(beside), 0) FROM entries)"
+)
 # Repositories' names are the same in any case, as forges have it; refs and keys are not.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, size INTEGER, blocks BLOB);
@@ -70,6 +81,8 @@ CREATE TABLE IF NOT EXISTS repositories (
     forge_id INTEGER DEFAULT 0
 );
 """
+# What came later needs no new format, which an older vmrunner would refuse.
+_LATER = (("entries", "beside", f"INTEGER NOT NULL DEFAULT {_BESIDE}"),)
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,23 @@ class Removed:
     bytes: int
 
 
+@dataclass(frozen=True)
+class _Gone:
+    """An entry that had to go."""
+
+    repository: str  # in small letters
+    taken: int  # bytes of its repository's
+    freed: int  # bytes of the disk
+
+
+class _InTheWay(Exception):
+    """This repository would have to give, and has no entry."""
+
+    def __init__(self, repository: str) -> None:
+        super().__init__(repository)
+        self.repository = repository
+
+
 class Store:
     """The folder of a cache. Its calls may come from many threads."""
 
@@ -138,6 +168,7 @@ class Store:
         self._warn, self._clock = warn, clock
         self._lock = threading.RLock()
         self._blobs = Blobs(folder / "blobs")
+        self._going: set[str] = set()  # contents that this change removes
         try:
             make_folder(folder, 0o700)
             self._database = _open(folder / INDEX)
@@ -163,12 +194,16 @@ class Store:
                 except BaseException:
                     self._database.execute("ROLLBACK")
                     raise
+                for digest in self._going:
+                    self._blobs.remove(digest)
                 self._database.execute("COMMIT")
             except sqlite3.Error as error:
                 if self._database.in_transaction:
                     with suppress(sqlite3.Error):
                         self._database.execute("ROLLBACK")
                 raise Refused(Why.NO_ROOM, f"The cache can't write its index: {error}.") from None
+            finally:
+                self._going.clear()
 
     def belong_to(self, forge: str) -> None:
         """What was kept for jobs of another forge goes: a repository of the same name and id is
@@ -361,79 +396,98 @@ class Store:
             )
             database.execute(
                 "INSERT INTO entries (id, repository, ref, version, key, digest, size, offered, "
-                "created, used) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "created, used, beside) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     *(new_id(), rights.repository, rights.writes, version, key, digest, size),
-                    *(rights.offers, now, now),
+                    *(rights.offers, now, now, beside(rights, key, version, size)),
                 ),
             )
             _count(database, rights.repository, "saved", size)
-            for where, values, most in (
-                ("WHERE repository = ?", (rights.repository,), self.limits.entries_per_repository),
-                ("", (), self.limits.entries),
-            ):
-                (there,) = database.execute(
-                    f"SELECT count(*) FROM entries {where}",  # noqa: S608 — our own words
-                    values,
-                ).fetchone()
-                for _ in range(there - most):
-                    self._drop_oldest(database, where, values)
-
-    def make_room(self, repository: str, own: int, all_: int) -> bool:
-        """Let the entries go that were used longest ago, until so many bytes have room beside the
-        repository's (`own`), and beside all (`all_`); whether they have. Raises Refused.
-        """
-        with self._change() as database:
-            return self._fit(
+            (own,) = database.execute(
+                "SELECT count(*) FROM entries WHERE repository = ?", (rights.repository,)
+            ).fetchone()
+            for _ in range(own - self.limits.entries_per_repository):
+                self._drop_oldest(database, "repository = ?", rights.repository)
+            (all_,) = database.execute("SELECT count(*) FROM entries").fetchone()
+            self._share(
                 database,
-                "SELECT coalesce(sum(size), 0) FROM entries WHERE repository = ?",
-                ("WHERE repository = ?", (repository,)),
-                self.limits.most_per_repository - own,
-            ) and self._fit(
-                database,
-                "SELECT coalesce(sum(size), 0) FROM blobs",
-                ("", ()),
-                self.limits.most - all_,
+                all_ - self.limits.entries,
+                lambda: _by_repository(database, "count(*)"),
+                lambda _: (1, 1),
             )
 
-    def _fit(
+    def make_room(self, repository: str, coming: Mapping[str, int]) -> str | None:
+        """Let entries go until what comes, in bytes by repository, has room beside them: first the
+        repository's own, for its bound, then whoever's have to give way. None where it has room;
+        else nothing goes, and it is the repository whose coming bytes are in the way. Raises
+        Refused.
+        """
+        own = coming.get(repository.lower(), 0)
+        try:
+            with self._change() as database:
+                taken = _by_repository(database, f"sum({_TAKEN})", repository)
+                over = taken[repository.lower()] + own - self.limits.most_per_repository
+                while over > 0:
+                    over -= self._drop_oldest_of(database, repository).taken
+                self._share(
+                    database,
+                    self._taken(database).bytes + sum(coming.values()) - self.limits.most,
+                    lambda: _by_repository(database, f"sum({_TAKEN})") + Counter(coming),
+                    lambda gone: (gone.taken, gone.freed),
+                )
+        except _InTheWay as error:
+            return error.repository
+        return None
+
+    def _share(
         self,
         database: sqlite3.Connection,
-        taken: str,
-        of: tuple[str, tuple[str, ...]],
-        most: int,
-    ) -> bool:
-        if most < 0:
-            return False
+        over: int,
+        taken: Callable[[], Counter[str]],
+        count: Callable[[_Gone], tuple[int, int]],
+    ) -> None:
+        """Let entries go until nothing is over: what nobody uses any more, then of those who have
+        the most. `count` says what an entry took of its repository, and of all: contents may be
+        shared. Raises _InTheWay.
+        """
+        if over <= 0:
+            return
         # Summed up once, not after each of what may be thousands that go: others wait for it.
-        (there,) = database.execute(taken, of[1]).fetchone()
-        while there > most:
-            gone = self._drop_oldest(database, *of)
-            if gone is None:
-                return False
-            size, freed = gone
-            there -= size if of[0] else freed
-        return True
+        has, unused = taken(), self._clock() - _UNUSED
+        while over > 0:
+            gone = self._drop_oldest(database, "used < ?", unused)
+            gone = gone or self._drop_oldest_of(database, shares.giver(has))
+            own, all_ = count(gone)
+            has[gone.repository] -= own
+            over -= all_
 
-    def _drop_oldest(
-        self, database: sqlite3.Connection, where: str, values: tuple[str, ...]
-    ) -> tuple[int, int] | None:
-        """Its size, and the bytes that are free again; None where there is none."""
+    def _drop_oldest_of(self, database: sqlite3.Connection, repository: str) -> _Gone:
+        gone = self._drop_oldest(database, "repository = ?", repository)
+        if gone is None:
+            raise _InTheWay(repository.lower())
+        return gone
+
+    def _drop_oldest(self, database: sqlite3.Connection, where: str, value: object) -> _Gone | None:
+        """The one that was used longest ago; None where there is none."""
         row = database.execute(
-            f"SELECT id, size FROM entries {where} ORDER BY used, number LIMIT 1",  # noqa: S608 — our own words
-            values,
+            f"SELECT id, repository, {_TAKEN} FROM entries WHERE {where} "  # noqa: S608 — our own words
+            "ORDER BY used, number LIMIT 1",
+            (value,),
         ).fetchone()
-        return (row[1], self._drop(database, "id = ?", row[:1]).bytes) if row else None
+        if row is None:
+            return None
+        id_, repository, taken = row
+        return _Gone(repository.lower(), taken, self._drop(database, "id = ?", (id_,)).bytes)
 
     def _drop(
         self, database: sqlite3.Connection, where: str, values: tuple[object, ...]
     ) -> Removed:
         gone = database.execute(
-            f"DELETE FROM entries WHERE {where} RETURNING digest",  # noqa: S608 — our own words
+            f"DELETE FROM entries WHERE {where} RETURNING digest, beside",  # noqa: S608 — our own words
             values,
         ).fetchall()
-        freed = 0
-        for (digest,) in set(gone):
+        freed = sum(beside for _, beside in gone)
+        for digest in {digest for digest, _ in gone}:
             if not database.execute("SELECT 1 FROM entries WHERE digest = ?", (digest,)).fetchone():
                 freed += self._drop_blob(database, digest)
         return Removed(len(gone), freed)
@@ -442,7 +496,7 @@ class Store:
         row = database.execute(
             "DELETE FROM blobs WHERE digest = ? RETURNING size", (digest,)
         ).fetchone()
-        self._blobs.remove(digest)
+        self._going.add(digest)
         return int(row[0]) if row else 0
 
     def clear(self, repository: str) -> Removed:
@@ -464,21 +518,20 @@ class Store:
         """Entries that nobody used for so many seconds, and what is beyond the limits. Raises
         Refused.
         """
-        before = self._taken()
         with self._change() as database:
+            before = self._taken(database)
             if unused is not None:
                 self._drop(database, "used < ?", (self._clock() - unused,))
             repositories = database.execute("SELECT DISTINCT repository FROM entries").fetchall()
         for (repository,) in repositories:
-            self.make_room(repository, 0, 0)
-        after = self._taken()
+            self.make_room(repository, {})
+        with self._lock:
+            after = self._taken(self._database)
         return Removed(before.entries - after.entries, before.bytes - after.bytes)
 
-    def _taken(self) -> Removed:
-        with self._lock:
-            (entries,) = self._database.execute("SELECT count(*) FROM entries").fetchone()
-            (size,) = self._database.execute("SELECT coalesce(sum(size), 0) FROM blobs").fetchone()
-        return Removed(entries, size)
+    def _taken(self, database: sqlite3.Connection) -> Removed:
+        """All that there is."""
+        return Removed(*database.execute(f"SELECT {ENTRIES}, {BYTES}").fetchone())
 
     def sweep(self) -> None:
         """What a kill has left, files without an entry, is removed: for who starts the service,
@@ -505,8 +558,8 @@ class Store:
             return [
                 Figures(*row)
                 for row in self._database.execute(
-                    "SELECT repository, count(id), coalesce(sum(size), 0), hits, misses, saved, "
-                    "served FROM repositories LEFT JOIN entries USING (repository) "
+                    f"SELECT repository, count(id), coalesce(sum({_TAKEN}), 0), hits, misses, "  # noqa: S608 — our own words
+                    "saved, served FROM repositories LEFT JOIN entries USING (repository) "
                     "WHERE repository != '' "
                     "GROUP BY repository ORDER BY repository"
                 )
@@ -524,12 +577,45 @@ def _may_read(rights: Rights, repository: str, ref: str, offered: int) -> bool:
     return bool(offered) and repository.lower() in {each.lower() for each in rights.shared}
 
 
+def beside(rights: Rights, key: str, version: str, size: int) -> int:
+    """The bytes of the disk that an entry takes beside its content."""
+    names = "".join((rights.repository, rights.writes or "", version, key))
+    return _BESIDE + blobs.DIGEST * blobs.count(size) + 2 * len(names.encode())
+
+
+def _by_repository(
+    database: sqlite3.Connection, what: str, repository: str | None = None
+) -> Counter[str]:
+    """What entries add up to, of each repository or of one."""
+    where, values = ("WHERE repository = ?", (repository,)) if repository else ("", ())
+    rows = database.execute(
+        f"SELECT repository, {what} FROM entries {where} GROUP BY repository",  # noqa: S608 — our own words
+        values,
+    )
+    return Counter({name.lower(): much for name, much in rows})
+
+
 def _count(database: sqlite3.Connection, repository: str, column: str, more: int) -> None:
     database.execute(
         f"INSERT INTO repositories (repository, {column}) VALUES (?, ?) "  # noqa: S608 — our own words
         f"ON CONFLICT (repository) DO UPDATE SET {column} = {column} + excluded.{column}",
         (repository, more),
     )
+
+
+def _add_later(database: sqlite3.Connection) -> None:
+    def lacks() -> list[tuple[str, str, str]]:
+        return [
+            (table, column, kind)
+            for table, column, kind in _LATER
+            if column not in {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+        ]
+
+    if lacks():
+        database.execute("BEGIN IMMEDIATE")  # another process may be about to do the same
+        for table, column, kind in lacks():
+            database.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+        database.execute("COMMIT")
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -548,6 +634,7 @@ def _open(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA synchronous = NORMAL")
         database.execute("PRAGMA journal_mode = WAL")
         database.executescript(_TABLES)
+        _add_later(database)
         database.execute(f"PRAGMA user_version = {_SCHEMA}")
     except BaseException:
         database.close()

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from vmrunner.cache import blobs
 from vmrunner.cache.blobs import BLOCK
 from vmrunner.cache.refused import Refused, Why
 from vmrunner.cache.rights import Rights
-from vmrunner.cache.store import MiB, Store, new_id
+from vmrunner.cache.store import MiB, Store, beside, new_id
 from vmrunner.files import hand_over, make_folder
 from vmrunner.text import size as in_words
 
@@ -129,7 +130,7 @@ class Uploads:
         if rights.writes is None:
             raise Refused(Why.MAY_NOT, "This job may read the cache, and not write it.")
         most = self._limits.most_per_repository
-        if size is not None and size > most:
+        if size is not None and size + beside(rights, key, version, size) > most:
             raise Refused(
                 Why.TOO_LARGE,
                 f"{in_words(size)} are more than the cache keeps for a repository, which is "
@@ -203,14 +204,38 @@ class Uploads:
         with self._lock:
             if (wanted := upload.there.bytes + more) <= upload.granted:
                 return
-            upload.granted = min(upload.most, wanted + _STEP)
-            living = self._living()
-            own = sum(each.granted for each in living if _is_beside(each, upload.rights))
-            all_ = sum(each.granted for each in living)
+            before, upload.granted = upload.granted, min(upload.most, wanted + _STEP)
         # Several parts that were announced at the same time had room each, and not together.
         self._store.check_disk(more)
-        if not self._store.make_room(upload.rights.repository, own, all_):
-            raise Refused(Why.NO_ROOM, "The cache has no room for what is being saved.")
+        repository = upload.rights.repository
+        while giver := self._store.make_room(repository, self._coming()):
+            if giver == repository.lower() or not self._end_one_of(giver):
+                upload.granted = before
+                raise Refused(
+                    Why.NO_ROOM,
+                    f"The cache has no room for more of {repository}: see `max` and "
+                    "`max_per_repository`.",
+                )
+
+    def _coming(self) -> Counter[str]:
+        """The bytes that have room and are no entry yet, by repository."""
+        coming: Counter[str] = Counter()
+        with self._lock:
+            for each in self._living():
+                if each.granted:
+                    more = beside(each.rights, each.key, each.version, each.granted)
+                    coming[each.rights.repository.lower()] += each.granted + more
+        return coming
+
+    def _end_one_of(self, repository: str) -> bool:
+        """Who has the most gives way, also where nothing of it is an entry yet; whether there was
+        an upload to end.
+        """
+        with self._lock:
+            same = [each for each in self._living() if each.rights.repository.lower() == repository]
+        if same:
+            self._drop(min(same, key=lambda each: each.touched))
+        return bool(same)
 
     def write(self, part: Part, data: bytes) -> None:
         """The next bytes of a part. Raises Refused; OSError."""
@@ -291,15 +316,13 @@ class Uploads:
 
 
 def _is_same(upload: Upload, rights: Rights, key: str, version: str) -> bool:
-    return _is_beside(upload, rights) and (upload.rights.writes, upload.key, upload.version) == (
+    its = upload.rights
+    return (its.repository.lower(), its.writes, upload.key, upload.version) == (
+        rights.repository.lower(),
         rights.writes,
         key,
         version,
     )
-
-
-def _is_beside(upload: Upload, rights: Rights) -> bool:
-    return upload.rights.repository.lower() == rights.repository.lower()
 
 
 def _write_all(fd: int, data: bytes, begin: int) -> None:

@@ -3,100 +3,21 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.cache.world import MAIN, PULL, TOPIC, World, Worlds, job
 from vmrunner.cache import blobs
 from vmrunner.cache.blobs import BLOCK
 from vmrunner.cache.refused import Refused, Why
-from vmrunner.cache.rights import Rights
-from vmrunner.cache.store import Limits, Store
-from vmrunner.cache.uploads import Ranges, Uploads
+from vmrunner.cache.uploads import Ranges
 from vmrunner.errors import ConfigError
 
-MAIN, TOPIC, PULL = "refs/heads/main", "refs/heads/topic", "refs/pull/3/head"
-
-
-def job(repository: str = "org/tool", writes: str | None = MAIN, **more: Any) -> Rights:
-    reads = tuple(dict.fromkeys([writes, MAIN] if writes else [MAIN]))
-    return Rights(repository, writes, reads, **more)
-
-
-@dataclass
-class World:
-    """A store whose clock goes on by a second at each look."""
-
-    folder: Path
-    limits: Limits
-    now: float = 1000.0
-    told: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.store = Store(self.folder, self.limits, self.told.append, self.clock)
-        self.jobs: dict[str, Rights] = {}
-        self.uploads = Uploads(self.store, self.jobs.get, lambda: self.now)
-
-    def clock(self) -> float:
-        self.now += 1
-        return self.now
-
-    def save(self, rights: Rights, key: str, data: bytes, version: str = "v") -> int:
-        """As a machine does it."""
-        id_ = self.uploads.reserve("a", rights, key, version, len(data))
-        part = self.uploads.claim("a", rights, id_, 0, len(data))
-        for begin in range(0, len(data), 1000):
-            self.uploads.write(part, data[begin : begin + 1000])
-        self.uploads.commit("a", rights, id_, len(data))
-        return id_
-
-    def find(self, rights: Rights, *keys: str, version: str = "v") -> str | None:
-        found = self.store.find(rights, keys, version)
-        return found and found.key
-
-    def load(self, rights: Rights, key: str) -> bytes:
-        found = self.store.find(rights, (key,), "v")
-        assert found
-        content = self.store.open(rights, found.id)
-        try:
-            return b"".join(content.block(each) for each in range(blobs.count(content.size)))
-        finally:
-            content.close()
-
-    def files(self) -> list[Path]:
-        return [each for each in (self.folder / "blobs").rglob("*") if each.is_file()]
-
-    def keys(self) -> set[str]:
-        with closing(sqlite3.connect(self.folder / "index.sqlite")) as database:
-            return {key for (key,) in database.execute("SELECT key FROM entries")}
-
-
-Worlds = Callable[..., World]
-
-
-@pytest.fixture
-def worlds(tmp_path: Path) -> Iterator[Worlds]:
-    """Opens the store of one folder, with these limits; all are closed at the end."""
-    made: list[World] = []
-
-    def open_one(**limits: Any) -> World:
-        made.append(World(tmp_path / "cache", Limits(**{"keep_free": 0} | limits)))
-        return made[-1]
-
-    yield open_one
-    for each in made:
-        each.store.close()
-
-
-@pytest.fixture
-def world(worlds: Worlds) -> World:
-    return worlds()
+KiB = 1024
+BESIDE = 4096 + 32 + 2 * len("org/tool" + MAIN + "v" + "k")  # the block, a digest, the names
 
 
 def test_what_comes_in_comes_out(world: World) -> None:
@@ -195,9 +116,9 @@ def test_the_same_content_takes_its_room_once(world: World) -> None:
     world.save(job(), "a", b"same")
     world.save(job("org/two"), "b", b"same")
     assert len(world.files()) == 1
-    assert world.store.clear("org/tool").bytes == 0
+    first = world.store.clear("org/tool").bytes  # of the index alone
     assert world.load(job("org/two"), "b") == b"same"
-    assert world.store.clear("org/two").bytes == 4
+    assert world.store.clear("org/two").bytes == first + len(b"same") - 2 * len("tool") + 2 * 3
     assert world.files() == []
 
 
@@ -257,18 +178,32 @@ def test_what_is_closed_is_not_read(world: World) -> None:
 
 
 def test_what_was_used_longest_ago_goes_first(worlds: Worlds) -> None:
-    world = worlds(most=30, most_per_repository=20)
-    world.save(job(), "a", b"a" * 8)
-    world.save(job(), "b", b"b" * 8)
+    world = worlds(most=30 * KiB * 8, most_per_repository=20 * KiB * 8)
+
+    def save(repository: str, key: str, much: int) -> None:
+        world.save(job(repository), key, key.encode() * much * KiB * 8)
+
+    save("org/tool", "a", 7)
+    save("org/tool", "b", 7)
     assert world.find(job(), "a") == "a"
-    world.save(job(), "c", b"c" * 8)  # its repository's own go
+    save("org/tool", "c", 7)  # its repository's own go
     assert world.keys() == {"a", "c"}
-    world.save(job("org/two"), "d", b"d" * 14)
+    save("org/two", "d", 12)
     assert world.keys() == {"a", "c", "d"}
     assert world.find(job(), "a") == "a"
-    world.save(job("org/two"), "e", b"e" * 6)  # then those of all
-    assert world.keys() == {"a", "d", "e"}
+    save("org/two", "e", 6)  # then those of who has the most: d
+    assert world.keys() == {"a", "c", "e"}
+    save("org/one", "f", 9)
+    assert world.keys() == {"a", "e", "f"}
     assert len(world.files()) == 3
+
+
+def test_what_an_entry_takes_beside_its_content_counts(worlds: Worlds) -> None:
+    world = worlds(most_per_repository=10 * 4 * KiB)
+    for number in range(20):
+        world.save(job(), f"{number}-{'k' * 400}", b"x")
+    assert len(world.keys()) == 8  # 4 KiB and the names twice, for each
+    assert world.store.figures()[0].bytes > 8 * (4096 + 800)
 
 
 def test_too_many_entries(worlds: Worlds) -> None:
@@ -282,18 +217,22 @@ def test_too_many_entries(worlds: Worlds) -> None:
 
 
 def test_more_than_a_repository_may_have(worlds: Worlds) -> None:
-    world = worlds(most=30, most_per_repository=20)
-    with pytest.raises(Refused) as refused:
-        world.save(job(), "k", b"x" * 21)
-    assert refused.value.why is Why.TOO_LARGE
+    world = worlds(most=30 * KiB, most_per_repository=20 * KiB)
+    for size in (21, 20, 19):  # with what it takes beside them
+        with pytest.raises(Refused) as refused:
+            world.save(job(), "k", b"x" * size * KiB)
+        assert refused.value.why is Why.TOO_LARGE
     # Two at once, that are too much together; nothing of them is an entry yet.
-    first = world.uploads.reserve("a", job(), "first", "v", 15)
-    second = world.uploads.reserve("a", job(), "second", "v", 15)
-    world.uploads.write(world.uploads.claim("a", job(), first, 0, 15), b"x" * 15)
-    part = world.uploads.claim("a", job(), second, 0, 15)
+    much = 12 * KiB
+    first = world.uploads.reserve("a", job(), "first", "v", much)
+    second = world.uploads.reserve("a", job(), "second", "v", much)
+    world.uploads.write(world.uploads.claim("a", job(), first, 0, much), b"x" * much)
+    part = world.uploads.claim("a", job(), second, 0, much)
     with pytest.raises(Refused) as refused:
-        world.uploads.write(part, b"x" * 15)
+        world.uploads.write(part, b"x" * much)
     assert refused.value.why is Why.NO_ROOM
+    world.uploads.commit("a", job(), first, much)
+    assert world.keys() == {"first"}
 
 
 def test_a_host_whose_disk_is_nearly_full(worlds: Worlds) -> None:
@@ -340,19 +279,22 @@ def test_prune_and_clear(world: World) -> None:
     world.save(job("org/two"), "other", b"t" * 10)
     assert world.store.prune() == (removed := world.store.prune())
     assert (removed.entries, removed.bytes) == (0, 0)
-    removed = world.store.prune(500)
-    assert (removed.entries, removed.bytes) == (1, 10)
-    removed = world.store.clear("Org/Tool")
-    assert (removed.entries, removed.bytes) == (1, 10)
+    taken = sum(each.bytes for each in world.store.figures())
+    first = world.store.prune(500)
+    second = world.store.clear("Org/Tool")
+    assert (first.entries, second.entries) == (1, 1)
+    (left,) = world.store.figures()
+    assert (left.repository, first.bytes + second.bytes) == ("org/two", taken - left.bytes)
     assert world.keys() == {"other"}
 
 
 def test_prune_to_smaller_limits(worlds: Worlds, world: World) -> None:
     for key in "abc":
-        world.save(job(), key, key.encode() * 10)
-    less = worlds(most=25, most_per_repository=15)
+        world.save(job(), key, key.encode() * 10 * KiB)
+    less = worlds(most=50 * KiB, most_per_repository=20 * KiB)
     removed = less.store.prune()
-    assert (removed.entries, removed.bytes, less.keys()) == (2, 20, {"c"})
+    assert (removed.entries, less.keys()) == (2, {"c"})
+    assert removed.bytes == 2 * less.store.figures()[0].bytes
 
 
 def test_figures(world: World) -> None:
@@ -364,7 +306,7 @@ def test_figures(world: World) -> None:
     assert [
         (each.repository, each.entries, each.bytes, each.hits, each.misses, each.bytes_served)
         for each in world.store.figures()
-    ] == [("org/empty", 0, 0, 0, 1, 0), ("org/tool", 1, 10, 1, 1, 10)]
+    ] == [("org/empty", 0, 0, 0, 1, 0), ("org/tool", 1, 10 + BESIDE, 1, 1, 10)]
 
 
 @pytest.mark.parametrize("content", [b"no database", b"\0" * 4096])
@@ -461,14 +403,15 @@ def test_what_is_announced_pushes_nothing_out(worlds: Worlds) -> None:
     world = worlds(most=100 << 20, most_per_repository=60 << 20)
     world.save(job(), "own", b"x")
     world.save(job("org/two"), "other", b"y")
-    id_ = world.uploads.reserve("a", job(), "k", "v", 60 << 20)
-    part = world.uploads.claim("a", job(), id_, 0, 60 << 20)
+    size = (60 << 20) - 12 * KiB
+    id_ = world.uploads.reserve("a", job(), "k", "v", size)
+    part = world.uploads.claim("a", job(), id_, 0, size)
     world.uploads.write(part, b"x" * 1000)
     assert world.keys() == {"own", "other"}
     while part.at < part.end:
         world.uploads.write(part, b"x" * min(1 << 20, part.end - part.at))
     assert world.keys() == {"other"}
-    world.uploads.commit("a", job(), id_, 60 << 20)
+    world.uploads.commit("a", job(), id_, size)
     assert world.keys() == {"other", "k"}
 
 
@@ -599,15 +542,17 @@ def test_a_job_of_the_repository_that_had_the_name_gives_the_new_one_nothing(wor
     assert world.load(before, "k") == b"evil"
 
 
-def test_room_for_thousands_is_summed_up_once(world: World) -> None:
+def test_room_for_thousands_is_summed_up_once(worlds: Worlds) -> None:
+    world = worlds(most=200 * KiB, most_per_repository=200 * KiB)
     for number in range(40):
         world.save(job(), f"k{number}", b"x" * (number + 1))
     asked: list[str] = []
     world.store._database.set_trace_callback(asked.append)
-    assert world.store.make_room("org/tool", world.store.limits.most_per_repository, 0)
-    assert world.store.make_room("org/two", 0, world.store.limits.most)
-    assert sum("sum(size)" in each for each in asked) == 4
+    assert world.store.make_room("org/two", {"org/two": 80 * KiB}) is None
+    assert 10 < len(world.keys()) < 30
+    assert world.store.make_room("org/tool", {"org/tool": 200 * KiB}) is None
     assert world.keys() == set()
+    assert sum("sum(" in each for each in asked) == 5
 
 
 def test_uploads_that_are_over_are_soon_forgotten(world: World) -> None:
@@ -645,3 +590,12 @@ def test_a_cache_of_another_forge_has_nothing_for_this_one(world: World) -> None
     ]
     world.save(job(repository_id=7), "k", b"y")
     assert world.load(job(repository_id=7), "k") == b"y"
+
+
+def test_an_index_from_before_a_column_was_there(worlds: Worlds, world: World) -> None:
+    world.save(job(), "k", b"x")
+    world.store._database.execute("ALTER TABLE entries DROP COLUMN beside")
+    after = worlds()
+    assert after.load(job(), "k") == b"x"
+    assert after.store.figures()[0].bytes == 1 + 4096
+    after.save(job(), "other", b"y")

@@ -25,6 +25,7 @@ from vmrunner.cache.uploads import Uploads
 from vmrunner.errors import Busy, ConfigError
 
 MAIN = "refs/heads/main"
+BESIDE = 4096 + 32 + 2 * len("org/tool" + MAIN + "v" + "k")  # the block, a digest, the names
 CONFIG = """\
 manager = "m"
 state_dir = "{folder}"
@@ -72,14 +73,14 @@ def test_stats(tmp_path: Path, run: Run) -> None:
     code, out, _ = run("stats")
     assert code == 0
     assert [line.split() for line in out.splitlines()[1:]] == [
-        ["org/other", "1", "1.0", "KiB", "1", "1", "1.0", "KiB", "1.0", "KiB"],
-        ["org/tool", "2", "3.0", "KiB", "2", "2", "3.0", "KiB", "3.0", "KiB"],
+        ["org/other", "1", "5.1", "KiB", "1", "1", "1.0", "KiB", "1.0", "KiB"],
+        ["org/tool", "2", "11", "KiB", "2", "2", "3.0", "KiB", "3.0", "KiB"],
     ]
     code, out, _ = run("stats", "--json")
     assert checked("cache stats", out)[1] == {
         "repository": "org/tool",
         "entries": 2,
-        "bytes": 3072,
+        "bytes": 3072 + 2 * BESIDE,
         "hits": 2,
         "misses": 2,
         "bytes_saved": 3072,
@@ -102,7 +103,7 @@ def test_clear(tmp_path: Path, run: Run) -> None:
     code, _, err = run("clear", "org/tool")
     assert (code, "--yes" in err) == (2, True)
     code, out, _ = run("clear", "Org/Tool", "--yes", "--json")
-    assert (code, checked("cache clear", out)) == (0, {"entries": 1, "bytes": 2048})
+    assert (code, checked("cache clear", out)) == (0, {"entries": 1, "bytes": 2048 + BESIDE})
     assert "org/tool" not in run("stats")[1]
     assert "org/other" in run("stats")[1]
 
@@ -112,8 +113,9 @@ def test_prune(tmp_path: Path, run: Run) -> None:
         save(tmp_path, "org/tool", key, key.encode() * (1 << 20))
     code, out, _ = run("prune")
     assert (code, out) == (0, "removed 0 entries\n")
-    code, out, _ = run("prune", "--json", most="2MiB")
-    assert (code, checked("cache prune", out)) == (0, {"entries": 1, "bytes": 1 << 20})
+    code, out, _ = run("prune", "--json", most="3MiB")
+    removed = {"entries": 1, "bytes": (1 << 20) + BESIDE + 3 * 32}
+    assert (code, checked("cache prune", out)) == (0, removed)
     code, out, _ = run("prune", "--unused", "1ms")
     assert (code, out) == (0, "removed 2 entries; 2.0 MiB are free again\n")
 
