@@ -258,7 +258,8 @@ class Neighbour:
         return self.ground.leftovers() + records
 
     def clean(self) -> None:
-        """Remove what it has."""
+        """Remove what it has, and what it knows of the other one."""
+        forget_others(self.ground.folder)
         if not self.left():
             return
         self.ground.run("down", "--now")
@@ -483,10 +484,18 @@ class World:
                 self.site.call("DELETE", f"/admin/actions/runners/{record['id']}", fine=(404,))
         if self.neighbour:
             self.neighbour.clean()
+            forget_others(FOLDER)
         self.set_warm(0)
         self.set_start(self.start)
         (FOLDER / "state" / "snapshots.json").unlink(missing_ok=True)
         self.proxy.stage = Stage()
+
+
+def forget_others(folder: Path) -> None:
+    """This host knows of no other one: else it would leave half of the jobs to it for a time, and
+    which ones, nobody can choose.
+    """
+    (folder / "state" / "fleet.json").unlink(missing_ok=True)
 
 
 def _libvirts_own(head: str) -> list[Path]:
