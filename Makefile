@@ -131,7 +131,7 @@ conformance:
 	$(call in_rig,$(conformance_images); rig/rig run -- python -m tests.conformance $(CONFORMANCE))
 
 # A job at the real Gitea on a machine that the real GARM asks for, as a timeline; GARM="--jobs 50 --idle 2" for many, with kills,
-# GARM="--compare 5" for the time to the first step beside `serve` and beside a provider of the usual kind.
+# GARM="--compare 5" for the time to the first step beside `serve` and beside a provider of the usual kind ("--idle 1": where runners wait already).
 garm:
 	rig/rig garm
 	$(call in_rig,$(demo_image); $(if $(findstring --compare,$(GARM)),$(bench_tools);) rig/rig run -- python -m tests.garm.demo $(GARM))

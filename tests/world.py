@@ -99,7 +99,11 @@ class World:
             self.history.close()
         if isinstance(self.forge, FakeForge):
             self.forge.queues.clear()  # what a process has read of a long queue
-        self.history = History(self.folder / "history.sqlite", lambda text: self.log.warning(text))
+        self.history = History(
+            self.folder / "history.sqlite",
+            lambda text: self.log.warning(text),
+            keep_days=self.settings.history.keep_days,
+        )
         self.doom.after, self.doom.dead = None, False
         bindings = FakeBindings(self.settings.runtime_dir, "m", self.doom)
         self.manager = Manager(

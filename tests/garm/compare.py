@@ -1,5 +1,6 @@
 """From the queue to the first step, in turns: `vmrunner serve`, vmrunner as GARM's provider, and a
-provider of the usual kind (peer.py); and what one call of ours to make a machine costs.
+provider of the usual kind (peer.py); and what one call of ours to make a machine costs. With idle
+runners the first two alone: there GARM's own loop of five seconds is not waited for.
 """
 
 from __future__ import annotations
@@ -114,8 +115,9 @@ def usual_machines() -> list[str]:
     return [name for name in told.stdout.split() if name.startswith("garm-")]
 
 
-def run(rounds: int) -> None:
+def run(rounds: int, idle: int) -> None:
     """Prints a table, and one line of JSON."""
+    sides = ["serve", "garm"] if idle else list(LABELS)
     site = Site()
     with ExitStack() as stack:
         stack.callback(site.close)
@@ -125,7 +127,7 @@ def run(rounds: int) -> None:
         clear(ours)
         stack.callback(clear, ours)
         ours.run("snapshot", "create", "--flavor", "small", "--image", GITEA, timeout=LIFE)
-        serve = bench_ground(site, "snapshot")
+        serve = bench_ground(site, "snapshot", idle=idle, most=idle + 1)
         stack.callback(clear, serve)
         image = stack.enter_context(usual())
         log = FOLDER / "calls"
@@ -137,23 +139,26 @@ def run(rounds: int) -> None:
         garm.set_up(site)
         organisation = garm.organisation(site, "garm-compare")
         pools = [
-            garm.pool(organisation, GITEA),
+            garm.pool(organisation, GITEA, min_idle_runners=idle, max_runners=idle + 1),
             garm.pool(organisation, "stock", provider_name="peer", tags=[LABELS["peer"]]),
         ]
         stack.enter_context(serving(serve))
         time.sleep(6)  # GARM looks at a new pool every five seconds
         repositories = {
-            side: site.repository("garm-compare", side, workflow(side, gate)) for side in LABELS
+            side: site.repository("garm-compare", side, workflow(side, gate)) for side in sides
         }
-        taken: dict[str, list[float]] = {side: [] for side in LABELS}
+        taken: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(rounds):
             for side, repository in repositories.items():
-                _quiet(garm, ours, serve)
+                if idle:
+                    _ready(site, idle)
+                else:
+                    _quiet(garm, ours, serve)
                 taken[side].append(first_step(repository, gate, side))
                 say(f"{number + 1}/{rounds} {side}: {taken[side][-1]:.2f} s")
         for pool in pools:
             garm.close_pool(organisation, pool)
-        _quiet(garm, ours, serve)
+        _quiet(garm, ours, *([] if idle else [serve]))
         for repository in repositories.values():
             repository.delete()
         print(json.dumps(_figures(taken, log)))
@@ -169,6 +174,18 @@ def _quiet(garm: Garm, *grounds: Ground) -> None:
     )
 
 
+def _ready(site: Site, idle: int) -> None:
+    """Returns when each side's runners wait at the forge, and nothing works."""
+
+    def waiting() -> bool:
+        records = [each for each in site.runners() if each["status"] == "online"]
+        idlers = [each["name"].partition("-")[0] for each in records if not each["busy"]]
+        return len(records) == 2 * idle and idlers.count("garm") == idlers.count("vmr") == idle
+
+    until(waiting, LIFE, "the runners are idle again", every=0.5)
+    time.sleep(3)  # and whoever made them is done
+
+
 def _figures(taken: dict[str, list[float]], log: Path) -> dict[str, Any]:
     calls = [json.loads(line) for line in log.read_text().splitlines()]
     creates = [call for call in calls if call["command"] == "CreateInstance"]
@@ -177,7 +194,7 @@ def _figures(taken: dict[str, list[float]], log: Path) -> dict[str, Any]:
         "first step (s)": middle,
         "all (s)": {side: [round(each, 2) for each in values] for side, values in taken.items()},
         "garm to serve": round(middle["garm"] / middle["serve"], 2),
-        "peer to garm": round(middle["peer"] / middle["garm"], 2),
+        "peer to garm": round(middle["peer"] / middle["garm"], 2) if "peer" in middle else None,
         "a create (s)": [round(call["seconds"], 2) for call in creates],
         "memory of a create (MiB)": round(max(call["kib"] for call in creates) / 1024),
     }

@@ -102,7 +102,7 @@ def main() -> None:
     if options.compare:
         from tests.garm import compare
 
-        compare.run(options.compare)
+        compare.run(options.compare, options.idle)
         return
     site = Site()
     with ExitStack() as stack:
