@@ -49,6 +49,9 @@ package_programs = rig/rig run --outside -- bash -ec 'command -v nginx >/dev/nul
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends nginx-light docker-registry >/dev/null; }'
 plotting = rig/rig run --outside -- python -m pip install --quiet -e "/src[bench]"
 actions_cache = rig/rig run --outside -- python -m tests.actions_cache
+# Machines reach the public registries by a counted link, whose other end has the host's network.
+cached_jobs = $(if $(findstring --save,$(CACHE)),$(plotting);) $(package_programs); $(actions_cache); rig/rig run --outside -- bash -ec "python -m tests.prepare test-cached; python -m tests.cached.base"; \
+	rig/rig run --outside -- python -m tests.cached.outside & rig/rig run -- python -m tests.cached
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
 short = -m 'not long'
 # Tests that need neither machines nor a forge: two files at a time (some tests look at what others of their file did).
@@ -170,8 +173,9 @@ page:
 	$(call in_rig,rig/rig browser; rig/rig run -- pytest -q tests/browser; rig/rig run -- python -m tests.page)
 
 # A gigabyte into the cache and out of it over loopback, 20 machines at once, and what the service takes of the host (CACHE="--mib 256" for less).
+# CACHE=--jobs: what caches are worth to workflows that fetch packages from the public registries (CACHE="--jobs --only python", "--save docs" for the docs).
 cache:
-	$(call in_rig,rig/rig run -- python -m tests.cache_pace $(CACHE))
+	$(call in_rig,$(if $(findstring --jobs,$(CACHE)),$(cached_jobs),rig/rig run -- python -m tests.cache_pace) $(filter-out --jobs,$(CACHE)))
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:

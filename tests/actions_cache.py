@@ -7,16 +7,27 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 CACHE = Path(os.environ.get("VMRUNNER_CACHE", "/cache")) / "actions-cache"
 VERSIONS = ("3.2.4", "4.1.0", "5.3.0", "6.3.0")
 """One of each line: those of actions/cache@v3 and v4, and of newer ones."""
+BUNDLED = "4.1.0"
+LIBRARY = Path("node_modules/@actions/cache/lib/cache.js")
+
+
+BUNDLER = "esbuild@0.25.9"
 
 
 def folder(version: str) -> Path:
     """Where this version is, or will be."""
     return CACHE / version
+
+
+def bundle(version: str) -> Path:
+    """The same in one file, as an action brings it, at the place of the library's own."""
+    return CACHE / f"{version}-bundle"
 
 
 def _install(*packages: str) -> None:
@@ -46,6 +57,23 @@ def main() -> None:
         command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
         subprocess.run([*command, f"@actions/cache@{version}"], cwd=part, check=True)
         part.rename(whole)
+    _bundle(BUNDLED)
+
+
+def _bundle(version: str) -> None:
+    whole = bundle(version)
+    if whole.exists():
+        return
+    if not shutil.which("npm"):
+        _install("npm")
+    with tempfile.TemporaryDirectory() as work:
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", BUNDLER]
+        subprocess.run(command, cwd=work, check=True)
+        part = Path(work) / "part" / LIBRARY
+        command = [f"{work}/node_modules/.bin/esbuild", str(folder(version) / LIBRARY)]
+        options = ["--bundle", "--platform=node", "--format=cjs", "--log-level=warning"]
+        subprocess.run([*command, *options, f"--outfile={part}"], check=True)
+        shutil.move(Path(work) / "part", whole)
 
 
 if __name__ == "__main__":

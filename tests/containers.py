@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vmrunner.files import digest
@@ -36,7 +36,7 @@ JOB_PACKAGES = (
     "procps",
     "python3",
 )
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PROGRAMS = ("cat", "echo", "id", "ls", "nslookup", "sh", "sleep", "tail", "test", "wget")
 
 
@@ -54,7 +54,7 @@ def prepare_job(folder: Path) -> None:
     _lay(
         folder / f"job-{key}.tar",
         JOB_ARCHIVE,
-        lambda: archive(_debian(), JOB_NAME, path=_PATH, command="/bin/bash"),
+        lambda: archive(debian(JOB_PACKAGES), JOB_NAME, path=PATH, command="/bin/bash"),
     )
 
 
@@ -68,8 +68,8 @@ def _lay(cache: Path, place: Path, make: Callable[[], bytes]) -> None:
         shutil.copyfile(cache, place)
 
 
-def _debian() -> bytes:
-    """Debian 12's tree, as a tar."""
+def debian(packages: Sequence[str]) -> bytes:
+    """Debian 12's tree with these, as a tar."""
     wanted = recipe.load("debian-12")
     with tempfile.TemporaryDirectory() as work:
         sources, tree = Path(work, "sources.list"), Path(work, "tree.tar")
@@ -84,7 +84,7 @@ def _debian() -> bytes:
             "--variant=minbase",
             *excluded,
             *settings,
-            f"--include={','.join(JOB_PACKAGES)}",
+            f"--include={','.join(packages)}",
         ]
         subprocess.run(
             ["mmdebstrap", *options, wanted.suite, tree, sources],

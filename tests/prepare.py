@@ -27,6 +27,8 @@ RECIPES = Path(__file__).parent / "images"
 GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 JOBS, JOBS_DOCKER = "test-jobs", "test-jobs-docker"
 """For `make conformance`; the second one is only built where it is named."""
+CACHED = "test-cached"
+"""For `make cache`. Its recipe is elsewhere: the suite's images are not built anew for it."""
 
 
 SHAPING = [*sorted(Path(str(build.__file__)).parent.glob("*.py")), Path(str(recipe.__file__))]
@@ -91,7 +93,7 @@ def main(names: Sequence[str]) -> None:
     if JOBS_DOCKER in names:
         containers.prepare_job(CACHE / "images" / "containers")
     for name in names:
-        wanted = recipe.load(name, RECIPES)
+        wanted = recipe.load(name, RECIPES.parent / "cached" if name == CACHED else RECIPES)
         if usable(IMAGES, name, wanted.digest()):
             continue
         shutil.rmtree(IMAGES / name, ignore_errors=True)

@@ -1,0 +1,59 @@
+"""The figures of tests.cached as a table for docs/performance.md, and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+COLORS = ("#999999", "#9fbfdf", "#4878a8")
+
+
+def table(figures: Mapping[str, Runs]) -> str:
+    """In Markdown: a line for each workflow and side."""
+    lines = [
+        "| workflow | side | first run, s | second run, s | first, MB | second, MB | as fast |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, sides in figures.items():
+        cold = second(next(iter(sides.values())))["seconds"]
+        for side, runs in sides.items():
+            seconds = " | ".join(f"{run['seconds']:.1f}" for run in (runs[0], second(runs)))
+            mb = " | ".join(f"{run['mb']:.1f}" for run in (runs[0], second(runs)))
+            times = f"{cold / second(runs)['seconds']:.1f}"
+            lines.append(f"| {name} | {side} | {seconds} | {mb} | {times} |")
+    return "\n".join(lines)
+
+
+def second(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The last one."""
+    return runs[-1]
+
+
+def draw(figures: Mapping[str, Runs], path: Path) -> None:
+    """Seconds and megabytes of the second runs, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = (
+        ("fetch and install, second run, s", "seconds"),
+        ("over the outside link, second run, MB", "mb"),
+    )
+    sides = list(next(iter(figures.values())))
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 1 + 0.9 * len(figures)), layout="constrained")
+    for axis, (title, what) in zip(axes, panels, strict=True):
+        for number, side in enumerate(sides):
+            values = [second(runs[side])[what] for runs in figures.values()]
+            places = [place + (number - 1) * 0.27 for place in range(len(values))]
+            bars = axis.barh(places, values, 0.25, color=COLORS[number], label=side)
+            axis.bar_label(bars, labels=[f" {value:.1f}" for value in values], fontsize=8)
+        axis.set_yticks(range(len(figures)), list(figures))
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,33 @@
+"""What `make cache CACHE=--jobs` runs and prints."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import yaml
+
+from tests.cached import report
+from tests.cached.kinds import KINDS
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_workflow_is_one_that_a_shell_reads(name: str, cached: bool) -> None:
+    text = KINDS[name].workflow("label", "http://forge.example", "rig/one", cached=cached)
+    (step,) = yaml.safe_load(text)["jobs"]["it"]["steps"]
+    done = subprocess.run(["bash", "-n"], input=step["run"], text=True, capture_output=True)
+    assert done.stderr == ""
+    assert ("restore" in step["run"]) is cached
+
+
+def test_a_key_is_another_one_with_other_sources() -> None:
+    assert len({kind.key for kind in KINDS.values()}) == len(KINDS)
+
+
+def test_the_second_run_is_compared_with_a_cold_one() -> None:
+    def run(seconds: float, mb: float) -> dict[str, float]:
+        return {"seconds": seconds, "mb": mb}
+
+    told = report.table({"go": {"cold": [run(40, 9), run(30, 9)], "kept": [run(41, 9), run(5, 0)]}})
+    assert told.splitlines()[-1] == "| go | kept | 41.0 | 5.0 | 9.0 | 0.0 | 6.0 |"
