@@ -744,6 +744,11 @@ class HostConfig(Section):
         return self.state_dir / "images"
 
     @property
+    def history_file(self) -> Path:
+        """The machines that were, and their jobs."""
+        return self.state_dir / "history.sqlite"
+
+    @property
     def policies(self) -> tuple[Policy, ...]:
         """What machines may reach: those of `vmrunner exec`, which has two, and those of each
         pool.

@@ -4,15 +4,18 @@ there may be many.
 
 from __future__ import annotations
 
+import math
 import sqlite3
-from collections.abc import Iterable
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from vmrunner import files
+from vmrunner.cache import worth
 from vmrunner.cache.store import BYTES, ENTRIES, INDEX
 from vmrunner.manager.figures import Described
 
@@ -26,29 +29,39 @@ _BYTES = Described(
     "vmrunner_cache_bytes_total",
     "counter",
     ("direction",),
-    "What jobs saved in the cache, and what it served them",
+    "What jobs stored in the cache, and what it served them",
 )
 _ENTRIES = Described("vmrunner_cache_entries", "gauge", (), "Entries in the cache")
 _SIZE = Described("vmrunner_cache_size_bytes", "gauge", (), "What they take of the disk")
-FIGURES = (_LOOKUPS, _BYTES, _ENTRIES, _SIZE)
+_SECONDS = Described(
+    "vmrunner_cache_saved_seconds",
+    "gauge",
+    (),
+    "About how much longer the jobs of the history that found something there would have taken",
+)
+FIGURES = (_LOOKUPS, _BYTES, _ENTRIES, _SIZE, _SECONDS)
+_REST = 600.0  # seconds between two looks through the history
 _PATIENCE = 1.0  # seconds for a writer to be done with the index
 
 
 class Kept(Collector):
     """Reads the cache's index when it is asked; where it can't be read there are no figures."""
 
-    def __init__(self, folder: Path) -> None:
-        self._index = folder / INDEX
+    def __init__(
+        self, folder: Path, history: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._index, self._history, self._clock = folder / INDEX, history, clock
+        self._saved, self._look_at = 0.0, -math.inf
 
     def collect(self) -> Iterable[Metric]:
         """See prometheus_client."""
         try:
-            hits, misses, saved, served, entries, size = self._read()
+            hits, misses, stored, served, entries, size = self._read()
         except (OSError, sqlite3.Error):
             return
         for described, values in (
             (_LOOKUPS, {"hit": hits, "miss": misses}),
-            (_BYTES, {"saved": saved, "served": served}),
+            (_BYTES, {"stored": stored, "served": served}),
         ):
             counter = CounterMetricFamily(
                 described.name, described.text, labels=list(described.labels)
@@ -58,6 +71,14 @@ class Kept(Collector):
             yield counter
         yield GaugeMetricFamily(_ENTRIES.name, _ENTRIES.text, value=entries)
         yield GaugeMetricFamily(_SIZE.name, _SIZE.text, value=size)
+        yield GaugeMetricFamily(_SECONDS.name, _SECONDS.text, value=self._worth())
+
+    def _worth(self) -> float:
+        if self._clock() >= self._look_at:
+            self._look_at = self._clock() + _REST
+            with suppress(OSError, sqlite3.Error):
+                self._saved = sum(worth.saved(self._index, self._history).values())
+        return self._saved
 
     def _read(self) -> tuple[int, ...]:
         address = files.database_to_read(self._index)

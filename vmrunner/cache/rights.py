@@ -28,6 +28,7 @@ class Rights:
     shared: tuple[str, ...] = ()
     offers: bool = False  # whether the others of its group may read what it writes
     repository_id: int = 0  # by which the forge tells it from another one of that name; 0: unknown
+    machine: str = ""  # where the job runs; no other one ever has this name
 
 
 def rights(facts: JobFacts, groups: Mapping[str, Collection[str]]) -> Rights:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,7 @@ MiB, GiB = 1024**2, 1024**3
 _SCHEMA = 1
 _PATIENCE = 30.0  # seconds for another process to be done with the file
 _IDS = 2**53  # those of JavaScript's numbers
+_REMEMBERED = 90 * 86400.0  # seconds for which it is known who asked; the history has as many
 _UNUSED = 7 * 86400.0  # seconds after which an entry goes before all that was used since
 # Bytes: what an entry takes of the disk beside its content and its names, which are in the index
 # twice. The last block of a file is half empty on the average.
@@ -80,6 +81,13 @@ CREATE TABLE IF NOT EXISTS repositories (
     served INTEGER DEFAULT 0,
     forge_id INTEGER DEFAULT 0
 );
+CREATE TABLE IF NOT EXISTS runs (
+    machine TEXT PRIMARY KEY,
+    repository TEXT COLLATE NOCASE,
+    hits INTEGER,
+    asked REAL
+);
+CREATE INDEX IF NOT EXISTS by_time ON runs (asked);
 """
 # What came later needs no new format, which an older vmrunner would refuse.
 _LATER = (("entries", "beside", f"INTEGER NOT NULL DEFAULT {_BESIDE}"),)
@@ -122,8 +130,11 @@ class Figures:
     bytes: int
     hits: int
     misses: int
-    bytes_saved: int  # uploaded, in all
+    bytes_stored: int  # uploaded, in all
     bytes_served: int
+    seconds_saved: float | None = (
+        None  # by jobs that found something; None where nothing is measured
+    )
 
 
 @dataclass(frozen=True)
@@ -263,11 +274,22 @@ class Store:
             found = self._whole(rights, keys, version) if self._is_its_name(rights) else None
         with suppress(Refused), self._change() as database:  # figures alone
             _count(database, rights.repository, "misses" if found is None else "hits", 1)
+            self._remember(database, rights, found)
             if found:
                 database.execute(
                     "UPDATE entries SET used = ? WHERE id = ?", (self._clock(), found.id)
                 )
         return found
+
+    def _remember(self, database: sqlite3.Connection, rights: Rights, found: Found | None) -> None:
+        """Whether a job found anything, for what that was worth (`worth`)."""
+        now = self._clock()
+        database.execute("DELETE FROM runs WHERE asked < ?", (now - _REMEMBERED,))
+        database.execute(
+            "INSERT INTO runs VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (machine) DO UPDATE SET hits = hits + excluded.hits",
+            (rights.machine, rights.repository, int(found is not None), now),
+        )
 
     def _whole(self, rights: Rights, keys: Sequence[str], version: str) -> Found | None:
         while row := self._best(rights, keys, version):
@@ -512,6 +534,7 @@ class Store:
         # What was counted in all never becomes less: a row without a name has it.
         for column, number in zip(("hits", "misses", "saved", "served"), row or (), strict=False):
             _count(database, "", column, number)
+        database.execute("DELETE FROM runs WHERE repository = ?", (repository,))
         return self._drop(database, "repository = ?", (repository,))
 
     def prune(self, unused: float | None = None) -> Removed:
@@ -552,11 +575,12 @@ class Store:
                 f"The host's disk has no room: {in_words(self.limits.keep_free)} of it stay free.",
             )
 
-    def figures(self) -> list[Figures]:
-        """Of each repository, by name."""
+    def figures(self, saved: Mapping[str, float] | None = None) -> list[Figures]:
+        """Of each repository, by name; `saved`: its seconds, see `worth`."""
+        saved = saved or {}
         with self._lock:
             return [
-                Figures(*row)
+                replace(Figures(*row), seconds_saved=saved.get(row[0].lower()))
                 for row in self._database.execute(
                     f"SELECT repository, count(id), coalesce(sum({_TAKEN}), 0), hits, misses, "  # noqa: S608 — our own words
                     "saved, served FROM repositories LEFT JOIN entries USING (repository) "

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Who:
         except AddressValueError:
             return None
         facts = self._facts(machine) if machine else None
-        return rights(facts, self._groups) if facts else None
+        return replace(rights(facts, self._groups), machine=machine) if facts and machine else None
 
     def _facts(self, machine: str) -> JobFacts | None:
         if machine not in self._told.now():

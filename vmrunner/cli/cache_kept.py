@@ -19,6 +19,7 @@ from vmrunner.cli.app import (
     YesOption,
     confirm,
     duration,
+    lasted,
     out,
     show,
     warn,
@@ -31,15 +32,15 @@ if TYPE_CHECKING:
 
 
 def stats(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
-    """Show what each repository keeps in the cache, how often its jobs found something there, and
-    how much went in and out.
+    """Show what each repository keeps in the cache, how often its jobs found something there, how
+    much went in and out, and about how much time that saved.
     """
     with _store(config_path) as store:
-        figures = store.figures() if store else []
+        figures = store.figures(_saved(config_path)) if store else []
     if as_json:
         show(figures)
         return
-    numbers = ("entries", "size", "hits", "misses", "saved", "served")
+    numbers = ("entries", "size", "hits", "misses", "stored", "served", "time saved")
     table = Table(
         Column("repository", overflow="fold"),
         *(Column(name, justify="right", no_wrap=True) for name in numbers),
@@ -50,12 +51,34 @@ def stats(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH)
         table.add_row(
             presentable(each.repository),
             *(str(each.entries), size(each.bytes), str(each.hits), str(each.misses)),
-            *(size(each.bytes_saved), size(each.bytes_served)),
+            *(size(each.bytes_stored), size(each.bytes_served), _about(each.seconds_saved)),
         )
     if figures:
         out.print(table)
     else:
         out.print("Nothing was ever asked of the cache.")
+
+
+def _saved(config_path: Path) -> dict[str, float]:
+    """The seconds of each repository; nothing where there is no history that can be read."""
+    import sqlite3
+
+    from vmrunner import config
+    from vmrunner.cache import worth
+    from vmrunner.cache.store import INDEX
+
+    settings = config.load(config_path)
+    try:
+        return worth.saved(settings.cache_dir / INDEX, settings.history_file)
+    except (OSError, sqlite3.Error):
+        return {}
+
+
+def _about(seconds: float | None) -> str:
+    """`-` where nothing was measured."""
+    if seconds is None:
+        return "-"
+    return f"about {'-' if seconds <= -1 else ''}{lasted(abs(seconds))}"
 
 
 def prune(

@@ -106,7 +106,7 @@ def _starts(settings: HostConfig) -> dict[str, list[float]]:
     from vmrunner.config import Config
     from vmrunner.manager.history import History
 
-    path = settings.state_dir / "history.sqlite"
+    path = settings.history_file
     if not isinstance(settings, Config) or not os.access(path, os.R_OK):
         return {}
     with closing(History(path, lambda _: None, read_only=True)) as history:

@@ -60,7 +60,7 @@ def history(
     from vmrunner.manager.history import History
 
     settings = config.load(config_path)
-    path = settings.state_dir / "history.sqlite"
+    path = settings.history_file
     named, machine = _meant(words or [])
     with closing(History(path, warn, read_only=True)) as kept:
         if named:

@@ -95,7 +95,7 @@ def _find(settings: Config, text: str) -> Record:
     """Each time anew: while nobody has it open, a history that is read stays as it was."""
     from vmrunner.manager.history import History
 
-    with closing(History(settings.state_dir / "history.sqlite", warn, read_only=True)) as history:
+    with closing(History(settings.history_file, warn, read_only=True)) as history:
         return one(history, text)
 
 

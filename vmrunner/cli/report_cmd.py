@@ -59,7 +59,7 @@ def usage_report(
     keep = settings.history.keep_days
     if span.days > keep:
         warn(f"the history goes back {keep} days: history.keep_days")
-    path = settings.state_dir / "history.sqlite"
+    path = settings.history_file
     with closing(History(path, warn, read_only=True)) as kept:
         found = usage(kept.ended_since(time.time() - span.total_seconds()), by)
     if as_json:

@@ -61,7 +61,7 @@ def serve(
         if settings.cache.listen_port:
             from vmrunner.cache.figures import Kept
 
-            others.append(Kept(settings.cache_dir))
+            others.append(Kept(settings.cache_dir, settings.history_file))
         if (listen := settings.serve.webhook.listen) and (
             secret_file := settings.serve.webhook.secret_file
         ):

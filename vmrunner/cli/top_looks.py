@@ -155,7 +155,7 @@ class Looks:
         """Each time anew: while nobody has it open, a history that is read stays as it was."""
         from vmrunner.manager.history import History
 
-        path = self.settings.state_dir / "history.sqlite"
+        path = self.settings.history_file
         return History(path, self._quiet.warn, read_only=True)
 
 

@@ -109,7 +109,7 @@ def _with_host(call: Call, say: Callable[[Any], object]) -> None:
         say(None)
         return
     began = boot()
-    history = settings.state_dir / "history.sqlite"
+    history = settings.history_file
     with (
         closing(open_host(settings, _quiet)) as host,
         closing(History(history, _quiet, keep_days=settings.history.keep_days)) as kept,

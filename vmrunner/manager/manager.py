@@ -1304,7 +1304,7 @@ def open_manager(settings: Config, log: Log, warn: Warn, *, looks_only: bool = F
         warn(f"{wrong.sentence} {wrong.hint}")
     host = open_host(settings, warn)
     history = History(
-        settings.state_dir / "history.sqlite",
+        settings.history_file,
         warn,
         keep_days=settings.history.keep_days,
         read_only=looks_only,

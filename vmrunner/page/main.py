@@ -33,7 +33,7 @@ def run(settings: Config, log: Log) -> None:
     """Serve the page. Raises ConfigError."""
     listen = settings.page.listen
     assert listen is not None, "it is not started without"  # noqa: S101
-    may_look, past = rules(settings, log), Past(settings.state_dir / "history.sqlite")
+    may_look, past = rules(settings, log), Past(settings.history_file)
     most = {name: pool.max for name, pool in settings.pools.items()}
     with (
         server.bind(listen) as listening,

@@ -19,7 +19,7 @@ MAIN = "refs/heads/main"
 
 def told(folder: Path) -> dict[str, float]:
     registry = CollectorRegistry()
-    registry.register(Kept(folder))
+    registry.register(Kept(folder, folder / "history.sqlite"))
     lines = generate_latest(registry).decode().splitlines()
     return {
         name: float(value)
@@ -40,11 +40,12 @@ def test_figures_never_go_back(tmp_path: Path) -> None:
         counted = {
             'vmrunner_cache_lookups_total{result="hit"}': 1.0,
             'vmrunner_cache_lookups_total{result="miss"}': 1.0,
-            'vmrunner_cache_bytes_total{direction="saved"}': 4.0,
+            'vmrunner_cache_bytes_total{direction="stored"}': 4.0,
             'vmrunner_cache_bytes_total{direction="served"}': 4.0,
         }
         size = float(store.figures()[0].bytes)
         there = {"vmrunner_cache_entries": 1.0, "vmrunner_cache_size_bytes": size}
+        there["vmrunner_cache_saved_seconds"] = 0.0
         assert told(tmp_path) == counted | there
         store.recognise(replace(job, repository_id=1))
         store.recognise(replace(job, repository_id=2))  # another one of that name

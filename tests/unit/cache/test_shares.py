@@ -43,7 +43,7 @@ ACTS = st.tuples(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(ACTS, min_size=10, max_size=40))
 def test_nobody_below_a_share_loses_anything(acts: list[tuple[str, int, str]]) -> None:
     """However fast others write, and whether they bring it to an end or not."""

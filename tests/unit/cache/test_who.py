@@ -48,7 +48,7 @@ def place(tmp_path: Path) -> Place:
 def test_the_rights_are_those_of_the_machines_job(place: Place) -> None:
     address = str(place.addresses.take(ONE).ip)
     who.write(place.file, {str(ONE): FACTS})
-    assert place.who.of(address) == rights(FACTS, {"g": ["o/r", "o/s"]})
+    assert place.who.of(address) == replace(rights(FACTS, {"g": ["o/r", "o/s"]}), machine=str(ONE))
     assert place.waits == 0
     assert place.file.stat().st_mode & 0o777 == 0o600
 
@@ -131,7 +131,8 @@ def test_one_machine_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     go.set()
     for thread in threads:
         thread.join(20)
-    assert answers == [rights(FACTS, {})] * 4, "and those that waited are answered"
+    its = replace(rights(FACTS, {}), machine=str(ONE))
+    assert answers == [its] * 4, "and those that waited are answered"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from socket import socket
 
@@ -23,6 +24,7 @@ from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import Limits, Store
 from vmrunner.cache.uploads import Uploads
 from vmrunner.errors import Busy, ConfigError
+from vmrunner.manager.history import History, Record
 
 MAIN = "refs/heads/main"
 BESIDE = 4096 + 32 + 2 * len("org/tool" + MAIN + "v" + "k")  # the block, a digest, the names
@@ -73,8 +75,8 @@ def test_stats(tmp_path: Path, run: Run) -> None:
     code, out, _ = run("stats")
     assert code == 0
     assert [line.split() for line in out.splitlines()[1:]] == [
-        ["org/other", "1", "5.1", "KiB", "1", "1", "1.0", "KiB", "1.0", "KiB"],
-        ["org/tool", "2", "11", "KiB", "2", "2", "3.0", "KiB", "3.0", "KiB"],
+        ["org/other", "1", "5.1", "KiB", "1", "1", "1.0", "KiB", "1.0", "KiB", "-"],
+        ["org/tool", "2", "11", "KiB", "2", "2", "3.0", "KiB", "3.0", "KiB", "-"],
     ]
     code, out, _ = run("stats", "--json")
     assert checked("cache stats", out)[1] == {
@@ -83,9 +85,30 @@ def test_stats(tmp_path: Path, run: Run) -> None:
         "bytes": 3072 + 2 * BESIDE,
         "hits": 2,
         "misses": 2,
-        "bytes_saved": 3072,
+        "bytes_stored": 3072,
         "bytes_served": 3072,
+        "seconds_saved": None,
     }
+
+
+def test_the_time_that_it_saved(tmp_path: Path, run: Run) -> None:
+    save(tmp_path, "org/tool", "a", b"a")
+    rights = Rights("org/tool", MAIN, (MAIN,))
+    with (
+        closing(Store(tmp_path / "cache", Limits(keep_free=0), print)) as store,
+        closing(History(tmp_path / "history.sqlite", print)) as history,
+    ):
+        for number, (key, seconds) in enumerate((("none", 100), ("a", 30), ("a", 40))):
+            machine = f"vmr-m-{number:08}"
+            store.find(replace(rights, machine=machine), (key,), "v")
+            took = {"job_started": 9.0, "job_ended": 9.0 + seconds}
+            history._write(Record(machine, job="build", verdict="success", **took))
+    code, out, _ = run("stats")
+    assert (code, out.splitlines()[1].endswith("about 2m10s")) == (0, True), out
+    assert checked("cache stats", run("stats", "--json")[1])[0]["seconds_saved"] == 130.0
+    run("clear", "org/tool", "--yes")
+    save(tmp_path, "org/tool", "a", b"a")
+    assert run("stats")[1].splitlines()[1].endswith(" -")
 
 
 def test_a_host_without_a_cache(tmp_path: Path, run: Run) -> None:
