@@ -27,6 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.world import POOL, World
+from vmrunner.cache.figures import Kept
+from vmrunner.cache.rights import Rights
+from vmrunner.cache.store import Limits, Store
+from vmrunner.cache.uploads import Uploads
 from vmrunner.config import MetricsConfig
 from vmrunner.manager.figures import Counted
 from vmrunner.manager.metrics import Figures, serve
@@ -76,7 +80,7 @@ def day(folder: Path, began: int, minutes: int = MINUTES, seed: int = 1) -> str:
     """What Prometheus would have read each minute, as OpenMetrics with times."""
     dice, world = random.Random(seed), World(folder, pools=POOLS)  # noqa: S311 — no secret
     world.clock.now = float(began)
-    figures, ends = Figures(world.history), {}
+    figures, ends, cache = Figures(world.history), {}, Cache(world, dice)
     samples: dict[str, list[str]] = defaultdict(list)
     number = 0
     for minute in range(minutes):
@@ -94,10 +98,13 @@ def day(folder: Path, began: int, minutes: int = MINUTES, seed: int = 1) -> str:
             world.manager.chores()
             for machine in world.machines():
                 world.clock.now += dice.uniform(0.2, 1.0)
+                known = len(ends)
                 _guest(world, machine, ends, dice)
+                if len(ends) > known:  # its job begins
+                    cache.asked(machine)
         world.clock.now = float(began + (minute + 1) * STEP)
         figures.saw(survey, world.clock.now - dice.uniform(0, 5))
-        for family in figures.collect():
+        for family in (*figures.collect(), *cache.figures.collect()):
             for each in family.samples:
                 labels = ",".join(
                     f'{key}="{value}"' for key, value in (each.labels | SCRAPED).items()
@@ -105,6 +112,7 @@ def day(folder: Path, began: int, minutes: int = MINUTES, seed: int = 1) -> str:
                 line = f"{each.name}{{{labels}}} {each.value} {int(world.clock.now)}"
                 samples[each.name].append(line)
     world.history.close()
+    cache.store.close()
     return "\n".join(line for lines in samples.values() for line in lines) + "\n# EOF\n"
 
 
@@ -121,6 +129,30 @@ def _trouble(world: World, hour: float) -> None:
     world.hypervisor.free_disk_mib = int(40_000 - 36_000 * hour / 20) if hour < 20 else 40_000
 
 
+class Cache:
+    """What jobs of this world keep: one in four has something new, of some hundred KiB."""
+
+    def __init__(self, world: World, dice: random.Random) -> None:
+        folder = world.folder / "cache"
+        limits = Limits(most=20 * 2**20, keep_free=0)
+        self.store = Store(folder, limits, print, world.clock)
+        self._world, self._dice, self._uploads = world, dice, Uploads(self.store, lambda _: None)
+        self.figures = Kept(folder, world.folder / "history.sqlite", limits.most, world.clock)
+
+    def asked(self, machine: Any) -> None:
+        """A job's first step, and its last one."""
+        dice, ref = self._dice, "refs/heads/main"
+        rights = Rights(f"o{dice.randrange(3)}/r", ref, (ref,), machine=str(machine))
+        key = f"{int(self._world.clock() / 6 / 3600)}-{dice.randrange(4)}"
+        if found := self.store.find(rights, (key,), "v"):
+            self.store.served(rights.repository, found.size)
+            return
+        data = dice.randbytes(dice.randrange(1, 2**19))
+        id_ = self._uploads.reserve("", rights, key, "v", len(data))
+        self._uploads.write(self._uploads.claim("", rights, id_, 0, len(data)), data)
+        self._uploads.commit("", rights, id_, len(data))
+
+
 def _guest(world: World, machine: Any, ends: dict[str, float], dice: random.Random) -> None:
     """A job takes some minutes; a few machines die with theirs."""
     runner = world.forge.by_name(str(machine))
@@ -132,7 +164,7 @@ def _guest(world: World, machine: Any, ends: dict[str, float], dice: random.Rand
             world.hypervisor.die(machine)
             return
     if machine in world.hypervisor.domains:
-        world.step(machine, lambda choices: dice.choices(choices, (9, 1)[: len(choices)])[0])
+        world.step(machine, lambda choices: dice.choices(choices, (9, 1, 0)[: len(choices)])[0])
         events = world.hypervisor.events.get(machine, ())
         world.hypervisor.events[machine] = tuple(
             replace(event, at=world.clock.now) if event.at == 1.0 else event for event in events

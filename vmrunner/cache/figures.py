@@ -33,13 +33,14 @@ _BYTES = Described(
 )
 _ENTRIES = Described("vmrunner_cache_entries", "gauge", (), "Entries in the cache")
 _SIZE = Described("vmrunner_cache_size_bytes", "gauge", (), "What they take of the disk")
+_MOST = Described("vmrunner_cache_max_bytes", "gauge", (), "What they may take: `cache.max`")
 _SECONDS = Described(
     "vmrunner_cache_saved_seconds",
     "gauge",
     (),
     "About how much longer the jobs of the history that found something there would have taken",
 )
-FIGURES = (_LOOKUPS, _BYTES, _ENTRIES, _SIZE, _SECONDS)
+FIGURES = (_LOOKUPS, _BYTES, _ENTRIES, _SIZE, _MOST, _SECONDS)
 _REST = 600.0  # seconds between two looks through the history
 _PATIENCE = 1.0  # seconds for a writer to be done with the index
 
@@ -48,9 +49,15 @@ class Kept(Collector):
     """Reads the cache's index when it is asked; where it can't be read there are no figures."""
 
     def __init__(
-        self, folder: Path, history: Path, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        history: Path,
+        most: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._index, self._history, self._clock = folder / INDEX, history, clock
+        """`most`: the bytes that it may take."""
+        self._index, self._history, self._most = folder / INDEX, history, most
+        self._clock = clock
         self._saved, self._look_at = 0.0, -math.inf
 
     def collect(self) -> Iterable[Metric]:
@@ -71,6 +78,7 @@ class Kept(Collector):
             yield counter
         yield GaugeMetricFamily(_ENTRIES.name, _ENTRIES.text, value=entries)
         yield GaugeMetricFamily(_SIZE.name, _SIZE.text, value=size)
+        yield GaugeMetricFamily(_MOST.name, _MOST.text, value=self._most)
         yield GaugeMetricFamily(_SECONDS.name, _SECONDS.text, value=self._worth())
 
     def _worth(self) -> float:

@@ -60,8 +60,10 @@ def serve(
         others: list[Collector] = []
         if settings.cache.listen_port:
             from vmrunner.cache.figures import Kept
+            from vmrunner.cache.store import Limits
 
-            others.append(Kept(settings.cache_dir, settings.history_file))
+            most = Limits.of(settings.cache).most
+            others.append(Kept(settings.cache_dir, settings.history_file, most))
         if (listen := settings.serve.webhook.listen) and (
             secret_file := settings.serve.webhook.secret_file
         ):

@@ -66,8 +66,8 @@ def test_only_successes_of_the_history_count(world: World, tmp_path: Path) -> No
     history._write(Record("that asked nothing", job="build", verdict="success"))
     index = world.folder / "index.sqlite"
     assert saved(index, path) == {"org/tool": 60.0}
-    assert {each.value for each in samples(Kept(world.folder, path))} == {60.0}
-    assert {each.value for each in samples(Kept(world.folder, tmp_path / "none"))} == {0.0}
+    assert {each.value for each in samples(Kept(world.folder, path, 1))} == {60.0}
+    assert {each.value for each in samples(Kept(world.folder, tmp_path / "none", 1))} == {0.0}
     history.close()
 
 

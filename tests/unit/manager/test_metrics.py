@@ -8,6 +8,7 @@ import os
 import re
 import urllib.request
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +19,12 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from tests.dashboard import dashboard, queries
 from tests.world import POOL, World
+from vmrunner.cache.figures import Kept
+from vmrunner.cache.store import Limits, Store
 from vmrunner.config import MetricsConfig
 from vmrunner.errors import ConfigError
 from vmrunner.manager import metrics
@@ -49,7 +53,7 @@ def parsed(text: str) -> Samples:
     }
 
 
-def exposed(figures: Figures) -> Samples:
+def exposed(figures: Collector) -> Samples:
     registry = CollectorRegistry()
     registry.register(figures)
     return parsed(generate_latest(registry).decode())
@@ -303,8 +307,12 @@ def known(world: World) -> dict[str, set[str]]:
     world.forge.queue(100)
     world.up()
     world.up()
+    folder = world.folder / "cache"
+    with closing(Store(folder, Limits(), print)):
+        kept = Kept(folder, world.folder / "history.sqlite", 1)
+        cached = exposed(kept)
     found: dict[str, set[str]] = {}
-    for name, labels in exposed(after_a_pass(world)):
+    for name, labels in (*exposed(after_a_pass(world)), *cached):
         found.setdefault(name, set()).update(dict(labels))
     return found
 
@@ -356,7 +364,7 @@ def test_the_dashboard_names_only_figures_and_labels_that_exist(world: World) ->
         labels = set().union(*(series[name] for name in series if name in query.expression))
         assert set(re.findall(r"\{\{(\w+)\}\}", query.legend)) <= labels | {"instance"}, query
     shared = {name.removesuffix("_bucket").removesuffix("_count") for name in series}
-    left_out = {"vmrunner_dropped_packets_total"} | {
+    left_out = {"vmrunner_dropped_packets_total", "vmrunner_cache_entries"} | {
         f"vmrunner_machine_{what}"
         for what in ("dropped_packets", "memory_bytes", "cpu_used_seconds")
     }
