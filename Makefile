@@ -174,8 +174,9 @@ page:
 
 # A gigabyte into the cache and out of it over loopback, 20 machines at once, and what the service takes of the host (CACHE="--mib 256" for less).
 # CACHE=--jobs: what caches are worth to workflows that fetch packages from the public registries (CACHE="--jobs --only python", "--save docs" for the docs).
+# CACHE=--git: what the checkout of a large repository costs, whole, in part and with a reference (CACHE="--git --files 20000 --commits 20000").
 cache:
-	$(call in_rig,$(if $(findstring --jobs,$(CACHE)),$(cached_jobs),rig/rig run -- python -m tests.cache_pace) $(filter-out --jobs,$(CACHE)))
+	$(call in_rig,$(if $(findstring --jobs,$(CACHE)),$(cached_jobs),rig/rig run -- python -m tests.$(if $(findstring --git,$(CACHE)),git,cache)_pace) $(filter-out --jobs --git,$(CACHE)))
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:

@@ -25,6 +25,11 @@ class GiteaProcess:
                     return
         raise AssertionError("there is no Gitea")
 
+    def worked(self) -> float:
+        """Seconds of a processor that it and those of its children that have ended have taken."""
+        fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
     @property
     def answers(self) -> bool:
         """Whether it does now."""
