@@ -65,7 +65,7 @@ at_the_forge = rig/rig run -- pytest -q $(short) tests/forge $(PYTEST_ARGS)
 on_the_host = rig/rig run -- pytest -q $(short) tests/libvirt tests/net --ignore $(other_firewalls) $(PYTEST_ARGS)
 without_machines = $(call beside,$(units),$(call beside,$(on_the_host),$(at_the_forge)))
 # Every script of ours that a shell runs (tests/unit/test_shell.py finds those that are missing here).
-shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest images/guest/vmrunner-hold packaging/build packaging/debian/vmrunner.postrm packaging/debian/vmrunner.prerm rig/browser rig/rig tests/conformance/plain.sh tests/deb.sh tests/way_in/run.sh
+shell_scripts = .ci/run images/guest/docker-ready images/guest/docker-rehearsal images/guest/vmrunner-guest images/guest/vmrunner-hold packaging/build packaging/debian/vmrunner.postrm packaging/debian/vmrunner.prerm rig/browser rig/rig tests/conformance/plain.sh tests/deb.sh tests/garm/install.tmpl tests/way_in/run.sh
 lint = rig/rig run -- ruff check .; rig/rig run -- ruff format --check .; rig/rig run -- mypy; \
 	rig/rig run -- shellcheck $(shell_scripts)
 with_machines = $(call beside,$(lint),rig/rig run -- pytest -q --durations=12 $(short) $(other_firewalls) tests/vm $(PYTEST_ARGS))
@@ -134,7 +134,8 @@ conformance:
 	$(call in_rig,$(conformance_images); rig/rig run -- python -m tests.conformance $(CONFORMANCE))
 
 # A job at the real Gitea on a machine that the real GARM asks for, as a timeline; GARM="--jobs 50 --idle 2" for many, with kills,
-# GARM="--compare 5" for the time to the first step beside `serve` and beside a provider of the usual kind ("--idle 1": where runners wait already).
+# GARM="--compare 5" for the time to the first step beside `serve` and beside a provider of the usual kind ("--idle 1": where runners wait already);
+# GARM="--own": the machine runs an install script of the pool's own.
 garm:
 	rig/rig garm
 	$(call in_rig,$(demo_image); $(if $(findstring --compare,$(GARM)),$(bench_tools);) rig/rig run -- python -m tests.garm.demo $(GARM))

@@ -5,6 +5,7 @@ runner; shown as a timeline beside what GARM saw.
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import sys
 import time
@@ -15,10 +16,11 @@ from typing import Any
 
 from rich.table import Table
 
+from tests.bench.common import GATE
 from tests.demo import out, seconds
 from tests.forge.gitea import Site, until
 from tests.garm.calls import PROGRAM, with_flavor
-from tests.garm.site import Garm, wait_for_quiet
+from tests.garm.site import PORT, Garm, wait_for_quiet
 from tests.ground import Ground, lay
 from tests.prepare import GITEA
 
@@ -32,6 +34,7 @@ jobs:
     steps:
       - run: echo "hello from $(hostname)"
 """
+TEMPLATE = Path(__file__).with_name("install.tmpl")
 
 
 def place(site: Site, more: str = "") -> Ground:
@@ -93,6 +96,9 @@ def main() -> None:
     parser.add_argument(
         "--compare", type=int, default=0, help="So many jobs, beside serve and a usual provider."
     )
+    parser.add_argument(
+        "--own", action="store_true", help="With an install script of the pool's own."
+    )
     options = parser.parse_args()
     if options.jobs:
         from tests.garm import soak
@@ -107,17 +113,19 @@ def main() -> None:
     site = Site()
     with ExitStack() as stack:
         stack.callback(site.close)
-        ground = place(site)
+        own = f'install = "machine"\nallow = ["{GATE}:{PORT}"]\n' if options.own else ""
+        ground = place(site, own)
         clear(ground)
         stack.callback(clear, ground)
         out.print("$ vmrunner snapshot create --flavor small --image test-gitea", style="bold")
         ground.run("snapshot", "create", "--flavor", "small", "--image", GITEA, timeout=DEADLINE)
-        garm = Garm(FOLDER, {"vmrunner": (PROGRAM, ground.config)})
+        garm = Garm(FOLDER, {"vmrunner": (PROGRAM, ground.config)}, address=GATE)
         stack.callback(garm.stop)
         garm.start()
         garm.set_up(site)
         organisation = garm.organisation(site, "garm-demo")
-        pool = garm.pool(organisation, GITEA)
+        script = {"runner_install_template": base64.b64encode(TEMPLATE.read_bytes()).decode()}
+        pool = garm.pool(organisation, GITEA, extra_specs=script if options.own else {})
         out.print(f"GARM has a pool, {pool}, with no idle runner. A push to Gitea …", style="bold")
         time.sleep(6)  # GARM looks at a new pool every five seconds
         repository = site.repository("garm-demo", "hello", WORKFLOW)
