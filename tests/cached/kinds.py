@@ -84,7 +84,7 @@ KINDS = {
             "python",
             kept="venv",
             get="python3 -m venv venv\nvenv/bin/pip install -q -r requirements.txt",
-            use="venv/bin/python -c 'import numpy, PIL, requests; print(numpy.arange(3).sum())'",
+            use="venv/bin/python -c 'import numpy, requests; print(numpy.arange(3).sum())'",
         ),
         Kind(
             "node",

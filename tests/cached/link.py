@@ -98,7 +98,9 @@ def _named(stack: ExitStack) -> None:
         command += ["--no-resolv", "--no-hosts", "--bind-interfaces", "--except-interface=lo"]
         command += [
             f"--listen-address={server}",
-            *(f"--address=/{each}/{PUBLIC}" for each in NAMES),
+            # Local: that there is no IPv6 is an answer, too, without which nginx goes nowhere.
+            *(f"--host-record={each},{PUBLIC}" for each in NAMES),
+            *(f"--local=/{each}/" for each in NAMES),
         ]
         process = stack.enter_context(subprocess.Popen(command))
         stack.callback(process.kill)

@@ -21,7 +21,7 @@ async def _pour(
     writer: asyncio.StreamWriter,
     wait: Callable[[int], Awaitable[None]],
 ) -> None:
-    with suppress(ConnectionError):
+    with suppress(OSError):  # either side may be gone by now
         while part := await reader.read(_BLOCK):
             await wait(len(part))
             writer.write(part)

@@ -11,24 +11,24 @@ COLORS = ("#999999", "#9fbfdf", "#4878a8")
 
 
 def table(figures: Mapping[str, Runs]) -> str:
-    """In Markdown: a line for each workflow and side."""
+    """In Markdown: a line for each workflow and side; of a cold one a single run is known."""
     lines = [
         "| workflow | side | first run, s | second run, s | first, MB | second, MB | as fast |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, sides in figures.items():
-        cold = second(next(iter(sides.values())))["seconds"]
-        for side, runs in sides.items():
-            seconds = " | ".join(f"{run['seconds']:.1f}" for run in (runs[0], second(runs)))
-            mb = " | ".join(f"{run['mb']:.1f}" for run in (runs[0], second(runs)))
-            times = f"{cold / second(runs)['seconds']:.1f}"
-            lines.append(f"| {name} | {side} | {seconds} | {mb} | {times} |")
+        cold = next(iter(sides.values()))[0]
+        for side, (first, *later) in sides.items():
+            seconds = [f"{first['seconds']:.1f}", *(f"{each['seconds']:.1f}" for each in later[:1])]
+            mb = [f"{first['mb']:.1f}", *(f"{each['mb']:.1f}" for each in later[:1])]
+            times = [f"{cold['seconds'] / each['seconds']:.1f}" for each in later[:1]]
+            cells = [name, side, *_two(seconds), *_two(mb), *(times or [""])]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def second(runs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The last one."""
-    return runs[-1]
+def _two(cells: list[str]) -> list[str]:
+    return [*cells, ""][:2]
 
 
 def draw(figures: Mapping[str, Runs], path: Path) -> None:
@@ -46,7 +46,7 @@ def draw(figures: Mapping[str, Runs], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 1 + 0.9 * len(figures)), layout="constrained")
     for axis, (title, what) in zip(axes, panels, strict=True):
         for number, side in enumerate(sides):
-            values = [second(runs[side])[what] for runs in figures.values()]
+            values = [runs[side][-1][what] for runs in figures.values()]
             places = [place + (number - 1) * 0.27 for place in range(len(values))]
             bars = axis.barh(places, values, 0.25, color=COLORS[number], label=side)
             axis.bar_label(bars, labels=[f" {value:.1f}" for value in values], fontsize=8)
