@@ -275,7 +275,14 @@ def digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def push(one: Proxy, tag: str, content: bytes, command: Sequence[str] = ()) -> str:
+def push(
+    one: Proxy,
+    tag: str,
+    content: bytes,
+    command: Sequence[str] = (),
+    *,
+    machine: str = "127.0.0.1",
+) -> str:
     """Docker's image `a` of one layer; its digest."""
     config = {
         "architecture": "amd64",
@@ -285,9 +292,10 @@ def push(one: Proxy, tag: str, content: bytes, command: Sequence[str] = ()) -> s
     }
     blobs = {_CONFIG: json.dumps(config).encode(), _LAYER: content}
     for blob in blobs.values():
-        begun = ask(one, "/v2/library/a/blobs/uploads/", method="POST")
+        begun = ask(one, "/v2/library/a/blobs/uploads/", method="POST", machine=machine)
         at = str(begun.headers["Location"]).partition(f":{one.mirror.port}")[2]
-        assert ask(one, f"{at}&digest={digest(blob)}", method="PUT", body=blob).status == 201
+        path = f"{at}&digest={digest(blob)}"
+        assert ask(one, path, method="PUT", body=blob, machine=machine).status == 201
     told = [
         {"mediaType": kind, "size": len(blob), "digest": digest(blob)}
         for kind, blob in blobs.items()
@@ -295,5 +303,5 @@ def push(one: Proxy, tag: str, content: bytes, command: Sequence[str] = ()) -> s
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": told[0], "layers": told[1:]}
     body, headers = json.dumps(manifest).encode(), {"Content-Type": MANIFEST}
     path = f"/v2/library/a/manifests/{tag}"
-    assert ask(one, path, headers, method="PUT", body=body).status == 201
+    assert ask(one, path, headers, method="PUT", body=body, machine=machine).status == 201
     return digest(body)

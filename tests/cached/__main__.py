@@ -102,7 +102,7 @@ def hub(stack: ExitStack, *, images: bool) -> None:
     behind(stack, *made.command, log=FOLDER / "hub" / "log")
     until(_hub_answers, 30, "the registry answers")
     if images:
-        push(made, "latest", base.LAYER.read_bytes(), ["/bin/bash"])
+        push(made, "latest", base.LAYER.read_bytes(), ["/bin/bash"], machine="")
 
 
 def _hub_answers() -> bool:
