@@ -870,6 +870,11 @@ class Config(HostConfig):
         return self.runtime_dir / f"{self.manager}.jobs.json"
 
     @property
+    def cache_lab_file(self) -> Path:
+        """The same of machines of `doctor --isolation`, whose jobs no forge has."""
+        return self.runtime_dir / f"{self.manager}.isolation.json"
+
+    @property
     def logs_dir(self) -> Path:
         """Where the lines about each machine are kept."""
         return self.state_dir / "logs"

@@ -26,6 +26,11 @@ from tests.prepare import JOBS as JOBS_IMAGE
 from tests.vm.test_endings import serving
 from vmrunner import config
 from vmrunner.cache import who
+from vmrunner.cache.lab import Lab as Jobs
+from vmrunner.doctor.isolation.cache import cells
+from vmrunner.doctor.isolation.lab import Lab
+from vmrunner.hypervisor.host import open_host
+from vmrunner.image.versions import store
 from vmrunner.network.addresses import Addresses
 
 pytestmark = [pytest.mark.vm, pytest.mark.long]
@@ -206,7 +211,7 @@ def test_over_a_kill_of_serve_and_until_the_job_is_over(
             if path.read_text() == name
         ]
         asked = who.Who(
-            ground.folder / "run" / "suite.jobs.json",
+            [ground.folder / "run" / "suite.jobs.json"],
             Addresses(ground.folder / "run", IPv4Network("10.90.0.0/24")),
             {},
             patience=0.0,
@@ -248,6 +253,27 @@ def test_a_machine_without_a_job_reaches_it_and_is_told_nothing(
     assert [what for what, is_open in others.items() if is_open] == [
         f"the gateway, TCP port {port}, which is offered"
     ]
+
+
+def test_no_machine_gets_what_anothers_job_kept(lay_ground: Callable[..., Ground]) -> None:
+    ground = laid(lay_ground)
+    settings = config.load(ground.config)
+    pool = settings.pools["main"]
+    lab = Lab(
+        settings,
+        lambda: open_host(settings, lambda _: None),
+        store.find(settings.images_dir, pool.image),
+        pool.shape,
+        snapshot=True,
+        say=print,
+    )
+    with serving(ground):
+        until(lambda: "the cache is served" in ground.log.read_text(), 60, "it is served")
+        found = list(cells(lab, Jobs(settings)))
+    assert [each for each in found if not each.is_right] == []
+    assert len(found) == 11
+    assert ground.leftovers() == []
+    assert json.loads(ground.run("cache", "stats", "--json").stdout) == []
 
 
 VERSION = "4.1.0"  # that of actions/cache@v4

@@ -66,7 +66,9 @@ def run(settings: Config, log: Log) -> None:
     cache = settings.cache
     assert cache.listen_port is not None, "it is not started without"  # noqa: S101
     address = str(gateway(settings.libvirt.subnet))
-    who = Who(settings.cache_jobs_file, settings.addresses(), cache.groups)
+    who = Who(
+        (settings.cache_jobs_file, settings.cache_lab_file), settings.addresses(), cache.groups
+    )
     with bind(address, cache.listen_port) as listening:
         log.info("the cache is served", listen=f"{address}:{cache.listen_port}")
         forge = settings.forge.url

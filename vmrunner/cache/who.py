@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections import ChainMap, Counter, OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -50,11 +50,11 @@ def _understood(raw: bytes) -> Told:
 
 
 class Who:
-    """Threads may share it. `groups`: an admin's, by name."""
+    """Threads may share it. `paths`: of what is told; `groups`: an admin's, by name."""
 
     def __init__(
         self,
-        path: Path,
+        paths: Sequence[Path],
         addresses: Addresses,
         groups: Mapping[str, Collection[str]],
         *,
@@ -62,7 +62,7 @@ class Who:
         wait: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._told, self._addresses, self._groups = reader(path), addresses, groups
+        self._readers, self._addresses, self._groups = list(map(reader, paths)), addresses, groups
         self._patience, self._wait, self._clock = patience, wait, clock
         # Machines whose jobs were told once, or were waited for in vain: nobody waits again.
         self._settled: OrderedDict[str, None] = OrderedDict()
@@ -82,20 +82,23 @@ class Who:
         facts = self._facts(machine) if machine else None
         return replace(rights(facts, self._groups), machine=machine) if facts and machine else None
 
+    def _told(self) -> Told:
+        return ChainMap(*(dict(each.now()) for each in self._readers))
+
     def _facts(self, machine: str) -> JobFacts | None:
-        if machine not in self._told.now():
+        if machine not in self._told():
             if not self._may_wait(machine):
                 return None
             try:
                 until = self._clock() + self._patience
-                while machine not in self._told.now() and self._clock() < until:
+                while machine not in self._told() and self._clock() < until:
                     self._wait(_LOOK)
             finally:
                 with self._lock:
                     self._waiting[machine] -= 1
                     self._waiting += Counter()  # without those that are 0
         self._settle(machine)
-        return self._told.now().get(machine)
+        return self._told().get(machine)
 
     def _may_wait(self, machine: str) -> bool:
         with self._lock:

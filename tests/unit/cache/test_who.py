@@ -30,7 +30,11 @@ class Place:
         self.now, self.waits = 0.0, 0
         self.later: who.Told = {}
         self.who = Who(
-            self.file, self.addresses, {"g": ["o/r", "o/s"]}, wait=self.wait, clock=lambda: self.now
+            (self.file, folder / "lab.json"),
+            self.addresses,
+            {"g": ["o/r", "o/s"]},
+            wait=self.wait,
+            clock=lambda: self.now,
         )
 
     def wait(self, seconds: float) -> None:
@@ -51,6 +55,16 @@ def test_the_rights_are_those_of_the_machines_job(place: Place) -> None:
     assert place.who.of(address) == replace(rights(FACTS, {"g": ["o/r", "o/s"]}), machine=str(ONE))
     assert place.waits == 0
     assert place.file.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_the_lab_tells_holds_as_well(place: Place, tmp_path: Path) -> None:
+    address = str(place.addresses.take(ONE).ip)
+    who.write(place.file, {str(TWO): FACTS})
+    who.write(tmp_path / "lab.json", {str(ONE): FACTS})
+    assert place.who.of(address)
+    (tmp_path / "lab.json").unlink()
+    assert place.who.of(address) is None
+    assert place.waits == 0
 
 
 def test_an_address_that_comes_again_has_nothing_of_the_machine_before(place: Place) -> None:
@@ -118,7 +132,7 @@ def test_one_machine_keeps_nobody_else_waiting(tmp_path: Path) -> None:
     addresses = Addresses(tmp_path, IPv4Network("10.87.0.0/24"))
     first, second = (str(addresses.take(machine).ip) for machine in (ONE, TWO))
     path = tmp_path / "m.jobs.json"
-    asked = Who(path, addresses, {}, wait=wait)
+    asked = Who([path], addresses, {}, wait=wait)
     answers: list[object] = []
     threads = [threading.Thread(target=lambda: answers.append(asked.of(first))) for _ in range(4)]
     for thread in threads:

@@ -18,14 +18,21 @@ class Companion:
     Raises MachineError where it ends before its first line.
     """
 
-    def __init__(self, lab: Lab, program: str, *arguments: str, policy: str = Reach.NONE) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        program: str,
+        *arguments: str,
+        policy: str = Reach.NONE,
+        machine: MachineId | None = None,
+    ) -> None:
         self._host, self._own = lab.open_host(), lab.open_host()
         self._machine: MachineId | None = None
         self._lines: queue.Queue[str] = queue.Queue()
         self._text = b""
         self._failure: VmrunnerError | None = None
         self._thread = threading.Thread(
-            target=self._live, args=(lab, program, arguments, policy), daemon=True
+            target=self._live, args=(lab, program, arguments, policy, machine), daemon=True
         )
         self._thread.start()
         while True:
@@ -37,13 +44,21 @@ class Companion:
                     f"{program} ended before it had said anything.", "Has the image Python?"
                 )
 
-    def _live(self, lab: Lab, program: str, arguments: tuple[str, ...], policy: str) -> None:
+    def _live(
+        self,
+        lab: Lab,
+        program: str,
+        arguments: tuple[str, ...],
+        policy: str,
+        machine: MachineId | None,
+    ) -> None:
         try:
             lab.run(
                 program,
                 *arguments,
                 write=self._hear,
                 policy=policy,
+                machine=machine,
                 host=self._own,
                 started=self._began,
             )
