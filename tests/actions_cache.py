@@ -41,22 +41,30 @@ def _install(*packages: str) -> None:
     )
 
 
+def need_npm() -> None:
+    """Install it into the rig, where it is not there."""
+    if not shutil.which("npm"):
+        _install("npm")
+
+
+def install(package: str, whole: Path) -> None:
+    """A package of npm and all that it needs, into a folder that is there when all of it is."""
+    part = whole.with_name(f".{whole.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
+    subprocess.run([*command, package], cwd=part, check=True)
+    part.rename(whole)
+
+
 def main() -> None:
     """Install what is missing."""
     if not shutil.which("node"):
         _install("nodejs")
     for version in VERSIONS:
-        whole = folder(version)
-        if whole.exists():
-            continue
-        if not shutil.which("npm"):
-            _install("npm")
-        part = whole.with_name(f".{version}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
-        subprocess.run([*command, f"@actions/cache@{version}"], cwd=part, check=True)
-        part.rename(whole)
+        if not folder(version).exists():
+            need_npm()
+            install(f"@actions/cache@{version}", folder(version))
     _bundle(BUNDLED)
 
 
@@ -64,8 +72,7 @@ def _bundle(version: str) -> None:
     whole = bundle(version)
     if whole.exists():
         return
-    if not shutil.which("npm"):
-        _install("npm")
+    need_npm()
     with tempfile.TemporaryDirectory() as work:
         command = ["npm", "install", "--silent", "--no-audit", "--no-fund", BUNDLER]
         subprocess.run(command, cwd=work, check=True)

@@ -312,7 +312,9 @@ class FakeSnapshots:
         return list(self.host.kept.values())
 
     def key(self, golden: Golden, shape: Shape) -> str:
-        return hashlib.sha256(f"{golden.name}{golden.version}{shape}".encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            f"{golden.name}{golden.version}{golden.tools_id}{shape}".encode()
+        ).hexdigest()[:16]
 
     def find(self, golden: Golden, shape: Shape) -> Snapshot | None:
         return self.host.kept.get(self.key(golden, shape))
@@ -329,7 +331,7 @@ class FakeSnapshots:
         self.host.step("make_snapshot")
         key = self.key(golden, shape)
         self.host.kept[key] = Snapshot(
-            key, golden.id, shape, self.host.now(), "10.0.0", "11.3.0", {}
+            key, golden.id, shape, self.host.now(), "10.0.0", "11.3.0", {}, tools=golden.tools_id
         )
         return self.host.kept[key]
 
@@ -452,10 +454,11 @@ class FakeHypervisor:
 
     def prepare(self, golden: Golden, say: Say = lambda _: None) -> None:
         self.step("prepare")
-        stem = image_stem(golden.name, golden.version)
-        self.published += [
-            name for part in (DISK, MANIFEST) if (name := f"{stem}{part}") not in self.published
-        ]
+        for each in golden.parts:
+            stem = image_stem(each.name, each.version)
+            self.published += [
+                name for part in (DISK, MANIFEST) if (name := f"{stem}{part}") not in self.published
+            ]
 
     def guard(self) -> None: ...
 

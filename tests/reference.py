@@ -16,6 +16,7 @@ from vmrunner.cli import config_text, man
 from vmrunner.cli.meanings import ENDINGS, WAITS
 from vmrunner.config import Duration, Mebibytes, example
 from vmrunner.image.recipe import recipe as recipes
+from vmrunner.image.recipe import tools
 from vmrunner.manager import metrics, webhook
 from vmrunner.model.machine import Phase
 
@@ -142,6 +143,7 @@ _INSIDE = {
     "runner": "[runner]",
     "runners": "[runners.NAME]",
     "containers": "[[containers]]",
+    "tools": "[[tools]]",
 }
 """How the tables of a recipe are written, by the key that they are."""
 _EXTENDS = (
@@ -152,21 +154,23 @@ _EXTENDS = (
 )
 
 
-def recipe_tables() -> Iterator[tuple[str, str, list[list[str]]]]:
-    """Each table of a recipe as it is written, empty for the whole file; what it is; the row of
-    each of its keys, none where an earlier one has the same.
+def recipe_tables(
+    whole: type[BaseModel] = recipes.Recipe,
+) -> Iterator[tuple[str, str, list[list[str]]]]:
+    """Each table of a recipe of this kind as it is written, empty for the whole file; what it is;
+    the row of each of its keys, none where an earlier one has the same.
     """
-    schema = recipes.Recipe.model_json_schema()
+    schema = whole.model_json_schema()
     inner = {each.__name__: each for each in _sections(recipes.RecipeTable)}
-    found, shown_before = [("", "", recipes.Recipe)], set[type[BaseModel]]()
+    found, shown_before = [("", "", whole)], set[type[BaseModel]]()
     for written, what, model in found:
-        keys = schema if model is recipes.Recipe else schema["$defs"][model.__name__]
-        said, rows = dict(_said(model)), [list(_EXTENDS)] if model is recipes.Recipe else []
+        keys = schema if model is whole else schema["$defs"][model.__name__]
+        said, rows = dict(_said(model)), [list(_EXTENDS)] if model is whole else []
         for name, key in () if model in shown_before else keys["properties"].items():
             if below := _table_of(key):
                 about = said.get(name) or inspect.getdoc(inner[below]) or ""
                 found.append((_INSIDE[name], about, inner[below]))
-            elif (model, name) != (recipes.Recipe, "name"):  # its file says that
+            elif (model, name) != (whole, "name"):  # its file says that
                 default = key.get("default")
                 plain = default not in (None, [], {})
                 shown = "needed" if name in keys.get("required", ()) else "-"
@@ -191,7 +195,8 @@ def _table_of(key: Mapping[str, Any]) -> str:
 
 def _said(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     """What the source says of each key of a table: the text under it."""
-    for each in (each for each in reversed(model.__mro__) if each.__module__ == recipes.__name__):
+    ours = {recipes.__name__, tools.__name__}
+    for each in (each for each in reversed(model.__mro__) if each.__module__ in ours):
         body = ast.parse(inspect.getsource(each)).body[0]
         assert isinstance(body, ast.ClassDef)
         for key, text in zip(body.body, body.body[1:], strict=False):
@@ -210,6 +215,10 @@ def recipe() -> str:
     for written, what, rows in recipe_tables():
         parts += [f"## `{written}`", _paragraphs(what)] if written else []
         parts += [table(["key", "value", "default", "what it is"], rows)] if rows else []
+    disk = []
+    for written, what, rows in recipe_tables(tools.ToolsRecipe):
+        disk += [f"### `{written}`", _paragraphs(what)] if written else []
+        disk += [table(["key", "value", "default", "what it is"], rows)]
     return page(
         "Recipes",
         "A file in `/etc/vmrunner/recipes` (`recipes_dir`), in TOML: `my-image.toml` is the recipe "
@@ -218,6 +227,10 @@ def recipe() -> str:
         "A key that is *needed* has no default, and has to be in the recipe, or in one that it "
         "extends. A dash means: no value, unless you give one.",
         *parts,
+        "## A disk of tools",
+        "A recipe with `[[tools]]` makes a disk that machines have beside their image's, and has "
+        "no other keys: [tools.md](../howto/tools.md).",
+        *disk,
     )
 
 

@@ -442,6 +442,7 @@ class PoolConfig(MachineConfig):
 
     labels: Annotated[Labels, Field(min_length=1)]
     image: Annotated[str, Field(pattern=_IMAGE)]
+    tools: Annotated[str, Field(pattern=_IMAGE)] | None = None
     takes_unlabelled: StrictBool = False
     scope: Scopes = (Scope.parse("instance"),)
     max: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         environment: dict[str, str]
         settings: dict[str, str]
         packages: dict[str, str]
+        tools: bool
         ca: str
         ca_bundle: str
         url: str
@@ -96,6 +97,12 @@ IS_READY = Path("/run/vmrunner-ready")
 SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 FORGE_CERTIFICATE = Path("/usr/local/share/ca-certificates/vmrunner-forge.crt")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# What says which disk has tools, and where it, what jobs add to it, and both together are.
+BLOCKS, TOOLS = Path("/sys/block"), "vmrunner-tools"
+TOOLS_FOLDER, TOOL_CACHE = Path("/var/lib/vmrunner-tools"), Path("/opt/hostedtoolcache")
+# What Gitea's runner calls that folder, in its own and as a volume of its containers.
+TOOL_LINK, TOOL_VOLUME = "tool_cache", "act-toolcache"
+DOCKER, DOCKER_ANSWER = Path("/run/docker.sock"), 30.0  # seconds
 OPEN_FILES = 1024, 524288  # as systemd gives them to a login; our own unit has more
 AGAIN = 1.0  # seconds until a runner that the forge refused at its start tries again
 # The exit code of a runner that the forge did not answer, or not take, at its start; after a job it
@@ -134,7 +141,7 @@ SECTOR, SIZE = 2048, 1 << 20
 # Of an ISO 9660 image: the primary volume descriptor, with the image's own name.
 DESCRIPTOR = 16 * SECTOR
 ROOT = DESCRIPTOR + 156  # its directory record of the root
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 2, 4, 8, 4096
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND = 1, 2, 4, 8, 4096
 RNDADDENTROPY, RNDRESEEDCRNG = 0x40085203, 0x5207
 IPV6 = Path("/proc/sys/net/ipv6/conf")
 SIOCADDRT, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK, SIOCSIFHWADDR = (
@@ -504,6 +511,8 @@ def prepare(job: "Job") -> None:
         run_hooks(
             BEFORE_READY, ["boots"], environment(job["user"]), "comes before a machine is ready"
         )
+    if job["tools"]:
+        mount_tools()
     for name, content in job["packages"].items():
         told_of_packages(name, content, job["user"])
     if job["settings"]:
@@ -550,11 +559,69 @@ def lay_new(home: str, name: str, content: str, user: str) -> None:
             own(Path(path), user)
 
 
+def mount_tools() -> None:
+    """Where there is a disk of tools: its content, with what jobs add to it, in a folder that they
+    find, in containers, too. What they add is on the machine's own disk; nobody can write on that
+    one. A job goes on without.
+    """
+    if os.path.ismount(TOOL_CACHE):
+        return
+    disk = next((each.name for each in BLOCKS.glob("vd*") if serial(each) == TOOLS), "")
+    if not disk:
+        return
+    lower, upper, work = (TOOLS_FOLDER / each for each in ("disk", "added", "work"))
+    try:
+        for folder in (lower, upper, work, TOOL_CACHE):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (upper, TOOL_CACHE):
+            folder.chmod(0o777)  # whoever the job's steps run as
+        flags = MS_NOSUID | MS_NODEV
+        mount(Path("/dev") / disk, lower, "ext4", flags | MS_RDONLY)
+        # With redirect_dir a folder of the disk can be renamed, which pip does.
+        layers = f"lowerdir={lower / 'tools'},upperdir={upper},workdir={work}"
+        mount(Path("overlay"), TOOL_CACHE, "overlay", flags, f"{layers},redirect_dir=on")
+    except OSError as error:
+        os.write(log(), f"vmrunner: there are no tools here: {error}\n".encode())
+        return
+    try:
+        give_tools_to_containers()
+    except OSError as error:
+        os.write(log(), f"vmrunner: containers have no tools: {error}\n".encode())
+
+
+def serial(block: Path) -> str:
+    """What a disk is called; empty where it has no name."""
+    with suppress(OSError):
+        return (block / "serial").read_text().strip()
+    return ""
+
+
+def give_tools_to_containers() -> None:
+    """Where there is Docker: the volume that the runner gives to its containers is that folder.
+
+    By Docker's own socket: its command line takes long to begin.
+    """
+    if not DOCKER.exists():
+        return
+    options = {"type": "none", "o": "bind", "device": str(TOOL_CACHE)}
+    body = json.dumps({"Name": TOOL_VOLUME, "Driver": "local", "DriverOpts": options})
+    head = "POST /volumes/create HTTP/1.0\r\nHost: docker\r\nContent-Type: application/json"
+    with socket.socket(socket.AF_UNIX) as docker:
+        docker.settimeout(DOCKER_ANSWER)
+        docker.connect(str(DOCKER))
+        docker.sendall(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        answer = docker.recv(4096).partition(b"\r\n")[0]
+    if b" 201" not in answer:
+        raise OSError(f"Docker answers {answer.decode(errors='replace')}")
+
+
 def make_work() -> None:
     """Where jobs have their workspaces: anybody's, as the users of a job are its own affair."""
     if not WORK.exists():
         WORK.mkdir()
         WORK.chmod(0o1777)
+    if os.path.ismount(TOOL_CACHE) and not (WORK / TOOL_LINK).is_symlink():
+        (WORK / TOOL_LINK).symlink_to(TOOL_CACHE)
 
 
 def start(job: "Job") -> "subprocess.Popen[bytes]":
@@ -800,8 +867,9 @@ def keep_door(program: str, *, alone: bool) -> None:
 # ---- waiting ----
 
 
-def mount(source: Path, target: Path, kind: str, flags: int) -> None:
-    if libc.mount(str(source).encode(), str(target).encode(), kind.encode(), flags, None):
+def mount(source: Path, target: Path, kind: str, flags: int, options: str = "") -> None:
+    words = (str(source).encode(), str(target).encode(), kind.encode())
+    if libc.mount(*words, flags, options.encode() or None):
         raise OSError(ctypes.get_errno(), f"mounting {target}")
 
 
@@ -992,6 +1060,7 @@ def warm_up(told: int, link: str) -> None:
             sys.exit(
                 f"vmrunner: {hook}, which comes before a machine is ready, failed (exit {code})"
             )
+    mount_tools()
     IS_READY.touch()  # the job need not do it again
     # Once the boot id lies over one of /proc's files the kernel permits no user namespace a /proc,
     # which containers without root need, unless there is another one that nothing lies over.

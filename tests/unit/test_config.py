@@ -64,6 +64,7 @@ def test_the_example_loads_and_its_commented_defaults_are_the_defaults(tmp_path:
         "hosts",
         "hold_failed",
         "job_may_hold",
+        "tools",
     )
     without_default += ('url = "https://alerts',)  # of the forge there has to be one
     spelled_out = load(

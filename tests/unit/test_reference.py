@@ -13,6 +13,7 @@ from vmrunner.cli import config_text, man
 from vmrunner.config import example
 from vmrunner.errors import VmrunnerError
 from vmrunner.image.recipe.recipe import Recipe
+from vmrunner.image.recipe.tools import ToolsRecipe
 from vmrunner.manager import metrics
 from vmrunner.manager.metrics import Figures
 
@@ -55,7 +56,8 @@ def test_a_key_of_each_kind(key: str, row: str) -> None:
 def test_every_key_of_a_recipe_is_there() -> None:
     keys = {
         (written, row[0].strip("`"))
-        for written, _, rows in reference.recipe_tables()
+        for kind in (Recipe, ToolsRecipe)
+        for written, _, rows in reference.recipe_tables(kind)
         for row in rows
     }
     tables = reference._INSIDE

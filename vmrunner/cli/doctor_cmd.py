@@ -144,7 +144,7 @@ def _isolation(settings: Config, only: str, *, boots: bool) -> Iterator[Cell]:
             "The isolation is tried with the image of a pool, and there is none.",
             "Add one to the configuration.",
         )
-    golden = store.find(settings.images_dir, pool.image)
+    golden = store.for_machines(settings.images_dir, pool.image, pool.tools)
     lab = Lab(
         settings, lambda: open_host(settings, warn), golden, pool.shape, snapshot=not boots, say=say
     )

@@ -77,7 +77,7 @@ def exec_(
         )
     shape = shape_of(cpus, memory, DISK)
     settings = config.load_host(config_path)
-    golden = store.find(settings.images_dir, image)
+    golden = store.for_machines(settings.images_dir, image)
     host = open_host(settings, warn)
     streams = {Output.STDOUT: sys.stdout.buffer, Output.STDERR: sys.stderr.buffer}
 

@@ -106,14 +106,15 @@ def build(
     current version.
     """
     from vmrunner.image.build import build as builder
-    from vmrunner.image.recipe import recipe
+    from vmrunner.image.recipe import tools
+    from vmrunner.image.recipe.recipe import Recipe
     from vmrunner.image.versions import store
 
     settings, began = host_settings(config_path), time.monotonic()
-    wanted, images = recipe.load(name, _own(recipes, settings)), settings.images_dir
-    if ignore_lock:
+    wanted, images = tools.load(name, _own(recipes, settings)), settings.images_dir
+    if ignore_lock and isinstance(wanted, Recipe):
         wanted = wanted.model_copy(update={"lock": None})
-    if compress is not None:
+    if compress is not None and isinstance(wanted, Recipe):
         wanted = wanted.model_copy(update={"compress": compress})
     if (
         not (force or fresh)
@@ -133,8 +134,8 @@ def build(
         )
     if not as_json:
         out.print(
-            f"{name} {golden.version}: {len(golden.manifest.packages)} packages, "
-            f"{_mib(golden)} MiB, {time.monotonic() - began:.0f} s"
+            f"{name} {golden.version}: {_content(golden)}, {_mib(golden)} MiB, "
+            f"{time.monotonic() - began:.0f} s"
         )
     if not promote:
         say(f"New machines use it after {_by_hand(golden)}.")
@@ -185,6 +186,11 @@ def _tell(golden: Golden, said: str, *, as_json: bool) -> None:
 
 def _mib(golden: Golden) -> int:
     return sum((golden.directory / part).stat().st_size for part in golden.manifest.files) >> 20
+
+
+def _content(golden: Golden) -> str:
+    found = golden.manifest
+    return f"{len(found.tools)} tools" if found.tools else f"{len(found.packages)} packages"
 
 
 def _by_hand(golden: Golden) -> str:
@@ -244,6 +250,7 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT
             kernel=golden.manifest.kernel,
             runner=golden.manifest.runner.kind if golden.manifest.runner else "",
             packages=len(golden.manifest.packages),
+            tools=tuple(golden.manifest.tools),
             built_at=golden.manifest.built_at,
             promoted_at=promoted.at
             if (promoted := last.get((golden.name, golden.version)))
@@ -263,7 +270,7 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT
         Column(header, no_wrap=True)
         for header in ("image", "version", "current", "built", "verified")
     ]
-    table = Table(*columns, Column("runner", overflow="fold"), box=None, pad_edge=False)
+    table = Table(*columns, Column("runner or tools", overflow="fold"), box=None, pad_edge=False)
     for row in found:
         verified = {None: "no", True: "good", False: "BAD"}[row.verified]
         table.add_row(
@@ -272,7 +279,7 @@ def list_images(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT
             "*" if row.current else "",
             row.built_at[:10],  # the day
             f"{verified}, forced" if row.forced else verified,
-            row.runner,
+            ", ".join(row.tools) or row.runner,
         )
     out.print(table)
 
@@ -472,7 +479,7 @@ def refresh(
     this.
     """
     from vmrunner.image.build import build as builder
-    from vmrunner.image.recipe import recipe
+    from vmrunner.image.recipe import recipe, tools
     from vmrunner.image.upkeep import rotation
 
     settings = host_settings(config_path)
@@ -488,7 +495,7 @@ def refresh(
             try:
                 with steps(f"image refresh {name}", settings.state_dir) as told:
                     candidate = builder.build(
-                        recipe.load(name, own),
+                        tools.load(name, own),
                         settings.images_dir,
                         told,
                         promote=False,
@@ -557,7 +564,8 @@ def diff(
     single = ("recipe_digest", "kernel", "kernel_arguments", "runner")
     named = {word.replace("_", " "): change for word in single if (change := getattr(found, word))}
     further = {f"runner {name}": change for name, change in found.runners.items()}
-    for what, change in (named | further | found.packages | (found.files or {})).items():
+    changed = named | further | found.packages | found.tools | (found.files or {})
+    for what, change in changed.items():
         table.add_row(
             what, *(_DIGEST.sub(r"\1", text) or "-" for text in (change.first, change.second))
         )

@@ -223,6 +223,7 @@ class Published:
     kernel: str
     runner: str
     packages: int
+    tools: tuple[str, ...]  # name/version/arch, of a disk of tools
     built_at: str  # ISO 8601
     promoted_at: str
     promoted_why: str

@@ -74,13 +74,15 @@ def create(
     from vmrunner.machine import clones
 
     settings: HostConfig
+    tools = None
     if pool:
         full = config.load(config_path)
         if pool not in full.pools:
             raise ConfigError(
                 f"There is no pool {pool!r}.", f"The configuration has: {', '.join(full.pools)}."
             )
-        settings, image, shape = full, full.pools[pool].image, full.pools[pool].shape
+        section = full.pools[pool]
+        settings, image, shape, tools = full, section.image, section.shape, section.tools
     elif flavor:
         full = config.load(config_path)
         if flavor not in full.garm.flavors:
@@ -91,7 +93,7 @@ def create(
         settings, shape = full, full.garm.flavors[flavor].shape
     else:
         settings, shape = config.load_host(config_path), shape_of(cpus, memory, disk)
-    began, golden = time.monotonic(), store.find_version(settings.images_dir, image)
+    began, golden = time.monotonic(), store.for_machines(settings.images_dir, image, tools)
     host = open_libvirt(settings)
     with steps(f"snapshot create {golden.name}", settings.state_dir) as told:
         made = clones.make(host, settings, golden, shape, timeout=_TIMEOUT, say=told)
@@ -125,7 +127,7 @@ def list_snapshots(as_json: JsonOption = False, config_path: ConfigOption = DEFA
         made, used = (age(at, time.time()) for at in (each.made_at, shelf.last_use(each)))
         table.add_row(
             each.key,
-            each.image,
+            f"{each.image} + {each.tools}" if each.tools else each.image,
             _size(each.shape),
             f"{each.disk_mib} MiB",
             each.qemu,

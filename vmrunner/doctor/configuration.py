@@ -57,15 +57,16 @@ def look(settings: Config, host: Size | None) -> Iterator[Finding]:
         yield from _pool(f"pools.{name}", pool)
         if host:
             yield from _fits(f"pools.{name}", pool, settings, host)
-        if not store.current(settings.images_dir, pool.image):
-            known = recipe.exists(pool.image, settings.recipes_dir)
-            yield warning(
-                "configuration",
-                f"pools.{name}.image: there is no image {pool.image} on this host yet.",
-                f"`vmrunner image build {pool.image}` makes it."
-                if known
-                else f"Write its recipe, {settings.recipes_dir / pool.image}.toml, and build it.",
-            )
+        for key, wanted in (("image", pool.image), ("tools", pool.tools)):
+            if wanted and not store.current(settings.images_dir, wanted):
+                known = recipe.exists(wanted, settings.recipes_dir)
+                yield warning(
+                    "configuration",
+                    f"pools.{name}.{key}: there is no image {wanted} on this host yet.",
+                    f"`vmrunner image build {wanted}` makes it."
+                    if known
+                    else f"Write its recipe, {settings.recipes_dir / wanted}.toml, and build it.",
+                )
 
 
 def _pool(where: str, pool: PoolConfig) -> Iterator[Finding]:

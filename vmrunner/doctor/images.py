@@ -24,11 +24,18 @@ def look(settings: Config, snapshots: Snapshots) -> Iterator[Finding]:
     seen: set[str] = set()
     for name, pool in settings.pools.items():
         try:
-            golden = store.find(settings.images_dir, pool.image)
+            golden = store.for_machines(settings.images_dir, pool.image)
             if pool.image not in seen:
                 store.verify(golden)
         except ImageError as why:
             yield _unusable(settings, pool.image, why)
+            continue
+        try:
+            golden = store.for_machines(settings.images_dir, pool.image, pool.tools)
+            if golden.tools and golden.tools.name not in seen:
+                store.verify(golden.tools)
+        except ImageError as why:
+            yield _unusable(settings, pool.tools or "", why)
             continue
         if pool.image not in seen:
             days = (
@@ -49,7 +56,10 @@ def look(settings: Config, snapshots: Snapshots) -> Iterator[Finding]:
                 else good("image", shown)
             )
             yield from _promotion(settings, golden)
-        seen.add(pool.image)
+        if golden.tools and golden.tools.name not in seen:
+            has = ", ".join(each.rpartition("/")[0] for each in golden.tools.manifest.tools)
+            yield good("tools", f"{golden.tools.id} is as its manifest says, and has {has}")
+        seen.update(part.name for part in golden.parts)
         yield from _runner(name, pool, golden)
         yield from _docker(name, pool, golden)
         if pool.start != "boot":

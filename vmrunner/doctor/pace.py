@@ -36,7 +36,7 @@ def look(
 
 
 def _start(settings: Config, hypervisor: Hypervisor, pool: PoolConfig) -> Start:
-    golden = store.find(settings.images_dir, pool.image)
+    golden = store.for_machines(settings.images_dir, pool.image, pool.tools)
     if pool.start == "boot" or hypervisor.snapshots.find(golden, pool.shape) is None:
         return Start.BOOTED
     return Start.PARKED if pool.warm or pool.schedule else Start.CLONED

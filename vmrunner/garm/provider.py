@@ -107,7 +107,7 @@ class Provider:
         One of the same name goes first: GARM comes again with it where it did not hear the answer.
         """
         flavor = self._flavor(wanted)
-        golden = store.find_version(self.settings.images_dir, wanted.image)
+        golden = store.for_machines(self.settings.images_dir, wanted.image)
         scope = ""
         if flavor.install == "host":
             self._for_gitea(wanted)

@@ -23,6 +23,7 @@ def domain_xml(
     files: dict[str, str],
     boot: tuple[str, str, str] | None,
     backing: tuple[str, ...],
+    tools: str = "",
     qemu_arguments: tuple[str, ...] = (),
     limits: Limits,
     hides_svm: bool = True,
@@ -30,8 +31,9 @@ def domain_xml(
     """The transient domain of one machine.
 
     `files` are the paths of `overlay`, `seed`, `events`, `console` and `runner_log` on the libvirt
-    host, `backing` what the overlay lies on, topmost first; `boot` is kernel, initrd and kernel
-    command line for a direct boot, or None for an image with a boot loader. All machines of one
+    host, `backing` what the overlay lies on, topmost first, `tools` a disk of tools, or empty;
+    `boot` is kernel, initrd and kernel command line for a direct boot, or None for an image with a
+    boot loader. All machines of one
     shape have the same devices, so that they can be clones of one snapshot. `hides_svm`: a machine
     that is not to have machines of its own lacks AMD's way to them, as it lacks Intel's.
     """
@@ -51,6 +53,7 @@ def domain_xml(
         mtu=mtu,
         streams=(*Output, Way.DOOR),
         backing=backing,
+        tools=tools,
         qemu_arguments=qemu_arguments,
         limits=limits,
         hides_svm=hides_svm,
@@ -89,6 +92,7 @@ def parse_metadata(text: str, machine: MachineId) -> Metadata | None:
             address=found.get("address", ""),
             network=found.get("network", ""),
             snapshot=found.get("snapshot", ""),
+            tools=found.get("tools", ""),
             offset=float(found.get("offset", "0")),
             boot=found.get("boot", ""),
             queued_at=float(found.get("queued", "0")),

@@ -16,7 +16,7 @@ from vmrunner.hypervisor.domain import NAMESPACE, domain_xml, metadata_xml, pars
 from vmrunner.hypervisor.network import Network
 from vmrunner.hypervisor.seam import File
 from vmrunner.hypervisor.storage import Storage
-from vmrunner.model.image import Golden
+from vmrunner.model.image import DISK, Golden
 from vmrunner.model.machine import NO_LIMITS, Limits, MachineId, Metadata, Shape
 
 _UNBOUND = {
@@ -138,6 +138,7 @@ class Domains:
             files=files,
             boot=boot,
             backing=tuple(self._storage.path(name) for name in backing),
+            tools=self._storage.image_path(golden.tools, DISK) if golden.tools else "",
             qemu_arguments=qemu_arguments,
             limits=limits,
             hides_svm=self._kvm or self._link.connection.getVersion() >= _SVM_MAY_GO,

@@ -115,11 +115,14 @@ class LibvirtHost:
         return lost
 
     def prepare(self, golden: Golden, say: Say = lambda _: None) -> None:
-        """Make the storage pool, the network and its rules, and bring this image there."""
+        """Make the storage pool, the network and its rules, and bring this image there, with what
+        machines of it have beside.
+        """
         self._storage.ensure()
         self._network.ensure(idle=not self._domains.all(), guest_on=self._strangers.on_network)
         self._network.ensure_rules()
-        self.images.publish(golden, say)
+        for part in golden.parts:
+            self.images.publish(part, say)
 
     def guard(self) -> None:
         """Bring the rules to what they should be, and have them let through our machines alone."""

@@ -111,6 +111,7 @@ class Snapshot:
     files: dict[str, str]  # volume -> sha256
     disk_mib: int = 0  # what its files take of the host's disk
     basis: str = ""  # a digest of what it rests on of the host; empty: an older vmrunner made it
+    tools: str = ""  # name/version of the disk of tools in it; empty: there is none
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class LibvirtSnapshots:
     def key(self, golden: Golden, shape: Shape) -> str:
         """What a snapshot must fit, as a digest."""
         templates = [source("domain.xml.j2"), waiting_code()]
-        image = [golden.name, golden.version, golden.manifest.files]
+        image = [[each.name, each.version, each.manifest.files] for each in golden.parts]
         what = [
             _LAYOUT,
             self._host.digest,
@@ -204,7 +204,7 @@ class LibvirtSnapshots:
     ) -> Snapshot:
         """Boot a machine with this seed, and save it when it is ready, within `timeout` seconds."""
         self._storage.write(f"{machine}.{File.SEED}", seed)
-        metadata = Metadata(machine, "", golden.id, time.time())
+        metadata = Metadata(machine, "", golden.id, time.time(), tools=golden.tools_id)
         try:
             return self._make(golden, shape, metadata, timeout, say)
         except DiskFull:
@@ -253,6 +253,7 @@ class LibvirtSnapshots:
             digests,
             -(-taken >> 20),
             self._host.digest,
+            golden.tools_id,
         )
         self._note_whole(key)
         self._storage.write(_volume(key, _MANIFEST), json.dumps(asdict(made)).encode())

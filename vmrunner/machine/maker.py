@@ -73,6 +73,7 @@ class Maker:
             boot=now.boot,
             address=str(address),
             network=pool_policy(self.pool_name),
+            tools=golden.tools_id,
         )
         wanted = Launch(
             metadata,
@@ -87,7 +88,7 @@ class Maker:
             revert.callback(self.hypervisor.machines.destroy, machine)
             if scopes:
                 binding = self._mint(machine, job, scopes, claim, revert)
-                script = self._job_script(machine, binding.credentials, job)
+                script = self._job_script(metadata, binding.credentials, job)
                 bound = partial(self._bound, binding=binding, job=job, at=now.now)
                 metadata = launch.start(self.hypervisor, wanted, script, bound)
             else:
@@ -108,7 +109,7 @@ class Maker:
         with ExitStack() as revert:
             revert.callback(self.hypervisor.machines.destroy, metadata.machine)
             binding = self._mint(metadata.machine, job, scopes, claim, revert)
-            script = self._job_script(metadata.machine, binding.credentials, job)
+            script = self._job_script(metadata, binding.credentials, job)
             at = self.clock().steady + metadata.offset
             ipv6 = self.addresses.beside(IPv4Interface(metadata.address))
             metadata = launch.let_go(
@@ -166,14 +167,14 @@ class Maker:
             stays=self.pool.stays,
         )
 
-    def _job_script(self, machine: MachineId, credentials: Credentials, job: Job | None) -> str:
+    def _job_script(self, metadata: Metadata, credentials: Credentials, job: Job | None) -> str:
         handle = job.handle if job else ""
         return seed.job_script(
             replace(
                 told(
                     self.forge.kind,
                     self.forge.url,
-                    machine,
+                    metadata.machine,
                     credentials,
                     self.pool,
                     self.mirrors,
@@ -185,6 +186,7 @@ class Maker:
                 hold_failed=self.pool.hold_failed,
                 job_may_hold=self.pool.job_may_hold,
                 cache_url=self.cache_url,
+                tools=bool(metadata.tools),
             )
         )
 

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from vmrunner.errors import ConfigError
 from vmrunner.hypervisor.seam import SEED_SIZE
+from vmrunner.model.image import TOOL_CACHE
 from vmrunner.model.job import Credentials
 from vmrunner.model.label import Label
 from vmrunner.model.machine import MachineId
@@ -38,6 +39,10 @@ _CA_VARIABLES = (
 )
 """For what looks at no system's store, and for containers, which have one of their own: OpenSSL and
 Go, git, curl, Python, pip, Node.js.
+"""
+_TOOL_VARIABLES = ("RUNNER_TOOL_CACHE", "AGENT_TOOLSDIRECTORY")
+"""By which actions find tools. Gitea's runner writes over the first one, see job.py's `make_work`;
+of the second some actions know, setup-python among them.
 """
 _NO_FORGE, _NO_CREDENTIALS = (
     "http://127.0.0.1:9",
@@ -133,8 +138,8 @@ class Job:
     password, or empty; the forge is never asked through the proxy. Without a `handle` the runner
     takes any job that fits: so it is on Gitea, and for machines that are registered idle. `user`
     runs the job. `runner_config` comes on top of what vmrunner configures. `cache_url` is where its
-    job finds the cache, or empty. `packages` are files about where packages come from, by their
-    paths.
+    job finds the cache, or empty. With `tools` the machine has a disk of them. `packages` are files
+    about where packages come from, by their paths.
     """
 
     kind: str
@@ -160,6 +165,7 @@ class Job:
     hold_failed: timedelta | None = None
     job_may_hold: timedelta | None = None
     cache_url: str = ""
+    tools: bool = False
     packages: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -213,7 +219,8 @@ class Job:
             labels=self.labels,
             environment=self.proxies
             | (dict.fromkeys(_CA_VARIABLES, _CA_BUNDLE) if self.ca else {})
-            | ({CACHE_URL: self.cache_url} if self.cache_url else {}),
+            | ({CACHE_URL: self.cache_url} if self.cache_url else {})
+            | (dict.fromkeys(_TOOL_VARIABLES, TOOL_CACHE) if self.tools else {}),
             mounts=[_CA_BUNDLE] if self.ca else [],
             more=dict(self.runner_config) | more,
         )
@@ -243,6 +250,7 @@ def job_script(job: Job) -> str:
         "files": job.files(),
         "environment": job.proxies,
         "packages": dict(job.packages),
+        "tools": job.tools,
         "settings": {"VMRUNNER_REGISTRY_MIRROR": job.registry_mirror}
         if job.registry_mirror or job.proxy
         else {},

@@ -382,7 +382,8 @@ class Manager:
 
     def _desired(self, name: str, drain: Drain) -> Desired:
         section = self.settings.pools[name]
-        golden = store.current(self.settings.images_dir, section.image)
+        images = self.settings.images_dir
+        golden = store.current_for_machines(images, section.image, section.tools)
         failures = self.history.failures(name, self._rollback.current(section.image))
         backoff = None
         if failures:
@@ -746,7 +747,8 @@ class Manager:
         found: dict[str, Golden | None] = {}
         for pool in dict.fromkeys(action.pool for action in new if isinstance(action, Start)):
             try:
-                golden = store.find(self.settings.images_dir, self.settings.pools[pool].image)
+                section = self.settings.pools[pool]
+                golden = store.for_machines(self.settings.images_dir, section.image, section.tools)
                 self.hypervisor.prepare(golden)
             except (ImageError, HypervisorError) as error:
                 self._start_failed(MachineId.new(self.settings.manager, self.host), pool, error)

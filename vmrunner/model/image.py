@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from vmrunner.errors import ImageError
 
 DISK = "disk.qcow2"
+TOOL_CACHE = "/opt/hostedtoolcache"
+"""Where jobs find the tools of a disk of tools, in machines as in containers of theirs."""
 CONTAINERS = "usr/lib/vmrunner/containers"
 """Where in a machine the archives of the container images are that its image brings."""
 _DOCKER = {"docker.io", "docker-ce", "moby-engine", "podman-docker"}
@@ -95,6 +97,9 @@ class Manifest(BaseModel):
     # Name -> a shell command that exits with 0 in a machine of the image.
     checks: dict[str, str] = {}
     listens: tuple[int, ...] = ()  # ports that may be open in a machine of the image
+    # Of a disk of tools, which has no system: `name/version/arch` -> sha256 of the archive that the
+    # tool came as. Empty: it is an image.
+    tools: dict[str, str] = {}
     built_at: str  # ISO 8601, UTC
     vmrunner_version: str
     forced: tuple[Forced, ...] = ()  # the last one last
@@ -110,12 +115,24 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Golden:
-    """One published image."""
+    """One published image, or one disk of tools."""
 
     name: str
     version: str
     directory: Path
     manifest: Manifest
+    # The disk of tools that machines of it have beside their own.
+    tools: Golden | None = None
+
+    @property
+    def parts(self) -> tuple[Golden, ...]:
+        """All that has to be on the host for a machine of it."""
+        return (self, self.tools) if self.tools else (self,)
+
+    @property
+    def tools_id(self) -> str:
+        """`name/version` of the disk of tools; empty where there is none."""
+        return self.tools.id if self.tools else ""
 
     @property
     def id(self) -> str:

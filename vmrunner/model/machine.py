@@ -311,6 +311,7 @@ class Metadata:
     network: str = ""  # the name of its policy; empty: its network stays closed
     # The key of the snapshot that it is a clone of; empty for one that was booted.
     snapshot: str = ""
+    tools: str = ""  # name/version of its disk of tools; empty where it has none
     # What its times have to be lessened by for the clock that nobody sets, and in which boot of the
     # manager's host that holds; see Moment.
     offset: float = 0.0

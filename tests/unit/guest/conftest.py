@@ -39,6 +39,10 @@ def guest(tmp_path: Path) -> Iterator[Any]:
         "HOLD_ASKED",
         "HOLD_PROGRAM",
         "PORTS",
+        "BLOCKS",
+        "TOOLS_FOLDER",
+        "TOOL_CACHE",
+        "DOCKER",
     ):
         setattr(module, name, tmp_path / name.lower())
     module.SYSTEM_CERTIFICATES, module.FORGE_CERTIFICATE = (

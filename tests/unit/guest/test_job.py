@@ -40,6 +40,7 @@ def job(guest: Guest, **more: Any) -> dict[str, Any]:
         "environment": {},
         "settings": {},
         "packages": {},
+        "tools": False,
         "ca": "",
         "ca_bundle": str(guest.WORK.parent / "bundle/ca.pem"),
         "url": "",  # not watched

@@ -19,6 +19,7 @@ def domain(
     nested: bool = False,
     mtu: int | None = None,
     hides_svm: bool = True,
+    tools: str = "",
 ) -> ElementTree.Element:
     return ElementTree.fromstring(  # noqa: S314 — our own output
         xml(
@@ -34,6 +35,7 @@ def domain(
             cmdline="root=/dev/vda",
             overlay="/o",
             backing=("/snapshot", "/golden"),
+            tools=tools,
             qemu_arguments=("-incoming", "defer"),
             seed="/s",
             mac=MACHINE.mac,
@@ -91,6 +93,19 @@ def test_domain_dies_with_its_guest_and_is_isolated() -> None:
         "/snapshot": "no",
         "/golden": "no",
     }
+
+
+def test_a_disk_of_tools_can_only_be_read_and_stays_roots() -> None:
+    source = domain(tools="/t").find("devices/disk[3]/source")
+    disk = domain(tools="/t").find("devices/disk[3]")
+    assert disk is not None
+    assert source is not None
+    assert source.get("file") == "/t"
+    assert disk.findtext("serial") == "vmrunner-tools"
+    assert disk.find("readonly") is not None
+    label = source.find("seclabel")
+    assert label is not None
+    assert label.attrib == {"model": "dac", "relabel": "no"}
 
 
 def test_a_disk_is_as_fast_as_its_limits_say() -> None:

@@ -15,15 +15,16 @@ from pathlib import Path
 from vmrunner import __version__
 from vmrunner.errors import ImageError
 from vmrunner.files import digest
-from vmrunner.image.build import apt, containers, kernel
+from vmrunner.image.build import apt, containers, kernel, tools
 from vmrunner.image.build.bootstrap import bootstrap
 from vmrunner.image.build.build_log import BuildLog
 from vmrunner.image.build.containers import Archive
-from vmrunner.image.build.context import BootStock, Build
+from vmrunner.image.build.context import BootStock, Build, Site
 from vmrunner.image.build.programs import Programs
 from vmrunner.image.build.tree import Furnished, furnish
 from vmrunner.image.recipe import lock
 from vmrunner.image.recipe.recipe import Recipe
+from vmrunner.image.recipe.tools import ToolsRecipe
 from vmrunner.image.versions import workshop
 from vmrunner.image.versions.store import LOCK, MANIFEST
 from vmrunner.log import Say
@@ -38,7 +39,7 @@ _PROGRAMS = {
 
 
 def build(
-    recipe: Recipe,
+    recipe: Recipe | ToolsRecipe,
     images: Path,
     say: Say,
     *,
@@ -46,8 +47,8 @@ def build(
     fresh: bool = False,
     boot_stock: BootStock | None = None,
 ) -> Golden:
-    """Build the recipe and, with `promote`, make it its image's current version, unverified as it
-    is. `say` is told each step as it begins.
+    """Build the recipe, of an image or of a disk of tools, and, with `promote`, make it the current
+    version, unverified as it is. `say` is told each step as it begins.
 
     The packages of a build of the same day are taken again unless they have to be `fresh`.
     `boot_stock` is for a recipe with a stock image. Nothing of an image can be seen in the store
@@ -55,24 +56,32 @@ def build(
     of it is in a file beside the images.
     """
     _check_host(recipe)
-    locked = _read_lock(recipe)
+    locked = "" if isinstance(recipe, ToolsRecipe) else _read_lock(recipe)
     recipe_digest = recipe.digest()  # once: it reads every file that the recipe names
     version = f"{datetime.now(UTC):%Y%m%d%H%M%S}-{recipe_digest[:8]}"
     with _os_errors_as_sentences(recipe, images):
         log = BuildLog(workshop.log(images, f"{recipe.name}-{version}"), say)
         with workshop.opened(images) as work:
-            begun = Build(
-                recipe=recipe,
+            site = Site(
                 recipe_digest=recipe_digest,
                 version=version,
-                lock=locked,
                 images=images,
                 work=work,
                 programs=Programs(log),
-                fresh=fresh,
-                boot_stock=boot_stock,
             )
-            return workshop.publish(begun.out, images, _make(begun), say, promote=promote)
+            if isinstance(recipe, ToolsRecipe):
+                manifest = tools.make(site, recipe)
+            else:
+                manifest = _make(
+                    Build(
+                        **vars(site),
+                        recipe=recipe,
+                        lock=locked,
+                        fresh=fresh,
+                        boot_stock=boot_stock,
+                    )
+                )
+            return workshop.publish(site.out, images, manifest, say, promote=promote)
 
 
 def _make(build: Build) -> Manifest:
@@ -87,9 +96,10 @@ def _make(build: Build) -> Manifest:
     return _write_manifest(build, packages, furnished, archives, kernel_version)
 
 
-def _check_host(recipe: Recipe) -> None:
+def _check_host(recipe: Recipe | ToolsRecipe) -> None:
+    bootstraps = isinstance(recipe, Recipe) and not recipe.stock
     for program, package in _PROGRAMS.items():
-        if not shutil.which(program) and not (program == "mmdebstrap" and recipe.stock):
+        if not shutil.which(program) and (program != "mmdebstrap" or bootstraps):
             raise ImageError(f"Building images needs {program}.", f"apt-get install {package}")
     if os.geteuid() != 0:
         raise ImageError(
@@ -106,7 +116,7 @@ def _read_lock(recipe: Recipe) -> str:
 
 
 @contextmanager
-def _os_errors_as_sentences(recipe: Recipe, images: Path) -> Iterator[None]:
+def _os_errors_as_sentences(recipe: Recipe | ToolsRecipe, images: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

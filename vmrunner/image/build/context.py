@@ -19,19 +19,15 @@ doesn't come up.
 """
 
 
-@dataclass(frozen=True)
-class Build:
-    """What is built, where, and with what."""
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where something is built, and with what."""
 
-    recipe: Recipe
     recipe_digest: str
     version: str
-    lock: str  # the text of the recipe's lock; empty: it has none
     images: Path  # the store
     work: Path  # a hidden folder beside the images, which goes with the build
     programs: Programs
-    fresh: bool = False  # whether packages that an earlier build kept are left alone
-    boot_stock: BootStock | None = None  # None: no machine can be booted here
 
     @property
     def tree(self) -> Path:
@@ -51,6 +47,16 @@ class Build:
     def step(self, text: str) -> None:
         """A step begins: into the log, and to whoever watches the build."""
         self.programs.log.step(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build(Site):
+    """An image that is built."""
+
+    recipe: Recipe
+    lock: str  # the text of the recipe's lock; empty: it has none
+    fresh: bool = False  # whether packages that an earlier build kept are left alone
+    boot_stock: BootStock | None = None  # None: no machine can be booted here
 
     def run_in_tree(self, what: str, *command: str, logged: bool = True) -> str:
         """Run a program of the tree, see Programs.run_in_tree."""

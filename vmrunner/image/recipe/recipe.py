@@ -6,8 +6,9 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -28,7 +29,7 @@ _VERSION, _MODE, _SNAPSHOT = r"^[0-9A-Za-z][0-9A-Za-z.+~_-]*$", r"^0?[0-7]{3}$",
 _NAME, _CONTAINER = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", r"^[a-z0-9][a-z0-9._/:-]{0,254}$"
 _REFERENCE = r"^[A-Za-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$"
 _ARGUMENTS, _LINE = r"^[ -~]+$", r"^[ -~]*$"
-_PATTERNS = {
+PATTERNS = {
     _GUEST_PATH: 'has to be a whole path in the image, like "/etc/motd"',
     _USER: 'a name of an account has small letters, digits, "_" and "-"',
     _SUITE: 'a suite is written like "bookworm"',
@@ -80,7 +81,7 @@ _ADDED_LATER = {
 _KERNEL = re.compile(r"linux-image-(?!extra-|.*-(dbg|template)$).+")
 _RELATIVE = "Its path is relative to the recipe."
 _APPENDED, _MERGED = (
-    {"packages", "scripts", "containers"},
+    {"packages", "scripts", "containers", "tools"},
     {"files", "users", "environment", "runners", "checks"},
 )
 """What an inheriting recipe adds to; every other key it replaces."""
@@ -90,6 +91,9 @@ class RecipeTable(BaseModel):
     """A table of a recipe: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Kind = TypeVar("Kind", bound=RecipeTable)
 
 
 class RunnerSource(RecipeTable):
@@ -146,7 +150,7 @@ class StockSource(RecipeTable):
 
         Raises ImageError where its file can't be read.
         """
-        return str(self.sha512 or self.sha256) if self.path is None else _digest(self.path)
+        return str(self.sha512 or self.sha256) if self.path is None else digest_of(self.path)
 
 
 class _Content(RecipeTable):
@@ -234,7 +238,7 @@ class ContainerSource(RecipeTable):
         """
         if self.archive is None:
             return ""
-        return _digest(self.archive)
+        return digest_of(self.archive)
 
 
 def has_password(url: str) -> bool:
@@ -242,7 +246,8 @@ def has_password(url: str) -> bool:
     return "@" in urlsplit(url).netloc
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """The sha256 of a file that a recipe names; raises ImageError where it can't be read."""
     try:
         return files.digest(path)
     except OSError as error:
@@ -278,7 +283,7 @@ class Recipe(RecipeTable):
     """Of the image's file system: packages, files and containers have to fit. A machine's disk is
     as big as its pool's `disk` says, and the file system grows to it.
     """
-    packages: tuple[Word, ...]
+    packages: tuple[Word, ...] = ()
     """Packages of the archive; what they need comes along."""
     kernel: Word | None = None
     """The package of the kernel that is booted. Default: the newest kernel among the packages."""
@@ -404,12 +409,24 @@ def load(name: str, own: Path | None = None) -> Recipe:
     Raises ImageError for an unknown name, a cycle, broken TOML, an unknown key or a wrong value,
     naming the file and the key.
     """
+    return load_as(Recipe, name, own, PATTERNS)
+
+
+def keys(name: str, own: Path | None = None) -> frozenset[str]:
+    """The keys that the recipe `name` has, with those that it inherits. Raises ImageError."""
+    return frozenset(_resolve(name, _folders(own), ())[0])
+
+
+def load_as(model: type[Kind], name: str, own: Path | None, patterns: Mapping[str, str]) -> Kind:
+    """The recipe `name` as a recipe of this kind; see `load`. `patterns` has the rules of its
+    texts, in words.
+    """
     data, origins = _resolve(name, _folders(own), ())
     try:
-        return Recipe.model_validate(data | {"name": name})
+        return model.model_validate(data | {"name": name})
     except ValidationError as error:
         leaf, found = _file(name, _folders(own)), []
-        for key, said in faults.named(error, Recipe, _PATTERNS):
+        for key, said in faults.named(error, model, patterns):
             file, line = _where(key, origins, leaf)
             place = f"{file}: line {line}" if line else str(file)
             shown = ".".join(map(str, key)) or "the recipe"
@@ -514,7 +531,7 @@ def _resolve(
         origins[key] = file
         if isinstance(own, dict):
             origins |= {f"{key}.{sub}": file for sub in own}
-    return {"packages": []} | base, origins
+    return base, origins
 
 
 def _absolute(data: dict[str, Any], beside: Path) -> None:
@@ -528,7 +545,7 @@ def _absolute(data: dict[str, Any], beside: Path) -> None:
     for key, name in (("files", "source"), ("runners", "path")):
         if isinstance(named := data.get(key), dict):
             tables += [(each, name) for each in named.values()]
-    for key, name in (("scripts", "source"), ("containers", "archive")):
+    for key, name in (("scripts", "source"), ("containers", "archive"), ("tools", "path")):
         if isinstance(listed := data.get(key), list):
             tables += [(each, name) for each in listed]
     for table, key in tables:

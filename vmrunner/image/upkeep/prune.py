@@ -19,6 +19,7 @@ from vmrunner.hypervisor.seam import (
     SNAPSHOT_PREFIX,
     File,
     Hypervisor,
+    Snapshot,
     Volume,
     image_stem,
     is_of_image,
@@ -78,6 +79,7 @@ def prune(
             images,
             _settled(hypervisor, settings.runtime_dir),
             hypervisor.machines.all(),
+            hypervisor.snapshots.all(),
             name,
             keep,
         )
@@ -105,7 +107,12 @@ def find(hypervisor: Hypervisor, settings: HostConfig, name: str | None, keep: i
     """
     _check(settings.images_dir, name)
     return _find(
-        settings.images_dir, hypervisor.images.volumes(), hypervisor.machines.all(), name, keep
+        settings.images_dir,
+        hypervisor.images.volumes(),
+        hypervisor.machines.all(),
+        hypervisor.snapshots.all(),
+        name,
+        keep,
     )
 
 
@@ -143,6 +150,7 @@ def _find(
     images: Path,
     volumes: Sequence[Volume],
     machines: Sequence[Machine],
+    whole: Sequence[Snapshot],
     only: str | None,
     keep: int,
 ) -> Waste:
@@ -153,7 +161,12 @@ def _find(
     )
     known = {name: store.versions(images, name) for name in homes}
     used, snapshots = _used(volumes, machines)
-    live = {machine.metadata.image for machine in machines if machine.metadata}
+    live = {
+        name
+        for machine in machines
+        if machine.metadata
+        for name in (machine.metadata.image, machine.metadata.tools)
+    }
     stems = {name.removesuffix(DISK) for name in used} | {
         image_stem(*image.split("/", 1)) for image in live if "/" in image
     }
@@ -203,6 +216,9 @@ def _find(
         and Path(volume.backing).name in gone
         and _key(volume.name) not in snapshots
     ]
+    # A disk of tools is no backing file: what goes with it is known by the snapshot's own word.
+    tools = {f"{name}/{version}" for name, version in going}
+    keys += [each.key for each in whole if each.tools in tools and each.key not in snapshots]
     stale = (
         []
         if only
@@ -210,7 +226,7 @@ def _find(
     )
     return Waste(
         tuple(going),
-        tuple(sorted(keys)),
+        tuple(sorted(set(keys))),
         tuple(gone),
         tuple(str(path.relative_to(images)) for path in stale),
     )

@@ -7,11 +7,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vmrunner import lock
-from vmrunner.config import Config, HostConfig
+from vmrunner.config import Config, HostConfig, PoolConfig
 from vmrunner.errors import ImageError, SnapshotError
 from vmrunner.hypervisor.seam import Hypervisor
 from vmrunner.image.upkeep import prune
@@ -65,30 +66,49 @@ class Stage:
 
         Without one machines are booted, so a failure is only said.
         """
-        for shape in self.shapes(golden.name):
-            if self.hypervisor.snapshots.find(golden, shape):
+        for whole, shape in self._cloned(golden):
+            if self.hypervisor.snapshots.find(whole, shape):
                 continue
             try:
                 clones.make(
-                    self.hypervisor, self.settings, golden, shape, timeout=_SNAPSHOT, say=self.say
+                    self.hypervisor, self.settings, whole, shape, timeout=_SNAPSHOT, say=self.say
                 )
             except SnapshotError as error:
                 self.say(
-                    f"No snapshot of {golden.name} {golden.version}, so its machines are booted: "
+                    f"No snapshot of {whole.name} {whole.version}, so its machines are booted: "
                     f"{error.sentence}"
                 )
 
-    def shapes(self, name: str) -> list[Shape]:
-        """The sizes of machines of an image that are, or shall be, cloned."""
+    def _cloned(self, golden: Golden) -> list[tuple[Golden, Shape]]:
+        """What machines that are, or shall be, cloned are made of, once this version is the current
+        one, and their sizes.
+        """
         pools = self.settings.pools.values() if isinstance(self.settings, Config) else ()
-        wanted = [pool.shape for pool in pools if pool.image == name and pool.start != "boot"]
-        known = store.current(self.settings.images_dir, name)
-        there = [
-            each.shape
-            for each in self.hypervisor.snapshots.all()
-            if known and each.image == f"{name}/{known.version}"
+        found = [
+            (whole, pool.shape)
+            for pool in pools
+            if pool.start != "boot" and (whole := self._with(golden, pool))
         ]
-        return list(dict.fromkeys([*wanted, *there]))
+        known = store.current(self.settings.images_dir, golden.name)
+        there = [
+            (golden, each.shape)
+            for each in self.hypervisor.snapshots.all()
+            if known and each.image == known.id and not each.tools
+        ]
+        pairs = [*found, *there]
+        return [pair for number, pair in enumerate(pairs) if pair not in pairs[:number]]
+
+    def _with(self, golden: Golden, pool: PoolConfig) -> Golden | None:
+        """What the pool's machines are made of, with this version in the place of the current one;
+        None where they have nothing to do with it, or the rest is not there yet.
+        """
+        current = partial(store.current, self.settings.images_dir)
+        if pool.tools == golden.name and (image := current(pool.image)):
+            return replace(image, tools=golden)
+        if pool.image != golden.name:
+            return None
+        tools = current(pool.tools) if pool.tools else None
+        return None if pool.tools and not tools else replace(golden, tools=tools)
 
     def settle(self, candidate: Golden) -> str:
         """What becomes of a version that was built anew: live, where it is another one than the
@@ -118,9 +138,10 @@ class Stage:
 
 
 def used(settings: HostConfig, names: Sequence[str]) -> list[str]:
-    """The named images, or those that the pools use."""
+    """The named images, or those that the pools use, and their disks of tools."""
     pools = settings.pools.values() if isinstance(settings, Config) else ()
-    return list(names) or list(dict.fromkeys(pool.image for pool in pools))
+    found = [name for pool in pools for name in (pool.image, pool.tools) if name]
+    return list(names) or list(dict.fromkeys(found))
 
 
 def only_one(images: Path, say: Say) -> AbstractContextManager[None]:

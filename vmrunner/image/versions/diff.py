@@ -32,6 +32,7 @@ class Difference:
     runner: Change | None
     packages: dict[str, Change]
     runners: dict[str, Change]  # the further ones
+    tools: dict[str, Change]  # of disks of them, with the digests of their archives
     # The recipes', and archives of container images; None: one of the images is of a vmrunner that
     # did not note them.
     files: dict[str, Change] | None
@@ -40,7 +41,8 @@ class Difference:
     def is_empty(self) -> bool:
         """Whether nothing is known to differ."""
         changes = (self.recipe_digest, self.kernel, self.kernel_arguments, self.runner)
-        return not any(changes) and not self.packages and not self.runners and not self.files
+        parts = (self.packages, self.runners, self.tools, self.files)
+        return not any(changes) and not any(parts)
 
 
 def content(manifest: Manifest) -> str:
@@ -59,6 +61,8 @@ def content(manifest: Manifest) -> str:
     ]
     if manifest.runners:  # where there are none it is the digest that an older vmrunner wrote down
         what.append(_runners(manifest))
+    if manifest.tools:
+        what.append(manifest.tools)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -77,6 +81,7 @@ def between(first: Golden, second: Golden) -> Difference:
         runner=_change(_runner(one.runner), _runner(other.runner)),
         packages=_packages(one.packages, other.packages),
         runners=_changes(_runners(one), _runners(other)),
+        tools=_changes(one.tools, other.tools),
         files=_changes(*files) if known else None,
     )
 

@@ -56,6 +56,7 @@ def text(golden: Golden) -> str:
         for path, file in (manifest.inputs or {}).items()
         if path.startswith(f"/{CONTAINERS}/")
     ]
+    parts += [_tool(place, sha256) for place, sha256 in manifest.tools.items()]
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(image, parts)
@@ -95,6 +96,17 @@ def _container(path: str, file: Input, manifest: Manifest) -> Component:
     name, hashes = (manifest.containers or {}).get(path, path), _hashes(file.sha256)
     return Component(
         name=name, type=ComponentType.CONTAINER, bom_ref=path, hashes=hashes, properties=_at(path)
+    )
+
+
+def _tool(place: str, sha256: str) -> Component:
+    name, version, _ = place.split("/")
+    return Component(
+        name=name,
+        version=version,
+        type=ComponentType.APPLICATION,
+        bom_ref=place,
+        hashes=_hashes(sha256),
     )
 
 

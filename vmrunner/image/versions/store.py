@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,27 @@ def find_version(images: Path, wanted: str) -> Golden:
             "`vmrunner image list` shows them.",
         )
     return _load(images / name / version)
+
+
+def for_machines(images: Path, wanted: str, tools: str | None = None) -> Golden:
+    """What machines are made of: the image that `name/version` or `name` means, with the current
+    version of a disk of tools. Raises ImageError where either is not there, or is no such thing.
+    """
+    golden = find_version(images, wanted)
+    if golden.manifest.tools:
+        raise ImageError(
+            f"{wanted} is a disk of tools: no machine starts from it.",
+            "A pool names it as its `tools`, beside its `image`.",
+        )
+    if not tools:
+        return golden
+    disk = find(images, tools)
+    if not disk.manifest.tools:
+        raise ImageError(
+            f"{tools} is an image, and no disk of tools.",
+            "The recipe of a disk of tools has [[tools]]: see docs/howto/tools.md.",
+        )
+    return changed(golden, tools=disk)
 
 
 def list_all(images: Path) -> list[Golden]:
@@ -122,6 +144,14 @@ def current(images: Path, name: str) -> Golden | None:
     """The current version of an image, or None where there is none that can be read."""
     try:
         return find(images, name)
+    except ImageError:
+        return None
+
+
+def current_for_machines(images: Path, name: str, tools: str | None) -> Golden | None:
+    """Like `for_machines`, or None where that can't be had."""
+    try:
+        return for_machines(images, name, tools)
     except ImageError:
         return None
 

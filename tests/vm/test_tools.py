@@ -1,0 +1,194 @@
+"""A disk of tools in real machines, which real Gitea's jobs run in, by its real runner."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import tooling
+from tests.archive import Site as Server
+from tests.forge.gitea import URL, Repository, Site, until
+from tests.ground import STORAGE, Ground
+from tests.prepare import DOCKER, GITEA, IMAGES
+from tests.vm.test_cache import packed
+from tests.vm.test_endings import serving
+from vmrunner import files
+from vmrunner.model.image import DISK
+
+pytestmark = [pytest.mark.vm, pytest.mark.long]
+LIFE = 240.0  # seconds for one job on a slow day
+FIND = """\
+on: workflow_dispatch
+jobs:
+  it:
+    runs-on: [debian-12]
+    steps:
+      - run: |
+          echo "told: $RUNNER_TOOL_CACHE $AGENT_TOOLSDIRECTORY"
+          cd "$RUNNER_TOOL_CACHE/go"
+          for version in *; do
+            echo "told: $version $(test -e $version/x64.complete && $version/x64/bin/go)"
+          done
+          mkdir -p 1.27.0/x64/bin
+          printf '#!/bin/sh\\necho added\\n' >1.27.0/x64/bin/go
+          chmod +x 1.27.0/x64/bin/go
+          touch 1.27.0/x64.complete
+          mv 1.26.0 1.25.0
+          echo 'echo and more' >>1.25.0/x64/bin/go
+          1.25.0/x64/bin/go
+"""
+FOUND = [
+    "told: /job/tool_cache /opt/hostedtoolcache",
+    "told: 1.26.0 this is go 1.26.0",
+]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "vendor"
+    folder.mkdir()
+    with Server(folder, 0) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield served
+        served.shutdown()
+
+
+def built(ground: Ground, vendor: Path, url: str, image: str, more: str = "") -> Path:
+    """The disk of tools, built as an admin does; the rig's image stands beside it. Returns its
+    volume at libvirt.
+    """
+    images = ground.folder / "state" / "images"
+    images.unlink()
+    images.mkdir()
+    (images / image).symlink_to(IMAGES / image)
+    recipe = tooling.lay(vendor, "tools", [("go", "1.26.0")], url)
+    recipe.write_text(recipe.read_text() + more)
+    ground.run("image", "build", "tools", "--recipes", str(vendor))
+    version = (images / "tools" / "current").readlink()
+    return STORAGE / ground.manager / f"image-tools-{version}.{DISK}"
+
+
+def job(repository: Repository) -> str:
+    """What its next one says, when it is over."""
+    number = len(repository.jobs()) + 1
+    repository.dispatch()
+
+    def over() -> bool:
+        jobs = repository.jobs()
+        return len(jobs) == number and jobs[-1]["status"] == "completed"
+
+    until(over, LIFE, "its end", every=0.5)
+    last = repository.jobs()[-1]
+    said = repository.said(last["id"])
+    assert last["conclusion"] == "success", said
+    return said
+
+
+def told(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("told: ")]
+
+
+@pytest.mark.parametrize(
+    "more", ['start = "boot"', 'start = "snapshot"', 'start = "snapshot"\nwarm = 1']
+)
+def test_jobs_find_their_tools_and_what_they_add_stays_in_their_machine(
+    site: Site, lay_ground: Callable[..., Ground], server: Server, tmp_path: Path, more: str
+) -> None:
+    start, _, warm = more.partition("\n")
+    ground = lay_ground(start=start.split('"')[1], more=f'tools = "tools"\n{warm}')
+    volume = built(ground, tmp_path / "vendor", server.url, GITEA)
+    if "snapshot" in start:
+        ground.run("snapshot", "create", "--pool", "main")
+    one = site.repository("rig", "one", FIND)
+    with serving(ground):
+        if warm:
+            until(lambda: _phases(ground) == ["ready"], LIFE, "one is parked")
+        first, second = job(one), job(one)
+    assert told(first) == FOUND
+    assert "and more" in first
+    assert told(second) == FOUND
+    assert files.digest(volume) == files.digest(_disk(ground))
+
+
+def _disk(ground: Ground) -> Path:
+    """As it was built."""
+    return ground.folder / "state" / "images" / "tools" / "current" / DISK
+
+
+def _phases(ground: Ground) -> list[str]:
+    return [each["phase"] for each in ground.status()["pools"][0]["machines"]]
+
+
+REAL = f"""\
+on: workflow_dispatch
+jobs:
+  it:
+    runs-on: [debian-12]
+    steps:
+      - run: |
+          curl -sf {URL}/rig/one/raw/branch/main/client.tgz | tar xz
+          curl -sfO {URL}/rig/one/raw/branch/main/tool_cache.cjs
+          "$RUNNER_TOOL_CACHE/node/{tooling.NODE}/x64/bin/node" tool_cache.cjs
+"""
+
+
+def test_the_library_of_actions_finds_them_in_a_job_that_reaches_the_forge_alone(
+    site: Site, lay_ground: Callable[..., Ground], server: Server, tmp_path: Path
+) -> None:
+    if not tooling.CLIENT.exists():
+        pytest.skip("`rig/rig run --outside -- python -m tests.tooling` fetches it")
+    ground = lay_ground(most=1, more='tools = "tools"\nnetwork = "none"')
+    node = tooling.RECIPE.format(
+        name="node", version=tooling.NODE, source=f'path = "{tooling.NODE_ARCHIVE}"'
+    )
+    built(ground, tmp_path / "vendor", server.url, GITEA, node)
+    one = site.repository("rig", "one", REAL)
+    script = Path(tooling.__file__).with_name("tool_cache.cjs").read_bytes()
+    for name, content in (("client.tgz", packed(tooling.CLIENT)), ("tool_cache.cjs", script)):
+        body = {"content": base64.b64encode(content).decode(), "message": name}
+        site.call("POST", f"/repos/rig/one/contents/{name}", body)
+    with serving(ground):
+        said = job(one)
+    (found,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    there = "/job/tool_cache"
+    assert found == {
+        "exact": f"{there}/go/1.26.0/x64",
+        "range": f"{there}/go/1.26.0/x64",
+        "node": f"{there}/node/{tooling.NODE}/x64",
+        "missing": "",
+        "added": f"{there}/go/1.27.0/x64",
+        "then": ["1.26.0", "1.27.0"],
+    }
+
+
+CONTAINER = """\
+on: workflow_dispatch
+jobs:
+  it:
+    runs-on: [boxed]
+    defaults: {run: {shell: sh}}
+    steps:
+      - run: |
+          echo "told: $RUNNER_TOOL_CACHE $AGENT_TOOLSDIRECTORY"
+          echo "told: $($RUNNER_TOOL_CACHE/go/1.26.0/x64/bin/go)"
+          touch $RUNNER_TOOL_CACHE/go/1.26.0/x64/added
+"""
+
+
+def test_containers_of_a_job_have_them_too(
+    site: Site, lay_ground: Callable[..., Ground], server: Server, tmp_path: Path
+) -> None:
+    ground = lay_ground(
+        most=1, image=DOCKER, labels="boxed:docker://tests/base:1", more='tools = "tools"'
+    )
+    built(ground, tmp_path / "vendor", server.url, DOCKER)
+    one = site.repository("rig", "one", CONTAINER)
+    with serving(ground):
+        said = job(one)
+    place = "/opt/hostedtoolcache"
+    assert told(said) == [f"told: {place} {place}", "told: this is go 1.26.0"]
