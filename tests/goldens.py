@@ -23,9 +23,10 @@ def publish(
     disk: bytes = b"disk",
     promote: bool = True,
     verified: bool | None = True,
+    **changed: object,
 ) -> Golden:
     """As a build does it in the end; `verified`: whether it was found good, None: nobody has
-    looked.
+    looked. `changed` is of its manifest.
     """
     folder = images / name / version
     folder.mkdir(parents=True)
@@ -38,6 +39,7 @@ def publish(
         "packages": {},
         "built_at": "2026-01-01T00:00:00+00:00",
         "vmrunner_version": "0",
+        **changed,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
     if verified is not None:

@@ -4,6 +4,7 @@ real ones.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -30,13 +31,13 @@ def archive(name: str, version: str, **more: bytes) -> bytes:
     """
     program = f"#!/bin/sh\necho this is {name} {version}\n".encode()
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as packed:
+    with tarfile.open(fileobj=out, mode="w") as packed:
         for path, content in {f"bin/{name}": program, "VERSION": version.encode(), **more}.items():
             member = tarfile.TarInfo(f"{name}-{version}-linux/{path}")
             member.size, member.mode = len(content), 0o755 if path.startswith("bin/") else 0o644
             member.uid = member.gid = 4711
             packed.addfile(member, io.BytesIO(content))
-    return out.getvalue()
+    return gzip.compress(out.getvalue(), mtime=0)
 
 
 def lay(folder: Path, name: str, tools: Sequence[tuple[str, str]], url: str = "") -> Path:

@@ -383,7 +383,8 @@ class Manager:
     def _desired(self, name: str, drain: Drain) -> Desired:
         section = self.settings.pools[name]
         images = self.settings.images_dir
-        golden = store.current_for_machines(images, section.image, section.tools)
+        golden = store.current(images, section.image)
+        whole = store.current_for_machines(images, section.image, section.tools)
         failures = self.history.failures(name, self._rollback.current(section.image))
         backoff = None
         if failures:
@@ -391,7 +392,7 @@ class Manager:
                 failures.last_at, failures.count, _FIRST_BACKOFF, _LONGEST_BACKOFF, self._clock()
             )
             backoff = Backoff(failures.count, until, failures.last)
-        missing, said = self._snapshot_of(section, golden)
+        missing, said = self._snapshot_of(section, whole)
         section = self._caught(name)
         return Desired(
             pool=name,
@@ -411,7 +412,7 @@ class Manager:
             image_built=datetime.fromisoformat(golden.manifest.built_at).timestamp()
             if golden
             else 0.0,
-            image_note=self._image_note(section, golden),
+            image_note=self._image_note(section, golden, whole),
             snapshot=said,
             needs_snapshot=bool(said) and section.start == "snapshot",
             missing_snapshot=missing,
@@ -429,9 +430,13 @@ class Manager:
         longest = max(timedelta(seconds=seconds), section.hold_failed or timedelta())
         return section.model_copy(update={"hold_failed": longest}) if seconds else section
 
-    def _image_note(self, section: PoolConfig, golden: Golden | None) -> str:
+    def _image_note(self, section: PoolConfig, golden: Golden | None, whole: Golden | None) -> str:
+        """`whole` is the image with its tools, None where one of them lacks."""
         lacks = golden is not None and golden.manifest.lacks_docker
         notes = (
+            f"there is no disk of tools {section.tools}: see `vmrunner doctor`"
+            if golden and not whole and section.tools
+            else "",
             self._rollback.note(section.image),
             without_docker(section.labels, section.image) if lacks else "",
         )

@@ -22,7 +22,7 @@ from vmrunner.cli.main import main
 from vmrunner.errors import HypervisorError, ImageError
 from vmrunner.hypervisor import host as host_module
 from vmrunner.image.build import build as builder
-from vmrunner.image.recipe import recipe
+from vmrunner.image.recipe import recipe, tools
 from vmrunner.image.versions import promotion, store, verify
 from vmrunner.image.versions.promotion import Why
 from vmrunner.image.versions.store import MANIFEST
@@ -96,7 +96,7 @@ def run(
         monkeypatch.setattr(verify.oneshot, "run", probe)
         monkeypatch.setattr(builder, "build", build)
         monkeypatch.setattr(host_module, "open_host", open_host)
-        monkeypatch.setattr(recipe, "load", lambda *_: SimpleNamespace(digest=lambda: "1"))
+        monkeypatch.setattr(tools, "load", lambda *_: SimpleNamespace(digest=lambda: "1"))
         monkeypatch.setattr(verify, "_is_unusable", lambda *_: False)
         monkeypatch.setattr(
             "sys.argv", ["vmrunner", "image", *arguments, "--config", str(config_path)]

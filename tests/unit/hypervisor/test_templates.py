@@ -5,6 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from vmrunner.hypervisor.domain import parse_metadata
 from vmrunner.model.machine import NO_LIMITS, Limits, MachineId, Metadata, Shape
 from vmrunner.render import xml
 
@@ -106,6 +107,18 @@ def test_a_disk_of_tools_can_only_be_read_and_stays_roots() -> None:
     label = source.find("seclabel")
     assert label is not None
     assert label.attrib == {"model": "dac", "relabel": "no"}
+
+
+def test_a_machine_says_which_tools_it_has() -> None:
+    def said(tools: str) -> str:
+        metadata = Metadata(MACHINE, "p", "debian-12/1", 1.0, tools=tools)
+        element = xml("metadata.xml.j2", metadata=metadata, in_domain=True)
+        found = parse_metadata(f"<domain><metadata>{element}</metadata></domain>", MACHINE)
+        assert found is not None
+        return found.tools
+
+    assert said("tools/2") == "tools/2"
+    assert said("") == ""
 
 
 def test_a_disk_is_as_fast_as_its_limits_say() -> None:

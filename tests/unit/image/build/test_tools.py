@@ -88,11 +88,11 @@ def test_an_archive_that_is_wrong_leaves_nothing(
 
 
 def test_many_small_files_and_no_room_for_more(tmp_path: Path) -> None:
-    """A file system of its size has to have a place for each file."""
+    """A file system of its size has fewer places for files, unless it is told how many."""
     folder = tmp_path / "mine"
     tooling.lay(folder, "tools", [("go", "1.26.0")])
     with tarfile.open(folder / "go-1.26.0.tar.gz", "w:gz") as packed:
-        for number in range(12000):
+        for number in range(2000):
             packed.addfile(tarfile.TarInfo(f"go/{number % 100}/{number}"))
     golden = make(folder, tmp_path / "images")
-    assert (golden.directory / DISK).stat().st_size < 90 << 20
+    assert (golden.directory / DISK).stat().st_size < 40 << 20

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vmrunner.errors import ImageError
-from vmrunner.image.recipe import recipe
+from vmrunner.image.recipe import recipe, tools
 
 
 def write(folder: Path, name: str, text: str) -> None:
@@ -149,12 +149,14 @@ def test_what_a_recipe_lacks_has_no_line(tmp_path: Path) -> None:
 
 def test_every_rule_of_a_text_is_told_in_words() -> None:
     """Nobody is shown a regular expression."""
-    schema = json.dumps(recipe.Recipe.model_json_schema())
-    found = {
-        json.loads(f'"{each}"') for each in re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', schema)
-    }
-    assert found <= set(recipe._PATTERNS)
-    assert len(found) > 10
+    for model, known in ((recipe.Recipe, recipe.PATTERNS), (tools.ToolsRecipe, tools._PATTERNS)):
+        schema = json.dumps(model.model_json_schema())
+        found = {
+            json.loads(f'"{each}"')
+            for each in re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', schema)
+        }
+        assert len(found) > 5
+        assert found <= set(known)
 
 
 def test_what_is_inherited_is_added_to(tmp_path: Path) -> None:

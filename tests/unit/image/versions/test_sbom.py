@@ -64,6 +64,16 @@ def test_further_runners_and_container_images_are_in_it(tmp_path: Path) -> None:
     )
 
 
+def test_tools_are_named_by_their_versions(tmp_path: Path) -> None:
+    tools = {"go/1.26.0/x64": "a" * 64, "go/1.27.0/x64": "b" * 64}
+    text = sbom.text(publish(tmp_path, packages={}, tools=tools))
+    assert make_schemabased_validator(OutputFormat.JSON, sbom.VERSION).validate_str(text) is None
+    assert [
+        (each["name"], each["version"], each["hashes"][0]["content"])
+        for each in json.loads(text)["components"]
+    ] == [("go", "1.26.0", "a" * 64), ("go", "1.27.0", "b" * 64)]
+
+
 def test_the_packages_are_of_the_images_distribution(tmp_path: Path) -> None:
     told = json.loads(sbom.text(publish(tmp_path, distribution="ubuntu", suite="noble")))
     assert {each["purl"].rpartition("@")[0] for each in told["components"]} == {
