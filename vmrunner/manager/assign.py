@@ -20,6 +20,8 @@ from vmrunner.model.machine import Capacity, Ending, EventKind, Machine, Metadat
 
 _Seen = tuple[Machine, Metadata]
 _CLAIMED = "claimed:"  # beside the scopes that are written down: a repository by its digest
+# Seconds in which a runner calls again that was kept from it by the forge, or by the host's sleep.
+_CALLS_AGAIN = 30.0
 
 
 @dataclass
@@ -233,7 +235,8 @@ def _serve(
         pool = pools[metadata.pool]
         # Where jobs are bound, a runner that was made for one takes no other.
         takes = not view.binds_jobs or not metadata.job_key
-        job = others.take(pool.desired.labels, metadata.scope) if takes else None
+        likely = takes and not _calls_no_more(machine, metadata, view)
+        job = others.take(_labels(metadata, pool, view), metadata.scope) if likely else None
         if job:
             served.add(job.key)
             waits[job.key] = Wait(
@@ -245,6 +248,24 @@ def _serve(
     for each in theirs:
         _serve_theirs(each, others, served, waits)
     return served
+
+
+def _labels(metadata: Metadata, pool: _Pool, view: View) -> frozenset[str]:
+    """What its runner takes: the pool may have other labels by now."""
+    record = view.records.get(metadata.runner_id)
+    return frozenset(record.labels) if record and record.labels else pool.desired.labels
+
+
+def _calls_no_more(machine: Machine, metadata: Metadata, view: View) -> bool:
+    """Whether a runner that is registered idle is likely dead: no job waits for it then, though it
+    has more time than this before it is ended.
+    """
+    return bool(
+        not metadata.job_key
+        and metadata.silent_at
+        and machine.event(EventKind.RUNNER)
+        and view.since(metadata, metadata.silent_at) > _CALLS_AGAIN
+    )
 
 
 def _serve_theirs(spare: Spare, others: _Others, served: set[str], waits: dict[str, Wait]) -> None:

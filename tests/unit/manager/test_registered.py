@@ -133,6 +133,32 @@ def test_an_idle_runner_that_calls_no_more_is_replaced(world: World) -> None:
     assert {row.ending for row in world.history.all() if row.ending} == {"pickup-timeout"}
 
 
+def test_a_job_does_not_wait_for_a_runner_that_calls_no_more(world: World) -> None:
+    world.pass_time(600)
+    first = world.machines()
+    for machine in first:
+        world.step(machine)
+    silent(world)
+    world.forge.queue(1)
+    world.pass_time(20, 5)
+    assert world.machines() == first, "after an outage each of them is so, until it calls"
+    world.pass_time(20, 5)
+    (new,) = set(world.machines()) - set(first)
+    assert new.serial in world.reasons()[1].said
+
+
+def test_a_job_does_not_wait_for_a_runner_with_the_labels_of_before(world: World) -> None:
+    """It was registered with those that the pool had, and takes no other jobs."""
+    first = world.machines()
+    world.configure({"p": STATIC | {"labels": [*POOL["labels"], "new"]}})
+    world.forge.queue(1, ["new"])
+    world.up()
+    assert len(set(world.machines()) - set(first)) == 1
+    world.forge.queue(2)
+    world.up()
+    assert len(world.machines()) == 4, "this one they take"
+
+
 def silent(world: World) -> None:
     """The forge shows no runner as online, until it calls."""
     for runner in world.forge.runners_.values():
