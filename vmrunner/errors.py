@@ -108,6 +108,10 @@ class ImageError(VmrunnerError):
     exit_code = 6
 
 
+class ToolsError(ImageError):
+    """A disk of tools is not there, is none, or is damaged: the image beside it is not to blame."""
+
+
 class NotFetched(ImageError):
     """A URL gave no file; `status` is what its server answered, 0 where none did."""
 

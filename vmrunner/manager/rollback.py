@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from vmrunner.config import Config
-from vmrunner.errors import DiskFull, NameClash, NotPermitted, VmrunnerError
+from vmrunner.errors import DiskFull, NameClash, NotPermitted, ToolsError, VmrunnerError
 from vmrunner.image.versions import promotion
 from vmrunner.image.versions.promotion import Why
 from vmrunner.log import Log
@@ -31,9 +31,10 @@ class Rollback:
 
     def blamed(self, name: str, error: VmrunnerError) -> str:
         """The version that a failed start may be the fault of; empty where only the host can be to
-        blame.
+        blame, or the disk of tools.
         """
-        return "" if isinstance(error, DiskFull | NameClash | NotPermitted) else self.current(name)
+        others = DiskFull | NameClash | NotPermitted | ToolsError
+        return "" if isinstance(error, others) else self.current(name)
 
     def trial(self, name: str) -> Trial | None:
         """How the machines of an image's current version have done since its promotion; None for

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from vmrunner.errors import ImageError
+from vmrunner.errors import ImageError, ToolsError
 
 DISK = "disk.qcow2"
 TOOL_CACHE = "/opt/hostedtoolcache"
@@ -141,7 +141,7 @@ class Golden:
 
     def damaged(self, file: str) -> ImageError:
         """What to raise where a file of it has another sha256 than its manifest says."""
-        return ImageError(
+        return self._broken(
             f"The image {self.name} {self.version} is damaged: {file} has another sha256 than its "
             "manifest says.",
             f"Build it again: `vmrunner image build {self.name} --force`.",
@@ -151,7 +151,10 @@ class Golden:
         """What to raise where a file of it can't be read: `image prune` may have taken it since it
         was found.
         """
-        return ImageError(
+        return self._broken(
             f"The image {self.name} {self.version} can't be read: {file}: {error.strerror}.",
             "Try again.",
         )
+
+    def _broken(self, sentence: str, hint: str) -> ImageError:
+        return (ToolsError if self.manifest.tools else ImageError)(sentence, hint)

@@ -4,6 +4,7 @@ lost. On the fakes.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from vmrunner.image.versions import diff, promotion, store
 from vmrunner.image.versions.promotion import Why
 from vmrunner.image.versions.store import MANIFEST
 from vmrunner.manager.trial import Trial
+from vmrunner.model.image import DISK
 from vmrunner.model.job import JobState
 
 NAME = "debian-12"
@@ -108,6 +110,29 @@ def test_the_first_machines_fail_and_the_job_runs_on_the_version_before(world: W
     world.settle()
     assert world.forge.known[1].state is JobState.DONE
     assert world.forge.verdicts == {1: ["success"]}
+
+
+def test_an_image_is_not_to_blame_for_a_disk_of_tools(world: World) -> None:
+    """One that is not there, is an image, or can't be read."""
+    world.configure({"p": POOL | {"tools": "tools"}})
+    images = world.settings.images_dir
+    world.forge.queue(1)
+    for step in (lambda: None, lambda: publish(images, "1", name="tools"), lambda: spoil(images)):
+        step()
+        for _ in range(4):
+            world.clock.now += 1000
+            world.up()
+    assert world.machines() == []
+    assert current(world) == "2"
+
+
+def spoil(images: Path) -> None:
+    """What was published is a disk of tools, and half of it is gone."""
+    manifest = images / "tools" / "1" / MANIFEST
+    manifest.write_text(
+        json.dumps(json.loads(manifest.read_text()) | {"tools": {"a/1.0.0/x64": ""}})
+    )
+    (manifest.parent / DISK).unlink()
 
 
 def test_one_machine_that_worked_is_enough(world: World) -> None:

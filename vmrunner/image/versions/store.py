@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vmrunner import files
-from vmrunner.errors import ImageError
+from vmrunner.errors import ImageError, ToolsError
 from vmrunner.files import digest
 from vmrunner.image.recipe import lock
 from vmrunner.model.image import Forced, Golden, Manifest
@@ -64,7 +64,8 @@ def find_version(images: Path, wanted: str) -> Golden:
 
 def for_machines(images: Path, wanted: str, tools: str | None = None) -> Golden:
     """What machines are made of: the image that `name/version` or `name` means, with the current
-    version of a disk of tools. Raises ImageError where either is not there, or is no such thing.
+    version of a disk of tools. Raises ImageError where either is not there, or is no such thing;
+    ToolsError where that is the disk.
     """
     golden = find_version(images, wanted)
     if golden.manifest.tools:
@@ -74,9 +75,12 @@ def for_machines(images: Path, wanted: str, tools: str | None = None) -> Golden:
         )
     if not tools:
         return golden
-    disk = find(images, tools)
+    try:
+        disk = find(images, tools)
+    except ImageError as error:
+        raise ToolsError(error.sentence, error.hint) from None
     if not disk.manifest.tools:
-        raise ImageError(
+        raise ToolsError(
             f"{tools} is an image, and no disk of tools.",
             "The recipe of a disk of tools has [[tools]]: see docs/howto/tools.md.",
         )
