@@ -78,7 +78,13 @@ def run(
         stack.callback(addresses.release, machine, hypervisor.vacate)
         stack.callback(_destroy, hypervisor.machines, machine, say)
         metadata = Metadata(
-            machine, "", golden.id, time.time(), address=str(address), network=command.network
+            machine,
+            "",
+            golden.id,
+            time.time(),
+            address=str(address),
+            network=command.network,
+            tools=golden.tools_id,
         )
         wanted = Launch(
             metadata,

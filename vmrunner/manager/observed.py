@@ -62,6 +62,7 @@ class Desired:
     register_idle: int = 0
     priority: int = 0
     image: str = ""  # name/version that new machines start from; empty where it is not known
+    tools: str = ""  # the same of the disk of tools beside; empty where there is none
     image_built: float = 0.0  # unix seconds; 0 where it is not known
     image_note: str = ""  # that it was rolled back, or should be, or lacks what the labels need
     # What is to be said of its snapshot: why there is none, where there should be one.
@@ -73,6 +74,14 @@ class Desired:
     typical_boot: float = 0.0  # 0 where none has booted yet
     hold_failed: float = 0.0  # for how long a machine is kept whose job failed; 0: not at all
     job_may_hold: float = 0.0  # for how long, at most, a job may have its machine kept
+
+    def outdates(self, metadata: Metadata) -> str:
+        """Why a machine that has no job yet is not as new ones are; empty where it is."""
+        if not self.image or (self.image, self.tools) == (metadata.image, metadata.tools):
+            return ""
+        if metadata.image != self.image:
+            return "its image is not the current one any more"
+        return "its tools are not the current ones any more"
 
     def serves(self, job: Job) -> bool:
         """Whether its machines are made for such a job, whatever its repository is.

@@ -432,8 +432,8 @@ def _judge_unbound(
             if late
             else None
         )
-    if pool.image and metadata.image != pool.image:
-        return finish(Ending.UNNEEDED, "its image is not the current one any more")
+    if outdated := pool.outdates(metadata):
+        return finish(Ending.UNNEEDED, outdated)
     if machine.rehearses and (
         machine.event(EventKind.REHEARSED) or view.awake(metadata, metadata.parked_at) > _REHEARSAL
     ):
@@ -780,12 +780,8 @@ def _judge_idle(
             + (_WAS_SILENT if was_silent else ""),
         )
     if not metadata.job_key:  # registered and idle, as it is meant to be
-        outdated = pool.image and metadata.image != pool.image
-        return (
-            finish(Ending.UNNEEDED, "its image is not the current one any more")
-            if outdated
-            else None
-        )
+        outdated = pool.outdates(metadata)
+        return finish(Ending.UNNEEDED, outdated) if outdated else None
     if view.binds_jobs:
         return finish(
             Ending.HELD_BACK,

@@ -813,3 +813,16 @@ def test_warm_machines_of_an_old_image_and_too_many_of_them_go() -> None:
     ]
     assert endings(actions([warm], pools=[replace(POOL, warm=0)])) == [Ending.UNNEEDED]
     assert actions([warm], pools=[replace(POOL, warm=1)]) == []
+
+
+@pytest.mark.parametrize(("new", "old"), [("tools/2", "tools/1"), ("tools/1", ""), ("", "tools/1")])
+def test_machines_without_a_job_go_when_there_are_other_tools(new: str, old: str) -> None:
+    """A version that is promoted, a pool that has some now, or none any more."""
+    for number, pool in ((0, replace(POOL, warm=1)), (1, replace(POOL, register_idle=1))):
+        seen = machine("a", runner=number, job="", events=WARM, age=1000)
+        assert seen.metadata
+        seen = replace(seen, metadata=replace(seen.metadata, tools=old))
+        records = [record(seen)] if number else []
+        for tools, gone in ((old, []), (new, [Ending.UNNEEDED])):
+            pools = [replace(pool, tools=tools)]
+            assert endings(actions([seen], [], records, pools=pools)) == gone
