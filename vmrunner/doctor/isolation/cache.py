@@ -86,9 +86,11 @@ class _Cells:
         yield Cell("", "cache", "a job's own entry", bool(found["archive"]), should_be_open=True)
         if not found["archive"]:
             return  # nothing could be got from anybody
+        address = self._address(holder)
+        if not (found["upload"] and address):
+            raise MachineError("A job could not begin to save a second entry.", _FULL)
         if self._tried(self._machine(fork), [["save", forks, text]]) != [True]:
             raise MachineError("A pull request's job could not save an entry.", _FULL)
-        address = self._address(holder)
         stranger = replace(job, repository=f"{self._owner}/two")
         yield from self._closed(self._machine(stranger), _a_strangers(found, key, text, address))
         yield from self._closed(fresh(self._lab.settings), _a_nobodys(found, key, text))
