@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -215,6 +215,10 @@ class Store:
                 raise Refused(Why.NO_ROOM, f"The cache can't write its index: {error}.") from None
             finally:
                 self._going.clear()
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Nobody else looks at what is kept, or changes it, in this block."""
+        return self._lock
 
     def belong_to(self, forge: str) -> None:
         """What was kept for jobs of another forge goes: a repository of the same name and id is
@@ -438,15 +442,16 @@ class Store:
                 lambda _: (1, 1),
             )
 
-    def make_room(self, repository: str, coming: Mapping[str, int]) -> str | None:
+    def make_room(self, repository: str, look: Callable[[], Mapping[str, int]]) -> str | None:
         """Let entries go until what comes, in bytes by repository, has room beside them: first the
         repository's own, for its bound, then whoever's have to give way. None where it has room;
-        else nothing goes, and it is the repository whose coming bytes are in the way. Raises
-        Refused.
+        else nothing goes, and it is the repository whose coming bytes are in the way. `look` says
+        what comes, and is asked when nothing of it can become an entry meanwhile. Raises Refused.
         """
-        own = coming.get(repository.lower(), 0)
         try:
             with self._change() as database:
+                coming = look()
+                own = coming.get(repository.lower(), 0)
                 taken = _by_repository(database, f"sum({_TAKEN})", repository)
                 over = taken[repository.lower()] + own - self.limits.most_per_repository
                 while over > 0:
@@ -547,7 +552,7 @@ class Store:
                 self._drop(database, "used < ?", (self._clock() - unused,))
             repositories = database.execute("SELECT DISTINCT repository FROM entries").fetchall()
         for (repository,) in repositories:
-            self.make_room(repository, {})
+            self.make_room(repository, dict)
         with self._lock:
             after = self._taken(self._database)
         return Removed(before.entries - after.entries, before.bytes - after.bytes)

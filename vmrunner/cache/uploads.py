@@ -205,12 +205,17 @@ class Uploads:
             if (wanted := upload.there.bytes + more) <= upload.granted:
                 return
             before, upload.granted = upload.granted, min(upload.most, wanted + _STEP)
-        # Several parts that were announced at the same time had room each, and not together.
-        self._store.check_disk(more)
-        repository = upload.rights.repository
-        while giver := self._store.make_room(repository, self._coming()):
+        try:
+            # Several parts that were announced at the same time had room each, and not together.
+            self._store.check_disk(more)
+            self._make_room(upload.rights.repository)
+        except Refused:
+            upload.granted = before
+            raise
+
+    def _make_room(self, repository: str) -> None:
+        while giver := self._store.make_room(repository, self._coming):
             if giver == repository.lower() or not self._end_one_of(giver):
-                upload.granted = before
                 raise Refused(
                     Why.NO_ROOM,
                     f"The cache has no room for more of {repository}: see `max` and "
@@ -281,7 +286,9 @@ class Uploads:
                         Why.WRONG, f"Of {size} bytes {upload.there.bytes} have come; none is kept."
                     )
                 known = blobs.digests(upload.path, size, upload.known)
-                self._store.add(rights, upload.key, upload.version, upload.path, size, known)
+                with self._store.alone():
+                    self._store.add(rights, upload.key, upload.version, upload.path, size, known)
+                    upload.granted = 0  # an entry now: nobody counts it twice
                 upload.size = size
             finally:
                 self._end(upload)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.cache.world import World, Worlds, job
-from vmrunner.cache.refused import Refused
+from vmrunner.cache.refused import Refused, Why
 from vmrunner.cache.shares import giver
 from vmrunner.cache.store import Limits
 
@@ -148,3 +151,49 @@ def test_who_asks_for_more_than_a_share_keeps_what_it_has(worlds: Worlds) -> Non
         do(world, "three/tool", "large", bytes(700 * KiB), "save")
     assert world.keys() == {"one/tool", "two/tool", "three/tool"}
     assert world.files() == before
+
+
+def test_what_becomes_an_entry_counts_once(worlds: Worlds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for who waits to save something meanwhile."""
+    world = worlds(most=1000 * KiB, most_per_repository=900 * KiB)
+    keep = world.store.add
+
+    def add(*arguments: Any) -> None:
+        keep(*arguments)
+        monkeypatch.undo()
+        wait(world, lambda: world.save(job("second/tool"), "second", b"s" * 300 * KiB))
+
+    monkeypatch.setattr(world.store, "add", add)
+    world.save(job("first/tool"), "first", b"f" * 400 * KiB)
+    for thread in threading.enumerate():
+        if thread.name == "waits":
+            thread.join(30)
+    assert world.keys() == {"first", "second"}
+
+
+def wait(world: World, save: Callable[[], object]) -> None:
+    """Begin to save from another thread, until it can go no further."""
+    looked = threading.Event()
+    look = world.uploads._coming
+
+    def coming() -> Counter[str]:
+        looked.set()
+        return look()
+
+    world.uploads._coming = coming  # type: ignore[method-assign]
+    threading.Thread(target=save, name="waits").start()
+    looked.wait(0.5)
+
+
+def test_room_that_was_refused_is_not_had(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    id_ = world.uploads.reserve("a", job(), "k", "v", None)
+    part = world.uploads.claim("a", job(), id_, 0, 10)
+    with monkeypatch.context() as full:
+        full.setattr(world.store, "check_disk", refuse)
+        with pytest.raises(Refused):
+            world.uploads.write(part, b"x")
+    assert world.uploads._coming() == {}
+
+
+def refuse(size: int) -> None:
+    raise Refused(Why.NO_ROOM, f"{size} are too many")
