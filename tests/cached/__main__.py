@@ -1,7 +1,8 @@
 """A part of `make cache`: what caches are worth to workflows that fetch packages, with real Gitea,
 its real runner, real machines and the public registries.
 
-Each workflow runs twice on each side, the sides in turns. Seconds by the machine's own clock, bytes
+Each workflow runs twice on each side, the sides in turns; without anything kept, and as another
+repository's first job, once. Seconds by the machine's own clock, bytes
 over the host's outside link; the last line is JSON.
 """
 
@@ -13,6 +14,7 @@ import io
 import json
 import re
 import shutil
+import signal
 import socket
 import sys
 import tarfile
@@ -42,9 +44,12 @@ LIFE = 900.0  # seconds for one job
 HUB_PORT = 5000
 HUB = f"http://{PUBLIC}:{HUB_PORT}"
 """What plays the public registry of container images."""
-COLD, ALONE, BOTH = SIDES = ("cold", "actions/cache alone", "with packages")
+COLD, ALONE, BOTH = "cold", "actions/cache alone", "with packages"
+NEXT = "with packages, another repository"
+SIDES = (COLD, ALONE, BOTH, NEXT)
+_ONCE = (COLD, NEXT)
+"""What knows nothing of a run before: the second one would be the same."""
 STEPS = ("restore", "get", "use", "save")
-_MIB = 1 << 20
 _PACKAGES = f'[cache.packages]\napt = true\nnpm = true\npypi = true\ngo = true\noci = "{HUB}"\n'
 _TRUSTED = Path("/usr/local/share/ca-certificates")
 _RESOLV_CONF = Path("/etc/resolv.conf")
@@ -53,7 +58,8 @@ _RESOLV_CONF = Path("/etc/resolv.conf")
 def ground_of(site: Site, side: str) -> Ground:
     """The same place, configured for this side."""
     allow = ", ".join(f'"{PUBLIC}:{port}"' for port in (80, 443, HUB_PORT))
-    mirror = "" if side == BOTH else f'registry_mirror = "{HUB}"\n'
+    packages = side in (BOTH, NEXT)
+    mirror = "" if packages else f'registry_mirror = "{HUB}"\n'
     ground = lay(
         FOLDER,
         "cached",
@@ -64,7 +70,7 @@ def ground_of(site: Site, side: str) -> Ground:
         most=1,
         start="snapshot",
         more=f"allow = [{allow}]\n{mirror}[cache]\nlisten_port = 8485\n"
-        + (_PACKAGES if side == BOTH else ""),
+        + (_PACKAGES if packages else ""),
     )
     if authorities := "".join(path.read_text() for path in sorted(_TRUSTED.glob("*.crt"))):
         file = FOLDER / "authorities.pem"  # jobs trust whom this host trusts
@@ -174,8 +180,8 @@ def measured(site: Site, kind: Kind, sides: Sequence[str], rounds: int) -> dict[
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(1, rounds + 1):
         for side in sides:
-            if number > 1 and side == COLD:
-                continue  # it knows nothing of the one before
+            if number != (rounds if side == NEXT else 1) and side in _ONCE:
+                continue
             runs[side].append(one_job(ground_of(site, side), repositories[side]))
             say(f"{kind.name}, {side}, run {number}: {runs[side][-1]}")
     return runs
@@ -190,6 +196,7 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, default=0, help="how fast the outside link is")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="also write cached.png there")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing stays behind
     figures: dict[str, Any] = {}
     failed: list[str] = []
     with closing(Site()) as site, outside(options.mbit) as stack:
