@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.world import POOL, World
-from vmrunner.cache.figures import Kept
+from vmrunner.cache.figures import Kept, Place
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import Limits, Store
 from vmrunner.cache.uploads import Uploads
@@ -137,7 +137,8 @@ class Cache:
         limits = Limits(most=20 * 2**20, keep_free=0)
         self.store = Store(folder, limits, print, world.clock)
         self._world, self._dice, self._uploads = world, dice, Uploads(self.store, lambda _: None)
-        self.figures = Kept(folder, world.folder / "history.sqlite", limits.most, world.clock)
+        place = Place(folder, world.folder / "history.sqlite", limits.most)
+        self.figures = Kept(lambda: place, world.clock)
 
     def asked(self, machine: Any) -> None:
         """A job's first step, and its last one."""

@@ -90,3 +90,26 @@ def test_a_port_that_is_taken_stops_no_pass(host: Host) -> None:
         finally:
             server.terminate()
             server.wait()
+
+
+def test_a_changed_configuration_takes_effect_with_a_reload(host: Host) -> None:
+    server, first = host.ground.serve(), host.settings
+    try:
+        until(lambda: not host.says(), 60, "it answers", every=0.2)
+        text, port = host.ground.config.read_text(), free_port()
+        changed = text.replace(
+            f"listen_port = {first.cache.listen_port}", f'listen_port = {port}\nmax = "6GiB"'
+        )
+        host.ground.config.write_text(changed)
+        server.send_signal(signal.SIGHUP)
+        host.settings = config.load(host.ground.config)
+        until(lambda: not host.says(), 60, "it answers at the other port", every=0.2)
+        host.settings = first
+        assert "does not answer" in host.says()
+        host.ground.config.write_text(text.partition("[cache]")[0])
+        server.send_signal(signal.SIGHUP)
+        until(lambda: not beside(server, MODULE), 60, "there is none any more", every=0.2)
+        host.looks(server)
+    finally:
+        server.terminate()
+        server.wait()

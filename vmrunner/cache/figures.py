@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -45,25 +46,31 @@ _REST = 600.0  # seconds between two looks through the history
 _PATIENCE = 1.0  # seconds for a writer to be done with the index
 
 
+@dataclass(frozen=True)
+class Place:
+    """A cache, by its folder, the history that knows its jobs, and the bytes that it may take."""
+
+    folder: Path
+    history: Path
+    most: int
+
+
 class Kept(Collector):
     """Reads the cache's index when it is asked; where it can't be read there are no figures."""
 
     def __init__(
-        self,
-        folder: Path,
-        history: Path,
-        most: int,
-        clock: Callable[[], float] = time.monotonic,
+        self, place: Callable[[], Place | None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`most`: the bytes that it may take."""
-        self._index, self._history, self._most = folder / INDEX, history, most
-        self._clock = clock
+        """`place`: where it is now; None where none is served."""
+        self._place, self._clock = place, clock
         self._saved, self._look_at = 0.0, -math.inf
 
     def collect(self) -> Iterable[Metric]:
         """See prometheus_client."""
+        if (place := self._place()) is None:
+            return
         try:
-            hits, misses, stored, served, entries, size = self._read()
+            hits, misses, stored, served, entries, size = _read(place.folder / INDEX)
         except (OSError, sqlite3.Error):
             return
         for described, values in (
@@ -78,21 +85,22 @@ class Kept(Collector):
             yield counter
         yield GaugeMetricFamily(_ENTRIES.name, _ENTRIES.text, value=entries)
         yield GaugeMetricFamily(_SIZE.name, _SIZE.text, value=size)
-        yield GaugeMetricFamily(_MOST.name, _MOST.text, value=self._most)
-        yield GaugeMetricFamily(_SECONDS.name, _SECONDS.text, value=self._worth())
+        yield GaugeMetricFamily(_MOST.name, _MOST.text, value=place.most)
+        yield GaugeMetricFamily(_SECONDS.name, _SECONDS.text, value=self._worth(place))
 
-    def _worth(self) -> float:
+    def _worth(self, place: Place) -> float:
         if self._clock() >= self._look_at:
             self._look_at = self._clock() + _REST
             with suppress(OSError, sqlite3.Error):
-                self._saved = sum(worth.saved(self._index, self._history).values())
+                self._saved = sum(worth.saved(place.folder / INDEX, place.history).values())
         return self._saved
 
-    def _read(self) -> tuple[int, ...]:
-        address = files.database_to_read(self._index)
-        with closing(sqlite3.connect(address, uri=True, timeout=_PATIENCE)) as database:
-            row: tuple[int, ...] = database.execute(
-                "SELECT total(hits), total(misses), total(saved), total(served), "  # noqa: S608 — our own words
-                f"{ENTRIES}, {BYTES} FROM repositories"
-            ).fetchone()
-            return row
+
+def _read(index: Path) -> tuple[int, ...]:
+    address = files.database_to_read(index)
+    with closing(sqlite3.connect(address, uri=True, timeout=_PATIENCE)) as database:
+        row: tuple[int, ...] = database.execute(
+            "SELECT total(hits), total(misses), total(saved), total(served), "  # noqa: S608 — our own words
+            f"{ENTRIES}, {BYTES} FROM repositories"
+        ).fetchone()
+        return row

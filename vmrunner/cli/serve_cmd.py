@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmrunner.cli import shown
@@ -33,7 +32,11 @@ def serve(
     SIGTERM leaves running machines alone (the next start adopts them), or waits for their jobs: see
     serve.on_stop.
     """
-    from vmrunner import config, lock
+    from vmrunner import beside, config, lock
+    from vmrunner.cache.figures import Kept
+    from vmrunner.cache.service import Service
+    from vmrunner.cache.teller import running
+    from vmrunner.doctor.page import missing
     from vmrunner.hypervisor import events
     from vmrunner.manager import metrics, outbox, status_socket, webhook
     from vmrunner.manager.chores import Chores
@@ -46,24 +49,31 @@ def serve(
             lock.exclusive(settings.runtime_dir, f"{settings.manager}.serve", wait=0, say=log.info)
         )
         events.start()
+
+        def command(module: str) -> list[str]:
+            return beside.command(module, config_path, log_format, log_level)
+
+        cache = stack.enter_context(Service(command("vmrunner.cache.main"), log))
+        cache.follow(settings)
+        page = _page(settings, log, command("vmrunner.page.main"), stack)
+
+        def saw(seen: Seen) -> None:
+            page(seen)
+            cache.follow(seen.manager.settings)
+            cache.saw(seen.manager.forge, lambda: running(seen.survey))
+
         server = Server(
-            lambda: open_manager(config.load(config_path), log, warn),
+            lambda: open_manager(config.load(config_path), log, warn, serves_cache=not missing()),
             log,
             make_snapshot=lambda pool: make_snapshot(["--pool", pool], config_path),
-            saw=_beside(settings, config_path, log_format, log_level, log, stack),
+            saw=saw,
         )
         stack.enter_context(
             status_socket.StatusSocket(
                 status_socket.path(settings), lambda: _told(server.seen), log
             )
         )
-        others: list[Collector] = []
-        if settings.cache.listen_port:
-            from vmrunner.cache.figures import Kept
-            from vmrunner.cache.store import Limits
-
-            most = Limits.of(settings.cache).most
-            others.append(Kept(settings.cache_dir, settings.history_file, most))
+        others: list[Collector] = [Kept(lambda: cache.place)]
         if (listen := settings.serve.webhook.listen) and (
             secret_file := settings.serve.webhook.secret_file
         ):
@@ -90,63 +100,29 @@ def _told(seen: Seen | None) -> bytes:
     return json.dumps(shown.plain(status)).encode()
 
 
-def _beside(
-    settings: Config,
-    config_path: Path,
-    log_format: Format,
-    log_level: Level,
-    log: Log,
-    stack: ExitStack,
+def _page(
+    settings: Config, log: Log, command: list[str], stack: ExitStack
 ) -> Callable[[Seen], object]:
-    """Start the processes that there are to be beside this one; what has to be told of each pass
-    for them.
-
-    Raises ConfigError.
+    """Start the page's process, where there is to be one; what tells it of a pass. Raises
+    ConfigError.
     """
-    from vmrunner import beside
-    from vmrunner.doctor.page import INSTALL, missing
-
-    told: list[Callable[[Seen], object]] = []
-    for what, module, is_wanted, open_ in (
-        ("page", "vmrunner.page.main", settings.page.listen is not None, _page),
-        ("cache", "vmrunner.cache.main", settings.cache.listen_port is not None, _cache),
-    ):
-        if not is_wanted:
-            continue
-        if absent := missing():
-            log.error(f"no {what} is served", missing=", ".join(absent), hint=INSTALL)
-            continue
-        told.append(open_(settings, log, stack))
-        command = beside.command(module, config_path, log_format, log_level)
-        stack.enter_context(beside.Keeper(what, command, log))
-
-    def saw(seen: Seen) -> None:
-        for tell in told:
-            tell(seen)
-
-    return saw
-
-
-def _page(settings: Config, log: Log, _: ExitStack) -> Callable[[Seen], object]:
-    """What tells the page of a pass."""
-    from vmrunner import config
+    from vmrunner import beside, config
     from vmrunner.cli import surveyed
+    from vmrunner.doctor.page import INSTALL, missing
     from vmrunner.page.seen import Writer
 
+    if settings.page.listen is None:
+        return lambda _: None
+    if absent := missing():
+        log.error("no page is served", missing=", ".join(absent), hint=INSTALL)
+        return lambda _: None
     if settings.page.token_file:
         config.page_token(settings.page.token_file, warn)
     writer = Writer(settings.seen_file, log)
+    stack.enter_context(beside.Keeper("page", command, log))
 
     def saw(seen: Seen) -> None:
         if writer.is_due:
             writer.write(lambda: surveyed.status(seen.manager, seen.survey, seen.at), seen.at)
 
     return saw
-
-
-def _cache(settings: Config, log: Log, stack: ExitStack) -> Callable[[Seen], object]:
-    """What tells the cache of a pass."""
-    from vmrunner.cache.teller import Teller, running
-
-    teller = stack.enter_context(Teller(settings.cache_jobs_file, log))
-    return lambda seen: teller.saw(seen.manager.forge, tuple(running(seen.survey)))

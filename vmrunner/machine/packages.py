@@ -17,12 +17,13 @@ def answering(mirrors: Iterable[Mirror]) -> tuple[Mirror, ...]:
     """Those that take connections now. A machine is told of no other one: its job goes on without,
     and fetches from where everybody does.
     """
-    return tuple(each for each in mirrors if _answers(each))
+    return tuple(each for each in mirrors if answers(each.address, each.port))
 
 
-def _answers(mirror: Mirror) -> bool:
+def answers(address: str, port: int) -> bool:
+    """Whether something at this host takes connections there."""
     try:
-        socket.create_connection((mirror.address, mirror.port), _PATIENCE).close()
+        socket.create_connection((address, port), _PATIENCE).close()
     except OSError:
         return False
     return True

@@ -38,6 +38,7 @@ from vmrunner.machine.bindings import Bindings
 from vmrunner.machine.clones import Shelf
 from vmrunner.machine.instances import Instance, Instances, Lent, lent
 from vmrunner.machine.maker import Maker, pinned
+from vmrunner.machine.packages import answers
 from vmrunner.manager import fleet, outages, stream, wanted
 from vmrunner.manager.actions import (
     Action,
@@ -80,6 +81,7 @@ from vmrunner.model.label import without_docker
 from vmrunner.model.machine import Ending, EventKind, Machine, MachineId, Metadata
 from vmrunner.model.moment import Moment
 from vmrunner.model.notice import Sight, Trouble, news
+from vmrunner.network.addresses import gateway
 from vmrunner.waiting import Deadline, boot, retry_at
 
 _LOCK_WAIT = 120.0  # seconds; a pass takes a few, and the watchdog of `serve` bites after 300
@@ -167,6 +169,7 @@ class Manager:
         *,
         bindings: Bindings | None = None,
         looks_only: bool = False,
+        serves_cache: bool = False,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
         workers: int = _WORKERS,
@@ -188,6 +191,7 @@ class Manager:
         self._bindings = bindings or Bindings(settings.runtime_dir, settings.manager)
         self._drained = Drained(settings.state_dir)
         self.catching = Catching(settings.state_dir)
+        self._serves_cache = serves_cache
         self.host = (identity.seen if looks_only else identity.host)(settings.state_dir)
         self._me = called(settings.manager, self.host)
         self._fleet = settings.state_dir / "fleet.json"
@@ -825,6 +829,14 @@ class Manager:
                 self._start(action, maker, golden, scopes)
                 outcome.acts.append("started")
 
+    def _cache_url(self, section: PoolConfig) -> str:
+        """Where jobs find the cache. Passes by a timer keep none: then jobs are told of one that
+        answers. One that is kept may just be started.
+        """
+        url, port = self.settings.cache_url(section), self.settings.cache.listen_port
+        address = str(gateway(self.settings.libvirt.subnet))
+        return url if url and (self._serves_cache or answers(address, port or 0)) else ""
+
     def _maker(self, pool: str) -> Maker:
         section = self._caught(pool)
         return Maker(
@@ -838,7 +850,7 @@ class Manager:
             self.settings.forge.ca(),
             pinned(self.settings, section),
             self.moment,
-            self.settings.cache_url(section),
+            self._cache_url(section),
             self.settings.mirrors(section),
         )
 
@@ -1302,9 +1314,17 @@ def _distinct(*scopes: Scope | None) -> tuple[Scope, ...]:
     return tuple(dict.fromkeys(scope for scope in scopes if scope))
 
 
-def open_manager(settings: Config, log: Log, warn: Warn, *, looks_only: bool = False) -> Manager:
+def open_manager(
+    settings: Config,
+    log: Log,
+    warn: Warn,
+    *,
+    looks_only: bool = False,
+    serves_cache: bool = False,
+) -> Manager:
     """The manager that the configuration describes; one that `looks_only` makes no file, and is
-    good for `survey`. Raises ConfigError, HypervisorError.
+    good for `survey`; one that `serves_cache` keeps the cache's process, too. Raises ConfigError,
+    HypervisorError.
     """
     token = config.forge_token(settings.forge, warn)
     wrong = settings.forge_fault()
@@ -1324,5 +1344,6 @@ def open_manager(settings: Config, log: Log, warn: Warn, *, looks_only: bool = F
         history,
         log,
         looks_only=looks_only,
+        serves_cache=serves_cache,
         workers=_WORKERS if THREADS_MAY_SHARE else 1,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from vmrunner.cache.figures import FIGURES, Kept
+from vmrunner.cache.figures import FIGURES, Kept, Place
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import Limits, Store
 from vmrunner.cache.uploads import Uploads
@@ -19,7 +19,7 @@ MAIN = "refs/heads/main"
 
 def told(folder: Path) -> dict[str, float]:
     registry = CollectorRegistry()
-    registry.register(Kept(folder, folder / "history.sqlite", 7))
+    registry.register(Kept(lambda: Place(folder, folder / "history.sqlite", 7)))
     lines = generate_latest(registry).decode().splitlines()
     return {
         name: float(value)
@@ -63,3 +63,8 @@ def test_a_cache_that_can_not_be_read_has_none(tmp_path: Path, content: bytes | 
     if content is not None:
         (tmp_path / "index.sqlite").write_bytes(content)
     assert told(tmp_path) == {}
+
+
+def test_where_none_is_served_there_are_none(tmp_path: Path) -> None:
+    with closing(Store(tmp_path, Limits(), print)):
+        assert list(Kept(lambda: None).collect()) == []

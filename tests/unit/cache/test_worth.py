@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.cache.world import World, job
-from vmrunner.cache.figures import Kept
+from vmrunner.cache.figures import Kept, Place
 from vmrunner.cache.worth import Took, saved, seconds
 from vmrunner.manager.history import History, Record
 
@@ -66,8 +66,9 @@ def test_only_successes_of_the_history_count(world: World, tmp_path: Path) -> No
     history._write(Record("that asked nothing", job="build", verdict="success"))
     index = world.folder / "index.sqlite"
     assert saved(index, path) == {"org/tool": 60.0}
-    assert {each.value for each in samples(Kept(world.folder, path, 1))} == {60.0}
-    assert {each.value for each in samples(Kept(world.folder, tmp_path / "none", 1))} == {0.0}
+    here, without = Place(world.folder, path, 1), Place(world.folder, tmp_path / "none", 1)
+    assert [each.value for each in samples(Kept(lambda: here))] == [60.0]
+    assert [each.value for each in samples(Kept(lambda: without))] == [0.0]
     history.close()
 
 

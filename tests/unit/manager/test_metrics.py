@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from tests.dashboard import dashboard, queries
 from tests.world import POOL, World
-from vmrunner.cache.figures import Kept
+from vmrunner.cache.figures import Kept, Place
 from vmrunner.cache.store import Limits, Store
 from vmrunner.config import MetricsConfig
 from vmrunner.errors import ConfigError
@@ -309,8 +309,8 @@ def known(world: World) -> dict[str, set[str]]:
     world.up()
     folder = world.folder / "cache"
     with closing(Store(folder, Limits(), print)):
-        kept = Kept(folder, world.folder / "history.sqlite", 1)
-        cached = exposed(kept)
+        place = Place(folder, world.folder / "history.sqlite", 1)
+        cached = exposed(Kept(lambda: place))
     found: dict[str, set[str]] = {}
     for name, labels in (*exposed(after_a_pass(world)), *cached):
         found.setdefault(name, set()).update(dict(labels))
