@@ -934,7 +934,9 @@ class Config(HostConfig):
     def mirror(self, of: Ecosystem, upstream: str = "") -> Mirror:
         """What fetches this kind for machines, from where everybody has it unless said."""
         address = str(gateway(self.libvirt.subnet))
-        return Mirror(of, upstream or of.public, address, self.cache.packages.port(of))
+        # Two managers on one host have names of their own; the only one has usually none.
+        manager = "" if self.manager == default_manager() else self.manager
+        return Mirror(of, upstream or of.public, address, self.cache.packages.port(of), manager)
 
     @property
     def forge_url(self) -> str:

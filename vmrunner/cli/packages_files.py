@@ -57,7 +57,7 @@ class Proxy:
     @property
     def unit_name(self) -> str:
         """Its unit, without an ending; its folders are called so, too."""
-        return self.mirror.of.unit_name
+        return self.mirror.unit_name
 
     @property
     def unit(self) -> str:
@@ -83,7 +83,7 @@ class Proxy:
     def config_path(self) -> Path:
         """Its configuration."""
         ending = "yml" if self.mirror.of is Ecosystem.OCI else "conf"
-        return self.configs / f"{self.mirror.of}.{ending}"
+        return self.configs / f"{self.mirror.name}.{ending}"
 
     @property
     def command(self) -> list[str]:

@@ -34,7 +34,7 @@ def look(settings: Config) -> Iterator[Finding]:
 
 def _look(mirror: Mirror) -> Finding:
     check = f"{mirror.of} packages"
-    at, unit = mirror.place, mirror.of.unit_name
+    at, unit = mirror.place, mirror.unit_name
     try:
         answer = _ask(mirror)
     except httpx.HTTPError:

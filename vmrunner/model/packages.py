@@ -28,11 +28,6 @@ class Ecosystem(StrEnum):
         """Where the public index says that its files are; empty where they are beside it."""
         return _FILES.get(self, "")
 
-    @property
-    def unit_name(self) -> str:
-        """The unit that fetches it, without an ending; its folders are called so, too."""
-        return f"vmrunner-packages-{self}"
-
 
 _PUBLIC = {
     Ecosystem.APT: "http://deb.debian.org/debian",
@@ -61,12 +56,24 @@ _FILES = {
 class Mirror:
     """What fetches packages of one kind for all machines, at a port of the host's own address in
     their network. `upstream` is a URL without a slash at its end: where it fetches them from.
+    `manager` is one that has its own beside another manager's of this host, or empty.
     """
 
     of: Ecosystem
     upstream: str
     address: str
     port: int
+    manager: str = ""
+
+    @property
+    def name(self) -> str:
+        """What its files are called, without an ending."""
+        return f"{self.manager}-{self.of}" if self.manager else str(self.of)
+
+    @property
+    def unit_name(self) -> str:
+        """Its unit, without an ending; its folders are called so, too."""
+        return f"vmrunner-packages-{self.name}"
 
     @property
     def origin(self) -> str:

@@ -16,7 +16,7 @@ from vmrunner.cli.packages_files import Proxy, name_servers
 from vmrunner.model.packages import Ecosystem, Mirror
 
 CONFIG = """
-manager = "m"
+{manager}
 [forge]
 kind = "gitea"
 url = "https://forge.example"
@@ -50,8 +50,10 @@ def run(
     monkeypatch.setattr(systemd_units, "HIDDEN", ())
     config_path = tmp_path / "vmrunner.toml"
 
-    def setup(*arguments: str, packages: str = "", libvirt: str = "") -> tuple[int, str, str]:
-        config_path.write_text(CONFIG.format(packages=packages, libvirt=libvirt))
+    def setup(
+        *arguments: str, packages: str = "", libvirt: str = "", manager: str = ""
+    ) -> tuple[int, str, str]:
+        config_path.write_text(CONFIG.format(packages=packages, libvirt=libvirt, manager=manager))
         command = ["cache", "setup", "--config", str(config_path)]
         command += ["--directory", str(tmp_path / "units"), *arguments]
         return as_main(*command)
@@ -79,6 +81,28 @@ def test_it_is_shown_first_then_written_and_never_again(
     code, _, err = run(kind, "--yes")
     assert (code, config.read_text()) == (3, "mine\n")
     assert f"{config} is there with other content, and nothing is overwritten." in err
+
+
+def test_two_managers_of_one_host_have_their_own(tmp_path: Path, run: Run) -> None:
+    run("npm", "--yes")
+    other = {"manager": 'manager = "ci-2"', "libvirt": 'subnet = "10.95.0.0/24"'}
+    code, out, _ = run("npm", "--yes", **other)
+    assert (code, out.count("wrote ")) == (0, 2)
+    assert "systemctl enable --now vmrunner-packages-ci-2-npm.service" in out
+    assert {path.name for path in (tmp_path / "packages").iterdir()} == {
+        "npm.conf",
+        "ci-2-npm.conf",
+    }
+    units = {path.name: path.read_text() for path in (tmp_path / "units").iterdir()}
+    assert units.keys() == {f"vmrunner-packages-{name}.service" for name in ("npm", "ci-2-npm")}
+    assert (
+        "CacheDirectory=vmrunner-packages-ci-2-npm" in units["vmrunner-packages-ci-2-npm.service"]
+    )
+    config = (tmp_path / "packages/ci-2-npm.conf").read_text()
+    assert "listen 10.95.0.1:" in config
+    assert "/var/cache/vmrunner-packages-ci-2-npm" in config
+    assert "/run/vmrunner-packages-ci-2-npm" in config
+    assert "packages-npm" not in config
 
 
 def test_what_is_kept_gives_way_before_machines_find_no_room(tmp_path: Path, run: Run) -> None:
