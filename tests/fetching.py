@@ -158,6 +158,7 @@ def running(made: Proxy, change: Callable[[str], str] = str) -> Iterator[Proxy]:
     for folder in own:
         shutil.chown(folder, *_NOBODY)
     made.config_path.write_text(change(made.config()))
+    made.script_path.write_text(made.script())
     log = made.folder / "log"
     with log.open("wb") as said:
         process = subprocess.Popen(

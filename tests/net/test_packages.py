@@ -42,6 +42,7 @@ from tests.fetching import (
     running,
     with_a_package,
 )
+from tests.forge.gitea import until
 from vmrunner.cli.packages_files import Proxy
 from vmrunner.machine import packages
 from vmrunner.model.packages import Ecosystem
@@ -585,3 +586,31 @@ def test_a_registrys_mirror(tmp_path: Path) -> None:
         source.close()
         assert pulled(one, "latest") == (second, new)
         assert pulled(one, first) == (first, old)
+
+
+@pytest.mark.parametrize(
+    ("max_mib", "free_mib", "most"),
+    [(1, 0, 1 << 20), pytest.param(100, 1 << 40, 0, marks=pytest.mark.long)],
+)
+def test_a_registrys_mirror_has_a_bound(
+    tmp_path: Path, max_mib: int, free_mib: int, most: int
+) -> None:
+    """It fetches again what had to go, also while it runs."""
+    layers = [gzip.compress(os.urandom(600_000)) for _ in range(3)]
+
+    def kept() -> list[int]:
+        return [path.stat().st_blocks * 512 for path in here.folder.rglob("data")]
+
+    with ExitStack() as stack:
+        there = registry(tmp_path / "there")
+        stack.enter_context(running(there, as_registry))
+        url = f"http://127.0.0.1:{there.mirror.port}"
+        made = proxy(tmp_path / "here", Ecosystem.OCI, url)
+        here = replace(made, max_mib=max_mib, free_mib=free_mib, rest=0.2)
+        stack.enter_context(running(here))
+        images = [push(there, f"t{number}", layer) for number, layer in enumerate(layers)]
+        for _ in range(2):
+            for image, layer in zip(images, layers, strict=True):
+                assert pulled(here, image) == (image, layer)
+            until(lambda: sum(kept()) <= most, 30, "the bound")
+        assert (len(kept()) > 0) == (most > 0), "and not more goes than has to"

@@ -107,7 +107,7 @@ def _is_there(path: Path, text: str) -> bool:
 
 def _steps(proxy: Proxy) -> list[str]:
     """The commands that are left to the admin."""
-    install = [] if Path(proxy.command[0]).exists() else [f"apt-get install {proxy.package}"]
+    install = [] if Path(proxy.program).exists() else [f"apt-get install {proxy.package}"]
     return [
         *install,
         f"systemctl disable --now {proxy.packaged_unit}   # the package's own, at all addresses of "

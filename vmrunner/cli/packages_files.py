@@ -5,6 +5,7 @@ text.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ class Proxy:
     """The program for one kind of packages, and where it has its files.
 
     `max_mib` bounds what it keeps, of which more goes when the disk has less than `free_mib` left;
-    a registry's mirror knows no bound. `resolvers` are addresses that it asks for names.
+    of a registry's mirror, which has no bound itself, that is looked at each `rest` seconds.
+    `resolvers` are addresses that it asks for names.
     """
 
     mirror: Mirror
@@ -53,6 +55,7 @@ class Proxy:
     cache: Path = Path("/var/cache")
     runtime: Path = Path("/run")
     certificates: str = _CERTIFICATES
+    rest: float = 60
 
     @property
     def unit_name(self) -> str:
@@ -86,11 +89,32 @@ class Proxy:
         return self.configs / f"{self.mirror.name}.{ending}"
 
     @property
+    def program(self) -> str:
+        """What it is."""
+        return "/usr/bin/docker-registry" if self.mirror.of is Ecosystem.OCI else "/usr/sbin/nginx"
+
+    @property
+    def script_path(self) -> Path:
+        """The shell's that keeps a registry's mirror within its bound."""
+        return self.configs / f"{self.mirror.name}.sh"
+
+    @property
     def command(self) -> list[str]:
         """What runs it, in the foreground."""
         if self.mirror.of is Ecosystem.OCI:
-            return ["/usr/bin/docker-registry", "serve", str(self.config_path)]
-        return ["/usr/sbin/nginx", "-e", "stderr", "-c", str(self.config_path)]
+            return ["/bin/sh", str(self.script_path)]
+        return [self.program, "-e", "stderr", "-c", str(self.config_path)]
+
+    def script(self) -> str:
+        """The content of that."""
+        return text(
+            "packages-registry.sh.j2",
+            **self._shared,
+            max_mib=self.max_mib,
+            free_mib=self.free_mib,
+            rest=self.rest,
+            command=shlex.join([self.program, "serve", str(self.config_path)]),
+        )
 
     def config(self) -> str:
         """Its configuration's content."""
@@ -135,7 +159,8 @@ class Proxy:
             config=word(self.config_path),
             command=" ".join(word(Path(each)) for each in self.command),
         )
-        return {self.config_path: self.config(), units / self.unit: unit}
+        script = {self.script_path: self.script()} if self.mirror.of is Ecosystem.OCI else {}
+        return {self.config_path: self.config(), **script, units / self.unit: unit}
 
 
 def name_servers(resolv_conf: str) -> list[str]:

@@ -70,13 +70,14 @@ def test_it_is_shown_first_then_written_and_never_again(
     assert f"vmrunner cache setup {kind} --yes" in out
     code, out, _ = run(kind, "--yes")
     unit = tmp_path / f"units/vmrunner-packages-{kind}.service"
-    (config,) = (tmp_path / "packages").iterdir()
-    assert (code, out.count("wrote ")) == (0, 2)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in (unit, config)} == {0o644}
+    config, *script = sorted((tmp_path / "packages").iterdir(), reverse=True)
+    count = 3 if kind is Ecosystem.OCI else 2
+    assert (code, out.count("wrote "), 2 + len(script)) == (0, count, count)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (unit, config, *script)} == {0o644}
     assert f"[cache.packages]\n  {kind} = true" in out
     assert f"systemctl enable --now {unit.name}" in out
     code, out, _ = run(kind, "--yes", packages=f"{kind} = true")
-    assert (code, out.count("is as it should be"), "[cache.packages]" in out) == (0, 2, False)
+    assert (code, out.count("is as it should be"), "[cache.packages]" in out) == (0, count, False)
     config.write_text("mine\n")
     code, _, err = run(kind, "--yes")
     assert (code, config.read_text()) == (3, "mine\n")
@@ -108,6 +109,18 @@ def test_two_managers_of_one_host_have_their_own(tmp_path: Path, run: Run) -> No
 def test_what_is_kept_gives_way_before_machines_find_no_room(tmp_path: Path, run: Run) -> None:
     run("go", "--yes")
     assert "max_size=20480m min_free=5120m" in (tmp_path / "packages/go.conf").read_text()
+
+
+def test_a_registrys_mirror_has_a_bound_by_a_script(tmp_path: Path, run: Run) -> None:
+    run("oci", "--yes")
+    script = tmp_path / "packages/oci.sh"
+    subprocess.run(["sh", "-n", script], check=True)
+    text = script.read_text()
+    assert f"over=$((taken - {20 << 30}))" in text
+    assert f"lacks=$(({5 << 30} - free))" in text
+    assert text.endswith(f"exec /usr/bin/docker-registry serve {tmp_path}/packages/oci.yml\n")
+    unit = (tmp_path / "units/vmrunner-packages-oci.service").read_text()
+    assert f"ExecStart=/bin/sh {script}\n" in unit
 
 
 def test_what_is_half_there_is_made_whole(tmp_path: Path, run: Run) -> None:
