@@ -84,7 +84,9 @@ class _Pool:
     booting: deque[_Seen] = field(default_factory=deque)
     idle: deque[_Seen] = field(default_factory=deque)  # registered, and no waiting job is theirs
     due: int = 0  # registered idle, and one of the waiting jobs is likely theirs
+    expected: int = 0  # warm ones that boot still, and get a waiting job then
     count: int = 0  # machines, started ones of this pass included
+    change: int = 0  # of their number by the next pass, since room is made for waiting jobs
     held: int = 0  # of these are kept for a person
     # By repository, each with its place in the queue, first ones first.
     jobs: dict[str, deque[tuple[int, Job]]] = field(default_factory=dict)
@@ -456,6 +458,7 @@ def _hand_out(
             waits[job.key] = Wait(
                 job, _soon(*pool.booting.popleft(), pool.desired, view, now), name
             )
+            pool.expected += 1
         elif obstacle:
             gone = [] if patience else _make_room(pool, everyone, room, now)
             if not gone:
@@ -494,30 +497,39 @@ def _make_room(pool: _Pool, everyone: Sequence[_Pool], room: Room, now: float) -
     where that would not do.
     """
     desired, victims = pool.desired, list[tuple[_Pool, deque[_Seen], _Seen]]()
-    if desired.drain is not Drain.NO or (desired.backoff and desired.backoff.until > now):
+    if not desired.starts(now):
         return []
-    if pool.count >= desired.max:
-        victims = [(pool, pool.idle, pool.idle[-1])] if pool.idle else []
-    else:
-        # A job that waits is worth more than a machine that waits, whatever their pools'
-        # priorities.
-        queues = [
+    over = max(0, pool.count + pool.change + 1 - desired.max)  # places that it lacks of its own
+    # A job that waits is worth more than a machine that waits, whatever their pools' priorities.
+    queues = (
+        [(pool, pool.idle)]
+        if over
+        else [
             (each, queue)
             for each in reversed(everyone)
             for queue in (each.ready, each.booting, each.idle)
         ]
-        for each, queue, seen in ((each, idle, seen) for each, idle in queues for seen in idle):
-            if not room.lack(desired.shape):
-                break
-            room.give(each.desired.shape)
-            victims.append((each, queue, seen))
-        fits = not room.lack(desired.shape)
-        for each, _, _ in victims:
-            room.take(each.desired.shape)  # they are there until the next pass
-        victims = victims if fits else []
-    for _, queue, seen in victims:
-        # The first ones of each queue, or the last one of all.
-        queue.popleft() if seen is queue[0] else queue.pop()
+    )
+    # The newest ones of its own, and the first ones of each other queue.
+    candidates = (
+        (each, queue, seen)
+        for each, queue in queues
+        for seen in (reversed(queue) if over else queue)
+    )
+    for each, queue, seen in candidates:
+        if len(victims) >= over and not room.lack(desired.shape):
+            break
+        room.give(each.desired.shape)
+        victims.append((each, queue, seen))
+    fits = len(victims) >= over and not room.lack(desired.shape)
+    for each, _, _ in victims:
+        room.take(each.desired.shape)  # they are there until the next pass
+    if not (fits and victims):
+        return []
+    pool.change += 1
+    for each, queue, _ in victims:
+        each.change -= 1
+        queue.pop() if over else queue.popleft()
     reason = "a waiting job needs its place"
     return [
         Finish(
@@ -579,7 +591,9 @@ def _top_up(pool: _Pool, view: View, room: Room, assigned: Assigned, now: float)
     destroyed.
     """
     desired = pool.desired
-    surplus = len(pool.ready) + len(pool.booting) - desired.warm
+    # One is replaced when it has its job, and not before. Which runner takes a job nobody knows,
+    # and the job may go, or be held back.
+    surplus = len(pool.ready) + len(pool.booting) + pool.expected - desired.warm
     for _ in range(min(surplus, len(pool.ready))):
         machine, _ = pool.ready.pop()
         pool.count -= 1
@@ -607,8 +621,6 @@ def _top_up(pool: _Pool, view: View, room: Room, assigned: Assigned, now: float)
                     ask=Ask.about(metadata),
                 )
             )
-    # One is replaced when it has its job, and not before: which of them takes it nobody knows, and
-    # the forge may hold the job back from all of them.
     missing_idle = desired.register_idle - len(for_any) - pool.due
     for kind, missing in (("warm", -surplus), ("idle", missing_idle)):
         for _ in range(missing):

@@ -83,6 +83,11 @@ class Desired:
             return "its image is not the current one any more"
         return "its tools are not the current ones any more"
 
+    def starts(self, now: float) -> bool:
+        """Whether it starts machines where there is room; `now` in unix seconds."""
+        waits = self.needs_snapshot or bool(self.backoff and self.backoff.until > now)
+        return self.drain is Drain.NO and not waits
+
     def serves(self, job: Job) -> bool:
         """Whether its machines are made for such a job, whatever its repository is.
 

@@ -780,7 +780,8 @@ def _judge_idle(
             + (_WAS_SILENT if was_silent else ""),
         )
     if not metadata.job_key:  # registered and idle, as it is meant to be
-        outdated = pool.outdates(metadata)
+        # Not before another one can take its place.
+        outdated = pool.outdates(metadata) if pool.starts(view.moment.now) else ""
         return finish(Ending.UNNEEDED, outdated) if outdated else None
     if view.binds_jobs:
         return finish(

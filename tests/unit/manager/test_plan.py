@@ -5,6 +5,7 @@ touched.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -826,3 +827,91 @@ def test_machines_without_a_job_go_when_there_are_other_tools(new: str, old: str
         for tools, gone in ((old, []), (new, [Ending.UNNEEDED])):
             pools = [replace(pool, tools=tools)]
             assert endings(actions([seen], [], records, pools=pools)) == gone
+
+
+# ---- room for a job that no idle machine can take ----
+
+MINE = waiting(1, repository="o/r")
+
+
+def elsewhere(serial: str, number: int) -> Machine:
+    """A registered one of another repository."""
+    return machine(
+        serial, job="", runner=number, age=9999, events="up seed runner", scope="repository:o/other"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "host", "kind"),
+    [
+        ({}, HOST, WaitKind.ROOM_IS_MADE),
+        ({"needs_snapshot": True}, HOST, WaitKind.AT_MAX),
+        ({"backoff": Backoff(1, NOW + 9, "")}, HOST, WaitKind.BACKED_OFF),
+        ({}, replace(HOST, free_disk_mib=4 * 1024), WaitKind.AT_MAX),
+        ({}, replace(HOST, used_memory_mib=64 * 1024 + 1), WaitKind.AT_MAX),
+    ],
+)
+def test_an_idle_machine_goes_only_where_the_job_gets_its_place(
+    change: dict[str, Any], host: Capacity, kind: WaitKind
+) -> None:
+    idle = elsewhere("a", 1)
+    pool = replace(POOL, register_idle=1, max=1, **change)
+    found = decide([idle], [MINE], [record(idle)], pools=[pool], host=host)
+    assert [wait.reason.kind for wait in found.waits] == [kind]
+    assert endings(list(found.actions)) == [Ending.UNNEEDED] * (kind is WaitKind.ROOM_IS_MADE)
+
+
+def test_a_pool_above_its_max_gives_up_no_machine_in_vain() -> None:
+    """Its max was lowered: with one of them gone it would be full still."""
+    idle, busy = elsewhere("a", 1), [machine("b", runner=2, running=5), machine("c", runner=3)]
+    jobs = [MINE, running(2, busy[0]), running(3, busy[1])]
+    records = [record(each, number=number) for number, each in enumerate([idle, *busy], start=1)]
+    for most, gone in ((2, 0), (3, 1)):
+        pool = replace(POOL, register_idle=1, max=most)
+        found = decide([idle, *busy], jobs, records, pools=[pool])
+        assert len(endings(list(found.actions))) == gone
+
+
+def test_no_more_machines_make_room_than_the_pool_has_places() -> None:
+    """Two jobs wait, and one may be served by this pool."""
+    other = replace(POOL, pool="q", labels=frozenset({"q"}), register_idle=2)
+    idle = [replace_pool(elsewhere("a", 1), "q"), replace_pool(elsewhere("b", 2), "q")]
+    records = [record(each, number=number) for number, each in enumerate(idle, start=1)]
+    host = replace(HOST, memory_mib=1024 + 4096, used_memory_mib=4096)
+    jobs = [MINE, waiting(2, repository="o/r")]
+    for most in (1, 2):
+        pools = [replace(POOL, max=most), other]
+        found = decide(idle, jobs, records, pools=pools, host=host)
+        assert len(endings(list(found.actions))) == most
+
+
+def replace_pool(of: Machine, pool: str) -> Machine:
+    assert of.metadata
+    return replace(of, metadata=replace(of.metadata, pool=pool))
+
+
+def test_a_warm_machine_that_boots_for_a_job_is_replaced_when_it_has_it() -> None:
+    """The job may be cancelled until then."""
+    boots = machine("a", runner=0)
+    pool = replace(POOL, warm=1)
+    assert actions([boots], [waiting(1)], pools=[pool]) == []
+    bind, start = actions([machine("a", runner=0, events=WARM)], [waiting(1)], pools=[pool])
+    assert (type(bind), type(start)) == (Bind, Start)
+
+
+@pytest.mark.parametrize(
+    ("change", "gone"),
+    [
+        ({}, True),
+        ({"needs_snapshot": True}, False),
+        ({"backoff": Backoff(1, NOW + 9, "")}, False),
+        ({"backoff": Backoff(1, NOW - 9, "")}, True),
+        ({"image": ""}, False),
+    ],
+)
+def test_an_outdated_idle_machine_stays_until_a_new_one_can_start(
+    change: dict[str, Any], gone: bool
+) -> None:
+    idle = machine("a", job="", age=9999, events="up seed runner")
+    pool = replace(POOL, register_idle=1, **{"image": "image/2"} | change)
+    assert endings(actions([idle], [], [record(idle)], pools=[pool])) == [Ending.UNNEEDED] * gone
