@@ -67,6 +67,38 @@ def test_more_jobs_than_idle_runners_get_machines_of_their_own(world: World) -> 
     assert len(set(world.machines()) - first) == 2
 
 
+def test_a_machine_that_was_made_for_a_cancelled_job_goes_and_no_registered_one(
+    world: World,
+) -> None:
+    first = world.machines()
+    for number in range(1, 5):
+        world.forge.queue(number)
+    world.up()
+    (fourth,) = set(world.machines()) - set(first)
+    world.step(fourth)
+    for number in range(1, 5):
+        world.forge.cancel(number)
+    world.pass_time(60, 5)
+    assert (world.machines(), made(world)) == (first, 4)
+
+
+def test_a_job_that_another_hosts_runner_takes_replaces_none_here(tmp_path: Path) -> None:
+    here = begun(tmp_path / "here", binds_jobs=False)
+    there = World(tmp_path / "there", pools={"p": STATIC}, beside=here)
+    both = here, there
+    there.up()
+    for machine in there.machines():
+        there.step(machine)
+    here.forge.queue(1)
+    for world in both:
+        world.pass_time(20, 5)
+    assert [made(world) for world in both] == [3, 3]
+    use(there, 1, there.machines()[0])
+    for world in both:
+        world.pass_time(20, 5)
+    assert [made(world) for world in both] == [3, 4]
+
+
 def test_an_idle_runner_that_a_list_left_out_is_not_replaced(world: World) -> None:
     first = world.machines()
     world.forge.unlisted_runners.add(2)
