@@ -190,6 +190,12 @@ class Garm:
         """No runner more, and what is idle goes."""
         body = {"enabled": False, "min_idle_runners": 0}
         self.call("PUT", f"/organizations/{organisation}/pools/{pool}", body)
+        self.dismiss()
+
+    def dismiss(self) -> None:
+        """What is idle goes. GARM refuses one that is being made; then it stays until it is asked
+        again.
+        """
         for each in self.instances():
             self.call("DELETE", f"/instances/{each['name']}", fine=(400, 404, 409, 500))
 

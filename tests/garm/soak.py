@@ -112,6 +112,8 @@ def run(count: int, idle: int) -> None:
             f"{count - len(wrong)} right verdicts of {count} in {time.monotonic() - began:.0f} s"
         )
         garm.close_pool(organisation, pool)
+        time.sleep(30)  # what was being made is made
+        garm.dismiss()
         try:
             wait_for_quiet(garm, PATIENCE)
         except AssertionError:
