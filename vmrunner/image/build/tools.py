@@ -24,7 +24,8 @@ _SPARE = 16 << 20  # bytes
 def make(build: Site, recipe: ToolsRecipe) -> Manifest:
     """All the steps, until everything that is published is in the folder `out`."""
     build.out.mkdir()
-    (build.tree / "tools").mkdir(parents=True)
+    build.tree.mkdir(mode=0o700)  # until it is a disk no other user gets at what came, devices say
+    (build.tree / "tools").mkdir()
     found = {each.place: _lay(build, each) for each in recipe.tools}
     for path in (build.tree / "tools").rglob("*"):
         _open(path)

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from vmrunner.errors import ImageError
 from vmrunner.image.recipe import recipe
 from vmrunner.image.recipe.recipe import PATTERNS, Recipe, RecipeTable, Sha256, Url, digest_of
 
@@ -83,6 +84,12 @@ def load(name: str, own: Path | None = None) -> Recipe | ToolsRecipe:
     """The recipe `name`, of an image or of a disk of tools: which, its key `tools` says. See
     `recipe.load`.
     """
-    if "tools" in recipe.keys(name, own):
+    keys = recipe.keys(name, own)
+    if "tools" in keys:
+        if of_image := sorted(keys & Recipe.model_fields.keys()):
+            raise ImageError(
+                f"The recipe {name} has [[tools]], and an image's keys: {', '.join(of_image)}.",
+                "Tools are on a disk of their own, with a recipe of its own: docs/howto/tools.md.",
+            )
         return recipe.load_as(ToolsRecipe, name, own, _PATTERNS)
     return recipe.load(name, own)

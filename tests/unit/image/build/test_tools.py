@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,47 @@ def test_nothing_in_it_makes_a_user_another_one(tmp_path: Path) -> None:
     assert "Mode:  0666" in read(golden, tmp_path, "stat /tools/go/1.26.0/x64/data")
     assert "/etc/passwd" in read(golden, tmp_path, "stat /tools/go/1.26.0/x64/away")
     assert Path("/etc/passwd").stat().st_mode == before
+
+
+def test_what_is_unpacked_is_nobody_elses_meanwhile(tmp_path: Path) -> None:
+    """A device of an archive is one of this host for as long."""
+    recipe, images = (
+        tooling.lay(tmp_path / "mine", "tools", [("go", "1.26.0")]),
+        tmp_path / "images",
+    )
+    modes: list[int] = []
+
+    def say(_: str) -> None:
+        modes.extend(each.stat().st_mode & 0o777 for each in images.glob(".building-*/tree"))
+
+    build.build(tools.load("tools", recipe.parent), images, say)
+    assert set(modes) == {0o700}
+
+
+def test_no_archive_leads_out_of_its_folder(tmp_path: Path) -> None:
+    """By a link that a later member goes through, by a link to a file, or by a name."""
+    recipe, victim = (
+        tooling.lay(tmp_path / "mine", "tools", [("go", "1.26.0")]),
+        tmp_path / "victim",
+    )
+    victim.write_text("as it was")
+    mode = victim.stat().st_mode
+    for kind, link, name in (
+        (tarfile.SYMTYPE, str(tmp_path), "go/link/victim"),
+        (tarfile.SYMTYPE, "../" * 30 + str(tmp_path), "go/link/victim"),
+        (tarfile.LNKTYPE, str(victim), "go/link"),
+        (tarfile.LNKTYPE, "go/" + "../" * 30 + str(victim), "go/link"),
+        (tarfile.SYMTYPE, str(victim), "go/link"),
+        (tarfile.SYMTYPE, "nowhere", "go/" + "../" * 30 + str(victim)),
+    ):
+        with tarfile.open(recipe.parent / "go-1.26.0.tar.gz", "w:gz") as packed:
+            member = tarfile.TarInfo("go/link")
+            member.type, member.linkname = kind, link
+            packed.addfile(member)
+            packed.addfile(tarfile.TarInfo(name))
+        with suppress(ImageError):
+            make(recipe.parent, tmp_path / f"images-{link[:3]}-{name[-9:]}".replace("/", "_"))
+        assert (victim.read_text(), victim.stat().st_mode) == ("as it was", mode)
 
 
 @pytest.mark.parametrize(

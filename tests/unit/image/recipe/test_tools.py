@@ -63,7 +63,9 @@ GOOD = '[[tools]]\nname = "go"\nversion = "1.26.0"\npath = "go.tar.gz"\n'
         (GOOD + "strip = -1\n", "has to be 0 or more"),
         (GOOD + "stripp = 1\n", "did you mean strip?"),
         (GOOD + GOOD, "go/1.26.0/x64 is in it twice"),
-        ('suite = "bookworm"\n' + GOOD, "line 1: suite: is not a key that vmrunner knows"),
+        ('suite = "bookworm"\n' + GOOD, "has [[tools]], and an image's keys: suite."),
+        ('extends = "debian-12"\n' + GOOD, "an image's keys: files, kernel, kernel_arguments, "),
+        ('sweet = "bookworm"\n' + GOOD, "line 1: sweet: is not a key that vmrunner knows"),
         (GOOD.replace("go.tar.gz", "none.tar.gz"), ""),
     ],
 )
