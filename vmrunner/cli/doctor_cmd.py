@@ -118,7 +118,7 @@ def _isolation(settings: Config, only: str, *, boots: bool) -> Iterator[Cell]:
     size.
     """
     from vmrunner import config
-    from vmrunner.doctor import page
+    from vmrunner.doctor import cache
     from vmrunner.doctor.isolation import credentials, load, residue
     from vmrunner.doctor.isolation.lab import Lab
     from vmrunner.doctor.isolation.network import Matrix
@@ -155,12 +155,14 @@ def _isolation(settings: Config, only: str, *, boots: bool) -> Iterator[Cell]:
         return
     say("residue: two machines, one after the other")
     yield from residue.cells(lab)
-    if settings.cache.listen_port and not page.missing():
+    if cache.answers(settings):
         from vmrunner.cache.lab import Lab as Jobs
-        from vmrunner.doctor.isolation import cache
+        from vmrunner.doctor.isolation import cache as shared
 
         say("cache: one machine that has an entry, and three that have not")
-        yield from cache.cells(lab, Jobs(settings))
+        yield from shared.cells(lab, Jobs(settings))
+    elif settings.cache.listen_port:
+        say("cache: not tried, as it does not answer; `vmrunner serve` offers it while it runs")
     say("credentials: two machines, and a runner at the forge")
     with closing(connect(settings.forge, config.forge_token(settings.forge, warn))) as forge:
         yield from credentials.cells(lab, forge, pool.scope[0])

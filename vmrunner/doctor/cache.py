@@ -49,6 +49,12 @@ def look(settings: Config) -> Iterator[Finding]:
             yield good("cache", f"for jobs, at {at}")
 
 
+def answers(settings: Config) -> bool:
+    """Whether there is a cache of this host, and it answers."""
+    port, address = settings.cache.listen_port, str(gateway(settings.libvirt.subnet))
+    return port is not None and _is_ours(address, port) is True
+
+
 def _is_here(address: str) -> bool:
     """Whether this host has this address: it comes with the machines' network."""
     with socket.socket() as probe:

@@ -17,7 +17,7 @@ from vmrunner.doctor import cache, page
 from vmrunner.doctor.findings import Level
 
 
-def told(subnet: str = "127.0.0.0/24", **section: object) -> list[tuple[Level, str]]:
+def configured(subnet: str = "127.0.0.0/24", **section: object) -> Config:
     settings = {
         "manager": "m",
         "forge": {"kind": "gitea", "url": "https://forge.example"},
@@ -25,7 +25,12 @@ def told(subnet: str = "127.0.0.0/24", **section: object) -> list[tuple[Level, s
         "libvirt": {"subnet": subnet},  # whose gateway is there
         "cache": section,
     }
-    return [(each.level, each.said) for each in cache.look(Config.model_validate(settings))]
+    return Config.model_validate(settings)
+
+
+def told(subnet: str = "127.0.0.0/24", **section: object) -> list[tuple[Level, str]]:
+    found = cache.look(configured(subnet, **section))
+    return [(each.level, each.said) for each in found]
 
 
 @contextmanager
@@ -52,6 +57,7 @@ def test_there_is_none() -> None:
 def test_it_answers(tmp_path: Path) -> None:
     with served(tmp_path / "cache", {}) as service:
         found = told(listen_port=service.port)
+        assert cache.answers(configured(listen_port=service.port))
     assert found == [(Level.GOOD, f"for jobs, at 127.0.0.1:{service.port}")]
 
 
@@ -64,6 +70,8 @@ def test_the_machines_network_is_not_there_yet() -> None:
 
 
 def test_nobody_answers() -> None:
+    assert not cache.answers(configured())
+    assert not cache.answers(configured(listen_port=free_port()))
     ((level, said),) = told(listen_port=free_port())
     assert (level, "does not answer at 127.0.0.1:" in said) == (Level.WARNING, True)
 
