@@ -88,7 +88,8 @@ def day(folder: Path, began: int, minutes: int = MINUTES, seed: int = 1) -> str:
         for _ in range(_arrivals(dice, hour)):
             number += 1
             labels = dice.choices((["debian-12"], ["big"], ["arm64"]), (12, 3, 0.02))[0]
-            world.forge.queue(number, labels, repository=f"o/r{dice.randrange(5)}")
+            job = world.forge.queue(number, labels, repository=f"o/r{dice.randrange(5)}")
+            world.forge.known[number] = replace(job, name=f"job {number % 3}")
         _trouble(world, hour)
         if minute == minutes // 2:  # both are rare
             world.history.count(Counted.SWEPT, label="runner")
@@ -100,8 +101,8 @@ def day(folder: Path, began: int, minutes: int = MINUTES, seed: int = 1) -> str:
                 world.clock.now += dice.uniform(0.2, 1.0)
                 known = len(ends)
                 _guest(world, machine, ends, dice)
-                if len(ends) > known:  # its job begins
-                    cache.asked(machine)
+                if len(ends) > known and not cache.asked(machine):  # its job begins
+                    ends[str(machine)] += 120.0
         world.clock.now = float(began + (minute + 1) * STEP)
         figures.saw(survey, world.clock.now - dice.uniform(0, 5))
         for family in (*figures.collect(), *cache.figures.collect()):
@@ -140,18 +141,19 @@ class Cache:
         place = Place(folder, world.folder / "history.sqlite", limits.most)
         self.figures = Kept(lambda: place, world.clock)
 
-    def asked(self, machine: Any) -> None:
-        """A job's first step, and its last one."""
+    def asked(self, machine: Any) -> bool:
+        """A job's first step, and its last one; whether it found something."""
         dice, ref = self._dice, "refs/heads/main"
         rights = Rights(f"o{dice.randrange(3)}/r", ref, (ref,), machine=str(machine))
         key = f"{int(self._world.clock() / 6 / 3600)}-{dice.randrange(4)}"
         if found := self.store.find(rights, (key,), "v"):
             self.store.served(rights.repository, found.size)
-            return
+            return True
         data = dice.randbytes(dice.randrange(1, 2**19))
         id_ = self._uploads.reserve("", rights, key, "v", len(data))
         self._uploads.write(self._uploads.claim("", rights, id_, 0, len(data)), data)
         self._uploads.commit("", rights, id_, len(data))
+        return False
 
 
 def _guest(world: World, machine: Any, ends: dict[str, float], dice: random.Random) -> None:
