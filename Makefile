@@ -49,6 +49,7 @@ package_programs = rig/rig run --outside -- bash -ec 'command -v nginx >/dev/nul
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends nginx-light docker-registry >/dev/null; }'
 plotting = rig/rig run --outside -- python -m pip install --quiet -e "/src[bench]"
 actions_cache = rig/rig run --outside -- python -m tests.actions_cache
+real_tools = rig/rig run --outside -- python -m tests.tooling
 # Machines reach the public registries by a counted link, whose other end has the host's network.
 cached_jobs = $(if $(findstring --save,$(CACHE)),$(plotting);) $(package_programs); $(actions_cache); rig/rig run --outside -- bash -ec "python -m tests.prepare test-cached; python -m tests.cached.base"; \
 	rig/rig run --outside -- python -m tests.cached.outside & rig/rig run -- python -m tests.cached
@@ -85,7 +86,7 @@ long: export VMRUNNER_TEST_MODEL_EXAMPLES ?= 1000
 long: export VMRUNNER_TEST_HOSTILE_EXAMPLES ?= 600
 long: short =
 long:
-	$(call in_rig,$(test_image); $(stock_image); $(actions_cache); $(package_programs); $(without_machines); $(with_machines); rig/rig browser; rig/rig run -- pytest -q tests/browser)
+	$(call in_rig,$(test_image); $(stock_image); $(actions_cache); $(real_tools); $(package_programs); $(without_machines); $(with_machines); rig/rig browser; rig/rig run -- pytest -q tests/browser)
 
 # What one runs at each change: no machine, no forge.
 quick:

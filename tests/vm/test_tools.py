@@ -94,19 +94,25 @@ def told(said: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "more", ['start = "boot"', 'start = "snapshot"', 'start = "snapshot"\nwarm = 1']
+    ("start", "more"),
+    [("boot", ""), ("snapshot", 'job_user = "runner"'), ("snapshot", "warm = 1")],
+    ids=["booted", "cloned", "parked"],
 )
 def test_jobs_find_their_tools_and_what_they_add_stays_in_their_machine(
-    site: Site, lay_ground: Callable[..., Ground], server: Server, tmp_path: Path, more: str
+    site: Site,
+    lay_ground: Callable[..., Ground],
+    server: Server,
+    tmp_path: Path,
+    start: str,
+    more: str,
 ) -> None:
-    start, _, warm = more.partition("\n")
-    ground = lay_ground(start=start.split('"')[1], more=f'tools = "tools"\n{warm}')
+    ground = lay_ground(start=start, more=f'tools = "tools"\n{more}')
     volume = built(ground, tmp_path / "vendor", server.url, GITEA)
-    if "snapshot" in start:
+    if start == "snapshot":
         ground.run("snapshot", "create", "--pool", "main")
     one = site.repository("rig", "one", FIND)
     with serving(ground):
-        if warm:
+        if "warm" in more:
             until(lambda: _phases(ground) == ["ready"], LIFE, "one is parked")
         first, second = job(one), job(one)
     assert told(first) == FOUND
