@@ -413,7 +413,7 @@ class Manager:
             register_idle=section.register_idle,
             priority=section.priority,
             image=golden.id if golden else "",
-            tools=golden.tools_id if golden else "",
+            tools=whole.tools_id if whole else None,
             image_built=datetime.fromisoformat(golden.manifest.built_at).timestamp()
             if golden
             else 0.0,

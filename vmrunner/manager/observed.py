@@ -62,7 +62,8 @@ class Desired:
     register_idle: int = 0
     priority: int = 0
     image: str = ""  # name/version that new machines start from; empty where it is not known
-    tools: str = ""  # the same of the disk of tools beside; empty where there is none
+    # The same of the disk of tools beside, empty where there is none; None where it is not known.
+    tools: str | None = ""
     image_built: float = 0.0  # unix seconds; 0 where it is not known
     image_note: str = ""  # that it was rolled back, or should be, or lacks what the labels need
     # What is to be said of its snapshot: why there is none, where there should be one.
@@ -77,11 +78,11 @@ class Desired:
 
     def outdates(self, metadata: Metadata) -> str:
         """Why a machine that has no job yet is not as new ones are; empty where it is."""
-        if not self.image or (self.image, self.tools) == (metadata.image, metadata.tools):
-            return ""
-        if metadata.image != self.image:
+        if self.image and metadata.image != self.image:
             return "its image is not the current one any more"
-        return "its tools are not the current ones any more"
+        if self.tools is not None and metadata.tools != self.tools:
+            return "its tools are not the current ones any more"
+        return ""
 
     def starts(self, now: float) -> bool:
         """Whether it starts machines where there is room; `now` in unix seconds."""

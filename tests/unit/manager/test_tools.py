@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,14 +72,44 @@ def test_a_warm_machine_is_told_of_the_disk_that_it_has(tmp_path: Path) -> None:
     world.up()
     (machine,) = world.machines()
     world.step(machine)
-    # What is configured now is for the next ones.
-    world.configure({"p": POOL | {"warm": 1}})
+    shutil.rmtree(world.settings.images_dir / "tools")  # no machine can be made now; this one is
     world.forge.queue(1)
-    world.up()
+    world.pass_time(10, 5)
     metadata = world.hypervisor.domains[machine]
     assert (metadata.is_bound, metadata.tools) == (True, "tools/1")
     script = world.hypervisor.files[machine, File.SEED].decode("utf-8", "replace")
     assert "AGENT_TOOLSDIRECTORY" in script
+
+
+@pytest.mark.parametrize("kind", ["warm", "register_idle"])
+def test_machines_that_wait_stay_while_their_disk_is_the_current_one(
+    tmp_path: Path, kind: str
+) -> None:
+    """Or is gone: what there is still has it."""
+    world = World(tmp_path, pools={"p": POOL | {"tools": "tools", kind: 1}})
+    tools(world, "1")
+    world.up()
+    first = world.machines()
+    for _ in range(3):
+        world.step(first[0])
+        world.pass_time(300, 50)
+    shutil.rmtree(world.settings.images_dir / "tools")
+    world.pass_time(100, 50)
+    assert world.machines() == first
+    assert len(first) == 1
+
+
+def test_a_warm_machine_goes_when_its_pool_has_no_tools_any_more(tmp_path: Path) -> None:
+    world = World(tmp_path, pools={"p": POOL | {"tools": "tools", "warm": 1}})
+    tools(world, "1")
+    world.up()
+    (machine,) = world.machines()
+    world.step(machine)
+    world.configure({"p": POOL | {"warm": 1}})
+    world.up()
+    world.up()
+    (other,) = world.machines()
+    assert (other != machine, world.hypervisor.domains[other].tools) == (True, "")
 
 
 @pytest.mark.parametrize(
