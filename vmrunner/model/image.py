@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vmrunner.errors import ImageError, ToolsError
 
@@ -67,6 +67,9 @@ class Forced(BaseModel):
     found: str = ""  # what was bad; empty: nobody had looked
 
 
+Place = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$")]
+
+
 class Manifest(BaseModel):
     """What an image is made of, written beside its disk. Only `forced` is added to after that, and
     no digest of it counts that.
@@ -99,7 +102,7 @@ class Manifest(BaseModel):
     listens: tuple[int, ...] = ()  # ports that may be open in a machine of the image
     # Of a disk of tools, which has no system: `name/version/arch` -> sha256 of the archive that the
     # tool came as. Empty: it is an image.
-    tools: dict[str, str] = {}
+    tools: dict[Place, str] = {}
     built_at: str  # ISO 8601, UTC
     vmrunner_version: str
     forced: tuple[Forced, ...] = ()  # the last one last

@@ -105,6 +105,8 @@ def named(key: str, value: object) -> Callable[[dict[str, bytes]], object]:
         (named("files", {MANIFEST: "0"}), "names that no image has"),
         (named("files", {RECORD: "0"}), "names that no image has"),
         (named("surprise", 1), "not one that this vmrunner can read"),
+        (named("tools", {"go": "0"}), "not one that this vmrunner can read"),
+        (named("tools", {"go/[red]/x64": "0"}), "not one that this vmrunner can read"),
     ],
 )
 def test_what_is_damaged_or_hostile_leaves_nothing(
