@@ -158,6 +158,8 @@ def run(rounds: int, idle: int) -> None:
                 say(f"{number + 1}/{rounds} {side}: {taken[side][-1]:.2f} s")
         for pool in pools:
             garm.close_pool(organisation, pool)
+        time.sleep(10)  # what was being made is made
+        garm.dismiss()
         _quiet(garm, ours, *([] if idle else [serve]))
         for repository in repositories.values():
             repository.delete()
