@@ -30,7 +30,7 @@ from tests import actions_cache
 from tests.bench.common import say
 from tests.cached import base, report
 from tests.cached.kinds import BROUGHT, KINDS, Kind
-from tests.cached.link import PUBLIC, behind, moved, outside
+from tests.cached.link import PUBLIC, behind, moved, outside, way_out
 from tests.cached.outside import SOCKET
 from tests.fetching import as_registry, proxy, push, registry, running
 from tests.forge.gitea import Repository, Site, until
@@ -223,4 +223,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with way_out():
+        main()

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from tests.cached.outside import SOCKET, join
+from tests.forge.gitea import until
 from tests.net.place import WORLD, ip, namespace
 from vmrunner.cli.packages_files import name_servers
 
@@ -115,10 +116,19 @@ async def _end() -> None:
 
 
 @contextmanager
+def way_out() -> Iterator[None]:
+    """The way out of the rig ends with what is within, however that ends."""
+    try:
+        yield
+    finally:
+        until(SOCKET.exists, 30, "the way out of the rig")
+        asyncio.run(_end())
+
+
+@contextmanager
 def outside(mbit: float = 0) -> Iterator[ExitStack]:
     """While it is entered, the host has its link, of so many megabits in a second."""
     with ExitStack() as stack:
-        stack.callback(lambda: asyncio.run(_end()))
         namespace(stack, WORLD)
         ip("link", "del", WIRE, check=False)
         ip("link", "add", WIRE, "type", "veth", "peer", "name", "eth0", "netns", WORLD)
