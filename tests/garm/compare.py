@@ -42,22 +42,22 @@ NETWORK = (
 )
 TIMED = """#!{python}
 import json, os, sys, time
-began = time.monotonic()
+at, began = time.time(), time.monotonic()
 child = os.posix_spawn("{program}", ["{program}"], os.environ)
 _, status, usage = os.wait4(child, 0)
 with open("{log}", "a") as log:
-    call = {{"command": os.environ["GARM_COMMAND"], "seconds": time.monotonic() - began}}
-    log.write(json.dumps(call | {{"kib": usage.ru_maxrss}}) + "\\n")
+    call = {{"side": "{side}", "command": os.environ["GARM_COMMAND"], "at": at}}
+    call |= {{"seconds": time.monotonic() - began, "kib": usage.ru_maxrss}}
+    log.write(json.dumps(call) + "\\n")
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def timed(log: Path) -> Path:
-    """The provider, each call of which is written down with its time and its memory."""
-    path = FOLDER / "timed"
-    path.write_text(TIMED.format(python=sys.executable, program=PROGRAM, log=log))
+def timed(side: str, program: Path, log: Path) -> Path:
+    """A provider, each call of which is written down with its time and its memory."""
+    path = FOLDER / f"timed-{side}"
+    path.write_text(TIMED.format(python=sys.executable, program=program, side=side, log=log))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    log.unlink(missing_ok=True)
     return path
 
 
@@ -131,9 +131,12 @@ def run(rounds: int, idle: int) -> None:
         stack.callback(clear, serve)
         image = stack.enter_context(usual())
         log = FOLDER / "calls"
-        garm = Garm(
-            FOLDER, {"vmrunner": (timed(log), ours.config), "peer": (PEER, image)}, address=GATE
-        )
+        log.unlink(missing_ok=True)
+        providers = {
+            "vmrunner": (timed("garm", PROGRAM, log), ours.config),
+            "peer": (timed("peer", PEER, log), image),
+        }
+        garm = Garm(FOLDER, providers, address=GATE)
         stack.callback(garm.stop)
         garm.start()
         garm.set_up(site)
@@ -148,6 +151,7 @@ def run(rounds: int, idle: int) -> None:
             side: site.repository("garm-compare", side, workflow(side, gate)) for side in sides
         }
         taken: dict[str, list[float]] = {side: [] for side in sides}
+        called: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(rounds):
             for side, repository in repositories.items():
                 if idle:
@@ -156,6 +160,8 @@ def run(rounds: int, idle: int) -> None:
                     _quiet(garm, ours, serve)
                 taken[side].append(first_step(repository, gate, side))
                 say(f"{number + 1}/{rounds} {side}: {taken[side][-1]:.2f} s")
+                if creates := [call for call in calls(log, side) if not idle]:
+                    called[side].append(gate.arrivals[side] - creates[-1]["at"])
         for pool in pools:
             garm.close_pool(organisation, pool)
         time.sleep(10)  # what was being made is made
@@ -163,7 +169,7 @@ def run(rounds: int, idle: int) -> None:
         _quiet(garm, ours, *([] if idle else [serve]))
         for repository in repositories.values():
             repository.delete()
-        print(json.dumps(_figures(taken, log)))
+        print(json.dumps(_figures(taken, called, calls(log, "garm"))))
 
 
 def _quiet(garm: Garm, *grounds: Ground) -> None:
@@ -188,15 +194,25 @@ def _ready(site: Site, idle: int) -> None:
     time.sleep(3)  # and whoever made them is done
 
 
-def _figures(taken: dict[str, list[float]], log: Path) -> dict[str, Any]:
-    calls = [json.loads(line) for line in log.read_text().splitlines()]
-    creates = [call for call in calls if call["command"] == "CreateInstance"]
+def calls(log: Path, side: str) -> list[dict[str, Any]]:
+    """Those to make a machine, oldest first."""
+    found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return [call for call in found if (call["side"], call["command"]) == (side, "CreateInstance")]
+
+
+def _figures(
+    taken: dict[str, list[float]], called: dict[str, list[float]], creates: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """`called` are seconds from GARM's call to the first step: what is before it is GARM's."""
     middle = {side: median(values) for side, values in taken.items()}
+    since = {side: median(values) for side, values in called.items() if values}
     return {
         "first step (s)": middle,
         "all (s)": {side: [round(each, 2) for each in values] for side, values in taken.items()},
+        "first step after the call (s)": {side: round(each, 2) for side, each in since.items()},
         "garm to serve": round(middle["garm"] / middle["serve"], 2),
         "peer to garm": round(middle["peer"] / middle["garm"], 2) if "peer" in middle else None,
+        "the same after the call": round(since["peer"] / since["garm"], 2) if since else None,
         "a create (s)": [round(call["seconds"], 2) for call in creates],
         "memory of a create (MiB)": round(max(call["kib"] for call in creates) / 1024),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fetching import registry
 from vmrunner.machine.seed import exec_script
 
 ROOT = Path(__file__).parents[2]
@@ -45,19 +46,29 @@ def test_templates_of_shell_are_known() -> None:
         for path in (ROOT / "templates").rglob("*.*")
         if ".sh." in path.name or b"#!/bin/" in path.read_bytes()
     }
-    assert shell == {"user-data-exec.sh.j2", "hooks.sh.j2"}, "the first includes the second"
+    known = {"user-data-exec.sh.j2", "hooks.sh.j2"}  # the first includes the second
+    assert shell == known | {"packages-registry.sh.j2"}
 
 
 @pytest.mark.parametrize("boothook", [False, True])
 def test_what_runs_one_command_is_good_shell(boothook: bool) -> None:
     script = exec_script(["/bin/job", "it's"], timedelta(1), "end", boothook=boothook)
     assert "before-ready.d" in script, "with the hooks"
-    # As Debian's sh; cloud-init takes its own line away.
-    done = subprocess.run(
+    # cloud-init takes its own line away.
+    assert complaints(script.removeprefix("#cloud-boothook\n")) == ""
+
+
+def test_what_runs_a_mirror_of_images_is_good_shell(tmp_path: Path) -> None:
+    made = registry(tmp_path / "it's a folder")
+    assert complaints(made.script()) == ""
+
+
+def complaints(script: str) -> str:
+    """Of shellcheck, about what Debian's sh runs."""
+    return subprocess.run(
         ["shellcheck", "--shell=dash", "--exclude=SC1091", "-"],  # the environment is the image's
-        input=script.removeprefix("#cloud-boothook\n"),
+        input=script,
         capture_output=True,
         text=True,
         check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    ).stdout
