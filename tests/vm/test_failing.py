@@ -180,6 +180,7 @@ def start_exec() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 StartExec = Callable[..., subprocess.Popen[str]]
 
 
+@pytest.mark.long
 def test_exec_streams_and_returns_the_commands_exit_code(
     lay_ground: Callable[..., Ground], start_exec: StartExec
 ) -> None:
