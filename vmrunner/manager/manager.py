@@ -388,7 +388,7 @@ class Manager:
         section = self.settings.pools[name]
         images = self.settings.images_dir
         golden = store.current(images, section.image)
-        whole = store.current_for_machines(images, section.image, section.tools)
+        whole = store.completed(images, golden, section.tools)
         failures = self.history.failures(name, self._rollback.current(section.image))
         backoff = None
         if failures:

@@ -73,6 +73,11 @@ def for_machines(images: Path, wanted: str, tools: str | None = None) -> Golden:
             f"{wanted} is a disk of tools: no machine starts from it.",
             "A pool names it as its `tools`, beside its `image`.",
         )
+    return _with_tools(images, golden, tools)
+
+
+def _with_tools(images: Path, golden: Golden, tools: str | None) -> Golden:
+    """Raises ToolsError."""
     if not tools:
         return golden
     try:
@@ -152,11 +157,13 @@ def current(images: Path, name: str) -> Golden | None:
         return None
 
 
-def current_for_machines(images: Path, name: str, tools: str | None) -> Golden | None:
-    """Like `for_machines`, or None where that can't be had."""
+def completed(images: Path, golden: Golden | None, tools: str | None) -> Golden | None:
+    """This image as `for_machines` has it, or None where that can't be had."""
+    if golden is None or golden.manifest.tools:
+        return None
     try:
-        return for_machines(images, name, tools)
-    except ImageError:
+        return _with_tools(images, golden, tools)
+    except ToolsError:
         return None
 
 
