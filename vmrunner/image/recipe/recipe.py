@@ -96,6 +96,14 @@ class RecipeTable(BaseModel):
 Kind = TypeVar("Kind", bound=RecipeTable)
 
 
+def check_source(path: Path | None, url: str | None, sha256: str | None) -> None:
+    """Raises ValueError unless there is one place, and a digest of what is fetched."""
+    if (path is None) == (url is None):
+        raise ValueError("name either a path or a url")
+    if url and not sha256:
+        raise ValueError("a url needs the sha256 of what it must give")
+
+
 class RunnerSource(RecipeTable):
     """The runner program: a file of this host, or a URL with the sha256 that the download must
     have.
@@ -114,10 +122,7 @@ class RunnerSource(RecipeTable):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.path is None) == (self.url is None):
-            raise ValueError("name either a path or a url")
-        if self.url and not self.sha256:
-            raise ValueError("a url needs the sha256 of what it must give")
+        check_source(self.path, self.url, self.sha256)
         return self
 
 

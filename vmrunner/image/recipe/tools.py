@@ -11,7 +11,15 @@ from pydantic import Field, model_validator
 
 from vmrunner.errors import ImageError
 from vmrunner.image.recipe import recipe
-from vmrunner.image.recipe.recipe import PATTERNS, Recipe, RecipeTable, Sha256, Url, digest_of
+from vmrunner.image.recipe.recipe import (
+    PATTERNS,
+    Recipe,
+    RecipeTable,
+    Sha256,
+    Url,
+    check_source,
+    digest_of,
+)
 
 _NAME, _TOOL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", r"^[A-Za-z0-9][A-Za-z0-9_-]{0,40}$"
 _VERSION = r"^(0|[1-9]\d{0,9})(\.(0|[1-9]\d{0,9})){2}(-[0-9A-Za-z-]+(\.[0-9A-Za-z-]+)*)?$"
@@ -45,10 +53,7 @@ class ToolSource(RecipeTable):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.path is None) == (self.url is None):
-            raise ValueError("name either a path or a url")
-        if self.url and not self.sha256:
-            raise ValueError("a url needs the sha256 of what it must give")
+        check_source(self.path, self.url, self.sha256)
         return self
 
     @property
