@@ -27,7 +27,8 @@ from tests.forge.gitea import until
 from tests.scale import Cost, crowd, one_pass
 from tests.world import MANIFEST
 from vmrunner.cli import surveyed
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
+from vmrunner.manager.record import Record
 from vmrunner.model.machine import Ending
 from vmrunner.page.seen import Writer
 

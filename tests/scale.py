@@ -33,10 +33,11 @@ from tests.world import POOL, World
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.seam import File
 from vmrunner.manager.actions import Plan
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
 from vmrunner.manager.manager import Manager
 from vmrunner.manager.observed import Desired, HostLimits, Observed, Queue
 from vmrunner.manager.plan import plan
+from vmrunner.manager.record import Record
 from vmrunner.manager.serve import Server
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Credentials, Job, JobState, RunnerRecord, Scope

@@ -24,7 +24,8 @@ from vmrunner.text import presentable, sentence, some
 if TYPE_CHECKING:
     from vmrunner.config import HostConfig
     from vmrunner.hypervisor.seam import Hypervisor
-    from vmrunner.manager.history import History, Record
+    from vmrunner.manager.history import History
+    from vmrunner.manager.record import Record
 
 _RUN, _LOOK, _PREPARE = "Run machines", "Look", "Prepare"
 COMMANDS = {

@@ -28,7 +28,7 @@ from vmrunner.errors import WrongCommand
 from vmrunner.text import presentable, size
 
 if TYPE_CHECKING:
-    from vmrunner.manager.history import Record
+    from vmrunner.manager.record import Record
 
 _LONGEST = 1000  # characters of one cell
 
@@ -183,7 +183,7 @@ def plain(record: Record) -> dict[str, object]:
 
 def _job(record: Record) -> str:
     """What ran on it, and what it was made for where that is another job."""
-    from vmrunner.manager.history import Ran
+    from vmrunner.manager.record import Ran
 
     title = record.title or {
         Ran.ASKED.value: "(the forge is asked)",

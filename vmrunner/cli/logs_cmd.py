@@ -28,8 +28,8 @@ from vmrunner.errors import HypervisorError
 if TYPE_CHECKING:
     from vmrunner.config import Config
     from vmrunner.hypervisor.seam import Machines
-    from vmrunner.manager.history import Record
     from vmrunner.manager.logbook import Logbook
+    from vmrunner.manager.record import Record
     from vmrunner.model.entry import Entry
 
 _LOOK = 1.0  # seconds between two looks at a machine that is followed

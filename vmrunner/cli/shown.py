@@ -303,7 +303,7 @@ def _config() -> Schema:
 
 
 def _history() -> Schema:
-    from vmrunner.manager.history import Record
+    from vmrunner.manager.record import Record
 
     return _of(Record, each=True, job_seconds=_NUMBER, hints=_LINES)
 

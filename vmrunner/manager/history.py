@@ -16,19 +16,18 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import astuple, dataclass, fields, replace
-from datetime import datetime
-from enum import StrEnum
 from itertools import count
 from pathlib import Path
 
 from vmrunner import files
 from vmrunner.errors import ConfigError
 from vmrunner.manager.figures import Counted, Timed
+from vmrunner.manager.record import USED, Ran, Record
 from vmrunner.manager.trial import Trial
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import VERDICTS, Job, JobState
 from vmrunner.model.machine import SHORTEST, Ending, EventKind, Machine, MachineId, Metadata
-from vmrunner.model.used import Used, hints
+from vmrunner.model.used import Used
 from vmrunner.waiting import Deadline
 
 _SCHEMA = 3
@@ -60,165 +59,6 @@ BUCKETS = (0.5, 1, 2, 3, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 10800)
 """Upper bounds of the histograms, in seconds."""
 
 
-class Ran(StrEnum):
-    """Whether a job ran on a machine, as the forge tells it after the machine's end."""
-
-    NOT_ASKED = ""  # it lives, or ended before this was asked
-    NO = "no"
-    YES = "yes"
-    ASKED = "asked"  # the answer is not there yet
-    UNKNOWN = "unknown"  # the forge doesn't tell
-
-
-@dataclass(frozen=True)
-class Record:
-    """One machine's row. Times are unix seconds, 0 where the phase was never seen; `up` to `exit`
-    are the guest's own clock, `queued`, `job_started` and `job_ended` the forge's.
-    """
-
-    machine: str
-    pool: str = ""
-    image: str = ""
-    job: str = ""  # the name of the job that ran on it, as soon as that is known
-    job_key: str = ""
-    repository: str = ""
-    url: str = ""
-    run_url: str = ""
-    sha: str = ""
-    attempt: int = 0  # 0 where the forge doesn't tell
-    verdict: str = ""  # success, failure, cancelled or skipped
-    job_started: float = 0.0
-    job_ended: float = 0.0
-    ran: str = ""  # a Ran
-    # The name of the job that it was made for; on Gitea another one may have run on it.
-    made_for: str = ""
-    made_for_key: str = ""
-    made_for_repository: str = ""
-    queued: float = 0.0  # of the job that ran, once that is known
-    created: float = 0.0
-    overlay: float = 0.0
-    started: float = 0.0
-    bound: float = 0.0
-    running: float = 0.0  # when the forge was first seen to have a job on it
-    held: float = 0.0  # since when it was kept for a person, with its job over
-    up: float = 0.0
-    seed: float = 0.0
-    ready: float = 0.0
-    runner: float = 0.0
-    exit: float = 0.0
-    destroyed: float = 0.0
-    ending: str = ""  # "" while it lives, else an Ending
-    reason: str = ""
-    scope: str = ""  # where its runner was registered, and as what
-    runner_id: int = 0
-    task: int = 0  # at the forge, where that is how it knows the job
-    ask_at: float = 0.0  # when the forge is asked for its job; 0: never, or never again
-    asks: int = 0  # how often it was asked and did not tell
-    labels: str = ""  # its job's runs-on, with commas between
-    # What it took of the host, as far as that was seen; see Used.
-    vcpus: int = 0
-    memory_mib: int = 0
-    memory_peak_mib: int = 0
-    cpu_seconds: float = 0.0
-    waited_seconds: float = 0.0
-    written_bytes: int = 0
-    received_bytes: int = 0
-    sent_bytes: int = 0
-    guest_peak_mib: int = 0  # of its memory in use, by its guest's own word; 0: it told nothing
-    log_bytes: int = 0  # of the host's disk, that its log takes; see Logbook
-
-    @property
-    def used(self) -> Used:
-        """What it took of the host."""
-        return Used(*(getattr(self, name) for name in _USED))
-
-    @property
-    def held_seconds(self) -> float:
-        """How long it was there for its job; until then it was nobody's."""
-        return max(0.0, self.destroyed - (self.bound or self.created))
-
-    @property
-    def lacks(self) -> tuple[str, ...]:
-        """What to do about what it lacked, in sentences."""
-        return hints(self.used, self.guest_peak_mib, self.held_seconds)
-
-    @property
-    def job_seconds(self) -> float | None:
-        """How long its job took by the forge's clock, which has whole seconds; None where the forge
-        doesn't tell.
-
-        Gitea takes the end from the runner: a guest's clock that is a moment behind would make it
-        less than nothing.
-        """
-        return (
-            max(0.0, self.job_ended - self.job_started)
-            if self.job_started and self.job_ended
-            else None
-        )
-
-    @property
-    def known_ending(self) -> Ending | None:
-        """None while it lives, and where another vmrunner wrote an ending that this one does not
-        know: after a step back to an older version.
-        """
-        return next((each for each in Ending if each.value == self.ending), None)
-
-    @property
-    def title(self) -> str:
-        """Its job's repository and name, for people."""
-        return f"{self.repository}: {self.job}" if self.repository else self.job
-
-    @property
-    def made_for_title(self) -> str:
-        """The same of the job that it was made for."""
-        return (
-            f"{self.made_for_repository}: {self.made_for}"
-            if self.made_for_repository
-            else self.made_for
-        )
-
-    @property
-    def hints(self) -> tuple[Job, ...]:
-        """Jobs that it may have had: the one that was seen on it, and the one that it was made
-        for.
-        """
-        known = (
-            (self.job, self.job_key, self.repository),
-            (self.made_for, self.made_for_key, self.made_for_repository),
-        )
-        return tuple(
-            Job(
-                0,
-                name,
-                (),
-                JobState.RUNNING,
-                key,
-                repository=repository,
-                url=self.url,
-                task_id=self.task,
-            )
-            for name, key, repository in dict.fromkeys(known)
-            if key
-        )
-
-    @property
-    def start_seconds(self) -> float | None:
-        """From its job's turn, when it was queued and this machine was there or was begun, to its
-        runner's start; None where that was not seen.
-        """
-        began = max(self.queued, self.created)
-        return self.runner - began if self.runner > began > 0 else None
-
-    @property
-    def boot(self) -> tuple[float, float]:
-        """When its guest began to come up, and when it was.
-
-        A parked clone's begins when it is given its job.
-        """
-        up = self.up or self.ready
-        return (self.created, up) if up else (self.bound or self.created, self.runner)
-
-
 @dataclass(frozen=True)
 class Failures:
     """A pool's failures since its last machine that worked. Machines that fail together are one
@@ -242,7 +82,6 @@ class Total:
     value: float
 
 
-_USED = tuple(field.name for field in fields(Used))
 _COLUMNS = tuple(field.name for field in fields(Record))
 _TYPES = {
     "float": "REAL NOT NULL DEFAULT 0",
@@ -427,7 +266,7 @@ class History:
         self, metadata: Metadata, at: float, job: Job | None = None, made_for: str = ""
     ) -> None:
         """A machine was started at `at`, for this job if for one, or for what is called so."""
-        self._write(_for(replace(_of(metadata), started=at, made_for=made_for), job))
+        self._write(replace(Record.of(metadata), started=at, made_for=made_for).made_for_job(job))
 
     def seen(self, there: Iterable[Metadata]) -> None:
         """These machines are there. What is missing of them is written: a row, or the job that it
@@ -437,17 +276,17 @@ class History:
         for metadata in there:
             found = rows.get(str(metadata.machine)) or self.find(metadata.machine)
             if found is None or (metadata.bound_at and not found.bound and not found.ending):
-                self._write(_of(metadata, found))
+                self._write(found.updated(metadata) if found else Record.of(metadata))
 
     def bound(self, metadata: Metadata, job: Job) -> None:
         """A warm machine was given a job."""
         if found := self.find(metadata.machine):
-            self._write(_for(replace(found, bound=metadata.bound_at), job))
+            self._write(replace(found, bound=metadata.bound_at).made_for_job(job))
 
     def running(self, metadata: Metadata, job: Job | None) -> None:
         """The forge was seen to have a job on it: this one, if it tells which."""
         if found := self.find(metadata.machine):
-            record = replace(_with(found, job) if job else found, running=metadata.running_at)
+            record = replace(found.with_job(job) if job else found, running=metadata.running_at)
             self._write(record)
             if record.queued and not found.running:
                 self._observe(Timed.QUEUE_TO_START, found.pool, metadata.running_at - record.queued)
@@ -455,7 +294,7 @@ class History:
     def used(self, figures: Mapping[MachineId, Used]) -> None:
         """What machines that live have taken of the host until now."""
         # All of it only grows, so that it does not matter who writes last.
-        changes = ", ".join(f"{name} = max({name}, ?)" for name in _USED)
+        changes = ", ".join(f"{name} = max({name}, ?)" for name in USED)
         statement = f"UPDATE machines SET {changes} WHERE machine = ? AND ending = ''"  # noqa: S608 — column names and question marks
         rows = [(*astuple(used), str(machine)) for machine, used in figures.items()]
         try:
@@ -475,7 +314,7 @@ class History:
         found = self.find(metadata.machine)
         if found and not found.held:
             record = replace(found, held=at)
-            self._write(_asked(record, binding, at) if binding else record)
+            self._write(record.asked(binding, at) if binding else record)
 
     def were_held(self) -> set[str]:
         """The names of the machines that are held, as far as is known."""
@@ -486,7 +325,7 @@ class History:
         asked for.
         """
         if found := self.find(binding.machine):
-            self._write(_asked(_with(found, job), binding, at))
+            self._write(found.with_job(job).asked(binding, at))
 
     def ended(
         self,
@@ -535,7 +374,7 @@ class History:
         if not (record.held and record.ran):  # else that was asked when its job was over
             # Of a job that was seen on it only the end is not known.
             record = (
-                _asked(record, binding, at)
+                record.asked(binding, at)
                 if binding and (ran is Ran.ASKED or record.job)
                 else replace(record, ran=Ran.YES.value if record.job else ran.value)
             )
@@ -584,7 +423,7 @@ class History:
             # a repository may be deleted.
             record = replace(found, asks=asks, ask_at=now + 2.0 ** (asks - 1))
         elif job.state is JobState.DONE:
-            record = replace(_with(found, job), ran=Ran.YES.value, ask_at=0.0)
+            record = replace(found.with_job(job), ran=Ran.YES.value, ask_at=0.0)
             verdict = record.verdict if record.verdict in VERDICTS else "unknown"
             self.count(Counted.JOBS, record.pool, verdict)
             if record.job_seconds is not None:
@@ -595,7 +434,7 @@ class History:
                 self._observe(Timed.QUEUE_TO_START, record.pool, record.job_started - record.queued)
         else:
             asks = found.asks + is_late(found, now)
-            record = replace(_with(found, job), asks=asks, ask_at=now + _STILL_RUNS)
+            record = replace(found.with_job(job), asks=asks, ask_at=now + _STILL_RUNS)
         if record.ask_at and record.asks >= _ASKS:
             record = replace(
                 record, ask_at=0.0, ran=Ran.YES.value if record.job else Ran.UNKNOWN.value
@@ -923,69 +762,3 @@ def _rounds(failed: Sequence[Record]) -> int:
         if not is_along:
             rounds, seen_at = rounds + 1, record.destroyed
     return rounds
-
-
-def _of(metadata: Metadata, record: Record | None = None) -> Record:
-    """A machine's row as the machine itself has it, which knows the key of its job alone."""
-    return replace(
-        record or Record(str(metadata.machine)),
-        pool=metadata.pool,
-        image=metadata.image,
-        created=metadata.created_at,
-        overlay=metadata.overlay_at,
-        bound=metadata.bound_at,
-        made_for_key=metadata.job_key,
-        made_for_repository=metadata.repository,
-        queued=metadata.queued_at,
-    )
-
-
-def _asked(record: Record, binding: Binding, at: float) -> Record:
-    """A row whose job the forge is asked for, as the one of this binding's runner."""
-    return replace(
-        record,
-        ran=Ran.ASKED.value,
-        scope=str(binding.scope),
-        runner_id=binding.credentials.id,
-        ask_at=at,
-        asks=0,
-    )
-
-
-def _for(record: Record, job: Job | None) -> Record:
-    """A machine's row with the job that it was made for."""
-    if job is None:
-        return record
-    return replace(
-        record,
-        made_for=job.name,
-        made_for_key=job.key,
-        made_for_repository=job.repository,
-        labels=",".join(job.labels),
-        queued=_seconds(job.queued_at),
-    )
-
-
-def _with(record: Record, job: Job) -> Record:
-    """A machine's row with the job that ran, or runs, on it."""
-    is_made_for = job.key == record.made_for_key
-    return replace(
-        record,
-        job=job.name,
-        job_key=job.key,
-        repository=job.repository,
-        url=job.url,
-        run_url=job.run_url,
-        sha=job.sha,
-        attempt=job.attempt,
-        labels=",".join(job.labels) or (record.labels if is_made_for else ""),
-        verdict=job.conclusion,
-        queued=_seconds(job.queued_at) or (record.queued if is_made_for else 0.0),
-        job_started=_seconds(job.started_at),
-        job_ended=_seconds(job.finished_at),
-        task=job.task_id,
-    )
-
-
-def _seconds(at: datetime | None) -> float:
-    return at.timestamp() if at else 0.0

@@ -14,8 +14,9 @@ from vmrunner.errors import Busy, HypervisorError
 from vmrunner.hypervisor.seam import File, Hypervisor
 from vmrunner.machine import ownership
 from vmrunner.machine.instances import Instance, Instances
-from vmrunner.manager.history import History, Ran, Record
+from vmrunner.manager.history import History
 from vmrunner.manager.logbook import Logbook
+from vmrunner.manager.record import Ran, Record
 from vmrunner.manager.stream import of_guest
 from vmrunner.model.binding import Binding
 from vmrunner.model.entry import Entry

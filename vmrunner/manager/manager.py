@@ -55,7 +55,7 @@ from vmrunner.manager.actions import (
 )
 from vmrunner.manager.drain import Catching, Drained
 from vmrunner.manager.figures import Counted
-from vmrunner.manager.history import History, Ran, Record, is_late
+from vmrunner.manager.history import History, is_late
 from vmrunner.manager.lent import Ender
 from vmrunner.manager.logbook import Noting, open_logbook
 from vmrunner.manager.observed import (
@@ -71,6 +71,7 @@ from vmrunner.manager.observed import (
 )
 from vmrunner.manager.outbox import Outbox
 from vmrunner.manager.plan import plan
+from vmrunner.manager.record import Ran, Record
 from vmrunner.manager.rollback import Rollback
 from vmrunner.model.binding import Binding
 from vmrunner.model.entry import Entry, Source

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmrunner.hypervisor.seam import File, Machines
-from vmrunner.manager.history import Record
 from vmrunner.manager.logbook import Logbook
+from vmrunner.manager.record import Record
 from vmrunner.model import entry
 from vmrunner.model.entry import Entry, Source
 from vmrunner.model.machine import MachineId, parse_events

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vmrunner.manager.history import Ran, Record
+from vmrunner.manager.record import Ran, Record
 from vmrunner.model.by import By
 from vmrunner.model.used import has_waited, is_tight
 

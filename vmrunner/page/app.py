@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from vmrunner import __version__, render
 from vmrunner.log import Log
-from vmrunner.manager.history import Record
+from vmrunner.manager.record import Record
 from vmrunner.model.job import VERDICTS
 from vmrunner.model.machine import Ending
 from vmrunner.page import images, words

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from vmrunner import files
-from vmrunner.manager.history import Record
+from vmrunner.manager.record import Record
 from vmrunner.model.machine import Ending
 
 SHOWN = 50  # machines of the history on one page

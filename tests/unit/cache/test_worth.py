@@ -13,7 +13,8 @@ import pytest
 from tests.unit.cache.world import World, job
 from vmrunner.cache.figures import Kept, Place
 from vmrunner.cache.worth import Took, saved, seconds
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
+from vmrunner.manager.record import Record
 
 
 def took(text: str) -> list[Took]:

@@ -13,7 +13,8 @@ import pytest
 
 from vmrunner import __version__
 from vmrunner.cli.app import COMMANDS
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
+from vmrunner.manager.record import Record
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

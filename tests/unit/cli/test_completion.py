@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.goldens import publish
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
+from vmrunner.manager.record import Record
 
 SLOW = ("httpx", "libvirt", "jinja2", "structlog", "vmrunner.config", "vmrunner.hypervisor")
 

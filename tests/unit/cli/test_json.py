@@ -39,7 +39,8 @@ from vmrunner.manager.actions import (
     Start,
     Stay,
 )
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
+from vmrunner.manager.record import Record
 from vmrunner.model.job import RunnerRecord, Scope
 from vmrunner.model.machine import Ending
 

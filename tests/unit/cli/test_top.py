@@ -29,7 +29,8 @@ from vmrunner.cli.top_looks import Looks, done, of_day
 from vmrunner.cli.top_picture import picture, whole
 from vmrunner.cli.top_state import Log, Seen, State, Today, Wish, keys, rows, struck
 from vmrunner.errors import WrongCommand
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
+from vmrunner.manager.record import Record
 from vmrunner.manager.status_socket import StatusSocket
 from vmrunner.model.entry import Entry, Source
 from vmrunner.model.pace import Pace

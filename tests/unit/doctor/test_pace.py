@@ -10,7 +10,7 @@ import pytest
 from tests.world import POOL, World
 from vmrunner.doctor import pace
 from vmrunner.doctor.pace import Start
-from vmrunner.manager.history import Record
+from vmrunner.manager.record import Record
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from vmrunner.errors import ConfigError
-from vmrunner.manager.history import Failures, History, Ran, Record
+from vmrunner.manager.history import Failures, History
+from vmrunner.manager.record import Ran, Record
 from vmrunner.model.binding import Binding
 from vmrunner.model.job import Credentials, Job, JobState, Scope
 from vmrunner.model.machine import Ending, EventKind, GuestEvent, Machine, MachineId, Metadata

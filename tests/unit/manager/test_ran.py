@@ -20,7 +20,8 @@ from vmrunner import config
 from vmrunner.cli import history_cmd
 from vmrunner.cli.app import out
 from vmrunner.errors import ForgeDenied
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
+from vmrunner.manager.record import Record
 from vmrunner.model.job import JobState
 from vmrunner.model.machine import MachineId
 

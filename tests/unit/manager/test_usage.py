@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vmrunner.manager.history import History, Record
+from vmrunner.manager.history import History
+from vmrunner.manager.record import Record
 from vmrunner.manager.usage import By, Usage, usage
 
 DONE = Record(

@@ -15,7 +15,7 @@ import httpx
 from tests.fakes import FakeLog
 from tests.world import POOL, World
 from vmrunner.cli import surveyed
-from vmrunner.manager.history import Record
+from vmrunner.manager.record import Record
 from vmrunner.model.machine import Ending
 from vmrunner.page.access import Guard, Rules
 from vmrunner.page.app import Host, Views, application, draw
