@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import libvirt
 
 from tests.forge.gitea import URL
 from tests.prepare import GITEA, IMAGES
+from vmrunner.hypervisor.host import LibvirtHost
 
 STORAGE = Path("/var/lib/libvirt/vmrunner")
 _RUN = "import sys; from vmrunner.cli.main import main; sys.exit(main())"
@@ -143,3 +145,14 @@ start = "{start}"
 """
     )
     return ground
+
+
+def host_of(manager: str, subnet: str = "10.0.0.0/24", **more: Any) -> LibvirtHost:
+    """This manager's part of the rig's libvirt, without the program."""
+    return LibvirtHost(
+        uri="qemu:///system",
+        manager=manager,
+        storage_path=STORAGE,
+        subnet=IPv4Network(subnet),
+        **{"accelerator": "software", "warn": lambda _: None} | more,
+    )

@@ -15,7 +15,7 @@ import pytest
 
 from tests import daemons
 from tests.forge.gitea import until
-from tests.ground import STORAGE
+from tests.ground import host_of
 from vmrunner.hypervisor import events
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.network import ensure_network
@@ -36,14 +36,7 @@ def woken() -> list[int]:
 @pytest.fixture
 def host(woken: list[int]) -> Iterator[LibvirtHost]:
     events.start()
-    made = LibvirtHost(
-        uri="qemu:///system",
-        manager=MANAGER,
-        storage_path=STORAGE,
-        subnet=SUBNET,
-        accelerator="software",
-        warn=lambda _: None,
-    )
+    made = host_of(MANAGER, str(SUBNET))
     made.watch(lambda: woken.append(1))
     made._storage.ensure()
     ensure_network(made._link.connection, MANAGER, SUBNET)

@@ -7,13 +7,12 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from tests.goldens import publish
-from tests.ground import STORAGE
+from tests.ground import STORAGE, host_of
 from vmrunner.errors import ImageError, SnapshotError
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.seam import Snapshot
@@ -56,15 +55,7 @@ def reboot() -> Iterator[Reboot]:
     hosts = []
 
     def start(boot: str) -> LibvirtHost:
-        host = LibvirtHost(
-            uri="qemu:///system",
-            manager=MANAGER,
-            storage_path=STORAGE,
-            subnet=IPv4Network(SUBNET),
-            accelerator="software",
-            boot=boot,
-            warn=lambda _: None,
-        )
+        host = host_of(MANAGER, SUBNET, boot=boot)
         hosts.append(host)
         return host
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from tests.goldens import publish
-from tests.ground import STORAGE, Ground, lay
+from tests.ground import Ground, host_of, lay
 from vmrunner.errors import HypervisorError, ImageError
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.storage import image_volume
@@ -32,14 +31,7 @@ def ground(tmp_path: Path) -> Ground:
 
 @pytest.fixture
 def host() -> Iterator[LibvirtHost]:
-    made = LibvirtHost(
-        uri="qemu:///system",
-        manager=MANAGER,
-        storage_path=STORAGE,
-        subnet=IPv4Network(SUBNET),
-        accelerator="software",
-        warn=lambda _: None,
-    )
+    made = host_of(MANAGER, SUBNET)
     made._storage.remove()
     made._storage.ensure()
     yield made

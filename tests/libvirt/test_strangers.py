@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import pytest
 
 from tests.forge.double import Double
 from tests.goldens import publish
-from tests.ground import STORAGE, Ground, lay
+from tests.ground import STORAGE, Ground, host_of, lay
 from vmrunner.cli.main import main
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.seam import SNAPSHOT_PREFIX
@@ -63,14 +62,7 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
 
 @pytest.fixture
 def host() -> Iterator[LibvirtHost]:
-    made = LibvirtHost(
-        uri="qemu:///system",
-        manager=MANAGER,
-        storage_path=STORAGE,
-        subnet=IPv4Network(SUBNET),
-        accelerator="software",
-        warn=lambda _: None,
-    )
+    made = host_of(MANAGER, SUBNET)
     made.purge()
     yield made
     made.purge()

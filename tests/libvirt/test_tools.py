@@ -9,7 +9,6 @@ import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import libvirt
@@ -17,7 +16,7 @@ import libvirt_qemu
 import pytest
 
 from tests.goldens import publish
-from tests.ground import STORAGE
+from tests.ground import STORAGE, host_of
 from vmrunner.hypervisor.host import LibvirtHost
 from vmrunner.hypervisor.seam import File
 from vmrunner.model.image import DISK
@@ -28,14 +27,7 @@ MANAGER, SHAPE = "tooled", Shape(1, 64, 1)
 
 @pytest.fixture
 def host() -> Iterator[LibvirtHost]:
-    made = LibvirtHost(
-        uri="qemu:///system",
-        manager=MANAGER,
-        storage_path=STORAGE,
-        subnet=IPv4Network("10.88.5.0/24"),
-        accelerator="software",
-        warn=lambda _: None,
-    )
+    made = host_of(MANAGER, "10.88.5.0/24")
     yield made
     made.purge()
     made.close()

@@ -5,15 +5,13 @@ shown when a test fails.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.forge.gitea import Site
-from tests.ground import STORAGE, Ground, lay
-from vmrunner.hypervisor.host import LibvirtHost
+from tests.ground import STORAGE, Ground, host_of, lay
 
 
 @pytest.fixture
@@ -48,13 +46,7 @@ def lay_ground(site: Site, tmp_path: Path) -> Iterator[Callable[..., Ground]]:
 
 def sweep(ground: Ground, site: Site) -> None:
     """Whatever an earlier test or run left of this manager."""
-    host = LibvirtHost(
-        uri="qemu:///system",
-        manager=ground.manager,
-        storage_path=STORAGE,
-        subnet=IPv4Network("10.0.0.0/24"),
-        warn=lambda _: None,
-    )
+    host = host_of(ground.manager)
     for machine in host.machines.all():
         host.machines.destroy(machine.id)
     for record in site.runners():

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface
 from itertools import count
 from pathlib import Path
 
 import libvirt
 import pytest
 
+from tests.ground import host_of
 from tests.prepare import GITEA, IMAGES
 from vmrunner.errors import NameClash
 from vmrunner.files import digest
@@ -53,13 +54,7 @@ def golden() -> Golden:
 @pytest.fixture
 def host(golden: Golden) -> Iterator[LibvirtHost]:
     warnings: list[str] = []
-    host = LibvirtHost(
-        uri="qemu:///system",
-        manager=MANAGER,
-        storage_path=Path("/var/lib/libvirt/vmrunner"),
-        subnet=IPv4Network("10.91.0.0/24"),
-        warn=warnings.append,
-    )
+    host = host_of(MANAGER, "10.91.0.0/24", accelerator="auto", warn=warnings.append)
     host.prepare(golden)
     for machine in host.machines.all():  # of a run that was killed
         host.machines.destroy(machine.id)
