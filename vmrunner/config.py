@@ -372,6 +372,7 @@ class WarmAt(Section):
 class MachineConfig(Section):
     """What machines are like, whoever asks for them."""
 
+    tools: Annotated[str, Field(pattern=_IMAGE)] | None = None
     runner: Annotated[str, Field(pattern=_RUNNER)] | None = None
     runner_config: dict[str, Any] = {}
     job_user: Literal["root", "runner"] = "root"
@@ -442,7 +443,6 @@ class PoolConfig(MachineConfig):
 
     labels: Annotated[Labels, Field(min_length=1)]
     image: Annotated[str, Field(pattern=_IMAGE)]
-    tools: Annotated[str, Field(pattern=_IMAGE)] | None = None
     takes_unlabelled: StrictBool = False
     scope: Scopes = (Scope.parse("instance"),)
     max: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1

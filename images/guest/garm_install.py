@@ -19,6 +19,7 @@ CONSOLE = "/dev/console"
 CERTIFICATE = Path("/usr/local/share/ca-certificates/garm.crt")
 SCRIPT = Path("/run/garm-install")
 USER = "runner"
+TOLD = "RUNNER_TOOL_CACHE,AGENT_TOOLSDIRECTORY"  # where there is a disk of tools
 TRIES, PAUSE, ANSWER = 30, 2.0, 20.0  # seconds between two, and for one
 FOREVER = 10 * 365 * 86400.0
 
@@ -57,7 +58,8 @@ def install(metadata: str, token: str, certificates: str) -> None:
         sys.exit(f"vmrunner: GARM's install script needs a user {USER} in the image")
     SCRIPT.chmod(0o700)
     code = subprocess.run(
-        ["runuser", "--login", USER, "--command", f"bash {SCRIPT}"], check=False
+        ["runuser", "--login", f"--whitelist-environment={TOLD}", USER, "-c", f"bash {SCRIPT}"],
+        check=False,
     ).returncode
     SCRIPT.unlink()
     if code:

@@ -50,9 +50,9 @@ def test_templates_of_shell_are_known() -> None:
     assert shell == known | {"packages-registry.sh.j2"}
 
 
-@pytest.mark.parametrize("boothook", [False, True])
-def test_what_runs_one_command_is_good_shell(boothook: bool) -> None:
-    script = exec_script(["/bin/job", "it's"], timedelta(1), "end", boothook=boothook)
+@pytest.mark.parametrize(("boothook", "tools"), [(False, False), (True, False), (False, True)])
+def test_what_runs_one_command_is_good_shell(boothook: bool, tools: bool) -> None:
+    script = exec_script(["/bin/job", "it's"], timedelta(1), "end", boothook=boothook, tools=tools)
     assert "before-ready.d" in script, "with the hooks"
     # cloud-init takes its own line away.
     assert complaints(script.removeprefix("#cloud-boothook\n")) == ""

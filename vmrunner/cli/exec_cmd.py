@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vmrunner.cli import names
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, app, duration, say, warn
-from vmrunner.errors import WrongCommand
+from vmrunner.errors import ConfigError, WrongCommand
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
-from vmrunner.network.policy import Reach
+from vmrunner.network.policy import Reach, pool_policy
 from vmrunner.text import sentence
+
+if TYPE_CHECKING:
+    from vmrunner.config import Config, HostConfig, PoolConfig
 
 MEMORY, DISK = f"{DEFAULT_SHAPE.memory_mib // 1024}GiB", f"{DEFAULT_SHAPE.disk_gib}GiB"
 """Of a machine that is made without a pool."""
@@ -22,6 +25,10 @@ ImageOption = Annotated[
 ]
 CpusOption = Annotated[int, typer.Option("--cpus", min=1, max=1024, help="Virtual processors.")]
 MemoryOption = Annotated[str, typer.Option("--memory", help='Like "512MiB" or "2GiB".')]
+ToolsOption = Annotated[
+    str | None,
+    typer.Option("--tools", help="A disk of tools beside the image.", autocompletion=names.images),
+]
 
 
 def shape_of(cpus: int, memory: str, disk: str) -> Shape:
@@ -34,26 +41,57 @@ def shape_of(cpus: int, memory: str, disk: str) -> Shape:
         raise WrongCommand(sentence(str(error)), "See --help.") from None
 
 
+def pool_of(settings: Config, name: str) -> PoolConfig:
+    """The pool of this name. Raises ConfigError."""
+    if name not in settings.pools:
+        known = ", ".join(settings.pools) or "none"
+        raise ConfigError(f"There is no pool {name!r}.", f"The configuration has: {known}.")
+    return settings.pools[name]
+
+
+def refuse_beside(ctx: typer.Context, chosen: str, *others: str) -> None:
+    """Raises WrongCommand where one of the other options is given beside the chosen one, which says
+    the same.
+    """
+    for other in others:
+        source = ctx.get_parameter_source(other)
+        if source and source.name == "COMMANDLINE":
+            raise WrongCommand(
+                f"--{other} and --{chosen} don't go together.",
+                f"--{chosen} says that already; leave one of them out.",
+            )
+
+
 @app.command("exec", context_settings={"allow_interspersed_args": False})
 def exec_(
+    ctx: typer.Context,
     command: Annotated[
         list[str], typer.Argument(metavar="COMMAND", help="The command and its arguments.")
     ],
     image: ImageOption = "debian-12",
     cpus: CpusOption = DEFAULT_SHAPE.vcpus,
     memory: MemoryOption = MEMORY,
+    tools: ToolsOption = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            "--pool",
+            help="The image, tools, size and network of this pool, instead of the options above.",
+            autocompletion=names.pools,
+        ),
+    ] = None,
     boots: Annotated[
         bool, typer.Option("--boot", help="Boot the machine even if there is a snapshot.")
     ] = False,
     network: Annotated[
-        Reach,
+        Reach | None,
         typer.Option(
             "--network",
             metavar="internet|none",
             help="What it reaches: public addresses, or none, which leaves the forge alone, if one "
-            "is configured.",
+            "is configured. Default: what the pool's machines reach, else internet.",
         ),
-    ] = Reach.INTERNET,
+    ] = None,
     timeout: Annotated[
         str, typer.Option("--timeout", help='For the command, like "90s" or "15m".')
     ] = "1h",
@@ -75,9 +113,16 @@ def exec_(
             "An allowlist belongs to a pool.",
             "For exec there are --network internet and --network none.",
         )
-    shape = shape_of(cpus, memory, DISK)
-    settings = config.load_host(config_path)
-    golden = store.for_machines(settings.images_dir, image)
+    settings: HostConfig
+    if pool:
+        refuse_beside(ctx, "pool", "image", "cpus", "memory", "tools")
+        full = config.load(config_path)
+        section, settings = pool_of(full, pool), full
+        image, shape, tools = section.image, section.shape, section.tools
+    else:
+        shape, settings = shape_of(cpus, memory, DISK), config.load_host(config_path)
+    policy = network or (pool_policy(pool) if pool else Reach.INTERNET)
+    golden = store.for_machines(settings.images_dir, image, tools)
     host = open_host(settings, warn)
     streams = {Output.STDOUT: sys.stdout.buffer, Output.STDERR: sys.stderr.buffer}
 
@@ -88,7 +133,7 @@ def exec_(
     code = oneshot.run(
         host,
         settings,
-        oneshot.Command(golden, command, shape, limit, snapshot=not boots, network=network),
+        oneshot.Command(golden, command, shape, limit, snapshot=not boots, network=policy),
         write=write,
         say=say,
     )

@@ -23,7 +23,17 @@ from vmrunner.cli.app import (
     show,
     snapshot,
 )
-from vmrunner.cli.exec_cmd import DISK, MEMORY, CpusOption, ImageOption, MemoryOption, shape_of
+from vmrunner.cli.exec_cmd import (
+    DISK,
+    MEMORY,
+    CpusOption,
+    ImageOption,
+    MemoryOption,
+    ToolsOption,
+    pool_of,
+    refuse_beside,
+    shape_of,
+)
 from vmrunner.cli.progress import steps
 from vmrunner.cli.shown import Keys
 from vmrunner.errors import ConfigError
@@ -47,21 +57,25 @@ KeyArgument = Annotated[
 
 @snapshot.command("create")
 def create(
+    ctx: typer.Context,
     image: ImageOption = "debian-12",
     cpus: CpusOption = DEFAULT_SHAPE.vcpus,
     memory: MemoryOption = MEMORY,
     disk: Annotated[str, typer.Option("--disk", help='Like "20GiB".')] = DISK,
+    tools: ToolsOption = None,
     pool: Annotated[
         str | None,
         typer.Option(
             "--pool",
-            help="The image and size of this pool, instead of the options above.",
+            help="The image, tools and size of this pool, instead of the options above.",
             autocompletion=names.pools,
         ),
     ] = None,
     flavor: Annotated[
         str | None,
-        typer.Option("--flavor", help="The size of this flavor for GARM; the image is --image."),
+        typer.Option(
+            "--flavor", help="The size and tools of this flavor for GARM; the image is --image."
+        ),
     ] = None,
     as_json: JsonOption = False,
     config_path: ConfigOption = DEFAULT_PATH,
@@ -74,23 +88,21 @@ def create(
     from vmrunner.machine import clones
 
     settings: HostConfig
-    tools = None
     if pool:
+        refuse_beside(ctx, "pool", "image", "cpus", "memory", "disk", "tools", "flavor")
         full = config.load(config_path)
-        if pool not in full.pools:
-            raise ConfigError(
-                f"There is no pool {pool!r}.", f"The configuration has: {', '.join(full.pools)}."
-            )
-        section = full.pools[pool]
+        section = pool_of(full, pool)
         settings, image, shape, tools = full, section.image, section.shape, section.tools
     elif flavor:
+        refuse_beside(ctx, "flavor", "cpus", "memory", "disk", "tools")
         full = config.load(config_path)
         if flavor not in full.garm.flavors:
             raise ConfigError(
                 f"There is no flavor {flavor!r}.",
                 f"The configuration has: {', '.join(full.garm.flavors) or 'none'}.",
             )
-        settings, shape = full, full.garm.flavors[flavor].shape
+        settings, made_as = full, full.garm.flavors[flavor]
+        shape, tools = made_as.shape, made_as.tools
     else:
         settings, shape = config.load_host(config_path), shape_of(cpus, memory, disk)
     began, golden = time.monotonic(), store.for_machines(settings.images_dir, image, tools)

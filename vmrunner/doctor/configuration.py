@@ -57,16 +57,22 @@ def look(settings: Config, host: Size | None) -> Iterator[Finding]:
         yield from _pool(f"pools.{name}", pool)
         if host:
             yield from _fits(f"pools.{name}", pool, settings, host)
-        for key, wanted in (("image", pool.image), ("tools", pool.tools)):
-            if wanted and not store.current(settings.images_dir, wanted):
-                known = recipe.exists(wanted, settings.recipes_dir)
-                yield warning(
-                    "configuration",
-                    f"pools.{name}.{key}: there is no image {wanted} on this host yet.",
-                    f"`vmrunner image build {wanted}` makes it."
-                    if known
-                    else f"Write its recipe, {settings.recipes_dir / wanted}.toml, and build it.",
-                )
+        yield from _not_there(f"pools.{name}.image", pool.image, settings)
+    for name, kind in settings.kinds.items():
+        yield from _not_there(f"{name}.tools", kind.tools, settings)
+
+
+def _not_there(where: str, wanted: str | None, settings: Config) -> Iterator[Finding]:
+    """An image or a disk of tools that was never built."""
+    if wanted and not store.current(settings.images_dir, wanted):
+        known = recipe.exists(wanted, settings.recipes_dir)
+        yield warning(
+            "configuration",
+            f"{where}: there is no image {wanted} on this host yet.",
+            f"`vmrunner image build {wanted}` makes it."
+            if known
+            else f"Write its recipe, {settings.recipes_dir / wanted}.toml, and build it.",
+        )
 
 
 def _pool(where: str, pool: PoolConfig) -> Iterator[Finding]:

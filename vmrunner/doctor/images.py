@@ -57,13 +57,31 @@ def look(settings: Config, snapshots: Snapshots) -> Iterator[Finding]:
             )
             yield from _promotion(settings, golden)
         if golden.tools and golden.tools.name not in seen:
-            has = ", ".join(each.rpartition("/")[0] for each in golden.tools.manifest.tools)
-            yield good("tools", f"{golden.tools.id} is as its manifest says, and has {has}")
+            yield _whole(golden.tools)
         seen.update(part.name for part in golden.parts)
         yield from _runner(name, pool, golden)
         yield from _docker(name, pool, golden)
         if pool.start != "boot":
             yield _snapshot(settings, snapshots, golden, name, pool)
+    for tools in dict.fromkeys(each.tools for each in settings.garm.flavors.values()):
+        if tools and tools not in seen:
+            yield from _tools(settings, tools)
+
+
+def _tools(settings: Config, name: str) -> Iterator[Finding]:
+    """A disk of tools that only flavors have: their image is GARM's affair."""
+    try:
+        disk = store.find_tools(settings.images_dir, name)
+        store.verify(disk)
+    except ImageError as why:
+        yield _unusable(settings, name, why)
+    else:
+        yield _whole(disk)
+
+
+def _whole(disk: Golden) -> Finding:
+    has = ", ".join(each.rpartition("/")[0] for each in disk.manifest.tools)
+    return good("tools", f"{disk.id} is as its manifest says, and has {has}")
 
 
 def _unusable(settings: Config, image: str, why: ImageError) -> Finding:

@@ -107,7 +107,7 @@ class Provider:
         One of the same name goes first: GARM comes again with it where it did not hear the answer.
         """
         flavor = self._flavor(wanted)
-        golden = store.for_machines(self.settings.images_dir, wanted.image)
+        golden = store.for_machines(self.settings.images_dir, wanted.image, flavor.tools)
         scope = ""
         if flavor.install == "host":
             self._for_gitea(wanted)
@@ -251,6 +251,7 @@ class Provider:
                 address=str(address),
                 network=flavor_policy(wanted.flavor),
                 instance=wanted.name,
+                tools=golden.tools_id,
             )
             metadata = launch.start(
                 self.hypervisor,
@@ -315,6 +316,7 @@ class Provider:
                 ca=self.settings.forge.ca(),
                 forge_address=pinned(self.settings, flavor),
                 lifetime=flavor.lifetime,
+                tools=bool(flavor.tools),
             )
         )
 
@@ -382,7 +384,7 @@ def _install_script(wanted: Bootstrap, flavor: FlavorConfig) -> str:
     """The user-data of a machine that makes its runner itself."""
     token = wanted.token.get_secret_value()
     words = ["python3", "-c", guest("garm_install.py"), wanted.metadata_url, token, wanted.ca]
-    return seed.exec_script(words, flavor.lifetime)
+    return seed.exec_script(words, flavor.lifetime, tools=bool(flavor.tools))
 
 
 def _quiet(_sentence: str) -> None:

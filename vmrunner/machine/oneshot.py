@@ -94,7 +94,13 @@ def run(
             shelf=Shelf(settings.state_dir) if command.snapshot else None,
         )
         end = secrets.token_hex(16)
-        script = seed.exec_script(command.words, command.timeout, end, boothook=command.boothook)
+        script = seed.exec_script(
+            command.words,
+            command.timeout,
+            end,
+            boothook=command.boothook,
+            tools=bool(golden.tools),
+        )
         is_clone = bool(launch.start(hypervisor, wanted, script).snapshot)
         hint = "; `vmrunner snapshot create` lets the next ones start at once"
         how = "cloned" if is_clone else f"booting{hint if command.snapshot else ''}"

@@ -330,10 +330,15 @@ def waiting(machine: MachineId) -> bytes:
 
 
 def exec_script(
-    command: Sequence[str], timeout: timedelta, end: str = "", *, boothook: bool = False
+    command: Sequence[str],
+    timeout: timedelta,
+    end: str = "",
+    *,
+    boothook: bool = False,
+    tools: bool = False,
 ) -> str:
     """The user-data that runs one command and reports its exit code; `end` (a word) then ends both
-    of its outputs.
+    of its outputs. With `tools` the machine has a disk of them.
 
     As a `boothook` it is for cloud-init only, which runs it before it changes anything of the
     machine.
@@ -344,4 +349,7 @@ def exec_script(
         command=shlex.join(command),
         end=end,
         job_seconds=int(timeout.total_seconds()),
+        tool_cache=TOOL_CACHE if tools else "",
+        tool_variables=_TOOL_VARIABLES,
+        waiting_code=waiting_code() if tools else "",
     )

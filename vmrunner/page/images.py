@@ -1,4 +1,4 @@
-"""The images of this host and their versions, for the page; damaged ones, too."""
+"""The images and disks of tools of this host with their versions, also damaged ones."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Version:
     kernel: str = ""
     runner: str = ""
     packages: int = 0
+    tools: tuple[str, ...] = ()  # like "go 1.26.0", of a disk of tools
     proof: str = ""  # "good", "bad", or empty: nobody has looked
     forced: bool = False
 
@@ -35,6 +36,12 @@ class Image:
     name: str
     versions: tuple[Version, ...]
     promotions: tuple[Promotion, ...]
+
+    @property
+    def is_tools(self) -> bool:
+        """Whether it is a disk of tools, as its newest version that can be read says."""
+        found = next((each for each in self.versions if not each.is_damaged), None)
+        return bool(found and found.tools)
 
 
 def look(folder: Path) -> list[Image]:
@@ -87,6 +94,7 @@ def _read(
         if manifest.runner
         else "",
         packages=len(manifest.packages),
+        tools=tuple(" ".join(place.split("/")[:2]) for place in manifest.tools),
         proof="" if found is None else "good" if found.is_good else "bad",
         forced=bool(manifest.forced),
     )

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from tests.fakes import FakeHypervisor, Killed
 from tests.garm.double import CONTROLLER, INSTANCE, POOL, REGISTRATION, RUNNER, Double
+from tests.goldens import publish
 from tests.world import POOL as OUR_POOL
 from tests.world import World
 from vmrunner.cli import status_cmd, surveyed
@@ -145,6 +146,27 @@ def test_what_enters_the_machine(site: Site) -> None:
         if path.is_file():
             kept = path.read_bytes()
             assert not any(word.encode() in kept for word in (REGISTRATION, INSTANCE, RUNNER)), path
+
+
+@pytest.mark.parametrize("install", ["host", "machine"])
+def test_a_flavors_tools_are_in_its_machines_and_their_job_is_told(
+    site: Site, install: str
+) -> None:
+    tooled = {"memory": "1GiB", "install": install, "tools": "tools"}
+    settings = site.world.settings
+    site.world.configure(
+        {"p": OUR_POOL},
+        forge={"kind": "gitea", "url": site.double.url},
+        garm={"flavors": {"small": tooled}},
+    )
+    with pytest.raises(VmrunnerError, match="There is no image 'tools'"):
+        site.create()
+    assert site.left() == []
+    publish(settings.images_dir, "7", name="tools", tools={"go/1.26.0/x64": "0" * 64})
+    site.create()
+    assert site.host.domains[site.machine()].tools == "tools/7"
+    assert "image-tools-7.disk.qcow2" in site.host.published
+    assert "AGENT_TOOLSDIRECTORY" in seed_of(site, site.machine())
 
 
 GITHUB = {"repo_url": "https://github.example/org", "jit_config_enabled": True, "labels": []}

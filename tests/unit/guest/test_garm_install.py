@@ -106,7 +106,9 @@ def test_it_is_fetched_and_run_as_the_user_that_it_expects(place: Place) -> None
         place.install(certificates="-----BEGIN CERTIFICATE-----\n")
     update, ran = place.ran
     assert update == ["update-ca-certificates"]
-    assert ran[:4] == ["runuser", "--login", "runner", "--command"]
+    # A login forgets all of the environment but what says where tools are.
+    kept = "--whitelist-environment=RUNNER_TOOL_CACHE,AGENT_TOOLSDIRECTORY"
+    assert ran[:5] == ["runuser", "--login", kept, "runner", "-c"]
     assert ran[-1] == "echo rendered by GARM\n"
     assert (place.folder / "garm.crt").read_text() == "-----BEGIN CERTIFICATE-----\n"
     assert not (place.folder / "script").exists(), "a token may be in it"

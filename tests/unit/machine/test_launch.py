@@ -13,6 +13,7 @@ import pycdlib
 import pytest
 
 from tests.fakes import FakeHypervisor, FakeMachines
+from tests.goldens import publish
 from tests.world import POOL, World
 from vmrunner.errors import HypervisorError, MachineError
 from vmrunner.hypervisor.seam import File, Output
@@ -184,6 +185,23 @@ def test_a_command_has_a_machine_of_its_own_and_nothing_of_it_stays(
     ]
     assert not host.machines.residue()
     assert left(world, host) == []
+
+
+def test_a_commands_machine_has_its_tools(world: World) -> None:
+    publish(world.settings.images_dir, "3", name="tools", tools={"go/1.26.0/x64": "0" * 64})
+    whole = store.for_machines(world.settings.images_dir, "debian-12", "tools")
+    host, seen = talkative(world), []
+    command = Command(whole, ["true"], world.settings.pools["p"].shape, timedelta(minutes=1))
+
+    def started(machine: MachineId) -> None:
+        seen.append((host.domains[machine].tools, host.files[machine, File.SEED]))
+
+    oneshot.run(
+        host, world.settings, command, write=lambda *_: None, say=lambda _: None, started=started
+    )
+    ((tools, seed),) = seen
+    assert (tools, "image-tools-3.disk.qcow2" in host.published) == ("tools/3", True)
+    assert b"export RUNNER_TOOL_CACHE=/opt/hostedtoolcache" in seed
 
 
 def left(world: World, host: FakeHypervisor) -> list[object]:

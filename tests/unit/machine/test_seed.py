@@ -130,6 +130,22 @@ def test_scripts_are_valid() -> None:
         ast.parse(script)
 
 
+def test_a_command_with_tools_has_them_mounted_by_the_code_that_mounts_them_for_jobs() -> None:
+    script = exec_script(["true"], timedelta(1), tools=True)
+    head, begins, rest = script.partition("python3 - <<'END_OF_TOOLS'\n")
+    program, ends, after = rest.partition("\nEND_OF_TOOLS\n")
+    assert (bool(begins), bool(ends)) == (True, True)
+    assert head.endswith("mountpoint -q /opt/hostedtoolcache || "), "a clone has it already"
+    assert "before-ready.d" in head, "Docker is there by then, for its volume"
+    assert isinstance(ast.parse(program).body[-1], ast.Expr)
+    assert program.endswith("\nmount_tools()")
+    place = "/opt/hostedtoolcache"
+    assert f"export RUNNER_TOOL_CACHE={place} AGENT_TOOLSDIRECTORY={place}\n" in after
+    assert after.index("AGENT_TOOLSDIRECTORY") < after.index("say runner")
+    plain = exec_script(["true"], timedelta(1))
+    assert not any(word in plain for word in ("hostedtoolcache", "mount_tools", "TOOLSDIRECTORY"))
+
+
 def test_forgejo_gets_its_handle_and_a_verbatim_token() -> None:
     found = told(
         job_script(

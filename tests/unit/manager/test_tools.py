@@ -165,6 +165,57 @@ def test_an_images_new_version_has_one_with_the_tools_that_are_current(tmp_path:
     assert sorted(each.tools for each in kept) == ["", "tools/1"]
 
 
+def made(world: World, image: Golden, number: int) -> None:
+    """A snapshot of such machines, as `snapshot create` makes it."""
+    world.hypervisor.prepare(image)
+    shape, machine = world.settings.pools["p"].shape, MachineId("m", f"0a0b0c0{number}")
+    world.hypervisor.snapshots.make(image, shape, machine, b"", 1, print)
+
+
+def test_what_no_pool_has_keeps_its_snapshot_with_a_new_version_of_either(tmp_path: Path) -> None:
+    """Flavors for GARM name no image, and `exec` is no pool: what there is says what is wanted."""
+    world = World(tmp_path)
+    images_dir = world.settings.images_dir
+    tools(world, "1")
+    made(world, store.for_machines(images_dir, "debian-12", "tools"), 1)
+    world.hypervisor.now = time.time
+    stage = Stage(world.hypervisor, world.settings, say=print)
+    stage.go_live(tools(world, "2", promote=False, verified=None))
+    image = publish(images_dir, "9", name="debian-12", promote=False)
+    stage.make_snapshots(image)
+    kept = {(each.image, each.tools) for each in world.hypervisor.snapshots.all()}
+    assert {("debian-12/1", "tools/2"), ("debian-12/9", "tools/2")} <= kept
+    # What is not current any more is not made anew; nor is one for another image.
+    assert ("debian-12/9", "tools/1") not in kept
+    other = publish(images_dir, "1", name="other")
+    before = world.hypervisor.snapshots.all()
+    stage.make_snapshots(other)
+    assert world.hypervisor.snapshots.all() == before
+
+
+FLAVORS = {"small": {"memory": "1GiB", "tools": "tools"}}
+
+
+def test_a_flavors_disk_is_looked_at_and_renewed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.configure({"p": POOL}, garm={"flavors": FLAVORS})
+    host: Any = None
+    faults = [each.said for each in configuration.look(world.settings, host)]
+    assert "garm.flavors.small.tools: there is no image tools on this host yet." in faults
+
+    def said() -> list[tuple[Level, str]]:
+        found = images.look(world.settings, world.hypervisor.snapshots)
+        return [(each.level, each.said) for each in found if "tools" in each.said]
+
+    assert [level for level, _ in said()] == [Level.ERROR]
+    golden = tools(world, "1")
+    assert said() == [(Level.GOOD, "tools/1 is as its manifest says, and has go/1.26.0")]
+    (golden.directory / "disk.qcow2").write_bytes(b"another")
+    assert [level for level, _ in said()] == [Level.ERROR]
+    assert used(world.settings, ()) == ["debian-12", "tools"]
+    assert used(world.settings, ["one"]) == ["one"]
+
+
 def test_a_version_that_a_machine_has_stays_and_others_go_with_their_snapshots(
     tmp_path: Path,
 ) -> None:

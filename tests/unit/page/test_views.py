@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.goldens import publish
 from tests.unit.page.site import NOW, VIEWS, Page
 from vmrunner.model.machine import EventKind, MachineId
 from vmrunner.page.past import SHOWN
@@ -224,6 +225,20 @@ def test_images(page: Page) -> None:
     assert "rolled back automatically: boot-timeout &lt;i&gt;" in text
     assert "damaged" in text
     assert "<b>current</b>" in text
+
+
+def test_a_disk_of_tools_shows_its_tools(page: Page) -> None:
+    images = page.world.settings.images_dir
+    publish(images, "1", name="tools", tools={"go/1.26.0/x64": "0" * 64, "node/22.1.0/x64": "1"})
+    (images / "tools" / "0").mkdir()
+    (images / "tools" / "0" / "manifest.json").write_text("{")
+    text = page.text("/images")
+    assert Outline(text).open == []
+    ours = text.partition("<h2>tools, a disk of tools</h2>")[2]
+    assert "<td>go 1.26.0, node 22.1.0</td>" in ours
+    assert "Packages" not in ours
+    assert "damaged" in ours
+    assert "Packages" in text, "of images"
 
 
 def test_a_history_that_is_none(page: Page) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from vmrunner import lock
 from vmrunner.config import Config, HostConfig, PoolConfig
 from vmrunner.errors import ImageError, SnapshotError
-from vmrunner.hypervisor.seam import Hypervisor
+from vmrunner.hypervisor.seam import Hypervisor, Snapshot
 from vmrunner.image.upkeep import prune
 from vmrunner.image.upkeep.prune import GONE
 from vmrunner.image.versions import diff, promotion, store
@@ -89,11 +89,10 @@ class Stage:
             for pool in pools
             if pool.start != "boot" and (whole := self._with(golden, pool))
         ]
-        known = store.current(self.settings.images_dir, golden.name)
         there = [
-            (golden, each.shape)
+            (whole, each.shape)
             for each in self.hypervisor.snapshots.all()
-            if known and each.image == known.id and not each.tools
+            if (whole := self._in_place_of(golden, each))
         ]
         pairs = [*found, *there]
         return [pair for number, pair in enumerate(pairs) if pair not in pairs[:number]]
@@ -109,6 +108,23 @@ class Stage:
             return None
         tools = current(pool.tools) if pool.tools else None
         return None if pool.tools and not tools else replace(golden, tools=tools)
+
+    def _in_place_of(self, golden: Golden, snapshot: Snapshot) -> Golden | None:
+        """What the snapshot was made of, with this version in the place of the current one; None
+        where that is not in it, or the rest of it is an old one.
+        """
+        names = [each.partition("/")[0] for each in (snapshot.image, snapshot.tools)]
+        if golden.name not in names:
+            return None
+        image, tools = (
+            store.current(self.settings.images_dir, name) if name else None for name in names
+        )
+        there = (image.id if image else "", tools.id if tools else "")
+        if image is None or there != (snapshot.image, snapshot.tools):
+            return None
+        if golden.name == image.name:
+            return replace(golden, tools=tools)
+        return replace(image, tools=golden)
 
     def settle(self, candidate: Golden) -> str:
         """What becomes of a version that was built anew: live, where it is another one than the
@@ -138,10 +154,15 @@ class Stage:
 
 
 def used(settings: HostConfig, names: Sequence[str]) -> list[str]:
-    """The named images, or those that the pools use, and their disks of tools."""
-    pools = settings.pools.values() if isinstance(settings, Config) else ()
-    found = [name for pool in pools for name in (pool.image, pool.tools) if name]
-    return list(names) or list(dict.fromkeys(found))
+    """The named images, or those that the pools use, and the disks of tools of pools and of
+    flavors.
+    """
+    if names or not isinstance(settings, Config):
+        return list(names)
+    pools, flavors = settings.pools.values(), settings.garm.flavors.values()
+    found = [name for pool in pools for name in (pool.image, pool.tools)]
+    found += [flavor.tools for flavor in flavors]
+    return [name for name in dict.fromkeys(found) if name]
 
 
 def only_one(images: Path, say: Say) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""The bill of materials of an image, in CycloneDX.
+"""The bill of materials of an image, or of a disk of tools, in CycloneDX.
 
 Needs the extra `sbom`; nothing else imports its library.
 """
@@ -9,7 +9,7 @@ from datetime import datetime
 from uuid import NAMESPACE_URL, uuid5
 
 from vmrunner.errors import ImageError
-from vmrunner.model.image import CONTAINERS, Golden, Input, Manifest, Package, Runner
+from vmrunner.model.image import CONTAINERS, TOOL_CACHE, Golden, Input, Manifest, Package, Runner
 
 try:
     from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -38,10 +38,11 @@ def text(golden: Golden) -> str:
     image = Component(
         name=golden.name,
         version=golden.version,
-        type=ComponentType.OPERATING_SYSTEM,
+        # A disk of tools has no system, and starts nothing: it is a file with others in it.
+        type=ComponentType.FILE if manifest.tools else ComponentType.OPERATING_SYSTEM,
         bom_ref=golden.id,
         properties=[
-            Property(name=f"vmrunner:{name}", value=value) for name, value in notes.items()
+            Property(name=f"vmrunner:{name}", value=value) for name, value in notes.items() if value
         ],
     )
     bom = Bom(serial_number=uuid5(NAMESPACE_URL, f"vmrunner:{golden.id}/{manifest.recipe_digest}"))
@@ -100,6 +101,7 @@ def _container(path: str, file: Input, manifest: Manifest) -> Component:
 
 
 def _tool(place: str, sha256: str) -> Component:
+    """A tool, with the digest of the archive that it came as."""
     name, version, _ = place.split("/")
     return Component(
         name=name,
@@ -107,6 +109,7 @@ def _tool(place: str, sha256: str) -> Component:
         type=ComponentType.APPLICATION,
         bom_ref=place,
         hashes=_hashes(sha256),
+        properties=_at(f"{TOOL_CACHE}/{place}"),
     )
 
 

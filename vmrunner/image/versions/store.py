@@ -78,18 +78,21 @@ def for_machines(images: Path, wanted: str, tools: str | None = None) -> Golden:
 
 def _with_tools(images: Path, golden: Golden, tools: str | None) -> Golden:
     """Raises ToolsError."""
-    if not tools:
-        return golden
+    return changed(golden, tools=find_tools(images, tools)) if tools else golden
+
+
+def find_tools(images: Path, name: str) -> Golden:
+    """The current version of this disk of tools. Raises ToolsError where there is none."""
     try:
-        disk = find(images, tools)
+        disk = find(images, name)
     except ImageError as error:
         raise ToolsError(error.sentence, error.hint) from None
     if not disk.manifest.tools:
         raise ToolsError(
-            f"{tools} is an image, and no disk of tools.",
+            f"{name} is an image, and no disk of tools.",
             "The recipe of a disk of tools has [[tools]]: see docs/howto/tools.md.",
         )
-    return changed(golden, tools=disk)
+    return disk
 
 
 def list_all(images: Path) -> list[Golden]:

@@ -88,6 +88,24 @@ def test_an_image_of_an_older_vmrunner_has_versions_alone(tmp_path: Path) -> Non
     assert (curl["purl"], "hashes" in curl) == ("pkg:deb/debian/curl@8.1", False)
 
 
+def test_a_disk_of_tools_is_no_system_and_its_tools_have_versions(tmp_path: Path) -> None:
+    tools = {"go/1.26.0/x64": "a" * 64, "Python/3.14.6/x64": "b" * 64}
+    text = sbom.text(publish(tmp_path, packages={}, name="tools", kernel="", tools=tools))
+    assert make_schemabased_validator(OutputFormat.JSON, sbom.VERSION).validate_str(text) is None
+    told = json.loads(text)
+    disk = told["metadata"]["component"]
+    assert (disk["type"], disk["name"]) == ("file", "tools")
+    assert "vmrunner:kernel" not in {each["name"] for each in disk["properties"]}
+    assert {
+        (each["type"], each["name"], each["version"], each["properties"][0]["value"])
+        for each in told["components"]
+    } == {
+        ("application", "go", "1.26.0", "/opt/hostedtoolcache/go/1.26.0/x64"),
+        ("application", "Python", "3.14.6", "/opt/hostedtoolcache/Python/3.14.6/x64"),
+    }
+    assert {each["hashes"][0]["content"] for each in told["components"]} == {"a" * 64, "b" * 64}
+
+
 def test_without_its_library_only_the_bill_is_missing() -> None:
     program = """
 import sys
