@@ -71,8 +71,21 @@ def _lay(build: Site, source: ToolSource) -> str:
             f"{what} is empty: its archive has nothing below {source.strip} folders.",
             "Lower its `strip` in the recipe; `tar tf` shows what is in the archive.",
         )
+    if front := _folder_in_front(folder):
+        raise ImageError(
+            f"{what} has its programs in {front}/bin, and actions look for them in bin: they would "
+            "take what the image has.",
+            f"Set its `strip` in the recipe to {source.strip + 1}.",
+        )
     folder.with_name(f"{source.arch}.complete").touch()
     return found
+
+
+def _folder_in_front(folder: Path) -> str:
+    """The folder that a tool's own one has nothing but, where programs are in there; else empty."""
+    there = list(folder.iterdir())
+    alone = len(there) == 1 and not (folder / "bin").exists()
+    return there[0].name if alone and (there[0] / "bin").is_dir() else ""
 
 
 def _open(path: Path) -> None:

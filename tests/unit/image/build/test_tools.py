@@ -112,6 +112,7 @@ def test_no_archive_leads_out_of_its_folder(tmp_path: Path) -> None:
     [
         (b"no archive", "", "Unpacking go/1.26.0/x64 failed"),
         (None, "strip = 9", "has nothing below 9 folders"),
+        (None, "", "has its programs in go-1.26.0-linux/bin, and actions look for them in bin"),
         (None, f'strip = 1\nsha256 = "{"0" * 64}"', "the recipe wants 000"),
     ],
 )
@@ -127,6 +128,17 @@ def test_an_archive_that_is_wrong_leaves_nothing(
     assert said in caught.value.sentence
     assert store.versions(tmp_path / "images", "tools") == []
     assert list((tmp_path / "images").glob(".building-*")) == []
+
+
+def test_a_tool_may_have_one_folder_and_its_programs_elsewhere(tmp_path: Path) -> None:
+    """CodeQL's bundle is looked for so."""
+    folder = tmp_path / "mine"
+    recipe = tooling.lay(folder, "tools", [("CodeQL", "2.20.0")])
+    recipe.write_text(recipe.read_text().replace("strip = 1", ""))
+    with tarfile.open(folder / "CodeQL-2.20.0.tar.gz", "w:gz") as packed:
+        packed.addfile(tarfile.TarInfo("codeql/codeql"))
+    golden = make(folder, tmp_path / "images")
+    assert "Size: 0" in read(golden, tmp_path, "stat /tools/CodeQL/2.20.0/x64/codeql/codeql")
 
 
 def test_many_small_files_and_no_room_for_more(tmp_path: Path) -> None:
