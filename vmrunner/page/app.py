@@ -21,16 +21,17 @@ from vmrunner import __version__, render
 from vmrunner.log import Log
 from vmrunner.manager.record import Record
 from vmrunner.model.job import VERDICTS
-from vmrunner.model.machine import Ending
+from vmrunner.model.machine import Ending, Phase
 from vmrunner.page import images, words
 from vmrunner.page.chart import timeline
 from vmrunner.page.past import Past, Wanted
 from vmrunner.page.seen import Reader, Seen
 from vmrunner.page.summary import Plots, Summary
 from vmrunner.page.sums import Span
+from vmrunner.page.there import Order, Sought
 from vmrunner.text import size
 
-_MOST = 100  # machines or waiting jobs on one page
+_MOST = 50  # machines or waiting jobs on one page
 _FEW = 20  # waiting jobs beside the pools
 _LONGEST = 200  # characters of what is asked for
 _VIEWS = (
@@ -41,6 +42,7 @@ _VIEWS = (
     ("/plots", "Plots"),
     ("/images", "Images"),
 )
+_SHOWN_PHASES = [each.value for each in Phase if each not in {Phase.ABSENT, Phase.DESTROYED}]
 _FILES = {
     "/style.css": ("page/style.css", "text/css"),
     "/page.js": ("page/page.js", "text/javascript"),
@@ -130,25 +132,27 @@ class Views:
 
     def machines(self, request: Request) -> Response:
         """Those that are there."""
-        seen, pool = self._reader.seen(), _asked(request, "pool")
+        seen, asked = self._reader.seen(), _asked(request, "order")
+        sought = Sought(
+            _asked(request, "pool"),
+            _asked(request, "phase"),
+            _asked(request, "text"),
+            Order(asked) if asked in set(Order) else Order.POOL,
+        )
         pools = seen.status["pools"] if seen.status else []
-        lent = seen.status["garm"] if seen.status else []
-        every = [
-            {**machine, "pool": each["name"]}
-            for each in pools
-            if pool in ("", each["name"])
-            for machine in each["machines"]
-        ]
+        every = sought.among(pools)
         place, shown = _slice(request, every)
         return self._live(
             request,
             "machines",
             "Machines",
             seen,
+            sought=sought,
             machines=shown,
-            lent=lent if not pool else [],
-            pools=[each["name"] for each in pools],
-            pool=pool,
+            lent=seen.status["garm"] if seen.status and not sought else [],
+            pools=sorted({*(each["name"] for each in pools), *filter(None, [sought.pool])}),
+            phases=_SHOWN_PHASES,
+            orders=list(Order),
             **_around(request, place, len(every)),
         )
 

@@ -90,7 +90,7 @@ def test_the_queue_is_shown_in_parts(page: Page) -> None:
     page.seen(lambda plain: plain["status"].update(waiting=plain["status"]["waiting"] * 60))
     text = page.text("/queue?page=2")
     total = len(json.loads(page.seen_file.read_text())["status"]["waiting"])
-    assert f"101 to 200 of {total} waiting jobs" in text
+    assert f"51 to 100 of {total} waiting jobs" in text
     assert 'href="?page=1"' in text
     assert 'href="?page=3"' in text
     assert "Before" not in page.text("/queue")
@@ -105,8 +105,33 @@ def test_a_part_that_is_not_there(page: Page, asked: str) -> None:
 def test_machines_of_a_pool(page: Page) -> None:
     name = busy(page)
     assert f'href="/machines/{name}"' in page.text("/machines?pool=p")
-    assert "No machine is there." in page.text("/machines?pool=big")
-    assert "No machine is there." in page.text("/machines?pool=<script>")
+    assert "No machine fits." in page.text("/machines?pool=big")
+    assert "No machine fits." in page.text("/machines?pool=<script>")
+
+
+def test_the_list_of_machines_is_filtered_ordered_and_shown_in_parts(page: Page) -> None:
+    busy(page)
+
+    def many(plain: dict[str, Any]) -> None:
+        pool = plain["status"]["pools"][0]
+        sample = pool["machines"][0]
+        pool["machines"] = [
+            sample
+            | {"name": f"vmr-m-{n:08x}", "age_seconds": n, "phase": ("ready", "running")[n % 2]}
+            for n in range(120)
+        ]
+
+    page.seen(many)
+    text = page.text("/machines?phase=running&order=oldest+first&page=2")
+    assert Outline(text).open == []
+    assert "51 to 60 of 60 machines" in text
+    assert re.findall(r'href="/machines/vmr-m-([^"]+)"', text) == [
+        f"{n:08x}" for n in range(19, 0, -2)
+    ]
+    assert 'href="?phase=running&amp;order=oldest+first&amp;page=1" rel="prev"' in text
+    assert "<option selected>running" in text
+    assert "<option selected>oldest first" in text
+    assert page.text("/machines?order=x&phase=").count('<th scope="row">') == 50
 
 
 def test_a_machine_that_lives(page: Page) -> None:
