@@ -604,11 +604,12 @@ class PageConfig(Section):
     token_file: Path | None = None
     user_header: Annotated[str, Field(pattern=_HEADER)] | None = None
     hosts: tuple[Annotated[str, Field(pattern=_HOST)], ...] = ()
+    logs: bool = False
 
     @model_validator(mode="after")
     def _not_for_everybody(self) -> PageConfig:
         if self.listen is None:
-            if self.token_file or self.user_header or self.hosts:
+            if self.token_file or self.user_header or self.hosts or self.logs:
                 raise ValueError("there is no page without listen")
         elif not _is_here(self.listen):
             if self.user_header:
@@ -618,7 +619,21 @@ class PageConfig(Section):
                 )
             if not self.token_file:
                 raise ValueError("whoever reaches it from outside of this host needs a token_file")
+        if self.logs and not self._is_closed:
+            raise ValueError(
+                "logs may show what a job keeps to itself, so not every user of this host may read "
+                "them: set a token_file without a user_header, or listen at a socket with either"
+            )
         return self
+
+    @property
+    def _is_closed(self) -> bool:
+        """Whether not every user of this host gets in: at an address each of them can send a
+        user_header.
+        """
+        if self.listen and self.listen.startswith("/"):
+            return bool(self.token_file or self.user_header)
+        return self.token_file is not None and self.user_header is None
 
 
 def _repository(value: object) -> str:

@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const live = () => document.getElementById("live");
-  if (!live()) return;
+  if (!live() || !live().dataset.every) return;
 
   const pause = document.createElement("button");
   pause.type = "button";
@@ -29,9 +29,12 @@
       if (!answer.ok) return;
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("live");
       if (fresh && !busy()) live().replaceWith(document.adoptNode(fresh));
+      if (live().dataset.every) return;
+      clearInterval(timer); // nothing of it changes any more
+      pause.remove();
     } catch {
       // The next time.
     }
   };
-  setInterval(again, Number(live().dataset.every) * 1000);
+  const timer = setInterval(again, Number(live().dataset.every) * 1000);
 })();

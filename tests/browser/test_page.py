@@ -15,8 +15,11 @@ import pytest
 
 from tests.browser.chromium import AXE, chromium
 from tests.browser.demo import DESK, PHONE, Demo, demo, status
+from tests.unit.page.test_said import HOSTILE
 from tests.unit.test_hostile import NASTY
 from vmrunner.manager.history import History
+from vmrunner.manager.logbook import Logbook
+from vmrunner.model import entry
 
 pytestmark = pytest.mark.long
 
@@ -220,10 +223,96 @@ def test_hostile_names_do_nothing(browser: Any, made: Demo) -> None:
     page.close()
 
 
-def test_the_token_is_a_password_to_the_browser(browser: Any, tmp_path: Path) -> None:
-    token = tmp_path / "token"
-    token.write_text(TOKEN)
-    token.chmod(0o600)
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text(TOKEN)
+    path.chmod(0o600)
+    return path
+
+
+def test_a_machines_log(browser: Any, token: Path) -> None:
+    """For everybody, on a desk and on a phone, whatever a guest has printed; and as text."""
+    console = b"\n".join((*HOSTILE, *(each.encode() for each in SCRIPTS)))
+    with demo(f'token_file = "{token}"\nlogs = true', rows=300) as made:
+        with closing(History(made.folder / "history.sqlite", print)) as history:
+            (sample,) = history._read("LIMIT 1")
+        address = f"{made.url}/machines/{sample.machine}"
+        said = entry.console(console, sample.created, time.time(), ())
+        Logbook(made.folder / "logs").keep(sample.machine, said)
+        for size, scheme in ((DESK, "light"), (PHONE, "dark")):
+            given = {"username": "anybody", "password": TOKEN}
+            options = {"viewport": size, "color_scheme": scheme, "http_credentials": given}
+            page = opened(browser, **options)
+            page.goto(address)
+            assert page.locator("ol.log li").count() > len(SCRIPTS) + 10
+            assert page.evaluate("window.hit") is None
+            assert page.locator("h1").count() == 1
+            assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+            rows = page.evaluate(
+                "[...document.querySelectorAll('ol.log li')].map(each => each.clientHeight)"
+            )
+            assert min(rows) > 0
+            page.get_by_role("link", name="All of them, as text").focus()
+            page.keyboard.press("Enter")
+            page.wait_for_url(f"{address}/log")
+            assert page.evaluate("document.contentType") == "text/plain"
+            assert "window.hit = 1" in page.locator("body").inner_text()
+            assert page.evaluate("window.hit") is None
+            assert page.complaints == []
+            page.close()
+            with closing(browser.new_context(bypass_csp=True, **options)) as own:
+                page = own.new_page()
+                page.goto(address)
+                page.add_script_tag(path=AXE)
+                assert [each["id"] for each in page.evaluate("axe.run()")["violations"]] == []
+
+
+def test_a_machines_page_comes_to_rest_with_its_end(browser: Any, made: Demo) -> None:
+    history = History(made.folder / "history.sqlite", print)
+    (sample,) = history._read("WHERE machine = ?", "vmr-m-00000a01")
+    living = replace(sample, machine="vmr-m-0000ffff", ending="", destroyed=0.0, exit=0.0)
+    history._write(living)
+    page = opened(browser)
+    page.goto(f"{made.url}/machines/{living.machine}")
+    assert page.locator("text=it lives").count() == 1
+    history._write(replace(living, ending="done", destroyed=time.time()))
+    history.close()
+    page.wait_for_selector("text=it lives", state="detached", timeout=30_000)
+    page.wait_for_selector("text=Pause updates", state="detached", timeout=30_000)
+    assert page.locator("text=done").count() >= 1
+    assert page.complaints == []
+    page.close()
+
+
+def test_machines_are_found_among_many(browser: Any, made: Demo) -> None:
+    """By keyboard, on a phone."""
+    page, normal = opened(browser, viewport=PHONE), status()
+    (linux, *others), machine = normal.pools, normal.pools[0].machines[0]
+    many = tuple(
+        replace(machine, name=f"vmr-m-{n:08x}", phase=("ready", "running")[n % 2], age_seconds=n)
+        for n in range(300)
+    )
+    made.see(replace(normal, pools=(replace(linux, machines=many), *others)))
+    page.goto(f"{made.url}/machines")
+    assert page.locator("tbody tr").count() == 50
+    page.get_by_label("Phase").focus()
+    page.keyboard.type("running")
+    page.get_by_label("Order").focus()
+    page.keyboard.type("old")
+    page.get_by_role("button", name="Show").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/machines?*phase=running*")
+    page.get_by_role("link", name="Next").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**page=2*")
+    assert page.locator("tbody th").first.inner_text() == f"vmr-m-{199:08x}"
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert page.complaints == []
+    page.close()
+
+
+def test_the_token_is_a_password_to_the_browser(browser: Any, token: Path) -> None:
     with demo(f'token_file = "{token}"', rows=10) as made:
         for password, code in ((TOKEN, 200), ("wrong", 401)):
             given = {"username": "anybody", "password": password}

@@ -347,6 +347,16 @@ def test_the_webhooks_secret(tmp_path: Path) -> None:
             'listen = "192.0.2.5:8480"\ntoken_file = "/t"\nuser_header = "X-User"',
             "page: a user_header is believed on this host alone",
         ),
+        ("logs = true", "page: there is no page without listen"),
+        *(
+            (f"{page}\nlogs = true", "page: logs may show what a job keeps to itself")
+            for page in (
+                'listen = "127.0.0.1:1"',
+                'listen = "127.0.0.1:1"\nuser_header = "X-User"',
+                'listen = "[::1]:1"\nuser_header = "X-User"\ntoken_file = "/t"',
+                'listen = "/run/vmrunner-page/socket"',
+            )
+        ),
         *(
             (f"listen = {listen}", "page.listen: it is written like")
             for listen in (
@@ -382,6 +392,10 @@ def test_a_page_that_can_not_be_meant(tmp_path: Path, page: str, says: str) -> N
         'listen = "localhost:8480"\nuser_header = "X-Forwarded-User"',
         'listen = "/run/vmrunner-page/socket"\nhosts = ["ci.example", "ci"]',
         'listen = "0.0.0.0:8480"\ntoken_file = "/t"',
+        'listen = "127.0.0.1:8480"\ntoken_file = "/t"\nlogs = true',
+        'listen = "192.0.2.5:8480"\ntoken_file = "/t"\nlogs = true',
+        'listen = "/run/vmrunner-page/socket"\nuser_header = "X-User"\nlogs = true',
+        'listen = "/run/vmrunner-page/socket"\ntoken_file = "/t"\nlogs = true',
     ],
 )
 def test_pages(tmp_path: Path, page: str) -> None:

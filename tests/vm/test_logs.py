@@ -6,15 +6,21 @@ from __future__ import annotations
 
 import json
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.forge.gitea import Repository, Site, until
 from tests.ground import Ground
+from tests.page import free_port
 from tests.vm.test_endings import serving
 from tests.vm.test_jobs import LIFE
+from vmrunner.page.seen import Reader
 
 pytestmark = pytest.mark.vm
 
@@ -121,6 +127,56 @@ def test_a_job_is_looked_into_while_it_runs_and_after(
     assert row["sent_bytes"] > 0
     shown = ground.run("history", "show", machine).stdout
     assert f"vmrunner logs {machine}" in shown
+
+
+@pytest.mark.long
+def test_the_page_shows_what_is_said(
+    site: Site, lay_ground: Callable[..., Ground], tmp_path: Path
+) -> None:
+    """While a job runs, to many who look, beside whom passes go on; and when it has ended."""
+    secret, port = tmp_path / "page-token", free_port()
+    secret.write_text("0123456789abcdef0123456789abcdef")
+    secret.chmod(0o600)
+    page = f'[page]\nlisten = "127.0.0.1:{port}"\ntoken_file = "{secret}"\nlogs = true'
+    ground = lay_ground(cloned=True, more=page)
+
+    def shown(address: str) -> str:
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{port}/machines/{address}",
+            headers={"Authorization": f"Bearer {secret.read_text()}"},
+        )
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    with serving(ground):
+        wait = WAIT.format(url=f"{site.url}/api/v1/repos/rig/shown")
+        repository = site.repository("rig", "shown", JOB.format(wait=wait))
+        (machine,) = until(lambda: running(ground), LIFE, "a machine with a job")
+        until(lambda: "past the runner" in shown(machine), 60, "the page shows what it says")
+        assert "is being asked for" not in shown(machine)
+        seen = Reader(ground.folder / "run" / "suite.seen.json")
+        with ThreadPoolExecutor(80) as many:
+            looking = [many.submit(shown, machine) for _ in range(300)]
+            for _ in range(3):
+                at = seen.seen().at
+                until(lambda at=at: seen.seen().at > at, 30, "a pass", every=0.1)
+            assert all("past the runner" in each.result() for each in looking)
+        whole = shown(f"{machine}/log")
+        assert all(f"  {source}" in whole for source in ("console", "runner", "guest", "manager"))
+        assert "hush-hush" not in whole
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/machines/{machine}/log")
+        end(site, repository)
+        until(lambda: rows(ground), LIFE, "the job's verdict")
+        whole = until(
+            lambda: found if "machine destroyed" in (found := shown(f"{machine}/log")) else "",
+            60,
+            "its end",
+        )
+    assert whole.count("past the runner") == 1
+    printed = ground.run("logs", machine).stdout
+    assert whole.splitlines() == printed.splitlines()
 
 
 def phases(ground: Ground) -> list[str]:

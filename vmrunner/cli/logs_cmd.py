@@ -117,14 +117,11 @@ def _read(
     machines: Machines | None,
     warn: Callable[[str], None],
 ) -> list[Entry]:
-    from vmrunner.machine.bindings import Bindings
-    from vmrunner.manager.stream import stream
+    from vmrunner.manager.stream import stream, token
     from vmrunner.model.machine import MachineId
 
-    secret, machine = "", MachineId.parse(record.machine)
-    if machine and not record.ending:
-        binding = Bindings(settings.runtime_dir, settings.manager).find(machine)
-        secret = binding.credentials.token if binding else ""
+    machine = MachineId.parse(record.machine)
+    secret = token(settings, machine) if machine and not record.ending else ""
     try:
         return stream(record, logbook, machines, time.time(), secret)
     except HypervisorError as error:

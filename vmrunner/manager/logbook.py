@@ -48,7 +48,7 @@ class Logbook:
         if not self._keeps:
             return
         kept = self._folder / f"{machine}{_KEPT}"
-        line = _plain([entry])
+        line = plain([entry])
         try:
             if kept.exists():
                 self._add(kept, gzip.compress(line, mtime=0), _MOST_KEPT)
@@ -85,7 +85,7 @@ class Logbook:
             before = self.entries(machine)
             mine = [entry for entry in before if entry.source is Source.MANAGER]
             guests = said or [entry for entry in before if entry.source is not Source.MANAGER]
-            content = gzip.compress(_plain(in_order(mine, guests)), mtime=0)
+            content = gzip.compress(plain(in_order(mine, guests)), mtime=0)
             self._ensure()
             with files.replacing(path) as part:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -98,13 +98,13 @@ class Logbook:
             return 0
         return -(-len(content) // _BLOCK) * _BLOCK
 
-    def entries(self, machine: str) -> list[Entry]:
-        """What is kept of this machine, in the order of time; what is broken is left out. Raises
-        PermissionError.
+    def entries(self, machine: str, most: int | None = None) -> list[Entry]:
+        """What is kept of this machine, in the order of time; what is broken is left out. With
+        `most` its end: so many lines, or somewhat more. Raises PermissionError.
         """
-        raw = _unpacked(self._read(f"{machine}{_KEPT}")) + self._read(f"{machine}{_LIVE}")
+        kept, live = _unpacked(self._read(f"{machine}{_KEPT}")), self._read(f"{machine}{_LIVE}")
         # A kill may have left the same line in both.
-        found = list(dict.fromkeys(_read(raw)))
+        found = list(dict.fromkeys((*understood(kept, most), *understood(live, most))))
         return in_order(
             *([entry for entry in found if entry.source is source] for source in Source)
         )
@@ -150,7 +150,8 @@ def open_logbook(settings: Config, warn: Callable[[str], object] = lambda _: Non
     return Logbook(settings.logs_dir, warn, keeps=settings.history.keep_logs > 0)
 
 
-def _plain(entries: Iterable[Entry]) -> bytes:
+def plain(entries: Iterable[Entry]) -> bytes:
+    """Lines as they are written down."""
     lines = (
         json.dumps([round(entry.at, 3), entry.source.value, entry.text], ensure_ascii=False)
         for entry in entries
@@ -158,7 +159,10 @@ def _plain(entries: Iterable[Entry]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
 
 
-def _read(raw: bytes) -> Iterable[Entry]:
+def understood(raw: bytes, most: int | None = None) -> Iterable[Entry]:
+    """What was written down; with `most` so many lines of its end."""
+    if most is not None:
+        raw = b"\n".join(raw.rsplit(b"\n", most + 1)[-most - 1 :])
     for line in raw.decode("utf-8", "replace").splitlines():
         try:
             at, source, text = json.loads(line)

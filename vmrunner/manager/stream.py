@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vmrunner.config import Config
 from vmrunner.hypervisor.seam import File, Machines
+from vmrunner.machine.bindings import Bindings
 from vmrunner.manager.logbook import Logbook
 from vmrunner.manager.record import Record
 from vmrunner.model import entry
@@ -29,7 +31,22 @@ def stream(
     guests: list[Entry] = []
     if machines and machine and not record.ending:
         guests = of_guest(machines, machine, record.created, now, secret, lives=True)
-    if guests:  # it lives: of what is kept the manager's lines alone can be its
+    return joined(record, kept, guests)
+
+
+def token(settings: Config, machine: MachineId) -> str:
+    """What is no line's to show: the token of a living machine's runner; empty where it has
+    none.
+    """
+    binding = Bindings(settings.runtime_dir, settings.manager).find(machine)
+    return binding.credentials.token if binding else ""
+
+
+def joined(record: Record, kept: Sequence[Entry], guests: Sequence[Entry]) -> list[Entry]:
+    """A machine's records, of what the logbook has `kept` and what its guest says while it
+    lives.
+    """
+    if guests:  # of what is kept the manager's lines alone can be its
         kept = [each for each in kept if each.source is Source.MANAGER]
     by_source = [[each for each in (*kept, *guests) if each.source is source] for source in Source]
     return entry.in_order(phases(record), *by_source)

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from vmrunner import __version__, render
@@ -25,6 +25,7 @@ from vmrunner.model.machine import Ending, Phase
 from vmrunner.page import images, words
 from vmrunner.page.chart import timeline
 from vmrunner.page.past import Past, Wanted
+from vmrunner.page.said import Logs
 from vmrunner.page.seen import Reader, Seen
 from vmrunner.page.summary import Plots, Summary
 from vmrunner.page.sums import Span
@@ -47,12 +48,14 @@ _FILES = {
     "/style.css": ("page/style.css", "text/css"),
     "/page.js": ("page/page.js", "text/javascript"),
     "/icon.svg": ("page/icon.svg", "image/svg+xml"),
+    "/favicon.ico": ("page/icon.svg", "image/svg+xml"),  # what a browser asks for beside a text
 }
 _WORDS = {
     "duration": words.duration,
     "size": size,
     "moment": words.moment,
     "machine_time": words.machine_time,
+    "time_of_day": words.time_of_day,
     "link": words.link,
 }
 
@@ -82,8 +85,11 @@ class Views:
         summary: Summary,
         log: Log,
         clock: Callable[[], float] = time.time,
+        logs: Logs | None = None,
     ) -> None:
+        """Without `logs` no machine's log is shown."""
         self._host, self._reader, self._past, self._summary = host, reader, past, summary
+        self._logs = logs
         self._log, self._clock = log, clock
 
     def _page(
@@ -158,27 +164,40 @@ class Views:
 
     def machine(self, request: Request) -> Response:
         """One machine: its job, and the pieces of its life."""
-        name = str(request.path_params["name"])[:_LONGEST]
-        record = self._past.machine(name)
-        if record is None:
-            raise HTTPException(404)
+        record = self._record(request)
         live = next(
             (
                 machine
                 for pool in (self._reader.seen().status or {"pools": []})["pools"]
                 for machine in pool["machines"]
-                if machine["name"] == name
+                if machine["name"] == record.machine
             ),
             None,
         )
         return self._page(
             request,
             "machine",
-            name,
+            record.machine,
             record=record,
+            said=self._logs.last(record) if self._logs else None,
             live=live,
             pieces=timeline(_moments(record, self._clock())),
         )
+
+    def log(self, request: Request) -> Response:
+        """All lines about one machine."""
+        if self._logs is None:
+            raise HTTPException(404)
+        text = self._logs.whole(self._record(request))
+        if text is None:
+            raise HTTPException(503)
+        return PlainTextResponse(text.encode("utf-8", "replace"))
+
+    def _record(self, request: Request) -> Record:
+        name = str(request.path_params["name"])[:_LONGEST]
+        if record := self._past.machine(name):
+            return record
+        raise HTTPException(404)
 
     def history(self, request: Request) -> Response:
         """Machines that have ended."""
@@ -234,6 +253,7 @@ class Views:
             self._log.warning("the page could not show this", path=request.url.path, why=str(error))
         said = {
             404: "There is nothing here: a machine's history may have been forgotten.",
+            503: "Others are reading logs just now; ask again in a moment.",
             500: "This can't be read just now; the log of `vmrunner serve` says why.",
         }.get(status, "This can't be shown.")
         return self._page(
@@ -249,6 +269,7 @@ def application(views: Views) -> Starlette:
             Route("/queue", views.queue),
             Route("/machines", views.machines),
             Route("/machines/{name}", views.machine),
+            Route("/machines/{name}/log", views.log),
             Route("/history", views.history),
             Route("/plots", views.plots),
             Route("/images", views.images),

@@ -7,10 +7,13 @@ import sys
 from vmrunner import beside, config
 from vmrunner.config import Config
 from vmrunner.log import Log
+from vmrunner.manager.logbook import open_logbook
 from vmrunner.page import server
 from vmrunner.page.access import Guard, Rules
 from vmrunner.page.app import Host, Views, application, draw
+from vmrunner.page.guests import Guests
 from vmrunner.page.past import Past
+from vmrunner.page.said import Logs
 from vmrunner.page.seen import Reader
 from vmrunner.page.summary import Summary
 
@@ -29,6 +32,14 @@ def rules(settings: Config, log: Log) -> Rules:
     )
 
 
+def logs(settings: Config) -> Logs | None:
+    """What was said about machines; None where the configuration does not want it shown."""
+    if not settings.page.logs:
+        return None
+    teller = [sys.executable, "-m", "vmrunner.page.teller", *sys.argv[1:]]  # our own options
+    return Logs(open_logbook(settings), Guests(teller))
+
+
 def run(settings: Config, log: Log) -> None:
     """Serve the page. Raises ConfigError."""
     listen = settings.page.listen
@@ -45,6 +56,7 @@ def run(settings: Config, log: Log) -> None:
             past,
             summary,
             log,
+            logs=logs(settings),
         )
         log.info("the page is served", listen=listen)
         server.serve(Guard(application(views), may_look), listening)

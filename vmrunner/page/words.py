@@ -40,6 +40,17 @@ def machine_time(at: float) -> str:
     return _local(at, "%Y-%m-%dT%H:%M:%S%z")
 
 
+def instant(at: float) -> str:
+    """The same, to the thousandth of a second."""
+    said = moment(at)
+    return f"{said}.{int(at * 1000) % 1000:03}" if said[:1].isdigit() else said
+
+
+def time_of_day(at: float) -> str:
+    """Of this host's zone; `–` where it is not known."""  # noqa: RUF002 — meant
+    return _local(at, "%H:%M:%S")
+
+
 def tick(at: float, hours: int) -> str:
     """Beneath a plot that goes over so many hours."""
     return _local(at, "%H:%M" if hours <= 24 else "%a %H:%M" if hours <= 168 else "%d %b")

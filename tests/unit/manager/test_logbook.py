@@ -66,6 +66,18 @@ def test_a_kill_anywhere_in_the_end_costs_no_line_and_doubles_none(
     assert [entry.text for entry in book.entries(NAME)] == expected
 
 
+def test_the_end_alone_is_the_end_of_the_whole(book: Logbook) -> None:
+    for number in range(50):
+        book.note(NAME, mine(float(number), f"before {number}"))
+    book.keep(NAME, [Entry(n / 10, Source.RUNNER, f"runs {n}") for n in range(500)])
+    for number in range(50, 60):
+        book.note(NAME, mine(float(number), f"after {number}"))
+    whole = book.entries(NAME)
+    for most in (1, 7, 60, 559, 560, 561, 10_000):
+        assert book.entries(NAME, most)[-most:] == whole[-most:]
+    assert len(book.entries(NAME, 7)) == 7
+
+
 @pytest.mark.parametrize(
     "harm",
     [lambda raw: raw[:-9], lambda raw: raw + b"\x1f\x8bno", lambda raw: b"", lambda raw: b"{" * 99],

@@ -15,11 +15,14 @@ import httpx
 from tests.fakes import FakeLog
 from tests.world import POOL, World
 from vmrunner.cli import surveyed
+from vmrunner.manager.logbook import Logbook
 from vmrunner.manager.record import Record
 from vmrunner.model.machine import Ending
 from vmrunner.page.access import Guard, Rules
 from vmrunner.page.app import Host, Views, application, draw
+from vmrunner.page.guests import Answer, Guests
 from vmrunner.page.past import Past
+from vmrunner.page.said import Logs
 from vmrunner.page.seen import Reader, Writer
 from vmrunner.page.summary import Summary
 
@@ -28,15 +31,31 @@ POOLS = {"p": POOL | {"max": 4}, "big": POOL | {"labels": ["big"], "max": 2}}
 NOW = 1_800_000_000.0
 
 
+class Answers(Guests):
+    """What guests say, without a process that asks them."""
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        super().__init__([])
+        self.answer = answer
+
+    def said(self, machine: str, began: float, patience: float) -> Answer | None:
+        """The same of each."""
+        return self.answer
+
+
 class Page:
     """All that the page's process has, over the files of a world."""
 
-    def __init__(self, folder: Path, rules: Rules | None = None) -> None:
+    def __init__(
+        self, folder: Path, rules: Rules | None = None, guests: Answers | None = None
+    ) -> None:
+        """With `guests` logs are shown."""
         self.world = World(folder, pools=POOLS)
         self.world.clock.now = NOW
         self.log, settings = FakeLog(), self.world.settings
         settings.runtime_dir.mkdir(parents=True, exist_ok=True)
         self.seen_file = settings.seen_file
+        self.logbook = Logbook(settings.logs_dir)
         past = Past(settings.state_dir / "history.sqlite")
         most = {name: pool.max for name, pool in settings.pools.items()}
         self.summary = Summary(past, most, draw, self.log, self.world.clock)
@@ -47,6 +66,7 @@ class Page:
             self.summary,
             self.log,
             self.world.clock,
+            Logs(self.logbook, guests) if guests else None,
         )
         self.app = Guard(application(views), rules or Rules())
 

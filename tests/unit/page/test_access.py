@@ -16,7 +16,17 @@ from vmrunner.model.secret import Secret
 from vmrunner.page.access import POLICY, Rules
 
 TOKEN = "0123456789abcdef0123456789abcdef"
-ADDRESSES = (*VIEWS, "/machines/vmr-m-00000001", "/style.css", "/page.js", "/icon.svg", "/nothing")
+MACHINE = "/machines/vmr-m-00000001"
+ADDRESSES = (
+    *VIEWS,
+    MACHINE,
+    f"{MACHINE}/log",
+    "/style.css",
+    "/page.js",
+    "/icon.svg",
+    "/favicon.ico",
+    "/nothing",
+)
 
 
 @pytest.fixture
@@ -112,6 +122,8 @@ def test_what_every_answer_tells_the_browser(page: Page, address: str) -> None:
         "/..%2f..%2f..%2fetc%2fpasswd",
         "/style.css/../../vmrunner.toml",
         "/machines/..%2F..%2Fhistory.sqlite",
+        "/machines/..%2Fhistory.sqlite/log",
+        "/machines/%2e%2e/log",
         "/machines/%2e%2e/%2e%2e/history.sqlite",
         "//etc/passwd",
         "/page/../page/base.html",
