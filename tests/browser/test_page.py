@@ -15,6 +15,7 @@ import pytest
 
 from tests.browser.chromium import AXE, chromium
 from tests.browser.demo import DESK, PHONE, Demo, demo, status
+from tests.page import TOKEN, with_logs
 from tests.unit.page.test_said import HOSTILE
 from tests.unit.test_hostile import NASTY
 from vmrunner.manager.history import History
@@ -36,7 +37,6 @@ VIEWS = (
     "/images",
     "/nothing",
 )
-TOKEN = "0123456789abcdef0123456789abcdef"
 SCRIPTS = (
     "<script>window.hit = 1</script>",
     "<img src=x onerror='window.hit = 1'>",
@@ -223,18 +223,10 @@ def test_hostile_names_do_nothing(browser: Any, made: Demo) -> None:
     page.close()
 
 
-@pytest.fixture
-def token(tmp_path: Path) -> Path:
-    path = tmp_path / "token"
-    path.write_text(TOKEN)
-    path.chmod(0o600)
-    return path
-
-
-def test_a_machines_log(browser: Any, token: Path) -> None:
+def test_a_machines_log(browser: Any, tmp_path: Path) -> None:
     """For everybody, on a desk and on a phone, whatever a guest has printed; and as text."""
     console = b"\n".join((*HOSTILE, *(each.encode() for each in SCRIPTS)))
-    with demo(f'token_file = "{token}"\nlogs = true', rows=300) as made:
+    with demo(with_logs(tmp_path), rows=300) as made:
         with closing(History(made.folder / "history.sqlite", print)) as history:
             (sample,) = history._read("LIMIT 1")
         address = f"{made.url}/machines/{sample.machine}"
@@ -312,8 +304,8 @@ def test_machines_are_found_among_many(browser: Any, made: Demo) -> None:
     page.close()
 
 
-def test_the_token_is_a_password_to_the_browser(browser: Any, token: Path) -> None:
-    with demo(f'token_file = "{token}"', rows=10) as made:
+def test_the_token_is_a_password_to_the_browser(browser: Any, tmp_path: Path) -> None:
+    with demo(with_logs(tmp_path), rows=10) as made:
         for password, code in ((TOKEN, 200), ("wrong", 401)):
             given = {"username": "anybody", "password": password}
             with closing(browser.new_context(http_credentials=given)) as own:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.forge.gitea import Repository, Site, until
 from tests.ground import Ground
-from tests.page import free_port
+from tests.page import TOKEN, free_port, with_logs
 from tests.vm.test_endings import serving
 from tests.vm.test_jobs import LIFE
 from vmrunner.page.seen import Reader
@@ -134,16 +134,14 @@ def test_the_page_shows_what_is_said(
     site: Site, lay_ground: Callable[..., Ground], tmp_path: Path
 ) -> None:
     """While a job runs, to many who look, beside whom passes go on; and when it has ended."""
-    secret, port = tmp_path / "page-token", free_port()
-    secret.write_text("0123456789abcdef0123456789abcdef")
-    secret.chmod(0o600)
-    page = f'[page]\nlisten = "127.0.0.1:{port}"\ntoken_file = "{secret}"\nlogs = true'
+    port = free_port()
+    page = f'[page]\nlisten = "127.0.0.1:{port}"\n{with_logs(tmp_path)}'
     ground = lay_ground(cloned=True, more=page)
 
     def shown(address: str) -> str:
         asked = urllib.request.Request(
             f"http://127.0.0.1:{port}/machines/{address}",
-            headers={"Authorization": f"Bearer {secret.read_text()}"},
+            headers={"Authorization": f"Bearer {TOKEN}"},
         )
         with urllib.request.urlopen(asked, timeout=30) as answer:
             text: str = answer.read().decode()

@@ -68,7 +68,7 @@ class Logs:
         if record.ending:
             return Said(tuple(joined(record, kept, ())))
         answer = self._guests.said(record.machine, record.created, patience)
-        lines = list(understood(answer.lines, most)) if answer else []
+        lines = understood(answer.lines, most) if answer else []
         return Said(tuple(joined(record, kept, lines)), _lack(answer))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 
@@ -42,8 +44,17 @@ def machine_time(at: float) -> str:
 
 def instant(at: float) -> str:
     """The same, to the thousandth of a second."""
-    said = moment(at)
-    return f"{said}.{int(at * 1000) % 1000:03}" if said[:1].isdigit() else said
+    if not math.isfinite(at):
+        return moment(0)
+    second, rest = divmod(round(at * 1e6), 10**6)
+    said = _second(second)
+    return f"{said}.{rest // 1000:03}" if said[:1].isdigit() else said
+
+
+@lru_cache(64)
+def _second(at: int) -> str:
+    """A log has many lines of the same one."""
+    return moment(at)
 
 
 def time_of_day(at: float) -> str:

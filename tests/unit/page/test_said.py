@@ -10,16 +10,30 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.page.site import NOW, Answers, Page
 from tests.unit.page.test_views import Outline
 from tests.unit.test_hostile import NASTY
+from vmrunner.cli.app import clock
 from vmrunner.manager.history import Record
 from vmrunner.manager.logbook import plain
 from vmrunner.model import entry
 from vmrunner.model.entry import Entry, Source
+from vmrunner.page import words
 from vmrunner.page.guests import Answer
 from vmrunner.page.said import SHOWN
+
+
+@given(at=st.floats(1e9, 3e9) | st.integers(10**12, 3 * 10**12).map(lambda ms: ms / 1000))
+def test_times_are_those_of_the_command(at: float) -> None:
+    assert words.instant(at) == clock(at)
+
+
+@pytest.mark.parametrize("at", [0.0, -1.0, float("inf"), float("-inf"), float("nan"), 1e300])
+def test_a_time_that_is_none(at: float) -> None:
+    assert words.instant(at) == "–"  # noqa: RUF001 — meant
 
 
 @pytest.fixture
@@ -167,7 +181,11 @@ def test_a_file_that_is_broken(page: Page) -> None:
     path = page.world.settings.logs_dir / f"{row.machine}.jsonl"
     path.write_bytes(
         b'[1e999, "console", "late"]\n[NaN, "runner", "never"]\n[-1, "guest", "early"]\n'
-        b'[1, "nobody", "x"]\n[[], "guest", "x"]\n\xff\xfe\n[1, "guest", "\\ud800"]\n{"a": 1}\n"x'
+        b'[1, "nobody", "x"]\n[[], "guest", "x"]\n\xff\xfe\n[1, "guest", "\\ud800"]\n{"a": 1}\n'
+        + b"[" * 100_000
+        + b"\n[1"
+        + b"0" * 400
+        + b', "guest", "x"]\n"x'
     )
     text, whole = (page.text(f"/machines/{row.machine}{more}") for more in ("", "/log"))
     assert ("console", "boots") in lines(text)
