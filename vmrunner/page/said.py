@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
-from vmrunner.manager.history import Record
 from vmrunner.manager.logbook import Logbook, understood
+from vmrunner.manager.record import Record
 from vmrunner.manager.stream import joined
 from vmrunner.model.entry import Entry
 from vmrunner.page import words

@@ -17,8 +17,8 @@ from tests.unit.page.site import NOW, Answers, Page
 from tests.unit.page.test_views import Outline
 from tests.unit.test_hostile import NASTY
 from vmrunner.cli.app import clock
-from vmrunner.manager.history import Record
 from vmrunner.manager.logbook import plain
+from vmrunner.manager.record import Record
 from vmrunner.model import entry
 from vmrunner.model.entry import Entry, Source
 from vmrunner.page import words
