@@ -33,6 +33,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(params=actions_cache.VERSIONS)
 def version(request: pytest.FixtureRequest) -> str:
+    # npm's registry may be out of reach where the suite runs; `make long` fetches it beforehand.
     if not (shutil.which("node") and actions_cache.folder(request.param).exists()):
         pytest.skip("`rig/rig run --outside -- python -m tests.actions_cache` installs it")
     return str(request.param)

@@ -304,6 +304,7 @@ def packed(folder: Path) -> bytes:
 
 
 def test_the_real_client_in_a_real_job(site: Site, lay_ground: Callable[..., Ground]) -> None:
+    # npm's registry may be out of reach where the suite runs; `make long` fetches it beforehand.
     if not actions_cache.folder(VERSION).exists():
         pytest.skip("`rig/rig run --outside -- python -m tests.actions_cache` installs it")
     ground = laid(lay_ground, most=1, image=JOBS_IMAGE)

@@ -146,6 +146,7 @@ jobs:
 def test_the_library_of_actions_finds_them_in_a_job_that_reaches_the_forge_alone(
     site: Site, lay_ground: Callable[..., Ground], server: Server, tmp_path: Path
 ) -> None:
+    # npm's registry may be out of reach where the suite runs; `make long` fetches both beforehand.
     if not tooling.CLIENT.exists():
         pytest.skip("`rig/rig run --outside -- python -m tests.tooling` fetches it")
     ground = lay_ground(most=1, more='tools = "tools"\nnetwork = "none"')
@@ -198,3 +199,29 @@ def test_containers_of_a_job_have_them_too(
         said = job(one)
     place = "/opt/hostedtoolcache"
     assert told(said) == [f"told: {place} {place}", "told: this is go 1.26.0"]
+
+
+COMMAND = """\
+echo "told: $RUNNER_TOOL_CACHE $AGENT_TOOLSDIRECTORY"
+echo "told: $($RUNNER_TOOL_CACHE/go/1.26.0/x64/bin/go)"
+cd $RUNNER_TOOL_CACHE/go && touch 1.26.0/x64/mine && mv 1.26.0 1.25.0 && echo told: $(ls)
+"""
+
+
+@pytest.mark.parametrize(("start", "said"), [("boot", "booting"), ("snapshot", "cloned")])
+def test_one_command_finds_them_too(
+    lay_ground: Callable[..., Ground], server: Server, tmp_path: Path, start: str, said: str
+) -> None:
+    """A new version has its snapshot before it is current: `exec` finds it."""
+    ground = lay_ground(start=start, more='tools = "tools"')
+    volume = built(ground, tmp_path / "vendor", server.url, GITEA)
+    done = ground.run("exec", "--pool", "main", "--", "sh", "-c", COMMAND)
+    assert f": {said}" in done.stderr
+    place = "/opt/hostedtoolcache"
+    assert told(done.stdout) == [
+        f"told: {place} {place}",
+        "told: this is go 1.26.0",
+        "told: 1.25.0",
+    ]
+    assert files.digest(volume) == files.digest(_disk(ground))
+    assert ground.leftovers() == []

@@ -91,7 +91,8 @@ def _run() -> int:
     except Exception as error:  # typer's own: a wrong command line
         if not hasattr(error, "exit_code") or not hasattr(error, "show"):
             raise
-        # Newer ones of typer have a library check values, which has its own words before ours.
+        # Newer ones of typer have a library check values, which has its own words before ours. The
+        # exception is none of a class that we may name: it is known by its attributes.
         if isinstance(said := getattr(error, "message", None), str):
             error.message = said.removeprefix("Value error, ")  # type: ignore[attr-defined]
         error.show()

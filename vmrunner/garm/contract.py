@@ -106,6 +106,7 @@ def _table(value: object) -> object:
 
 
 def _pem(value: object) -> str:
+    # What GARM has written may be anything; what is neither bytes nor text is a TypeError.
     try:
         return base64.b64decode(value, validate=True).decode("ascii") if value else ""  # type: ignore[arg-type]
     except (TypeError, binascii.Error, UnicodeDecodeError):
