@@ -47,7 +47,7 @@ class Writer:
         """What `vmrunner status --json` would print now. A full disk stops no pass."""
         began = self._clock()
         whole = status()
-        # `replace` wants a dataclass: whoever calls has one, of a room that may not be imported here.
+        # `replace` wants a dataclass: whoever calls has one, of a room that is not imported here.
         shown = replace(whole, waiting=whole.waiting[:MOST_WAITING])  # type: ignore[type-var]
         seen = {"at": at, "waiting": len(whole.waiting), "status": shown}
         try:
