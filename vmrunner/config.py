@@ -807,6 +807,13 @@ class Config(HostConfig):
             return data | {"pools": {}}
         return data
 
+    def pool(self, name: str) -> PoolConfig:
+        """The pool of this name. Raises ConfigError."""
+        if name not in self.pools:
+            known = ", ".join(self.pools) or "none"
+            raise ConfigError(f"There is no pool {name!r}.", f"The configuration has: {known}.")
+        return self.pools[name]
+
     @property
     def kinds(self) -> dict[str, MachineConfig]:
         """Every kind of machine, by the name of its table."""

@@ -9,13 +9,13 @@ import typer
 
 from vmrunner.cli import names
 from vmrunner.cli.app import DEFAULT_PATH, ConfigOption, app, duration, say, warn
-from vmrunner.errors import ConfigError, WrongCommand
+from vmrunner.errors import WrongCommand
 from vmrunner.model.machine import DEFAULT_SHAPE, Shape
 from vmrunner.network.policy import Reach, pool_policy
 from vmrunner.text import sentence
 
 if TYPE_CHECKING:
-    from vmrunner.config import Config, HostConfig, PoolConfig
+    from vmrunner.config import HostConfig
 
 MEMORY, DISK = f"{DEFAULT_SHAPE.memory_mib // 1024}GiB", f"{DEFAULT_SHAPE.disk_gib}GiB"
 """Of a machine that is made without a pool."""
@@ -39,14 +39,6 @@ def shape_of(cpus: int, memory: str, disk: str) -> Shape:
         return Shape(cpus, config.parse_size(memory), max(1, config.parse_size(disk) // 1024))
     except ValueError as error:
         raise WrongCommand(sentence(str(error)), "See --help.") from None
-
-
-def pool_of(settings: Config, name: str) -> PoolConfig:
-    """The pool of this name. Raises ConfigError."""
-    if name not in settings.pools:
-        known = ", ".join(settings.pools) or "none"
-        raise ConfigError(f"There is no pool {name!r}.", f"The configuration has: {known}.")
-    return settings.pools[name]
 
 
 def refuse_beside(ctx: typer.Context, chosen: str, *others: str) -> None:
@@ -117,7 +109,7 @@ def exec_(
     if pool:
         refuse_beside(ctx, "pool", "image", "cpus", "memory", "tools")
         full = config.load(config_path)
-        section, settings = pool_of(full, pool), full
+        section, settings = full.pool(pool), full
         image, shape, tools = section.image, section.shape, section.tools
     else:
         shape, settings = shape_of(cpus, memory, DISK), config.load_host(config_path)

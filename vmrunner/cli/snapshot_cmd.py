@@ -30,7 +30,6 @@ from vmrunner.cli.exec_cmd import (
     ImageOption,
     MemoryOption,
     ToolsOption,
-    pool_of,
     refuse_beside,
     shape_of,
 )
@@ -91,7 +90,7 @@ def create(
     if pool:
         refuse_beside(ctx, "pool", "image", "cpus", "memory", "disk", "tools", "flavor")
         full = config.load(config_path)
-        section = pool_of(full, pool)
+        section = full.pool(pool)
         settings, image, shape, tools = full, section.image, section.shape, section.tools
     elif flavor:
         refuse_beside(ctx, "flavor", "cpus", "memory", "disk", "tools")

@@ -222,11 +222,7 @@ class Manager:
         """The named pool, or all of them; raises ConfigError for an unknown one."""
         if wanted is None:
             return list(self.settings.pools)
-        if wanted not in self.settings.pools:
-            raise ConfigError(
-                f"There is no pool {wanted!r}.",
-                f"The configuration has: {', '.join(self.settings.pools)}.",
-            )
+        self.settings.pool(wanted)  # says which there are
         return [wanted]
 
     def lock(self) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ import pytest
 
 from vmrunner import __version__
 from vmrunner.cli.app import COMMANDS
+from vmrunner.errors import ConfigError
 from vmrunner.manager.history import History
 from vmrunner.manager.record import Record
 
@@ -175,6 +176,19 @@ def test_execs_own_options_end_where_the_command_begins() -> None:
         assert "There is no configuration at /nowhere.toml" in elsewhere.stderr, (
             "the command's own options are not looked at"
         )
+
+
+@pytest.mark.parametrize("command", ["exec --pool q true", "snapshot create --pool q"])
+def test_a_pool_that_is_not_there_is_a_fault_of_the_words(tmp_path: Path, command: str) -> None:
+    (tmp_path / "c.toml").write_text(
+        f'state_dir = "{tmp_path}"\n[forge]\nkind = "gitea"\nurl = "https://forge.example"\n'
+        '[pools.p]\nlabels = ["a"]\nimage = "a"\ntools = "t"\n'
+    )
+    done = run("-c", str(tmp_path / "c.toml"), *command.split())
+    assert done.returncode == ConfigError.exit_code
+    assert done.stderr == "vmrunner: There is no pool 'q'.\n  The configuration has: p.\n"
+    known = run("-c", str(tmp_path / "c.toml"), *command.replace(" q", " p").split())
+    assert "There is no image 'a'" in known.stderr
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])

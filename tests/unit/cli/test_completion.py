@@ -79,6 +79,8 @@ def completed(line: str, config: Path | str) -> list[str]:
         ("vmrunner snapshot create --pool ", ["debian", "docker"]),
         ("vmrunner snapshot drop ", ["0a1b"]),
         ("vmrunner exec --image ", ["other", "web"]),
+        ("vmrunner exec --pool d", ["debian", "docker"]),
+        ("vmrunner exec --tools o", ["other"]),
         ("vmrunner image rollback w", ["web"]),
         ("vmrunner image verify web/", ["web/1", "web/2"]),
         ("vmrunner image promote web ", ["1", "2"]),
