@@ -13,10 +13,13 @@ import pytest
 from tests import tooling
 from tests.archive import Site as Server
 from tests.forge.gitea import URL, Repository, Site, until
+from tests.garm.calls import call, with_flavor
+from tests.garm.double import INSTANCE, Double
 from tests.ground import STORAGE, Ground
 from tests.prepare import DOCKER, GITEA, IMAGES
 from tests.vm.test_cache import packed
 from tests.vm.test_endings import serving
+from tests.vm.test_garm import INSTALL, registration, wanted
 from vmrunner import files
 from vmrunner.model.image import DISK
 
@@ -73,7 +76,7 @@ def built(ground: Ground, vendor: Path, url: str, image: str, more: str = "") ->
     return STORAGE / ground.manager / f"image-tools-{version}.{DISK}"
 
 
-def job(repository: Repository) -> str:
+def ended(repository: Repository) -> str:
     """What its next one says, when it is over."""
     number = len(repository.jobs()) + 1
     repository.dispatch()
@@ -114,7 +117,7 @@ def test_jobs_find_their_tools_and_what_they_add_stays_in_their_machine(
     with serving(ground):
         if "warm" in more:
             until(lambda: _phases(ground) == ["ready"], LIFE, "one is parked")
-        first, second = job(one), job(one)
+        first, second = ended(one), ended(one)
     assert told(first) == FOUND
     assert "and more" in first
     assert told(second) == FOUND
@@ -160,7 +163,7 @@ def test_the_library_of_actions_finds_them_in_a_job_that_reaches_the_forge_alone
         body = {"content": base64.b64encode(content).decode(), "message": name}
         site.call("POST", f"/repos/rig/one/contents/{name}", body)
     with serving(ground):
-        said = job(one)
+        said = ended(one)
     (found,) = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     there = "/job/tool_cache"
     assert found == {
@@ -196,7 +199,7 @@ def test_containers_of_a_job_have_them_too(
     built(ground, tmp_path / "vendor", server.url, DOCKER)
     one = site.repository("rig", "one", CONTAINER)
     with serving(ground):
-        said = job(one)
+        said = ended(one)
     place = "/opt/hostedtoolcache"
     assert told(said) == [f"told: {place} {place}", "told: this is go 1.26.0"]
 
@@ -224,4 +227,45 @@ def test_one_command_finds_them_too(
         "told: 1.25.0",
     ]
     assert files.digest(volume) == files.digest(_disk(ground))
+    assert ground.leftovers() == []
+
+
+FOR_GARM = """\
+on: push
+jobs:
+  it:
+    runs-on: [for-garm]
+    steps:
+      - run: |
+          echo "told: $AGENT_TOOLSDIRECTORY"
+          echo "told: $($AGENT_TOOLSDIRECTORY/go/1.26.0/x64/bin/go)"
+          touch $AGENT_TOOLSDIRECTORY/go/1.26.0/x64/mine
+"""
+
+
+@pytest.mark.parametrize("install", ["host", "machine"])
+def test_machines_for_garm_have_them(
+    site: Site,
+    lay_ground: Callable[..., Ground],
+    server: Server,
+    tmp_path: Path,
+    install: str,
+) -> None:
+    """Also where GARM's own script makes the runner: its login forgets most of the environment."""
+    address = URL.removeprefix("http://").partition(":")[0]
+    repository = site.repository("rig", "garm", FOR_GARM)
+    with Double(registration(site), address) as garm:
+        reach = f'allow = ["{garm.url.removeprefix("http://")}"]'
+        flavor = f'tools = "tools"\nstart = "boot"\ninstall = "{install}"\n{reach}\n'
+        ground = with_flavor(lay_ground(), flavor)
+        built(ground, tmp_path / "vendor", server.url, GITEA)
+        token = f"curl -fsS -H 'Authorization: Bearer {INSTANCE}'"
+        garm.install = INSTALL.format(call=token, garm=garm.url, forge=URL, name="garm-it")
+        call(ground, "CreateInstance", wanted=wanted(garm, "garm-it"))
+        until(lambda: repository.jobs()[0]["status"] == "completed", LIFE, "its job is over")
+        (job,) = repository.jobs()
+        said = repository.said(job["id"])
+        call(ground, "DeleteInstance", "garm-it")
+    assert (job["conclusion"], job["runner_name"]) == ("success", "garm-it"), said
+    assert told(said) == ["told: /opt/hostedtoolcache", "told: this is go 1.26.0"]
     assert ground.leftovers() == []
