@@ -98,6 +98,8 @@ def exec_(
     from vmrunner.hypervisor.seam import Output
     from vmrunner.image.versions import store
     from vmrunner.machine import oneshot
+    from vmrunner.machine.maker import pinned
+    from vmrunner.network.forge import forge_host
 
     limit = duration(timeout, "exec")
     if network is Reach.ALLOWLIST:
@@ -106,14 +108,17 @@ def exec_(
             "For exec there are --network internet and --network none.",
         )
     settings: HostConfig
+    reach = Reach.INTERNET
     if pool:
         refuse_beside(ctx, "pool", "image", "cpus", "memory", "tools")
         full = config.load(config_path)
         section, settings = full.pool(pool), full
         image, shape, tools = section.image, section.shape, section.tools
+        reach = section.network
     else:
         shape, settings = shape_of(cpus, memory, DISK), config.load_host(config_path)
-    policy = network or (pool_policy(pool) if pool else Reach.INTERNET)
+    policy = pool_policy(pool) if pool and network is None else network or reach
+    address = pinned(settings, network or reach)
     golden = store.for_machines(settings.images_dir, image, tools)
     host = open_host(settings, warn)
     streams = {Output.STDOUT: sys.stdout.buffer, Output.STDERR: sys.stderr.buffer}
@@ -125,7 +130,15 @@ def exec_(
     code = oneshot.run(
         host,
         settings,
-        oneshot.Command(golden, command, shape, limit, snapshot=not boots, network=policy),
+        oneshot.Command(
+            golden,
+            command,
+            shape,
+            limit,
+            snapshot=not boots,
+            network=policy,
+            hosts=f"{address} {forge_host(settings.forge_url)}" if address else "",
+        ),
         write=write,
         say=say,
     )

@@ -314,7 +314,7 @@ class Provider:
                 job,
                 labels=[places.get(name) or Label(name) for name in wanted.labels],
                 ca=self.settings.forge.ca(),
-                forge_address=pinned(self.settings, flavor),
+                forge_address=pinned(self.settings, flavor.network),
                 lifetime=flavor.lifetime,
                 tools=bool(flavor.tools),
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Interface
 
-from vmrunner.config import Config, MachineConfig, PoolConfig
+from vmrunner.config import HostConfig, MachineConfig, PoolConfig
 from vmrunner.errors import ForgeDenied, ForgeNotFound, ImageError
 from vmrunner.forge.seam import Forge
 from vmrunner.hypervisor.seam import Hypervisor
@@ -242,10 +242,10 @@ def check(golden: Golden, kind: str, section: MachineConfig) -> None:
         )
 
 
-def pinned(settings: Config, section: MachineConfig) -> str:
+def pinned(settings: HostConfig, reach: Reach) -> str:
     """The forge's address for a machine's /etc/hosts: machines that may not ask DNS, or whose
     answers may differ from ours, are told where the forge is. Empty for others.
     """
     ask = settings.forge_addresses()
-    forge = ask() if section.network is not Reach.INTERNET else ()
+    forge = ask() if reach is not Reach.INTERNET else ()
     return str(forge[0].address) if forge else ""

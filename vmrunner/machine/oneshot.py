@@ -52,6 +52,7 @@ class Command:
     snapshot: bool = True  # the machine may be a clone, where there is a snapshot that works
     network: str = Reach.INTERNET  # the policy that says what it reaches
     boothook: bool = False  # see seed.exec_script
+    hosts: str = ""  # see seed.exec_script
     machine: MachineId | None = None  # its name; None: a new one
 
 
@@ -100,6 +101,7 @@ def run(
             end,
             boothook=command.boothook,
             tools=bool(golden.tools),
+            hosts=command.hosts,
         )
         is_clone = bool(launch.start(hypervisor, wanted, script).snapshot)
         hint = "; `vmrunner snapshot create` lets the next ones start at once"

@@ -336,9 +336,11 @@ def exec_script(
     *,
     boothook: bool = False,
     tools: bool = False,
+    hosts: str = "",
 ) -> str:
     """The user-data that runs one command and reports its exit code; `end` (a word) then ends both
-    of its outputs. With `tools` the machine has a disk of them.
+    of its outputs. With `tools` the machine has a disk of them; `hosts` is a line
+    for its /etc/hosts, or empty.
 
     As a `boothook` it is for cloud-init only, which runs it before it changes anything of the
     machine.
@@ -349,6 +351,7 @@ def exec_script(
         command=shlex.join(command),
         end=end,
         job_seconds=int(timeout.total_seconds()),
+        hosts=hosts,
         tool_cache=TOOL_CACHE if tools else "",
         tool_variables=_TOOL_VARIABLES,
         waiting_code=waiting_code() if tools else "",

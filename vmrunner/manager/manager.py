@@ -845,7 +845,7 @@ class Manager:
             pool,
             section,
             self.settings.forge.ca(),
-            pinned(self.settings, section),
+            pinned(self.settings, section.network),
             self.moment,
             self._cache_url(section),
             self.settings.mirrors(section),

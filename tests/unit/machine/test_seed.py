@@ -146,6 +146,14 @@ def test_a_command_with_tools_has_them_mounted_by_the_code_that_mounts_them_for_
     assert not any(word in plain for word in ("hostedtoolcache", "mount_tools", "TOOLSDIRECTORY"))
 
 
+def test_a_command_that_may_not_ask_dns_is_told_where_the_forge_is() -> None:
+    script = exec_script(["true"], timedelta(1), hosts="203.0.113.10 forge.example")
+    line = "\necho '203.0.113.10 forge.example' >>/etc/hosts\n"
+    assert line in script
+    assert script.index(line) < script.index("say runner\n")
+    assert "/etc/hosts" not in exec_script(["true"], timedelta(1))
+
+
 def test_forgejo_gets_its_handle_and_a_verbatim_token() -> None:
     found = told(
         job_script(
