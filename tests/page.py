@@ -64,7 +64,7 @@ VIEWS = (
 )
 MOST_MS, MOST_RATIO, MOST_PASS = 100.0, 2.0, 1.05
 PASSES = 40
-NOTHING = 20.0  # ms more that are no fault: so much do neighbours make of some rows
+NOTHING = 5.0  # ms more that are no fault: so much do neighbours make of some rows
 CONNECTIONS = 1000
 TOKEN = "0123456789abcdef0123456789abcdef"
 HEAD = f"Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"

@@ -127,7 +127,7 @@ def _meant(words: list[str]) -> tuple[str, str]:
 
 def _show(record: Record, *, as_json: bool) -> None:
     """All that is known of one machine."""
-    from vmrunner.manager.stream import phases
+    from vmrunner.manager.told import phases
 
     if as_json:
         show([plain(record)])

@@ -28,4 +28,5 @@ def look(settings: Config) -> Iterator[Finding]:
     if absent := missing():
         yield warning("page", f"No page is served: {', '.join(absent)} is not installed.", INSTALL)
     else:
-        yield good("page", f"for browsers, at {page.listen}")
+        logs = ", with machines' logs" if page.logs else ""
+        yield good("page", f"for browsers, at {page.listen}{logs}")

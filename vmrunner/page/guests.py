@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 _FRESH = 2.0  # seconds for which nobody asks again
 _STALE = 60.0  # seconds after which an answer is none any more
-_KEPT = 8  # answers, each of a megabyte or two at most
+_KEPT = 32  # answers, each of a megabyte or two at most
 _MOST_WANTED = 100  # machines that are asked for at the same time
 _LATE = 10.0  # seconds that an answer may take
+_START = 30.0  # seconds more, where the teller has to start first: the host may be busy
 _IDLE = 60.0  # seconds without a question, after which the teller is not needed
 _LONGEST_HEAD = 10_000  # bytes
 _PIECE = 1 << 16
@@ -105,13 +106,15 @@ class _Line:
             return self._ask(machine, began)
         except TimeoutError:
             self._end()
-            return b"", f"libvirt has not answered for {_LATE:.0f} s."
+            return b"", "libvirt does not answer."
         except (OSError, ValueError):
             self._end()
             return b"", "What asks libvirt has ended; the log of `vmrunner serve` says why."
 
     def _ask(self, machine: str, began: float) -> tuple[bytes, str]:
+        deadline = time.monotonic() + _LATE
         if self._process is None:
+            deadline += _START
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
             )
@@ -119,7 +122,7 @@ class _Line:
         assert asking, "it is a pipe"  # noqa: S101
         assert answering, "so is this"  # noqa: S101
         asking.write(json.dumps([machine, began]).encode() + b"\n")
-        deadline, found = time.monotonic() + _LATE, bytearray()
+        found = bytearray()
         while (end := found.find(b"\n")) < 0 and len(found) < _LONGEST_HEAD:
             found += _piece(answering.fileno(), deadline)
         size, problem = json.loads(found[: max(end, 0)])

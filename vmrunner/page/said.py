@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vmrunner.manager.logbook import Logbook, understood
 from vmrunner.manager.record import Record
-from vmrunner.manager.stream import joined
+from vmrunner.manager.told import joined
 from vmrunner.model.entry import Entry
 from vmrunner.page import words
 from vmrunner.page.guests import Answer, Guests

@@ -29,6 +29,14 @@ def test_all_is_there() -> None:
     assert told(listen="127.0.0.1:8480") == [(Level.GOOD, "for browsers, at 127.0.0.1:8480")]
 
 
+def test_that_logs_are_shown_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("0123456789abcdef0123456789abcdef")
+    path.chmod(0o600)
+    ((level, said),) = told(listen="127.0.0.1:8480", token_file=path, logs=True)
+    assert (level, said) == (Level.GOOD, "for browsers, at 127.0.0.1:8480, with machines' logs")
+
+
 @pytest.mark.parametrize(("token", "words"), [("", "does not hold"), ("short", "too short")])
 def test_a_token_that_is_none(tmp_path: Path, token: str, words: str) -> None:
     path = tmp_path / "token"

@@ -99,8 +99,8 @@ def test_who_is_in_a_hurry_gets_what_was_said_a_moment_ago(
 @pytest.mark.parametrize(
     ("instead", "says"),
     [
-        ("time.sleep(600)", "libvirt has not answered for"),
-        ("print('[5, \"\"]', flush=True); time.sleep(600)", "libvirt has not answered for"),
+        ("time.sleep(600)", "libvirt does not answer"),
+        ("print('[5, \"\"]', flush=True); time.sleep(600)", "libvirt does not answer"),
         ("sys.exit(1)", "What asks libvirt has ended"),
         ("print('no'); sys.exit()", "What asks libvirt has ended"),
         ("print('[5]'); sys.exit()", "What asks libvirt has ended"),
@@ -113,10 +113,25 @@ def test_a_process_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, instead: str, says: str
 ) -> None:
     if "sleep" in instead:
-        monkeypatch.setattr(guests, "_LATE", 0.3)
+        monkeypatch.setattr(guests, "_LATE", 0.2)
+        monkeypatch.setattr(guests, "_START", 0.1)
     answer = Guests(Asked(tmp_path, instead).command).said(NAME, 5.0, 30.0)
     assert answer
     assert (answer.lines, says in answer.problem) == (b"", True)
+
+
+def test_one_that_hangs_later_is_told_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its start may take long, its answers not."""
+    monkeypatch.setattr(guests, "_LATE", 0.05)
+    first = "line = sys.stdin.readline(); print('[0, \"\"]', flush=True); time.sleep(600)"
+    now = 0.0
+    asking = Guests(Asked(tmp_path, first).command, clock=lambda: now)
+    answers = [asking.said(NAME, 5.0, 60.0)]
+    now = 5.0
+    answers.append(asking.said(NAME, 5.0, 20.0))
+    assert [each and each.problem for each in answers] == ["", "libvirt does not answer."]
 
 
 def test_one_that_fails_is_started_again(tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
+def test_it_has_neither_libvirt_nor_the_forges_client() -> None:
+    program = "import sys, vmrunner.page.main; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    modules = set(done.stdout.split())
+    assert "vmrunner.page.guests" in modules
+    assert modules & {"libvirt", "httpx", "vmrunner.forge", "vmrunner.hypervisor.host"} == set()
+
+
 def test_it_answers_beside_connections_that_say_nothing(port: int) -> None:
     sent: tuple[bytes, ...] = (
         b"",
