@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmrunner.manager.history import Record
+from vmrunner.manager.record import Record
 from vmrunner.model import entry
 from vmrunner.model.entry import Entry, Source
 
