@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -93,7 +93,7 @@ class Blobs:
     """A folder of contents. Only digests become names."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._aside = folder, folder / "aside"
 
     def path(self, digest: str) -> Path:
         """Where a content is, or would be."""
@@ -111,6 +111,26 @@ class Blobs:
         """It is gone; who reads it reads on."""
         with suppress(FileNotFoundError):
             self.path(digest).unlink()
+
+    def put_aside(self, digest: str) -> None:
+        """It is gone, at once however large; `throw_away` gives its room back."""
+        aside = self._aside / digest
+        try:
+            make_folder(self._aside, 0o700)
+            self.path(digest).replace(aside)
+        except OSError:  # there is none; or no room for another name
+            self.remove(digest)
+
+    def throw_away(self, digests: Iterable[str]) -> None:
+        """What was put aside."""
+        for digest in digests:
+            with suppress(FileNotFoundError):
+                (self._aside / digest).unlink()
+
+    def sweep(self) -> None:
+        """What a kill has left of what was put aside is removed. Raises OSError."""
+        if self._aside.exists():
+            self.throw_away(path.name for path in self._aside.iterdir())
 
     def open(self, digest: str, size: int, blocks: bytes) -> Content:
         """A content, to be closed. Raises Corrupt where there is none of this size."""

@@ -19,78 +19,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmrunner.cache import blobs, shares
+from vmrunner.cache import blobs
 from vmrunner.cache.blobs import Blobs, Content, Corrupt
+from vmrunner.cache.index import BESIDE, INDEX, open_index
 from vmrunner.cache.refused import Refused, Why
 from vmrunner.cache.rights import Rights
+from vmrunner.cache.room import Choice, Going, InTheWay
 from vmrunner.errors import ConfigError
-from vmrunner.files import hand_over, make_folder
+from vmrunner.files import make_folder
 from vmrunner.text import size as in_words
 
 if TYPE_CHECKING:
     from vmrunner.config import CacheConfig
 
-INDEX = "index.sqlite"
-"""The file in a cache's folder that says what is in there."""
 UNREADABLE = (
     "Is the disk full, or was it? What is in the cache may be removed at any time while the "
     "service is stopped."
 )
 """What an admin can do about an index that can't be used."""
 MiB, GiB = 1024**2, 1024**3
-_SCHEMA = 1
-_PATIENCE = 30.0  # seconds for another process to be done with the file
 _IDS = 2**53  # those of JavaScript's numbers
 _REMEMBERED = 90 * 86400.0  # seconds for which it is known who asked; the history has as many
-_UNUSED = 7 * 86400.0  # seconds after which an entry goes before all that was used since
-# Bytes: what an entry takes of the disk beside its content and its names, which are in the index
-# twice. The last block of a file is half empty on the average.
-_BESIDE = 4096
-_TAKEN = "entries.size + beside"
-# Of the whole cache: entries of the same content take its room once.
-ENTRIES = "(SELECT count(*) FROM entries)"
-BYTES = (
-    "(SELECT coalesce(sum(size), 0) FROM blobs) + (SELECT coalesce(sum(beside), 0) FROM entries)"
-)
-# Repositories' names are the same in any case, as forges have it; refs and keys are not.
-_TABLES = """
-CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, size INTEGER, blocks BLOB);
-CREATE TABLE IF NOT EXISTS entries (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id INTEGER UNIQUE,
-    repository TEXT COLLATE NOCASE,
-    ref TEXT,
-    version TEXT,
-    key TEXT,
-    digest TEXT,
-    size INTEGER,
-    offered INTEGER,
-    created REAL,
-    used REAL,
-    UNIQUE (repository, ref, version, key)
-);
-CREATE INDEX IF NOT EXISTS by_use ON entries (used);
-CREATE INDEX IF NOT EXISTS by_repository ON entries (repository, used);
-CREATE INDEX IF NOT EXISTS by_digest ON entries (digest);
-CREATE TABLE IF NOT EXISTS forge (url TEXT);
-CREATE TABLE IF NOT EXISTS repositories (
-    repository TEXT PRIMARY KEY COLLATE NOCASE,
-    hits INTEGER DEFAULT 0,
-    misses INTEGER DEFAULT 0,
-    saved INTEGER DEFAULT 0,
-    served INTEGER DEFAULT 0,
-    forge_id INTEGER DEFAULT 0
-);
-CREATE TABLE IF NOT EXISTS runs (
-    machine TEXT PRIMARY KEY,
-    repository TEXT COLLATE NOCASE,
-    hits INTEGER,
-    asked REAL
-);
-CREATE INDEX IF NOT EXISTS by_time ON runs (asked);
-"""
-# What came later needs no new format, which an older vmrunner would refuse.
-_LATER = (("entries", "beside", f"INTEGER NOT NULL DEFAULT {_BESIDE}"),)
+# Entries that go in one change, in which others wait, and the seconds until the next one.
+_STEP, _REST = 64, 0.002
 
 
 @dataclass(frozen=True)
@@ -138,30 +89,17 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Removed:
-    """What went, and the bytes that are free again: entries of the same content take its room
-    once.
-    """
+class Much:
+    """Entries, and their bytes of the disk: those of the same content take its room once."""
 
-    entries: int
-    bytes: int
+    entries: int = 0
+    bytes: int = 0
 
+    def __add__(self, other: Much) -> Much:
+        return Much(self.entries + other.entries, self.bytes + other.bytes)
 
-@dataclass(frozen=True)
-class _Gone:
-    """An entry that had to go."""
-
-    repository: str  # in small letters
-    taken: int  # bytes of its repository's
-    freed: int  # bytes of the disk
-
-
-class _InTheWay(Exception):
-    """This repository would have to give, and has no entry."""
-
-    def __init__(self, repository: str) -> None:
-        super().__init__(repository)
-        self.repository = repository
+    def __sub__(self, other: Much) -> Much:
+        return Much(self.entries - other.entries, self.bytes - other.bytes)
 
 
 class Store:
@@ -173,16 +111,17 @@ class Store:
         limits: Limits,
         warn: Callable[[str], None],
         clock: Callable[[], float] = time.time,
+        rest: Callable[[float], object] = time.sleep,
     ) -> None:
         """Raises ConfigError."""
         self.folder, self.limits = folder, limits
-        self._warn, self._clock = warn, clock
+        self._warn, self._clock, self._rest = warn, clock, rest
         self._lock = threading.RLock()
         self._blobs = Blobs(folder / "blobs")
         self._going: set[str] = set()  # contents that this change removes
         try:
             make_folder(folder, 0o700)
-            self._database = _open(folder / INDEX)
+            self._database = open_index(folder / INDEX)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
                 f"The cache {folder} can't be used: {error}.",
@@ -206,7 +145,7 @@ class Store:
                     self._database.execute("ROLLBACK")
                     raise
                 for digest in self._going:
-                    self._blobs.remove(digest)
+                    self._blobs.put_aside(digest)
                 self._database.execute("COMMIT")
             except sqlite3.Error as error:
                 if self._database.in_transaction:
@@ -214,7 +153,9 @@ class Store:
                         self._database.execute("ROLLBACK")
                 raise Refused(Why.NO_ROOM, f"The cache can't write its index: {error}.") from None
             finally:
-                self._going.clear()
+                aside, self._going = self._going, set()
+        # A large file takes its time, and nobody waits for that.
+        self._blobs.throw_away(aside)
 
     def alone(self) -> AbstractContextManager[object]:
         """Nobody else looks at what is kept, or changes it, in this block."""
@@ -233,10 +174,10 @@ class Store:
             if not row:
                 return
             names = database.execute("SELECT repository FROM repositories").fetchall()
-            gone = [self._forget(database, name) for (name,) in names if name]
+            gone = sum((self._forget(database, name) for (name,) in names if name), Much())
         self._warn(
-            f"The cache was that of {row[0]}, and is that of {forge} now: "
-            f"{sum(each.entries for each in gone)} entries are removed."
+            f"The cache was that of {row[0]}, and is that of {forge} now: {gone.entries} entries "
+            "are removed."
         )
 
     def recognise(self, rights: Rights) -> None:
@@ -275,7 +216,7 @@ class Store:
         name, then the newest one whose name begins with it.
         """
         with self._lock:
-            found = self._whole(rights, keys, version) if self._is_its_name(rights) else None
+            found = self._sound(rights, keys, version) if self._is_its_name(rights) else None
         with suppress(Refused), self._change() as database:  # figures alone
             _count(database, rights.repository, "misses" if found is None else "hits", 1)
             self._remember(database, rights, found)
@@ -295,7 +236,7 @@ class Store:
             (rights.machine, rights.repository, int(found is not None), now),
         )
 
-    def _whole(self, rights: Rights, keys: Sequence[str], version: str) -> Found | None:
+    def _sound(self, rights: Rights, keys: Sequence[str], version: str) -> Found | None:
         while row := self._best(rights, keys, version):
             id_, key, size, digest, blocks = row
             try:
@@ -429,86 +370,52 @@ class Store:
                 ),
             )
             _count(database, rights.repository, "saved", size)
-            (own,) = database.execute(
-                "SELECT count(*) FROM entries WHERE repository = ?", (rights.repository,)
-            ).fetchone()
-            for _ in range(own - self.limits.entries_per_repository):
-                self._drop_oldest(database, "repository = ?", rights.repository)
-            (all_,) = database.execute("SELECT count(*) FROM entries").fetchone()
-            self._share(
-                database,
-                all_ - self.limits.entries,
-                lambda: _by_repository(database, "count(*)"),
-                lambda _: (1, 1),
-            )
+            choice = Choice(database, now)
+            own = self._kept(rights.repository).entries - self.limits.entries_per_repository
+            choice.own(rights.repository, own, lambda _: 1)
+            all_ = self._whole().entries - len(choice.entries) - self.limits.entries
+            choice.share(all_, lambda: self._by_repository("entries"), lambda _: (1, 1))
+            self._let_go(database, choice.entries)
 
     def make_room(self, repository: str, look: Callable[[], Mapping[str, int]]) -> str | None:
         """Let entries go until what comes, in bytes by repository, has room beside them: first the
         repository's own, for its bound, then whoever's have to give way. None where it has room;
-        else nothing goes, and it is the repository whose coming bytes are in the way. `look` says
-        what comes, and is asked when nothing of it can become an entry meanwhile. Raises Refused.
+        else it is the repository whose coming bytes are in the way, and nothing goes for it. `look`
+        says what comes, and is asked when nothing of it can become an entry meanwhile. Raises
+        Refused.
+
+        Others get on between the steps, and may use what was to go: it stays, and others go.
         """
-        try:
-            with self._change() as database:
-                coming = look()
-                own = coming.get(repository.lower(), 0)
-                taken = _by_repository(database, f"sum({_TAKEN})", repository)
-                over = taken[repository.lower()] + own - self.limits.most_per_repository
-                while over > 0:
-                    over -= self._drop_oldest_of(database, repository).taken
-                self._share(
-                    database,
-                    self._taken(database).bytes + sum(coming.values()) - self.limits.most,
-                    lambda: _by_repository(database, f"sum({_TAKEN})") + Counter(coming),
-                    lambda gone: (gone.taken, gone.freed),
-                )
-        except _InTheWay as error:
-            return error.repository
-        return None
+        while True:
+            try:
+                going = self._choose(repository, look)
+            except InTheWay as error:
+                return error.repository
+            if not going:
+                return None
+            for begin in range(0, len(going), _STEP):
+                with self._change() as database:
+                    self._let_go(database, going[begin : begin + _STEP])
+                self._rest(_REST)
 
-    def _share(
-        self,
-        database: sqlite3.Connection,
-        over: int,
-        taken: Callable[[], Counter[str]],
-        count: Callable[[_Gone], tuple[int, int]],
-    ) -> None:
-        """Let entries go until nothing is over: what nobody uses any more, then of those who have
-        the most. `count` says what an entry took of its repository, and of all: contents may be
-        shared. Raises _InTheWay.
-        """
-        if over <= 0:
-            return
-        # Summed up once, not after each of what may be thousands that go: others wait for it.
-        has, unused = taken(), self._clock() - _UNUSED
-        while over > 0:
-            gone = self._drop_oldest(database, "used < ?", unused)
-            gone = gone or self._drop_oldest_of(database, shares.giver(has))
-            own, all_ = count(gone)
-            has[gone.repository] -= own
-            over -= all_
+    def _choose(self, repository: str, look: Callable[[], Mapping[str, int]]) -> list[Going]:
+        with self._lock:
+            coming, choice = Counter(look()), Choice(self._database, self._clock())
+            own = self._kept(repository).bytes + coming[repository.lower()]
+            choice.own(repository, own - self.limits.most_per_repository, lambda gone: gone.taken)
+            freed = sum(each.freed for each in choice.entries)
+            choice.share(
+                self._whole().bytes - freed + sum(coming.values()) - self.limits.most,
+                lambda: self._by_repository("bytes") + coming,
+                lambda gone: (gone.taken, gone.freed),
+            )
+            return choice.entries
 
-    def _drop_oldest_of(self, database: sqlite3.Connection, repository: str) -> _Gone:
-        gone = self._drop_oldest(database, "repository = ?", repository)
-        if gone is None:
-            raise _InTheWay(repository.lower())
-        return gone
+    def _let_go(self, database: sqlite3.Connection, going: Sequence[Going]) -> None:
+        for each in going:
+            self._drop(database, "number = ? AND used = ?", (each.number, each.used))
 
-    def _drop_oldest(self, database: sqlite3.Connection, where: str, value: object) -> _Gone | None:
-        """The one that was used longest ago; None where there is none."""
-        row = database.execute(
-            f"SELECT id, repository, {_TAKEN} FROM entries WHERE {where} "  # noqa: S608 — our own words
-            "ORDER BY used, number LIMIT 1",
-            (value,),
-        ).fetchone()
-        if row is None:
-            return None
-        id_, repository, taken = row
-        return _Gone(repository.lower(), taken, self._drop(database, "id = ?", (id_,)).bytes)
-
-    def _drop(
-        self, database: sqlite3.Connection, where: str, values: tuple[object, ...]
-    ) -> Removed:
+    def _drop(self, database: sqlite3.Connection, where: str, values: tuple[object, ...]) -> Much:
         gone = database.execute(
             f"DELETE FROM entries WHERE {where} RETURNING digest, beside",  # noqa: S608 — our own words
             values,
@@ -517,7 +424,7 @@ class Store:
         for digest in {digest for digest, _ in gone}:
             if not database.execute("SELECT 1 FROM entries WHERE digest = ?", (digest,)).fetchone():
                 freed += self._drop_blob(database, digest)
-        return Removed(len(gone), freed)
+        return Much(len(gone), freed)
 
     def _drop_blob(self, database: sqlite3.Connection, digest: str) -> int:
         row = database.execute(
@@ -526,12 +433,13 @@ class Store:
         self._going.add(digest)
         return int(row[0]) if row else 0
 
-    def clear(self, repository: str) -> Removed:
+    def clear(self, repository: str) -> Much:
         """All entries of a repository, and its figures, go. Raises Refused."""
+        removed = self._drop_in_steps("repository = ?", repository)
         with self._change() as database:
-            return self._forget(database, repository)
+            return removed + self._forget(database, repository)
 
-    def _forget(self, database: sqlite3.Connection, repository: str) -> Removed:
+    def _forget(self, database: sqlite3.Connection, repository: str) -> Much:
         row = database.execute(
             "DELETE FROM repositories WHERE repository = ? RETURNING hits, misses, saved, served",
             (repository,),
@@ -542,24 +450,50 @@ class Store:
         database.execute("DELETE FROM runs WHERE repository = ?", (repository,))
         return self._drop(database, "repository = ?", (repository,))
 
-    def prune(self, unused: float | None = None) -> Removed:
+    def prune(self, unused: float | None = None) -> Much:
         """Entries that nobody used for so many seconds, and what is beyond the limits. Raises
         Refused.
         """
-        with self._change() as database:
-            before = self._taken(database)
-            if unused is not None:
-                self._drop(database, "used < ?", (self._clock() - unused,))
-            repositories = database.execute("SELECT DISTINCT repository FROM entries").fetchall()
-        for (repository,) in repositories:
+        with self._lock:
+            before = self._whole()
+            repositories = list(self._by_repository("bytes"))
+        if unused is not None:
+            self._drop_in_steps("used < ?", self._clock() - unused)
+        for repository in repositories:
             self.make_room(repository, dict)
         with self._lock:
-            after = self._taken(self._database)
-        return Removed(before.entries - after.entries, before.bytes - after.bytes)
+            after = self._whole()
+        return before - after
 
-    def _taken(self, database: sqlite3.Connection) -> Removed:
+    def _drop_in_steps(self, where: str, value: object) -> Much:
+        """All of these entries go, but for what comes meanwhile; others get on between the steps.
+        Raises Refused.
+        """
+        some = f"number IN (SELECT number FROM entries WHERE {where} LIMIT {_STEP})"  # noqa: S608 — our own words
+        all_ = Much(0, 0)
+        while True:
+            with self._change() as database:
+                removed = self._drop(database, some, (value,))
+            all_ += removed
+            if removed.entries < _STEP:
+                return all_
+            self._rest(_REST)
+
+    def _whole(self) -> Much:
         """All that there is."""
-        return Removed(*database.execute(f"SELECT {ENTRIES}, {BYTES}").fetchone())
+        return Much(*self._database.execute("SELECT entries, bytes FROM whole").fetchone())
+
+    def _kept(self, repository: str) -> Much:
+        """What there is of a repository; bytes of contents that others have, too, count."""
+        row = self._database.execute(
+            "SELECT entries, bytes FROM kept WHERE repository = ?", (repository,)
+        ).fetchone()
+        return Much(*(row or (0, 0)))
+
+    def _by_repository(self, what: str) -> Counter[str]:
+        """Its entries or bytes, of each, by the name in small letters."""
+        rows = self._database.execute(f"SELECT repository, {what} FROM kept")  # noqa: S608 — our own words
+        return Counter({name.lower(): much for name, much in rows})
 
     def sweep(self) -> None:
         """What a kill has left, files without an entry, is removed: for who starts the service,
@@ -570,6 +504,7 @@ class Store:
             for digest in self._blobs.all():
                 if digest not in known:
                     self._blobs.remove(digest)
+            self._blobs.sweep()
 
     def check_disk(self, size: int) -> None:
         """Raises Refused where the disk has no room for so many bytes more."""
@@ -587,10 +522,9 @@ class Store:
             return [
                 replace(Figures(*row), seconds_saved=saved.get(row[0].lower()))
                 for row in self._database.execute(
-                    f"SELECT repository, count(id), coalesce(sum({_TAKEN}), 0), hits, misses, "  # noqa: S608 — our own words
-                    "saved, served FROM repositories LEFT JOIN entries USING (repository) "
-                    "WHERE repository != '' "
-                    "GROUP BY repository ORDER BY repository"
+                    "SELECT repository, coalesce(entries, 0), coalesce(bytes, 0), hits, misses, "
+                    "saved, served FROM repositories LEFT JOIN kept USING (repository) "
+                    "WHERE repository != '' ORDER BY repository"
                 )
             ]
 
@@ -609,19 +543,7 @@ def _may_read(rights: Rights, repository: str, ref: str, offered: int) -> bool:
 def beside(rights: Rights, key: str, version: str, size: int) -> int:
     """The bytes of the disk that an entry takes beside its content."""
     names = "".join((rights.repository, rights.writes or "", version, key))
-    return _BESIDE + blobs.DIGEST * blobs.count(size) + 2 * len(names.encode())
-
-
-def _by_repository(
-    database: sqlite3.Connection, what: str, repository: str | None = None
-) -> Counter[str]:
-    """What entries add up to, of each repository or of one."""
-    where, values = ("WHERE repository = ?", (repository,)) if repository else ("", ())
-    rows = database.execute(
-        f"SELECT repository, {what} FROM entries {where} GROUP BY repository",  # noqa: S608 — our own words
-        values,
-    )
-    return Counter({name.lower(): much for name, much in rows})
+    return BESIDE + blobs.DIGEST * blobs.count(size) + 2 * len(names.encode())
 
 
 def _count(database: sqlite3.Connection, repository: str, column: str, more: int) -> None:
@@ -630,42 +552,3 @@ def _count(database: sqlite3.Connection, repository: str, column: str, more: int
         f"ON CONFLICT (repository) DO UPDATE SET {column} = {column} + excluded.{column}",
         (repository, more),
     )
-
-
-def _add_later(database: sqlite3.Connection) -> None:
-    def lacks() -> list[tuple[str, str, str]]:
-        return [
-            (table, column, kind)
-            for table, column, kind in _LATER
-            if column not in {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
-        ]
-
-    if lacks():
-        database.execute("BEGIN IMMEDIATE")  # another process may be about to do the same
-        for table, column, kind in lacks():
-            database.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
-        database.execute("COMMIT")
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    if not path.exists():
-        # Before the first look: what sqlite puts beside the file takes its mode, and its owner.
-        path.touch(0o600)
-        hand_over(path, path.parent)
-    database = sqlite3.connect(
-        path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
-    )
-    try:
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _SCHEMA):
-            raise sqlite3.DatabaseError(f"it has the format {version}, not {_SCHEMA}")
-        # Without a sync at each change: what a power cut spoils is found by its digest.
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("PRAGMA journal_mode = WAL")
-        database.executescript(_TABLES)
-        _add_later(database)
-        database.execute(f"PRAGMA user_version = {_SCHEMA}")
-    except BaseException:
-        database.close()
-        raise
-    return database

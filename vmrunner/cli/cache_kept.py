@@ -28,7 +28,7 @@ from vmrunner.errors import ConfigError
 from vmrunner.text import presentable, size
 
 if TYPE_CHECKING:
-    from vmrunner.cache.store import Removed, Store
+    from vmrunner.cache.store import Much, Store
 
 
 def stats(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
@@ -65,7 +65,7 @@ def _saved(config_path: Path) -> dict[str, float]:
 
     from vmrunner import config
     from vmrunner.cache import worth
-    from vmrunner.cache.store import INDEX
+    from vmrunner.cache.index import INDEX
 
     settings = config.load(config_path)
     try:
@@ -96,11 +96,11 @@ def prune(
     """Remove from the cache what is more than `max` and `max_per_repository` allow now, which the
     service does only when something new comes.
     """
-    from vmrunner.cache.store import Removed
+    from vmrunner.cache.store import Much
 
     seconds = None if unused is None else duration(unused, "cache prune").total_seconds()
     with _changed(config_path) as store:
-        _told(store.prune(seconds) if store else Removed(0, 0), as_json=as_json)
+        _told(store.prune(seconds) if store else Much(), as_json=as_json)
 
 
 def clear(
@@ -130,7 +130,7 @@ def clear(
         _told(store.clear(repository), as_json=as_json)
 
 
-def _told(removed: Removed, *, as_json: bool) -> None:
+def _told(removed: Much, *, as_json: bool) -> None:
     if as_json:
         show(removed)
     else:
@@ -146,7 +146,8 @@ def _store(config_path: Path) -> Iterator[Store | None]:
     import sqlite3
 
     from vmrunner import config
-    from vmrunner.cache.store import INDEX, UNREADABLE, Limits, Store
+    from vmrunner.cache.index import INDEX
+    from vmrunner.cache.store import UNREADABLE, Limits, Store
 
     settings = config.load(config_path)
     folder = settings.cache_dir

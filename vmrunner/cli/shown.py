@@ -357,9 +357,9 @@ def _cached() -> Schema:
 
 
 def _uncached() -> Schema:
-    from vmrunner.cache.store import Removed
+    from vmrunner.cache.store import Much
 
-    return _of(Removed)
+    return _of(Much)
 
 
 SCHEMAS: dict[str, Callable[[], Schema]] = {

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.unit.cache.world import World, Worlds, job
 from vmrunner.cache.refused import Refused, Why
-from vmrunner.cache.shares import giver
+from vmrunner.cache.shares import Shares
 from vmrunner.cache.store import Limits
 
 KiB = 1024
@@ -31,11 +31,32 @@ DAY = 86400.0
         ({"a/x": 5, "b/x": 6}, "b/x"),
         ({"a/x": 5, "a/y": 4, "b/x": 6}, "a/x"),  # many repositories are no more than one
         ({"a/x": 5, "a/y": 4, "b/x": 9, "b/y": 1}, "b/x"),
-        ({"a/x": 0, "b/x": 0}, "b/x"),
+        ({"a/x": 0, "b/x": 0}, "a/x"),  # somebody, always the same
     ],
 )
 def test_who_has_the_most_gives(taken: dict[str, int], gives: str) -> None:
-    assert giver(taken) == gives
+    assert Shares(taken).giver() == gives
+
+
+@given(
+    st.dictionaries(st.from_regex(r"[a-c]/[a-d]", fullmatch=True), st.integers(0, 9), max_size=9),
+    st.lists(st.integers(0, 4), max_size=30),
+)
+def test_who_has_the_most_gives_until_somebody_else_has(
+    taken: dict[str, int], gives: list[int]
+) -> None:
+    shares, now = Shares(taken), dict(taken)
+    for much in gives:
+        giver = shares.giver()
+        owners = Counter(dict.fromkeys("abc", 0))
+        for name, has in now.items():
+            owners[name[0]] += has
+        assert bool(giver) == bool(now)
+        if giver:
+            assert owners[giver[0]] == max(owners[name[0]] for name in now)
+            assert now[giver] == max(has for name, has in now.items() if name[0] == giver[0])
+            shares.gave(giver, much)
+            now[giver] -= much
 
 
 REPOSITORIES = ["a/one", "b/one", "b/two", "c/one", "c/two", "c/three", "c/four"]
