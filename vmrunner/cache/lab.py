@@ -30,15 +30,15 @@ class Lab:
                 f"The cache can't be told of jobs: {error.strerror}.", "Check runtime_dir."
             ) from None
 
-    def forget(self, owner: str) -> None:
-        """None runs any more, and nothing is kept for repositories of this owner. Raises
+    def forget(self, owners: str) -> None:
+        """None runs any more, and nothing is kept for owners whose names begin so. Raises
         ConfigError.
         """
         self._settings.cache_lab_file.unlink(missing_ok=True)
         limits = Limits.of(self._settings.cache)
         with closing(Store(self._settings.cache_dir, limits, lambda _: None)) as store:
             for each in store.figures():
-                if each.repository.startswith(f"{owner}/"):
+                if each.repository.startswith(owners):
                     try:
                         store.clear(each.repository)
                     except Refused as error:

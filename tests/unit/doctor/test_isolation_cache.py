@@ -20,6 +20,7 @@ import pytest
 from tests.page import free_port
 from vmrunner import config
 from vmrunner.cache.lab import Lab as Jobs
+from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import Limits, Store
 from vmrunner.config import Config
 from vmrunner.doctor.cache import _is_ours
@@ -70,11 +71,9 @@ WITHOUT = {
     "whose a ref is": "rights._writes = lambda facts: 'refs/heads/main'",
     "that headers say nothing": """
 answer = server.Service._answer
-async def believing(self, act, request):
-    told = dict(request.headers)
-    named = told.get("x-forwarded-for") or request.client.host
-    request.scope["client"] = (named, 1)
-    return await answer(self, act, request)
+def believing(self, request):
+    request.address = request.headers.get("x-forwarded-for") or request.address
+    answer(self, request)
 server.Service._answer = believing""",
     "whose an entry is": """
 judged = who.rights
@@ -159,10 +158,13 @@ def service(folder: Path, without: str) -> Iterator[Config]:
 def opened(folder: Path, *rules: str, spoofs: bool = False) -> set[str]:
     """What is not as it should be without these rules."""
     with service(folder, "\n".join(WITHOUT[rule] for rule in rules)) as settings:
+        with closing(Store(settings.cache_dir, Limits(), print)) as store:
+            for name in ("vmrunner-isolation-dead/one", "org/tool"):  # a killed run's; a job's
+                store.recognise(Rights(name, None, (), repository_id=1))
         found = list(cells(FakeLab(settings, spoofs), Jobs(settings)))  # type: ignore[arg-type]  # all that it needs of one
         assert not settings.cache_lab_file.exists()
         with closing(Store(settings.cache_dir, Limits(), print)) as store:
-            assert store.figures() == []
+            assert [each.repository for each in store.figures()] == ["org/tool"]
     assert len({each.what for each in found}) == len(found) == 11
     assert {each.group for each in found} == {"cache"}
     return {each.what for each in found if not each.is_right}

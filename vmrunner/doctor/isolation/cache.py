@@ -25,6 +25,7 @@ from vmrunner.network.policy import pool_policy
 _PROGRAM = "probe_cache.py"
 _MAIN = "refs/heads/main"
 _PATIENCE = 60.0  # seconds until a machine has asked once more
+_OWNERS = "vmrunner-isolation-"  # their names begin so; no two runs have the same one
 _FULL = "Is the cache full? `vmrunner cache stats` says so."
 
 Tries = list[list[object]]
@@ -37,8 +38,8 @@ class Told(Protocol):
     def tell(self, jobs: Mapping[str, JobFacts]) -> None:
         """These run now, by their machines' names."""
 
-    def forget(self, owner: str) -> None:
-        """None runs any more, and nothing is kept for this owner's repositories."""
+    def forget(self, owners: str) -> None:
+        """None runs any more, and nothing is kept for owners whose names begin so."""
 
 
 def cells(lab: Lab, told: Told) -> Iterator[Cell]:
@@ -49,9 +50,10 @@ def cells(lab: Lab, told: Told) -> Iterator[Cell]:
     """
     with_cache = [name for name, pool in lab.settings.pools.items() if lab.settings.has_cache(pool)]
     if with_cache:
-        owner = f"vmrunner-isolation-{secrets.token_hex(4)}"
+        owner = f"{_OWNERS}{secrets.token_hex(4)}"
+        told.forget(_OWNERS)  # what a run has left that was killed
         with ExitStack() as stack:
-            stack.callback(told.forget, owner)
+            stack.callback(told.forget, _OWNERS)
             yield from _Cells(lab, told, pool_policy(with_cache[0]), owner).all(stack)
 
 
