@@ -23,6 +23,15 @@ def test_the_recipe_that_comes_with_vmrunner_loads() -> None:
     assert b"cidata" in found.files["/usr/lib/vmrunner/guest"].content()
 
 
+@pytest.mark.parametrize("name", ["debian-12-full", "debian-13-full", "debian-13-docker-full"])
+def test_what_actions_start_is_in_the_images_that_are_for_them(name: str) -> None:
+    """Each of these was missed by an action, which is written in JavaScript: by checkout, by one
+    that packs a cache, by setup-python, and by install scripts.
+    """
+    wanted = {"nodejs", "git", "zstd", "lsb-release", "sudo"}
+    assert wanted <= set(recipe.load(name).packages)
+
+
 def test_debian_13_is_debian_12_with_another_suite() -> None:
     old, new = recipe.load("debian-12"), recipe.load("debian-13")
     assert new.suite == "trixie"
