@@ -208,7 +208,7 @@ COMMAND = f"""\
 echo "told: $RUNNER_TOOL_CACHE $AGENT_TOOLSDIRECTORY"
 echo "told: $($RUNNER_TOOL_CACHE/go/1.26.0/x64/bin/go)"
 cd $RUNNER_TOOL_CACHE/go && touch 1.26.0/x64/mine && mv 1.26.0 1.25.0 && echo told: $(ls)
-curl -sf {VERSION} >/dev/null && echo told: the forge
+curl -sf -m 60 {VERSION} >/dev/null && echo told: the forge
 """
 
 
