@@ -107,7 +107,7 @@ class _Line:
         except TimeoutError:
             self._end()
             return b"", "libvirt does not answer."
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             self._end()
             return b"", "What asks libvirt has ended; the log of `vmrunner serve` says why."
 

@@ -13,8 +13,8 @@ from vmrunner.page import words
 from vmrunner.page.guests import Answer, Guests
 
 SHOWN = 200  # the last lines, on a machine's page
-_SOON, _LATER = 0.05, 15.0  # seconds that a page waits for libvirt, and a whole log
-_AT_ONCE = 2  # whole logs that are read at the same time
+_SOON, _LATER = 0.05, 5.0  # seconds that a page waits for libvirt, and a whole log
+_AT_ONCE = 2  # whole logs of machines that live, and of ended ones, at the same time
 _WIDEST = 8  # characters of a source
 
 
@@ -42,7 +42,9 @@ class Logs:
 
     def __init__(self, logbook: Logbook, guests: Guests) -> None:
         self._logbook, self._guests = logbook, guests
-        self._reading = threading.BoundedSemaphore(_AT_ONCE)
+        # Apart: libvirt may keep readers of those that live waiting.
+        self._of_living = threading.BoundedSemaphore(_AT_ONCE)
+        self._of_ended = threading.BoundedSemaphore(_AT_ONCE)
 
     def last(self, record: Record) -> Said:
         """The last lines; soon."""
@@ -50,15 +52,16 @@ class Logs:
         return Said(said.lines[-SHOWN:], said.lacks)
 
     def whole(self, record: Record) -> str | None:
-        """All lines that there are, as text; None while others read theirs: a log takes some time
-        of the processor, which the other views want as well.
+        """All lines that there are, as text; None while others read theirs: a log takes some time,
+        and a thread, which the other views want as well.
         """
-        if not self._reading.acquire(blocking=False):
+        reading = self._of_ended if record.ending else self._of_living
+        if not reading.acquire(blocking=False):
             return None
         try:
             return self._said(record, None, _LATER).text
         finally:
-            self._reading.release()
+            reading.release()
 
     def _said(self, record: Record, most: int | None, patience: float) -> Said:
         try:

@@ -104,6 +104,8 @@ def test_who_is_in_a_hurry_gets_what_was_said_a_moment_ago(
         ("sys.exit(1)", "What asks libvirt has ended"),
         ("print('no'); sys.exit()", "What asks libvirt has ended"),
         ("print('[5]'); sys.exit()", "What asks libvirt has ended"),
+        ("print('5'); sys.exit()", "What asks libvirt has ended"),
+        ("print('[null, 1]'); sys.exit()", "What asks libvirt has ended"),
         ("print('{}'); sys.exit()", "What asks libvirt has ended"),
         ("print('[\"x\", 1]'); sys.exit()", "What asks libvirt has ended"),
         ("print('x' * 100000)", "What asks libvirt has ended"),
