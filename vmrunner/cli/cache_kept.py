@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
+from vmrunner import config
 from vmrunner.cli import names
 from vmrunner.cli.app import (
     DEFAULT_PATH,
@@ -29,14 +29,16 @@ from vmrunner.text import presentable, size
 
 if TYPE_CHECKING:
     from vmrunner.cache.store import Much, Store
+    from vmrunner.config import Config
 
 
 def stats(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH) -> None:
     """Show what each repository keeps in the cache, how often its jobs found something there, how
     much went in and out, and about how much time that saved.
     """
-    with _store(config_path) as store:
-        figures = store.figures(_saved(config_path)) if store else []
+    settings = config.load(config_path)
+    with _store(settings) as store:
+        figures = store.figures(_saved(settings)) if store else []
     if as_json:
         show(figures)
         return
@@ -59,15 +61,13 @@ def stats(as_json: JsonOption = False, config_path: ConfigOption = DEFAULT_PATH)
         out.print("Nothing was ever asked of the cache.")
 
 
-def _saved(config_path: Path) -> dict[str, float]:
+def _saved(settings: Config) -> dict[str, float]:
     """The seconds of each repository; nothing where there is no history that can be read."""
     import sqlite3
 
-    from vmrunner import config
     from vmrunner.cache import worth
     from vmrunner.cache.index import INDEX
 
-    settings = config.load(config_path)
     try:
         return worth.saved(settings.cache_dir / INDEX, settings.history_file)
     except (OSError, sqlite3.Error):
@@ -99,7 +99,7 @@ def prune(
     from vmrunner.cache.store import Much
 
     seconds = None if unused is None else duration(unused, "cache prune").total_seconds()
-    with _changed(config_path) as store:
+    with _changed(config.load(config_path)) as store:
         _told(store.prune(seconds) if store else Much(), as_json=as_json)
 
 
@@ -117,7 +117,7 @@ def clear(
     config_path: ConfigOption = DEFAULT_PATH,
 ) -> None:
     """Remove all that a repository keeps in the cache, and what was counted of it."""
-    with _changed(config_path) as store:
+    with _changed(config.load(config_path)) as store:
         known = {each.repository.lower(): each for each in store.figures()} if store else {}
         found = known.get(repository.lower())
         if store is None or found is None:
@@ -139,17 +139,15 @@ def _told(removed: Much, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _store(config_path: Path) -> Iterator[Store | None]:
+def _store(settings: Config) -> Iterator[Store | None]:
     """The cache of this host, beside its service; None where there never was one. Raises
     ConfigError.
     """
     import sqlite3
 
-    from vmrunner import config
     from vmrunner.cache.index import INDEX
     from vmrunner.cache.store import UNREADABLE, Limits, Store
 
-    settings = config.load(config_path)
     folder = settings.cache_dir
     limits = replace(Limits.of(settings.cache), keep_free=0)  # what is removed here needs no room
     try:
@@ -169,11 +167,11 @@ def _store(config_path: Path) -> Iterator[Store | None]:
 
 
 @contextmanager
-def _changed(config_path: Path) -> Iterator[Store | None]:
+def _changed(settings: Config) -> Iterator[Store | None]:
     """The same, to change it."""
     from vmrunner.cache.refused import Refused
 
-    with _store(config_path) as store:
+    with _store(settings) as store:
         try:
             yield store
         except Refused as error:

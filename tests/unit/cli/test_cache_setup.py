@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import stat
 import subprocess
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.fetching import registry
+from tests.forge.gitea import until
 from tests.unit.cli.conftest import Main
 from vmrunner.cli import cache_setup, systemd_units
 from vmrunner.cli.packages_files import Proxy, name_servers
@@ -227,3 +233,61 @@ def test_systemd_finds_no_fault_with_the_unit(
         assert (done.returncode, "Unknown" in done.stderr) == (0, False), done.stdout + done.stderr
     for word in made.command[1:]:
         assert word.replace("%", "%%") in text
+
+
+FIND = """#!/bin/sh
+case "$*" in *-type*) echo >>{looks} ;; *) echo >>{glances} ;; esac
+exec {find} "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("max_mib", "free_mib", "kept"),
+    [(1, 0, 1), (9, 0, 3), (9, 1 << 40, 0)],
+)
+def test_all_that_a_registrys_mirror_keeps_is_looked_at_only_when_something_changed(
+    tmp_path: Path, max_mib: int, free_mib: int, kept: int
+) -> None:
+    made = replace(registry(tmp_path / "a mirror"), max_mib=max_mib, free_mib=free_mib, rest=0.05)
+    blobs = made.folder / "docker/registry/v2/blobs"
+    place = blobs / "sha256" / "ab"
+    looks, glances, find = tmp_path / "looks", tmp_path / "glances", tmp_path / "bin" / "find"
+    find.parent.mkdir()
+    find.write_text(FIND.format(looks=looks, glances=glances, find=shutil.which("find")))
+    find.chmod(0o755)
+
+    def add(name: str) -> None:
+        (place / name).mkdir(parents=True)
+        (place / name / "data").write_bytes(b"x" * 600_000)
+
+    def age() -> None:
+        """Nothing came in the last minute."""
+        for each in (blobs, blobs / "sha256", place):
+            os.utime(each, (time.time() - 60,) * 2)
+
+    def many(path: Path) -> int:
+        return len(path.read_text()) if path.exists() else 0
+
+    def settled(wanted: int) -> bool:
+        return len(list(place.rglob("data"))) == wanted
+
+    for name in "abc":
+        add(name)
+    script = made.script().replace(f"exec {made.program}", "exec sleep 60 #")
+    environment = os.environ | {"PATH": f"{find.parent}:{os.environ['PATH']}"}
+    with subprocess.Popen(["sh", "-c", script], env=environment, start_new_session=True) as process:
+        try:
+            until(lambda: settled(kept) and many(looks), 20, "it has its bound", every=0.05)
+            if free_mib:
+                return  # as long as there is no room all of it is looked at
+            before = -1
+            while before != many(looks):  # the look after that is over
+                age()
+                before, glanced = many(looks), many(glances)
+                until(lambda: many(glances) > glanced + 3, 20, "some glances", every=0.05)  # noqa: B023
+            add("d")
+            wanted = min(kept + 1, max_mib)
+            until(lambda: many(looks) > before, 20, "a look", every=0.05)
+            until(lambda: settled(wanted), 20, "its bound again", every=0.05)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
