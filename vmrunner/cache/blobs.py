@@ -124,7 +124,7 @@ class Blobs:
     def throw_away(self, digests: Iterable[str]) -> None:
         """What was put aside."""
         for digest in digests:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # then the next start removes it
                 (self._aside / digest).unlink()
 
     def sweep(self) -> None:

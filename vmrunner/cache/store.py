@@ -69,7 +69,6 @@ class Found:
 
     id: int
     key: str
-    size: int  # bytes
 
 
 @dataclass(frozen=True)
@@ -136,6 +135,17 @@ class Store:
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
         """One change, all of it or nothing. Raises Refused where the disk is full."""
+        aside: set[str] = set()
+        try:
+            with self._changing(aside) as database:
+                yield database
+        finally:
+            # A large file takes its time, and nobody waits for that.
+            self._blobs.throw_away(aside)
+
+    @contextmanager
+    def _changing(self, aside: set[str]) -> Iterator[sqlite3.Connection]:
+        """The same; contents that go are put aside, and named."""
         with self._lock:
             try:
                 self._database.execute("BEGIN IMMEDIATE")
@@ -144,7 +154,8 @@ class Store:
                 except BaseException:
                     self._database.execute("ROLLBACK")
                     raise
-                for digest in self._going:
+                aside |= self._going
+                for digest in aside:
                     self._blobs.put_aside(digest)
                 self._database.execute("COMMIT")
             except sqlite3.Error as error:
@@ -153,9 +164,7 @@ class Store:
                         self._database.execute("ROLLBACK")
                 raise Refused(Why.NO_ROOM, f"The cache can't write its index: {error}.") from None
             finally:
-                aside, self._going = self._going, set()
-        # A large file takes its time, and nobody waits for that.
-        self._blobs.throw_away(aside)
+                self._going.clear()
 
     def alone(self) -> AbstractContextManager[object]:
         """Nobody else looks at what is kept, or changes it, in this block."""
@@ -245,7 +254,7 @@ class Store:
                 if self.spoil(digest, str(error)):
                     continue
                 return None
-            return Found(id_, key, size)
+            return Found(id_, key)
         return None
 
     def _best(
@@ -399,7 +408,7 @@ class Store:
                 self._rest(_REST)
 
     def _choose(self, repository: str, look: Callable[[], Mapping[str, int]]) -> list[Going]:
-        with self._lock:
+        with self._lock, _readable():
             coming, choice = Counter(look()), Choice(self._database, self._clock())
             own = self._kept(repository).bytes + coming[repository.lower()]
             choice.own(repository, own - self.limits.most_per_repository, lambda gone: gone.taken)
@@ -527,6 +536,15 @@ class Store:
                     "WHERE repository != '' ORDER BY repository"
                 )
             ]
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Raises Refused where the index is not."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Refused(Why.NO_ROOM, f"The cache can't read its index: {error}.") from None
 
 
 def new_id() -> int:
