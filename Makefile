@@ -53,6 +53,7 @@ real_tools = rig/rig run --outside -- python -m tests.tooling
 # Machines reach the public registries by a counted link, whose other end has the host's network.
 cached_jobs = $(if $(findstring --save,$(CACHE)),$(plotting);) $(package_programs); $(actions_cache); rig/rig run --outside -- bash -ec "python -m tests.prepare test-cached; python -m tests.cached.base"; \
 	rig/rig run --outside -- python -m tests.cached.outside & rig/rig run -- python -m tests.cached
+cache_measured = $(if $(findstring --git,$(CACHE)),git_pace,$(if $(findstring --machine,$(CACHE)),cache_machine,cache_pace))
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"
 short = -m 'not long'
 # Tests that need neither machines nor a forge: two files at a time (some tests look at what others of their file did).
@@ -175,10 +176,11 @@ page:
 	$(call in_rig,rig/rig browser; rig/rig run -- pytest -q tests/browser; rig/rig run -- python -m tests.page)
 
 # A gigabyte into the cache and out of it over loopback, 20 machines at once, and what the service takes of the host (CACHE="--mib 256" for less).
+# CACHE=--machine: the same from a real machine, beside bare connections (CACHE="--machine --mib 256 --runs 3").
 # CACHE=--jobs: what caches are worth to workflows that fetch packages from the public registries (CACHE="--jobs --only python", "--save docs" for the docs).
 # CACHE=--git: what the checkout of a large repository costs, whole, in part and with a reference (CACHE="--git --files 20000 --commits 20000").
 cache:
-	$(call in_rig,$(if $(findstring --jobs,$(CACHE)),$(cached_jobs),rig/rig run -- python -m tests.$(if $(findstring --git,$(CACHE)),git,cache)_pace) $(filter-out --jobs --git,$(CACHE)))
+	$(call in_rig,$(if $(findstring --jobs,$(CACHE)),$(cached_jobs),$(if $(findstring --machine,$(CACHE)),$(demo_image);) rig/rig run -- python -m tests.$(cache_measured)) $(filter-out --jobs --git --machine,$(CACHE)))
 
 # Known vulnerabilities of the dependencies; fails where the service that knows them can't be asked.
 audit:

@@ -90,7 +90,12 @@ def memory(running: Served) -> int:
 
 def work(running: Served) -> float:
     """Seconds of a processor that the service has taken."""
-    fields = Path(f"/proc/{running.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return processor_seconds(running.process.pid)
+
+
+def processor_seconds(pid: int) -> float:
+    """What a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
