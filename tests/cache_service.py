@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from vmrunner.cache import main, server
+from vmrunner.cache import connections, main, server
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import Limits
 from vmrunner.log import Format, Level, open_log
@@ -30,7 +30,7 @@ def _who(path: Path) -> Callable[[str], Rights | None]:
 
 if __name__ == "__main__":
     _folder, _port, _rights, _limits = sys.argv[1:]
-    server._PATIENCE = float(os.environ.get("VMRUNNER_TEST_PATIENCE", server._PATIENCE))
+    connections._PATIENCE = float(os.environ.get("VMRUNNER_TEST_PATIENCE", connections._PATIENCE))
     with server.bind("127.0.0.1", int(_port)) as _listening:
         main.serve(
             _listening,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,10 +19,6 @@ _HEX = frozenset("0123456789abcdef")
 
 class Corrupt(Exception):
     """A content on the disk is not the one that was stored."""
-
-
-class Closed(Exception):
-    """Whoever asked for a content has gone."""
 
 
 def count(size: int) -> int:
@@ -57,36 +52,29 @@ def digests(part: Path, size: int, known: Mapping[int, bytes]) -> bytes:
 
 
 class Content:
-    """An open content: `blocks` are its blocks' digests, one after the other. Threads may share it;
-    whoever closes it may be another one than who reads.
-    """
+    """An open content, of one thread: `blocks` are its blocks' digests, one after the other."""
 
     def __init__(self, digest: str, size: int, blocks: bytes, fd: int) -> None:
         self.digest, self.size = digest, size  # bytes
         self._blocks, self._fd = blocks, fd
-        self._lock = threading.Lock()
 
-    def block(self, index: int) -> bytes:
-        """One block; raises Corrupt where it is not what was stored, Closed after `close`."""
+    def block(self, index: int, buffer: bytearray) -> memoryview:
+        """One block, in a buffer that has room for any; raises Corrupt where it is not what was
+        stored.
+        """
         begin = index * BLOCK
-        wanted = min(BLOCK, self.size - begin)
-        with self._lock:
-            if self._fd < 0:
-                raise Closed
-            try:
-                read = os.pread(self._fd, wanted, begin)
-            except OSError as error:
-                raise Corrupt(f"it can't be read: {error.strerror}") from None
-        if of_block(read) != self._blocks[index * DIGEST : (index + 1) * DIGEST]:
+        read = memoryview(buffer)[: min(BLOCK, self.size - begin)]
+        try:
+            much = os.preadv(self._fd, [read], begin)
+        except OSError as error:
+            raise Corrupt(f"it can't be read: {error.strerror}") from None
+        if of_block(read[:much]) != self._blocks[index * DIGEST : (index + 1) * DIGEST]:
             raise Corrupt(f"its bytes from {begin} on are not what was stored")
         return read
 
     def close(self) -> None:
         """Done with it."""
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-            self._fd = -1
+        os.close(self._fd)
 
 
 class Blobs:

@@ -8,10 +8,11 @@ from contextlib import closing
 from pathlib import Path
 from socket import socket
 
-from vmrunner import beside, lock, web
+from vmrunner import beside, lock
+from vmrunner.cache.connections import Connections
 from vmrunner.cache.refused import Refused
 from vmrunner.cache.rights import Rights
-from vmrunner.cache.server import Bounded, Service, allow_connections, bind
+from vmrunner.cache.server import Service, allow_connections, bind
 from vmrunner.cache.store import UNREADABLE, Limits, Store
 from vmrunner.cache.uploads import Uploads
 from vmrunner.cache.who import Who
@@ -58,7 +59,7 @@ def serve(
             ) from None
         except Refused as error:
             raise ConfigError(error.sentence, UNREADABLE) from None
-        web.serve(Service(store, uploads, who, log).application(), listening, Bounded)
+        Connections(listening, Service(store, uploads, who, log).answer, log).serve()
 
 
 def run(settings: Config, log: Log) -> None:

@@ -99,6 +99,20 @@ def byte_range(header: str, whole: int) -> tuple[int, int] | None:
     return (begin, min(end, whole)) if begin < whole else None
 
 
+def archive(begin: int, end: int, whole: int) -> tuple[HTTPStatus, dict[str, str]]:
+    """The status and the headers of an answer that has these bytes of an archive."""
+    headers = {
+        "content-type": "application/octet-stream",
+        "content-length": str(end - begin),
+        "accept-ranges": "bytes",
+    }
+    if (begin, end) == (0, whole):
+        return HTTPStatus.OK, headers
+    return HTTPStatus.PARTIAL_CONTENT, headers | {
+        "content-range": f"bytes {begin}-{end - 1}/{whole}"
+    }
+
+
 def _object(body: bytes) -> dict[str, object]:
     try:
         plain = json.loads(body)

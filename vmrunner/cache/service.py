@@ -11,7 +11,6 @@ from vmrunner.cache.figures import Place
 from vmrunner.cache.store import Limits
 from vmrunner.cache.teller import Running, Teller
 from vmrunner.config import Config
-from vmrunner.doctor.page import INSTALL, missing
 from vmrunner.forge.seam import Forge
 from vmrunner.log import Log
 
@@ -52,9 +51,6 @@ class Service:
         self._stack.close()
         self._teller = self.place = None
         if settings.cache.listen_port is None:
-            return
-        if absent := missing():
-            self._log.error("no cache is served", missing=", ".join(absent), hint=INSTALL)
             return
         if not is_first:
             self._log.info("the cache is started anew, as its configuration has changed")

@@ -87,7 +87,7 @@ class Part:
         # Of the block that is coming; None where it is not seen from its beginning.
         self._block = hashlib.sha256() if begin % BLOCK == 0 else None
 
-    def digests(self, data: bytes) -> dict[int, bytes]:
+    def digests(self, data: bytes | memoryview) -> dict[int, bytes]:
         """Those of the blocks that are whole with these bytes."""
         found, at, rest = {}, self.at, memoryview(data)
         while rest:
@@ -242,7 +242,7 @@ class Uploads:
             self._drop(min(same, key=lambda each: each.touched))
         return bool(same)
 
-    def write(self, part: Part, data: bytes) -> None:
+    def write(self, part: Part, data: bytes | memoryview) -> None:
         """The next bytes of a part. Raises Refused; OSError."""
         upload, end = part.upload, part.at + len(data)
         if end > part.end:
@@ -332,7 +332,7 @@ def _is_same(upload: Upload, rights: Rights, key: str, version: str) -> bool:
     )
 
 
-def _write_all(fd: int, data: bytes, begin: int) -> None:
+def _write_all(fd: int, data: bytes | memoryview, begin: int) -> None:
     rest = memoryview(data)
     while rest:
         written = os.pwrite(fd, rest, begin)

@@ -9,7 +9,6 @@ from http.client import HTTPConnection, HTTPException
 
 from vmrunner.config import Config
 from vmrunner.doctor.findings import Finding, good, warning
-from vmrunner.doctor.page import INSTALL, missing
 from vmrunner.network.addresses import gateway
 
 _PATIENCE = 5.0  # seconds
@@ -21,11 +20,6 @@ def look(settings: Config) -> Iterator[Finding]:
     """Without `cache.listen_port` there is nothing to say."""
     port = settings.cache.listen_port
     if port is None:
-        return
-    if absent := missing():
-        yield warning(
-            "cache", f"No cache is served: {', '.join(absent)} is not installed.", INSTALL
-        )
         return
     address = str(gateway(settings.libvirt.subnet))
     at = f"{address}:{port}"

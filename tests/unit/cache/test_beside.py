@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import FakeForge, FakeLog
+from tests.fakes import FakeLog
 from tests.page import free_port
 from tests.world import POOL, World
-from vmrunner.cache import service
 from vmrunner.cache.service import Service
 from vmrunner.config import Config
 from vmrunner.waiting import Deadline
@@ -87,17 +86,6 @@ def test_it_runs_as_the_configuration_wants_it(beside: Beside) -> None:
     beside.follow()
     assert beside.says("begun ended " * 5)
     assert beside.service.place is None
-
-
-def test_without_what_it_needs_it_is_said_once(
-    beside: Beside, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(service, "missing", lambda: ["starlette"])
-    for _ in range(2):
-        beside.follow(cache={"listen_port": 8485})
-    beside.service.saw(FakeForge(binds_jobs=False), lambda: ())
-    assert not beside.said.exists()
-    assert str(beside.log.lines).count("no cache is served") == 1
 
 
 @pytest.mark.parametrize("serves", [False, True])

@@ -5,13 +5,15 @@ its own: what must not be, beside the same request by a machine that may.
 from __future__ import annotations
 
 import os
+import resource
+import select
 import signal
 import socket
 import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from http.client import IncompleteRead
 from itertools import count
 from pathlib import Path
@@ -365,6 +367,150 @@ def test_connections_that_say_nothing_keep_nobody_out(service: Served, key: str)
                 continue  # it is one of too many
         assert service.client(MAIN).save(key, b"x") == 200
         assert service.client(MAIN).load(key) == b"x"
+
+
+def said(service: Served, sent: bytes, at: str = MAIN) -> bytes:
+    """All that is answered to these bytes, after which nothing more is said."""
+    answer = b""
+    with (
+        socket.create_connection(("127.0.0.1", service.port), 20, (at, 0)) as other,
+        suppress(ConnectionError),  # of what comes too much not all is read
+    ):
+        other.sendall(sent)
+        other.shutdown(socket.SHUT_WR)
+        while data := other.recv(65536):
+            answer += data
+    return answer
+
+
+ASK = b"GET /_apis/artifactcache/cache?keys=none&version=v HTTP/1.1\r\nHost: x\r\n"
+RESERVE = b"POST /_apis/artifactcache/caches HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        (ASK + b"\r\n", [204]),
+        ((ASK + b"\r\n") * 3, [204, 204, 204]),  # at once
+        (ASK + b"Connection: close\r\n\r\n" + ASK + b"\r\n", [204]),
+        (RESERVE + b"Content-Length: 2\r\n\r\n{}" + ASK + b"\r\n", [400, 204]),
+        (RESERVE + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", [400]),
+        (RESERVE + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n", [400]),
+        # Its body is refused before it is sent: there is none.
+        (
+            RESERVE.replace(b"caches ", b"other ")
+            + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+            [404],
+        ),
+        (
+            RESERVE + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n{}",
+            [400],
+        ),  # it has not waited
+        (RESERVE + b"Content-Length: 99999\r\n\r\n" + b" " * 99999, [413]),
+        (b"nothing\r\n\r\n" + ASK + b"\r\n", [400]),
+        (b"GET / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 0\r\n\r\n", [400]),
+        (ASK.replace(b"1.1", b"1.0") + b"\r\n" + ASK + b"\r\n", [204]),
+    ],
+)
+def test_one_request_after_the_other(service: Served, sent: bytes, statuses: list[int]) -> None:
+    answers = said(service, sent).split(b"HTTP/1.1 ")[1:]
+    assert [int(each[:3]) for each in answers] == statuses
+
+
+def test_who_waits_to_be_asked_for_a_body_is_asked(service: Served) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), 20, (MAIN, 0)) as other:
+        other.sendall(RESERVE + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert other.recv(65536).startswith(b"HTTP/1.1 100 ")
+        other.sendall(b"{}")
+        assert other.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"\x16\x03\x01\x02\x00",  # another protocol
+        b"GET / HTTP/x\r\n\r\n",
+        ASK[:-11] + b"\r\n",  # without a Host
+        ASK + b"no colon\r\n\r\n",
+        ASK + b"X: a\x00b\r\n\r\n",
+        ASK + b"X: " + b"x" * 200_000 + b"\r\n\r\n",
+        ASK.replace(b"?", b"?" + b"&".join([b"a=1"] * 200) + b"&") + b"\r\n",
+        RESERVE + b"Content-Length: -1\r\n\r\n",
+        RESERVE + b"Content-Length: 2\r\nTransfer-Encoding: gzip\r\n\r\n{}",
+        RESERVE + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
+        RESERVE + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 200_000,
+        RESERVE + b"Content-Length: 9\r\n\r\n{}",  # and no more
+    ],
+)
+def test_what_is_no_request_is_refused_and_harms_nobody(service: Served, sent: bytes) -> None:
+    statuses = [int(each[:3]) for each in said(service, sent).split(b"HTTP/1.1 ")[1:]]
+    assert (
+        statuses == [] if not sent else len(statuses) <= 1 and set(statuses) <= {400, 431, 501, 505}
+    )
+    assert service.client(MAIN).find("none") is None
+
+
+def test_a_chunk_without_end_fills_no_memory(service: Served, key: str) -> None:
+    """The size that is said is taken for nothing but a number."""
+    id_ = service.client(MAIN).reserve(key).json["cacheId"]
+    before = memory(service.process.pid)
+    with socket.create_connection(("127.0.0.1", service.port), 20, (MAIN, 0)) as other:
+        other.sendall(
+            f"PATCH {API}/caches/{id_} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+            "Content-Range: bytes 0-999999999/*\r\n\r\nffffffffff\r\n".encode()
+        )
+        for _ in range(64):
+            other.sendall(bytes(1 << 20))
+        assert memory(service.process.pid) - before < 16 << 20
+
+
+def memory(pid: int) -> int:
+    """What a process has of it, in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_a_refusal_is_heard_by_who_is_still_sending(service: Served, key: str) -> None:
+    client, data = service.client(MAIN), os.urandom(4 << 20)
+    assert client.part(1, data).status == 404
+    id_ = client.reserve(key, 4).json["cacheId"]
+    assert client.part(id_, data).status == 413
+    pieces = (data[at : at + 65536] for at in range(0, len(data), 65536))
+    headers = {"Content-Range": f"bytes 0-{len(data) - 1}/*"}
+    assert client.ask("PATCH", f"{API}/caches/1", pieces, headers).status == 404
+
+
+def test_one_machine_has_so_many_connections(service: Served) -> None:
+    with ExitStack() as stack:
+        held = [
+            stack.enter_context(
+                socket.create_connection(("127.0.0.1", service.port), 20, (TOPIC, 0))
+            )
+            for _ in range(40)
+        ]
+        until(lambda: len(select.select(held, [], [], 0)[0]) == 8, 20, "8 of 40 are ended")
+        assert service.client(MAIN).find("none") is None
+
+    def answers() -> bool:
+        try:
+            return service.client(TOPIC).find("none") is None
+        except OSError:
+            return False
+
+    until(answers, 20, "they are free again")
+
+
+def test_it_ends_with_its_standard_input_whoever_is_being_served(tmp_path: Path) -> None:
+    with served(tmp_path / "cache", {MAIN: rights(JOBS[MAIN], {})}) as running:
+        assert running.client().save("k", os.urandom(64 * BLOCK)) == 200
+        at = path_of(running.client().lookup("k").json["archiveLocation"])
+        with socket.create_connection(("127.0.0.1", running.port), 20) as other:
+            other.sendall(f"GET {at} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            until(lambda: contents_open(running), 20, "it is being answered", every=0.01)
+            assert running.process.stdin
+            running.process.stdin.close()
+            assert running.process.wait(20) == 0
+            assert ended(other) < 64 * BLOCK
 
 
 def test_a_kill_in_the_middle_of_uploads(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vmrunner.cache import blobs
+from vmrunner.cache.blobs import BLOCK, Content
 from vmrunner.cache.rights import Rights
 from vmrunner.cache.store import Limits, Store
 from vmrunner.cache.uploads import Uploads
@@ -58,7 +59,7 @@ class World:
         assert found
         content = self.store.open(rights, found.id)
         try:
-            return b"".join(content.block(each) for each in range(blobs.count(content.size)))
+            return b"".join(block(content, each) for each in range(blobs.count(content.size)))
         finally:
             content.close()
 
@@ -68,6 +69,11 @@ class World:
     def keys(self) -> set[str]:
         with closing(sqlite3.connect(self.folder / "index.sqlite")) as database:
             return {key for (key,) in database.execute("SELECT key FROM entries")}
+
+
+def block(content: Content, index: int) -> bytes:
+    """One of its blocks."""
+    return bytes(content.block(index, bytearray(BLOCK)))
 
 
 Worlds = Callable[..., World]

@@ -13,7 +13,7 @@ import pytest
 from tests.caching import served
 from tests.page import free_port
 from vmrunner.config import Config
-from vmrunner.doctor import cache, page
+from vmrunner.doctor import cache
 from vmrunner.doctor.findings import Level
 
 
@@ -94,9 +94,3 @@ def test_somebody_else_answers(answer: bytes) -> None:
         Level.WARNING,
         f"Something else than the cache answers at 127.0.0.1:{port}.",
     )
-
-
-def test_modules_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "_NEEDED", ("sys", "no_such_module"))
-    ((level, said),) = told(listen_port=1)
-    assert (level, said) == (Level.WARNING, "No cache is served: no_such_module is not installed.")

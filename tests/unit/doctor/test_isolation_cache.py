@@ -71,11 +71,9 @@ WITHOUT = {
     "whose a ref is": "rights._writes = lambda facts: 'refs/heads/main'",
     "that headers say nothing": """
 answer = server.Service._answer
-async def believing(self, act, request):
-    told = dict(request.headers)
-    named = told.get("x-forwarded-for") or request.client.host
-    request.scope["client"] = (named, 1)
-    return await answer(self, act, request)
+def believing(self, request):
+    request.address = request.headers.get("x-forwarded-for") or request.address
+    answer(self, request)
 server.Service._answer = believing""",
     "whose an entry is": """
 judged = who.rights
