@@ -113,8 +113,8 @@ Answer = Callable[[Request], object]
 class _Connection:
     """A socket, and what h11 makes of it."""
 
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
+    def __init__(self, connected: socket.socket, turn: threading.Lock) -> None:
+        self._socket, self._turn = connected, turn
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
         self._ends = time.monotonic() + _LONGEST
         self.address: str = connected.getpeername()[0]
@@ -146,11 +146,18 @@ class _Connection:
 
     def event(self, until: float = float("inf")) -> Any:
         """The next one; raises Gone where it is not there by then, h11.RemoteProtocolError."""
-        while (event := self._http.next_event()) is h11.NEED_DATA:
+        while (event := self._understood()) is h11.NEED_DATA:
             if self.is_waited_for:
                 self.say(h11.InformationalResponse(status_code=100, headers=[]))
             self._receive(min(until, self._ends))
         return event
+
+    def _understood(self) -> Any:
+        """To take bytes apart needs the interpreter: each machine has one turn at it, or one that
+        sends many small chunks on all its connections would leave others hardly any.
+        """
+        with self._turn:
+            return self._http.next_event()
 
     def _receive(self, until: float) -> None:
         try:
@@ -186,6 +193,7 @@ class Connections(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._answer, self._log = answer, log
         self._lock = threading.Lock()
         self._all: dict[socket.socket, str] = {}  # and the address of each
+        self._turns: dict[str, threading.Lock] = {}  # by address
 
     def serve(self) -> None:
         """Whoever comes, until this process's standard input ends: whoever has started it holds
@@ -218,12 +226,13 @@ class Connections(socketserver.ThreadingMixIn, socketserver.TCPServer):
             if sum(each == address for each in self._all.values()) >= _MOST:
                 return False
             self._all[request] = address
+            self._turns.setdefault(address, threading.Lock())
         return True
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """In a thread of its own."""
         with suppress(Gone, OSError):
-            _Connection(request).serve(self._answer)
+            _Connection(request, self._turns[client_address[0]]).serve(self._answer)
 
     def shutdown_request(self, request: Any) -> None:
         """It is over, whatever has ended it."""
