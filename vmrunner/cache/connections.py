@@ -170,8 +170,11 @@ class _Connection:
 
     def say(self, event: Any) -> None:
         """Send all of it. Raises Gone."""
+        pieces = self._http.send_with_data_passthrough(event) or []
+        if not isinstance(event, h11.Data):
+            pieces = [b"".join(pieces)]  # a head is one packet, not one for each line
         try:
-            for data in self._http.send_with_data_passthrough(event) or ():
+            for data in pieces:
                 self._socket.sendall(data)
         except OSError:
             raise Gone from None
@@ -182,7 +185,8 @@ class _Connection:
 class Connections(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """All of them, on a socket that listens."""
 
-    daemon_threads, block_on_close = True, False
+    # What its threads read and write is closed after it: it waits for them.
+    daemon_threads, block_on_close = False, True
 
     def __init__(self, listening: socket.socket, answer: Answer, log: Log) -> None:
         handler = socketserver.BaseRequestHandler  # see finish_request
@@ -200,14 +204,17 @@ class Connections(socketserver.ThreadingMixIn, socketserver.TCPServer):
         that, so that it does not outlive a killed `serve`.
         """
         threading.Thread(target=self.serve_forever, daemon=True).start()
-        while os.read(0, 1024):
-            pass
-        self.shutdown()
-        # At once: who is being answered asks again.
-        with self._lock:
-            for each in self._all:
-                with suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
+        try:
+            while os.read(0, 1024):
+                pass
+        finally:
+            self.shutdown()
+            # At once: who is being answered asks again.
+            with self._lock:
+                for each in self._all:
+                    with suppress(OSError):
+                        each.shutdown(socket.SHUT_RDWR)
+            self.server_close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """See socketserver."""

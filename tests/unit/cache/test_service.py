@@ -377,7 +377,8 @@ def said(service: Served, sent: bytes, at: str = MAIN) -> bytes:
         suppress(ConnectionError),  # of what comes too much not all is read
     ):
         other.sendall(sent)
-        other.shutdown(socket.SHUT_WR)
+        with suppress(OSError):  # it may be ended already
+            other.shutdown(socket.SHUT_WR)
         while data := other.recv(65536):
             answer += data
     return answer
@@ -609,8 +610,11 @@ def test_who_says_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def contents_open(running: Served) -> int:
     """How many contents it reads just now."""
-    files = Path(f"/proc/{running.process.pid}/fd").iterdir()
-    return sum("/blobs/" in os.readlink(each) for each in files)
+    found = 0
+    for each in Path(f"/proc/{running.process.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            found += "/blobs/" in os.readlink(each)
+    return found
 
 
 def ended(connection: socket.socket) -> int:
