@@ -28,7 +28,10 @@ from vmrunner.network import leftovers
 from vmrunner.network.names import bridge_name, network_name
 
 MANAGER, SUBNET, FOLDER = "growth", IPv4Network("10.82.0.0/28"), Path("/tmp/vmrunner-growth")
-PORT = 9445
+# Of the peer. No machine asks at the port of one shortly before it: the peer still has that one's
+# connections, and where both came from the same port it would take the new one's for the old one's
+# (a second is lost, and the kernel may count such a connection twice).
+PORTS = range(9500, 9532)
 DAY = 86400.0
 # The host's own connections, such as the forge's, are over by then: TIME_WAIT lasts two minutes.
 _QUIET_WITHIN = 150.0
@@ -45,10 +48,11 @@ import os, resource, signal, socket, sys
 address, port, number = sys.argv[1], *map(int, sys.argv[2:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (number + 64, number + 64))
 held, refused = [], 0
-for _ in range(number):
+for place in range(number):
     try:
         held.append(socket.create_connection((address, port), 10))
-    except OSError:
+    except OSError as error:
+        print(f"connection {place}: {error}", file=sys.stderr)
         refused += 1
         if refused == 3:
             break
@@ -63,14 +67,18 @@ if os.fork() == 0:
 """
 # It holds the connections of the last few machines.
 _PEER = """
-import collections, resource, socket, sys
-most = int(sys.argv[3])
-resource.setrlimit(resource.RLIMIT_NOFILE, (most + 64, most + 64))
+import collections, resource, selectors, socket, sys
+most, first, end = map(int, sys.argv[2:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (most + 128, most + 128))
 held = collections.deque(maxlen=most)
-server = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=4096)
-print("listening", flush=True)
-while True:
-    held.append(server.accept()[0])
+with selectors.DefaultSelector() as waiting:
+    for port in range(first, end):
+        server = socket.create_server((sys.argv[1], port), backlog=4096)
+        waiting.register(server, selectors.EVENT_READ)
+    print("listening", flush=True)
+    while True:
+        for ready, _ in waiting.select():
+            held.append(ready.fileobj.accept()[0])
 """
 
 
@@ -86,17 +94,21 @@ def main() -> None:
     with ExitStack() as stack:
         stack.enter_context(world())
         stack.enter_context(_peer(options.connections * 2))
-        command = ["python3", "-c", _WORK, INTERNET, str(PORT), str(options.connections)]
         # The first ones make what stays: network, rules, the files of the host's programs.
         for number in range(-2, options.machines):
             if number == 0:
                 marks.append((time.monotonic(), _state()))
-            done = place.run("exec", "--image", GITEA, "--", *command, check=False)
+            port = PORTS[number % len(PORTS)]
+            work = ["python3", "-c", _WORK, INTERNET, str(port), str(options.connections)]
+            done = place.run("exec", "--image", GITEA, "--", *work, check=False)
             if done.returncode:
                 say(done.stderr)
                 failed += 1
             else:
-                refused += options.connections - int(done.stdout)
+                less = options.connections - int(done.stdout)
+                refused += less
+                if less:
+                    say(f"machine {number}: {done.stderr}")
             if number >= 0 and number % 10 == 9:
                 say(f"{number + 1}/{options.machines}: {refused} refused, {failed} failed")
         marks.append((time.monotonic(), _state()))
@@ -120,10 +132,9 @@ def _ground(site: Site, connections: int) -> Ground:
 
 @contextmanager
 def _peer(most: int) -> Iterator[None]:
-    command = ["ip", "netns", "exec", WORLD, sys.executable, "-c", _PEER]
-    with subprocess.Popen(
-        [*command, INTERNET, str(PORT), str(most)], stdout=subprocess.PIPE, text=True
-    ) as peer:
+    command = ["ip", "netns", "exec", WORLD, sys.executable, "-c", _PEER, INTERNET]
+    numbers = map(str, (most, PORTS.start, PORTS.stop))
+    with subprocess.Popen([*command, *numbers], stdout=subprocess.PIPE, text=True) as peer:
         try:
             assert peer.stdout
             assert peer.stdout.readline() == "listening\n"
