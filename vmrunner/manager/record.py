@@ -113,7 +113,7 @@ class Record:
         """None while it lives, and where another vmrunner wrote an ending that this one does not
         know: after a step back to an older version.
         """
-        return next((each for each in Ending if each.value == self.ending), None)
+        return _ENDINGS.get(self.ending)
 
     @property
     def title(self) -> str:
@@ -235,6 +235,7 @@ class Record:
 
 
 USED = tuple(field.name for field in fields(Used))
+_ENDINGS = {each.value: each for each in Ending}
 
 
 def _seconds(at: datetime | None) -> float:

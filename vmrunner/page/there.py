@@ -40,7 +40,7 @@ class Sought:
             if self.pool in ("", pool["name"])
             for machine in pool["machines"]
             if self.phase in ("", machine["phase"])
-            and (not text or text in machine["name"].lower() or text in machine["job"].lower())
+            and (not text or text in f"{machine['name']}\0{machine['job']}".lower())
         ]
         if self.order is not Order.POOL:  # one whose age is not known comes last
             sign = -1.0 if self.order is Order.OLDEST else 1.0
