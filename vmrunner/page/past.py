@@ -19,6 +19,7 @@ _LOOKED_THROUGH = 1000  # rows that one question with a filter reads
 _FIRST = 1e-3  # unix seconds: before all ends, and after those that are none
 _AT_ONCE = 1000  # rows that are fetched at a time
 _PATIENCE = 2.0  # seconds for a writer to be done with the file
+_ALL = "1"  # the condition that every machine fits
 _COLUMNS = ", ".join(field.name for field in fields(Record))
 _GOOD = ", ".join(f"'{each.value}'" for each in Ending if not each.is_failure)
 
@@ -36,7 +37,7 @@ class Wanted:
 
     def condition(self) -> tuple[str, list[str]]:
         """As SQL and its values."""
-        asked, values = ["1"], []
+        asked, values = [_ALL], []
         for column, value in (
             ("pool", self.pool),
             ("ending", self.ending),
@@ -106,10 +107,13 @@ class Past:
         behind = "FROM machines INDEXED BY by_end WHERE (destroyed, machine) < (?, ?)"
         order = "ORDER BY destroyed DESC, machine DESC"
         with closing(self._open()) as database:
-            last = database.execute(
-                f"SELECT destroyed, machine {behind} AND destroyed >= ? {order} LIMIT 1 OFFSET ?",
-                (*before, _FIRST, _LOOKED_THROUGH - 1),
-            ).fetchone()
+            last = None
+            if condition != _ALL:
+                nth = f"{order} LIMIT 1 OFFSET {_LOOKED_THROUGH - 1}"
+                last = database.execute(
+                    f"SELECT destroyed, machine {behind} AND destroyed >= ? {nth}",
+                    (*before, _FIRST),
+                ).fetchone()
             first = last or (_FIRST, "")
             rows = database.execute(
                 f"SELECT {_COLUMNS} {behind} AND destroyed >= ? AND (destroyed, machine) >= "
