@@ -48,7 +48,7 @@ def pour(connection, left):
 
 def ask(head, body=b""):
     with connected() as connection:
-        head += f" HTTP/1.1\r\ncontent-length: {len(body)}\r\n\r\n"
+        head += f" HTTP/1.1\r\nhost: cache\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         _, length = answer(connection)
         text = b""
@@ -75,7 +75,8 @@ def cache_up(id_):
     def send(parts):
         for begin, end in parts:
             with connected() as connection:
-                head = f"PATCH {API}/caches/{id_} HTTP/1.1\r\ncontent-length: {end - begin}\r\n"
+                head = f"PATCH {API}/caches/{id_} HTTP/1.1\r\nhost: cache\r\n"
+                head += f"content-length: {end - begin}\r\n"
                 head += f"content-range: bytes {begin}-{end - 1}/*\r\n\r\n"
                 connection.sendall(head.encode())
                 pour(connection, end - begin)
@@ -122,7 +123,7 @@ def cache_save(key):
 
 def cache_down(at):
     with connected() as connection:
-        connection.sendall(f"GET {at} HTTP/1.1\r\n\r\n".encode())
+        connection.sendall(f"GET {at} HTTP/1.1\r\nhost: cache\r\n\r\n".encode())
         assert answer(connection) == (200, size)
         exact(connection, size)
 
