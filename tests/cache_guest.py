@@ -141,6 +141,6 @@ for number in range(runs):
     print("up", flush=True)
     where = ask(f"GET {API}/cache?keys={key}&version=v")["archiveLocation"]
     at = where[where.index(API) :]
-    seconds["cache down"] = took(lambda: cache_down(at))  # noqa: B023
+    seconds["cache down"] = took(lambda: cache_down(at))  # noqa: B023 — so is this
     print("down", flush=True)
     print(json.dumps(seconds), flush=True)

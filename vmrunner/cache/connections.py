@@ -134,7 +134,7 @@ class _Connection:
                 request = Request(self, said)
                 answer(request)
                 if self._http.their_state is h11.SEND_BODY:
-                    self._http.next_event()  # of a body that nobody has asked for: its end, if any
+                    self._understood()  # of a body that nobody has asked for: its end, if any
                 if (self._http.our_state, self._http.their_state) != (h11.DONE, h11.DONE):
                     return
                 self._http.start_next_cycle()

@@ -119,8 +119,8 @@ class _Line:
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
             )
         asking, answering = self._process.stdin, self._process.stdout
-        assert asking, "it is a pipe"  # noqa: S101
-        assert answering, "so is this"  # noqa: S101
+        assert asking, "it is a pipe"  # noqa: S101 — for mypy
+        assert answering, "so is this"  # noqa: S101 — for mypy
         asking.write(json.dumps([machine, began]).encode() + b"\n")
         found = bytearray()
         while (end := found.find(b"\n")) < 0 and len(found) < _LONGEST_HEAD:

@@ -284,7 +284,7 @@ def test_all_that_a_registrys_mirror_keeps_is_looked_at_only_when_something_chan
             while before != many(looks):  # the look after that is over
                 age()
                 before, glanced = many(looks), many(glances)
-                until(lambda: many(glances) > glanced + 3, 20, "some glances", every=0.05)  # noqa: B023
+                until(lambda: many(glances) > glanced + 3, 20, "some glances", every=0.05)  # noqa: B023 — it is called in this turn
             add("d")
             wanted = min(kept + 1, max_mib)
             until(lambda: many(looks) > before, 20, "a look", every=0.05)

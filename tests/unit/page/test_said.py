@@ -200,7 +200,7 @@ def test_whole_logs_are_read_by_few_at_the_same_time(page: Page, guests: Answers
         both.wait(10)
         go_on.wait(10)
 
-    guests.said = said  # type: ignore[method-assign, assignment]
+    guests.said = said  # type: ignore[method-assign, assignment]  # one that waits for the test
     address, answers = f"/machines/{row.machine}/log", list[int]()
     readers = [
         threading.Thread(target=lambda: answers.append(page.get(address).status_code))
