@@ -545,7 +545,27 @@ def test_an_address_that_comes_again_follows_its_new_machine(firewall: Firewall)
     firewall.forget(ONE)
     firewall.admit(stranger, IPv4Address(A), pool_policy("none"))
     firewall.admit(ONE, IPv4Address(A), pool_policy("allowlist"))
-    assert ask(ONE, [["tcp", MIRROR, 443], ["tcp", INTERNET, 443]]) == [True, False]
+    reached = [["tcp", MIRROR, 443], ["tcp", INTERNET, 443]]
+    assert ask(ONE, reached) == [True, False]
+    firewall.forget(stranger)
+    assert ask(ONE, reached) == [True, False], "the address is no longer the stranger's"
+
+
+def test_what_was_dropped_of_one_machine_is_not_the_next_ones(firewall: Firewall) -> None:
+    refused = [["tcp", INTERNET, 443]]
+    firewall.ensure()
+    firewall.admit(ONE, IPv4Address(A), pool_policy("none"))
+    ask(ONE, refused)
+    assert firewall.dropped()[ONE] > 0
+    # Its process died before it could say that it is gone; what came on its way was dropped, too.
+    firewall.admit(TWO, IPv4Address(A), pool_policy("none"))
+    assert firewall.dropped()[TWO] == 0
+    # It was forgotten, and a last packet of it came after that.
+    firewall.forget(TWO)
+    firewall.forget(ONE)
+    ask(ONE, refused)
+    firewall.admit(TWO, IPv4Address(A), pool_policy("none"))
+    assert firewall.dropped()[TWO] == 0
 
 
 def test_a_machine_of_a_pool_that_is_no_more_keeps_the_forge(

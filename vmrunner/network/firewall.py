@@ -284,7 +284,8 @@ class Firewall:
             "bridge", "machines", "add", [f'"{machine.tap}" . {machine.mac} . {address}']
         )
         admitted = (
-            frames
+            self._uncounted(address)
+            + frames
             + self._frames6(machine, address)
             + self._lane(address)
             + self._verdicts(address, policy)
@@ -299,6 +300,17 @@ class Firewall:
             # so.
             self._nft(self._gone(listed, address) + admitted)
 
+    def _uncounted(self, address: IPv4Address) -> str:
+        """Nothing is counted for this address: a last packet of the machine that had it before may
+        have come when that one was forgotten. (With IPv6 it is counted by MAC, which never comes
+        again.)
+        """
+        return "".join(
+            self._elements("inet", name, change, [str(address)])
+            for name in ([] if self._ipv6 else sorted({"dropped", *_COUNTING}))
+            for change in ("add", "delete")
+        )
+
     def forget(self, machine: MachineId) -> None:
         """Let nothing through any more for a machine that is gone."""
         listed = self._listed()
@@ -306,6 +318,11 @@ class Firewall:
             return
         element = listed.frames.get(machine, "")
         address = element.rpartition(" ")[2]
+        if any(
+            each != machine and its.rpartition(" ")[2] == address
+            for each, its in listed.frames.items()
+        ):
+            address = ""  # it has gone to another one
         gone = [("bridge", "machines", "delete", [element])] if element else []
         gone += (
             [("bridge", "machines6", "delete", [listed.frames6[machine]])]
