@@ -51,7 +51,7 @@ plotting = rig/rig run --outside -- python -m pip install --quiet -e "/src[bench
 actions_cache = rig/rig run --outside -- python -m tests.actions_cache
 real_tools = rig/rig run --outside -- python -m tests.tooling
 # Machines reach the public registries by a counted link, whose other end has the host's network.
-cached_jobs = $(if $(findstring --save,$(CACHE)),$(plotting);) $(package_programs); $(actions_cache); rig/rig run --outside -- bash -ec "python -m tests.prepare test-cached; python -m tests.cached.base"; \
+cached_jobs = $(if $(findstring --save,$(CACHE)),$(plotting);) $(package_programs); $(actions_cache); rig/rig run --outside -- bash -ec "python -m tests.prepare test-cached; python -m tests.cached.base; python -m tests.cached.tools"; \
 	rig/rig run --outside -- python -m tests.cached.outside & rig/rig run -- python -m tests.cached
 cache_measured = $(if $(findstring --git,$(CACHE)),git_pace,$(if $(findstring --machine,$(CACHE)),cache_machine,cache_pace))
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"

@@ -65,19 +65,20 @@ def main() -> None:
         if not folder(version).exists():
             need_npm()
             install(f"@actions/cache@{version}", folder(version))
-    _bundle(BUNDLED)
+    if not bundle(BUNDLED).exists():
+        make_bundle(folder(BUNDLED) / LIBRARY, bundle(BUNDLED), LIBRARY)
 
 
-def _bundle(version: str) -> None:
-    whole = bundle(version)
-    if whole.exists():
-        return
+def make_bundle(source: Path, whole: Path, place: Path) -> None:
+    """A script and all that it needs as one file, at this place in a folder that is there when all
+    of it is.
+    """
     need_npm()
     with tempfile.TemporaryDirectory() as work:
         command = ["npm", "install", "--silent", "--no-audit", "--no-fund", BUNDLER]
         subprocess.run(command, cwd=work, check=True)
-        part = Path(work) / "part" / LIBRARY
-        command = [f"{work}/node_modules/.bin/esbuild", str(folder(version) / LIBRARY)]
+        part = Path(work) / "part" / place
+        command = [f"{work}/node_modules/.bin/esbuild", str(source)]
         options = ["--bundle", "--platform=node", "--format=cjs", "--log-level=warning"]
         subprocess.run([*command, *options, f"--outfile={part}"], check=True)
         shutil.move(Path(work) / "part", whole)

@@ -1,4 +1,5 @@
-"""The service of `tests.caching`: `python -m tests.cache_service FOLDER PORT RIGHTS LIMITS`.
+"""The service of `tests.caching`:
+`python -m tests.cache_service FOLDER ADDRESS PORT RIGHTS LIMITS`.
 
 It loads little else, so that its memory can be measured.
 """
@@ -29,9 +30,9 @@ def _who(path: Path) -> Callable[[str], Rights | None]:
 
 
 if __name__ == "__main__":
-    _folder, _port, _rights, _limits = sys.argv[1:]
+    _folder, _address, _port, _rights, _limits = sys.argv[1:]
     connections._PATIENCE = float(os.environ.get("VMRUNNER_TEST_PATIENCE", connections._PATIENCE))
-    with server.bind("127.0.0.1", int(_port)) as _listening:
+    with server.bind(_address, int(_port)) as _listening:
         main.serve(
             _listening,
             Path(_folder),

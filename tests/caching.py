@@ -142,7 +142,8 @@ def served(
     """A service of this folder."""
     port, rights_file = port or free_port(), folder.with_suffix(".rights")
     command = [
-        *(sys.executable, "-m", "tests.cache_service", str(folder), str(port), str(rights_file)),
+        *(sys.executable, "-m", "tests.cache_service", str(folder), "127.0.0.1"),
+        *(str(port), str(rights_file)),
         json.dumps(limits),
     ]
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests import actions_cache
+from tests.ground import Ground
+from tests.prepare import IMAGES
 
 RECIPE = """\
 [[tools]]
@@ -56,6 +58,17 @@ def lay(folder: Path, name: str, tools: Sequence[tuple[str, str]], url: str = ""
     recipe = folder / f"{name}.toml"
     recipe.write_text(text)
     return recipe
+
+
+def beside_images(ground: Ground, *images: str) -> None:
+    """This ground has a place for disks of tools, beside these images of the rig's."""
+    folder = ground.folder / "state" / "images"
+    if folder.is_symlink():
+        folder.unlink()
+    folder.mkdir(exist_ok=True)
+    for image in images:
+        if not (folder / image).exists():
+            (folder / image).symlink_to(IMAGES / image)
 
 
 NODE, LIBRARY = "22.23.5", "2.0.2"

@@ -11,7 +11,6 @@ have for itself is in the new seed, and is set here before anything else of that
 has the code that starts a job in itself, so that nothing has to begin when the job comes.
 """
 
-import ast
 import ctypes
 import fcntl
 import io
@@ -1091,7 +1090,7 @@ def job_in(script: str, code: str) -> "Job | None":
     lines = script.split("\n", 3)
     if len(lines) < 4 or lines[2] != f"CODE = {code!r}" or not lines[1].startswith("JOB = "):
         return None
-    found: Job = json.loads(ast.literal_eval(lines[1].removeprefix("JOB = ")))
+    found: Job = json.loads(json.loads(lines[1].removeprefix("JOB = ")))
     return found
 
 

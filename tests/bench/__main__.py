@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.bench import clones, life, load, memory, path, queue, report, resolver, steps
+from tests.bench import caches, clones, life, load, memory, path, queue, report, resolver, steps
 from tests.bench.common import Gate
 from tests.forge.gitea import Site
 
@@ -27,6 +27,7 @@ PARTS = (
     "throughput",
     "clones",
     "resolver",
+    "caches",
 )
 
 
@@ -41,7 +42,7 @@ def main() -> None:
         action="append",
         default=[],
         choices=list(queue.MODES),
-        help="of queue and steps: this way of starting only",
+        help="of queue, steps and caches: this way of starting only",
     )
     parser.add_argument("--runs", type=int, default=20, help="how often each thing is measured")
     parser.add_argument("--clones", type=int, default=200, help="how many in a row")
@@ -74,6 +75,10 @@ def main() -> None:
             },
             "memory": lambda: {start: memory.idle(site, start) for start in ("snapshot", "boot")},
             "clones": lambda: clones.in_a_row(site, options.clones),
+            "caches": lambda: {
+                mode: caches.first_steps(site, gate, mode, options.runs)
+                for mode in options.mode or ("snapshot", "parked")
+            },
             "resolver": lambda: resolver.beside(max(1, options.runs // 4)),
         }
         for part, measure in measures.items():

@@ -17,8 +17,10 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
 
+from tests import tooling
 from tests.forge.gitea import Site, until
 from tests.ground import Ground, lay
+from tests.prepare import GITEA
 
 MANAGER, SUBNET = "bench", "10.84.0.0/24"
 FOLDER = Path("/tmp/vmrunner-bench")
@@ -147,22 +149,30 @@ def ground(
     vcpus: int = 2,
     user: str = "root",
     idle: int = 0,
+    beside: str = "",
+    more: str = "",
+    subnet: str = SUBNET,
 ) -> Ground:
     """A pool that starts machines in this way; nothing is left of an earlier run, and its snapshot
-    is there if it needs one.
+    is there if it needs one, and the disk of tools that it names. `beside` others it has a name and
+    a subnet of its own.
     """
     made = lay(
-        FOLDER,
-        MANAGER,
-        SUBNET,
+        FOLDER / beside,
+        MANAGER + beside,
+        subnet,
         token=site.token,
         most=most,
         start=start,
         more=f"warm = {warm}\nregister_idle = {idle}\nvcpus = {vcpus}\n"
-        f'job_user = "{user}"\nallow = ["{GATE}:{PORT}"]\n',
+        f'job_user = "{user}"\nallow = ["{GATE}:{PORT}"]\n{more}',
     )
     made.run("down", "--now")
-    (FOLDER / "state" / "history.sqlite").unlink(missing_ok=True)
+    (made.folder / "state" / "history.sqlite").unlink(missing_ok=True)
+    if "tools = " in more:
+        tooling.beside_images(made, GITEA)
+        recipe = tooling.lay(made.folder / "vendor", "tools", [("go", "1.26.0")])
+        made.run("image", "build", "tools", "--recipes", str(recipe.parent))
     if start == "snapshot":
         made.run("snapshot", "create", "--pool", "main")
     return made

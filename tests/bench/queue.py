@@ -9,11 +9,10 @@ import sqlite3
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from tests.bench.common import LIFE, Gate, ground, median, p95, say, serving
-from tests.forge.gitea import Site, until
+from tests.forge.gitea import Repository, Site, until
 from tests.ground import Ground
 
 JOB = """\
@@ -36,9 +35,9 @@ class Mode:
     user: str = "root"
     idle: int = 0
 
-    def ground(self, site: Site) -> Ground:
+    def ground(self, site: Site, **more: str) -> Ground:
         """With one machine at a time."""
-        return ground(site, self.start, warm=self.warm, user=self.user, idle=self.idle)
+        return ground(site, self.start, warm=self.warm, user=self.user, idle=self.idle, **more)
 
 
 MODES = {
@@ -72,29 +71,11 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
     phases: dict[str, list[float]] = {name: [] for name in PHASES}
     with serving(place):
         for number in range(runs):
-            until(
-                lambda: is_idle(place, how),
-                LIFE,
-                "the machines before are gone, the warm ones parked",
-                every=1.0,
-            )
-            gate.arrivals.clear()
-            # A runner that waits asks less and less often.
-            time.sleep(_LONG_IDLE if how.idle else 0)
-            time.sleep(random.random())  # noqa: S311 — jobs don't come in step with the manager's polls
-            asked = time.time()
-            repository.dispatch()
-            queued = time.time()  # its answer comes when the job waits
-            until(lambda: gate.arrivals, LIFE, "the first step", every=0.02)
-            taken.append(gate.arrivals["first"] - queued)
-            record = until(partial(_ended, place, number + 1), LIFE, "the machine's end", every=0.5)
-            for name in PHASES[:-1]:
-                phases[name].append(record[name] - queued)
-            phases["first step"].append(taken[-1])
-            say(
-                f"queue/{mode} {number + 1}/{runs}: {taken[-1]:.2f} s (the forge took "
-                f"{queued - asked:.2f} s to queue it)"
-            )
+            took, record = first_step(place, how, gate, repository)
+            taken.append(took)
+            for name, at in record.items():
+                phases[name].append(at)
+            say(f"queue/{mode} {number + 1}/{runs}: {took:.2f} s")
     repository.delete()
     return {
         "median": median(taken),
@@ -102,6 +83,32 @@ def first_steps(site: Site, gate: Gate, mode: str, runs: int) -> dict[str, Any]:
         "runs": runs,
         "phases": {name: median(values) for name, values in phases.items()},
     }
+
+
+def first_step(
+    place: Ground, how: Mode, gate: Gate, repository: Repository
+) -> tuple[float, dict[str, float]]:
+    """Seconds from the queue to one job's first step, and to each phase; the machine is gone
+    afterwards.
+    """
+    until(
+        lambda: is_idle(place, how),
+        LIFE,
+        "the machines before are gone, the warm ones parked",
+        every=1.0,
+    )
+    gate.arrivals.clear()
+    before = len(_ended(place))
+    # A runner that waits asks less and less often.
+    time.sleep(_LONG_IDLE if how.idle else 0)
+    time.sleep(random.random())  # noqa: S311 — jobs don't come in step with the manager's polls
+    repository.dispatch()
+    queued = time.time()  # its answer comes when the job waits
+    until(lambda: gate.arrivals, LIFE, "the first step", every=0.02)
+    took = gate.arrivals["first"] - queued
+    until(lambda: len(_ended(place)) > before, LIFE, "the machine's end", every=0.5)
+    record = _ended(place)[-1]
+    return took, {name: record[name] - queued for name in PHASES[:-1]} | {PHASES[-1]: took}
 
 
 def is_idle(place: Ground, how: Mode) -> bool:
@@ -115,14 +122,14 @@ def is_idle(place: Ground, how: Mode) -> bool:
     )
 
 
-def _ended(place: Ground, number: int) -> dict[str, float]:
-    """The record of the machine that did this job; empty while it is not over."""
+def _ended(place: Ground) -> list[dict[str, float]]:
+    """The records of machines that did jobs and are gone, in their order."""
     with closing(sqlite3.connect(place.folder / "state" / "history.sqlite")) as database:
         database.row_factory = sqlite3.Row
         rows = database.execute(
             "SELECT * FROM machines WHERE job != '' AND destroyed > 0 ORDER BY destroyed"
         ).fetchall()
-        return dict(rows[-1]) if len(rows) == number else {}
+        return [dict(row) for row in rows]
 
 
 def throughput(site: Site, gate: Gate, start: str, jobs: int) -> dict[str, Any]:

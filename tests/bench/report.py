@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import load, steps
+from tests.bench import caches, load, steps
 from tests.bench.path import STEPS
 
 WAYS = {
@@ -45,6 +45,15 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         )
         for phase in next(iter(queue.values()))["phases"]:
             table.add_row(phase, *(f"{each['phases'][phase]:.2f}" for each in queue.values()))
+        found.append(table)
+    if costs := figures.get("caches"):
+        table = _table(
+            "… without caches and tools, and with all of them (medians, seconds, in turns)",
+            *("start", "without", "with", "times as long", "jobs on each side"),
+        )
+        for mode, each in costs.items():
+            seconds = (f"{each[side]:.2f}" for side in (caches.WITHOUT, caches.WITH))
+            table.add_row(WAYS[mode], *seconds, f"{each['ratio']:.3f}", str(each["runs"]))
         found.append(table)
     for mode, sides in figures.get("steps", {}).items():
         table = _table(

@@ -19,65 +19,84 @@ import socket
 import sys
 import tarfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests import actions_cache
+from tests import actions_cache, tooling
 from tests.bench.common import say
-from tests.cached import base, report
-from tests.cached.kinds import BROUGHT, KINDS, Kind
-from tests.cached.link import PUBLIC, behind, moved, outside, way_out
+from tests.cached import base, report, tools
+from tests.cached.kinds import BROUGHT, KINDS, Kind, Place
+from tests.cached.link import NEAR_END, PUBLIC, behind, moved, outside, way_out
 from tests.cached.outside import SOCKET
 from tests.fetching import as_registry, proxy, push, registry, running
 from tests.forge.gitea import Repository, Site, until
 from tests.ground import Ground, lay
 from tests.prepare import CACHED
 from vmrunner import config
+from vmrunner.cache.rights import Rights
 from vmrunner.cli.packages_files import name_servers
 
-FOLDER, SUBNET = Path("/tmp/vmrunner-cached"), "10.80.0.0/24"
+FOLDER = Path("/tmp/vmrunner-cached")
 LIFE = 900.0  # seconds for one job
-HUB_PORT = 5000
+HUB_PORT, TOOLS_PORT, FAR_PORT = 5000, 5001, 5002
 HUB = f"http://{PUBLIC}:{HUB_PORT}"
 """What plays the public registry of container images."""
-COLD, ALONE, BOTH = "cold", "actions/cache alone", "with packages"
-NEXT = "with packages, another repository"
-SIDES = (COLD, ALONE, BOTH, NEXT)
+COLD, FAR, NEAR, ALL = "cold", "actions/cache, far", "actions/cache, on the host", "all caches"
+NEXT = "all caches, another repository"
+SIDES = (COLD, FAR, NEAR, ALL, NEXT)
+_WHOLE = (ALL, NEXT)
+"""With packages and tools, too."""
 _ONCE = (COLD, NEXT)
 """What knows nothing of a run before: the second one would be the same."""
-STEPS = ("restore", "get", "use", "save")
+STEPS = ("tool", "restore", "get", "use", "save")
 _PACKAGES = f'[cache.packages]\napt = true\nnpm = true\npypi = true\ngo = true\noci = "{HUB}"\n'
 _TRUSTED = Path("/usr/local/share/ca-certificates")
 _RESOLV_CONF = Path("/etc/resolv.conf")
 
 
-def ground_of(site: Site, side: str) -> Ground:
-    """The same place, configured for this side."""
-    allow = ", ".join(f'"{PUBLIC}:{port}"' for port in (80, 443, HUB_PORT))
-    packages = side in (BOTH, NEXT)
-    mirror = "" if packages else f'registry_mirror = "{HUB}"\n'
+def grounds_of(site: Site) -> dict[str, Ground]:
+    """Of each side. There are two: without packages and tools, and with them."""
+    plain = _ground(site, "plain", "10.80.0.0/24", f'registry_mirror = "{HUB}"\n', "")
+    whole = _ground(site, "whole", "10.81.0.0/24", 'tools = "tools"\n', _PACKAGES)
+    return {side: whole if side in _WHOLE else plain for side in SIDES}
+
+
+def _ground(site: Site, name: str, subnet: str, pool: str, packages: str) -> Ground:
+    ports = (80, 443, HUB_PORT, TOOLS_PORT, FAR_PORT)
+    allow = ", ".join(f'"{PUBLIC}:{port}"' for port in ports)
     ground = lay(
-        FOLDER,
-        "cached",
-        SUBNET,
+        FOLDER / name,
+        f"cached-{name}",
+        subnet,
         token=site.token,
         image=CACHED,
-        labels="cached",
+        labels=name,
         most=1,
         start="snapshot",
-        more=f"allow = [{allow}]\n{mirror}[cache]\nlisten_port = 8485\n"
-        + (_PACKAGES if packages else ""),
+        more=f"allow = [{allow}]\n{pool}[cache]\nlisten_port = 8485\n{packages}",
     )
     if authorities := "".join(path.read_text() for path in sorted(_TRUSTED.glob("*.crt"))):
-        file = FOLDER / "authorities.pem"  # jobs trust whom this host trusts
+        file = ground.folder / "authorities.pem"  # jobs trust whom this host trusts
         file.write_text(authorities)
         text = ground.config.read_text()
         ground.config.write_text(text.replace("[libvirt]", f'ca_file = "{file}"\n[libvirt]'))
     return ground
+
+
+def prepare(ground: Ground) -> None:
+    """An empty cache, the disk of tools, and snapshots."""
+    ground.run("down", "--now")
+    shutil.rmtree(ground.folder / "state" / "cache", ignore_errors=True)
+    tooling.beside_images(ground, CACHED)
+    (ground.folder / "tools.toml").write_text(tools.recipe())
+    if "tools" in ground.config.read_text():
+        ground.run("image", "build", "tools", "--recipes", str(ground.folder), timeout=900)
+    ground.run("snapshot", "create", "--pool", "main", timeout=900)
 
 
 @contextmanager
@@ -98,6 +117,25 @@ def fetching(ground: Ground) -> Iterator[None]:
         yield
 
 
+def far_places(stack: ExitStack) -> None:
+    """What is at the other end of the link: tools as archives, and a cache of jobs."""
+    archives = FOLDER / "archives"
+    shutil.rmtree(archives, ignore_errors=True)
+    archives.mkdir(parents=True)
+    for tool in tools.TOOLS:
+        (archives / tool.archive.name).symlink_to(tool.archive)
+    serve = ("-m", "http.server", str(TOOLS_PORT), "--bind", PUBLIC, "--directory", str(archives))
+    behind(stack, sys.executable, *serve, log=FOLDER / "archives.log")
+    kept, rights = FOLDER / "far", FOLDER / "far.rights"
+    shutil.rmtree(kept, ignore_errors=True)
+    here = Rights("rig/far", "refs/heads/main", ("refs/heads/main",))
+    rights.write_text(json.dumps({NEAR_END: asdict(here)}))
+    serve = ("-m", "tests.cache_service", str(kept), PUBLIC, str(FAR_PORT), str(rights), "{}")
+    behind(stack, sys.executable, *serve, log=FOLDER / "far.log")
+    for port in (TOOLS_PORT, FAR_PORT):
+        until(partial(_answers, port), 30, "the far end answers")
+
+
 def hub(stack: ExitStack, *, images: bool) -> None:
     """What plays the registry of container images, at the other end of the link."""
     shutil.rmtree(FOLDER / "hub", ignore_errors=True)
@@ -105,22 +143,22 @@ def hub(stack: ExitStack, *, images: bool) -> None:
     made = replace(made, mirror=replace(made.mirror, port=HUB_PORT))
     made.config_path.parent.mkdir(parents=True)
     made.config_path.write_text(as_registry(made.config()))
-    behind(stack, *made.command, log=FOLDER / "hub" / "log")
-    until(_hub_answers, 30, "the registry answers")
+    behind(stack, made.program, "serve", str(made.config_path), log=FOLDER / "hub" / "log")
+    until(partial(_answers, HUB_PORT), 30, "the registry answers")
     if images:
         push(made, "latest", base.LAYER.read_bytes(), ["/bin/bash"], machine="")
 
 
-def _hub_answers() -> bool:
+def _answers(port: int) -> bool:
     try:
-        socket.create_connection((PUBLIC, HUB_PORT), 5).close()
+        socket.create_connection((PUBLIC, port), 5).close()
     except OSError:
         return False
     return True
 
 
 def brought(kind: Kind) -> bytes:
-    """Its sources, and the client of the cache, as one archive."""
+    """Its sources, and what actions bring, as one archive."""
     out = io.BytesIO()
     client = Path(actions_cache.__file__).with_suffix(".mjs")
     library = actions_cache.bundle(actions_cache.BUNDLED) / actions_cache.LIBRARY
@@ -129,6 +167,8 @@ def brought(kind: Kind) -> bytes:
             archive.add(path, path.name)
         archive.add(client, "client.mjs")
         archive.add(library, actions_cache.LIBRARY)
+        archive.add(Path(tools.__file__).with_name("tool.cjs"), "tool.cjs")
+        archive.add(tools.BUNDLE / tools.LIBRARY, "tool-cache.js")
     return out.getvalue()
 
 
@@ -139,7 +179,13 @@ def repository_of(site: Site, kind: Kind, side: str) -> Repository:
     made = site.repository("rig", name, empty)
     body = {"content": base64.b64encode(brought(kind)).decode(), "message": BROUGHT}
     site.call("POST", f"/repos/{made.name}/contents/{BROUGHT}", body)
-    made.push(kind.workflow("cached", site.url, made.name, cached=side != COLD), "it.yaml")
+    place = Place(
+        "whole" if side in _WHOLE else "plain",
+        f"http://{PUBLIC}:{TOOLS_PORT}",
+        is_cached=side != COLD,
+        cache=f"http://{PUBLIC}:{FAR_PORT}/" if side == FAR else "",
+    )
+    made.push(kind.workflow(site.url, made.name, place), "it.yaml")
     return made
 
 
@@ -168,13 +214,15 @@ def one_job(ground: Ground, repository: Repository) -> dict[str, Any]:
         zip(STEPS, (round(after - first, 2) for first, after in pairwise(times)), strict=True)
     )
     return {
-        "seconds": round(steps["restore"] + steps["get"], 2),
+        "seconds": round(steps["tool"] + steps["restore"] + steps["get"], 2),
         "mb": round((moved() - bytes_before) / 1e6, 2),
         "steps": steps,
     }
 
 
-def measured(site: Site, kind: Kind, sides: Sequence[str], rounds: int) -> dict[str, Any]:
+def measured(
+    site: Site, grounds: Mapping[str, Ground], kind: Kind, sides: Sequence[str], rounds: int
+) -> dict[str, Any]:
     """Of each side, its runs."""
     repositories = {side: repository_of(site, kind, side) for side in sides}
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
@@ -182,7 +230,7 @@ def measured(site: Site, kind: Kind, sides: Sequence[str], rounds: int) -> dict[
         for side in sides:
             if number != (rounds if side == NEXT else 1) and side in _ONCE:
                 continue
-            runs[side].append(one_job(ground_of(site, side), repositories[side]))
+            runs[side].append(one_job(grounds[side], repositories[side]))
             say(f"{kind.name}, {side}, run {number}: {runs[side][-1]}")
     return runs
 
@@ -193,7 +241,9 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(KINDS), help="this workflow")
     parser.add_argument("--side", action="append", choices=SIDES, help="this side")
     parser.add_argument("--runs", type=int, default=2, help="of each workflow on each side")
-    parser.add_argument("--mbit", type=float, default=0, help="how fast the outside link is")
+    parser.add_argument(
+        "--mbit", type=int, default=100, help="how fast the outside link is; 0: without a bound"
+    )
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="also write cached.png there")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing stays behind
@@ -201,20 +251,21 @@ def main() -> None:
     failed: list[str] = []
     with closing(Site()) as site, outside(options.mbit) as stack:
         until(SOCKET.exists, 30, "the way out of the rig")
-        ground = ground_of(site, BOTH)
-        ground.run("down", "--now")
-        shutil.rmtree(FOLDER / "state" / "cache", ignore_errors=True)
-        names = options.only or list(KINDS)
+        grounds = grounds_of(site)
+        for ground in {grounds[side].manager: grounds[side] for side in SIDES}.values():
+            prepare(ground)
+        names, sides = options.only or list(KINDS), options.side or SIDES
         hub(stack, images="docker" in names)
-        ground.run("snapshot", "create", "--pool", "main", timeout=900)
-        with fetching(ground):
+        far_places(stack)
+        with fetching(grounds[ALL]):
             for name in names:
                 try:
-                    figures[name] = measured(site, KINDS[name], options.side or SIDES, options.runs)
+                    figures[name] = measured(site, grounds, KINDS[name], sides, options.runs)
                 except AssertionError:  # what the others measured is not lost
                     traceback.print_exc()
                     failed.append(name)
-        ground.run("down", "--now")
+        for ground in grounds.values():
+            ground.run("down", "--now")
     say(report.table(figures))
     if options.save:
         report.draw(figures, options.save / "cached.png")

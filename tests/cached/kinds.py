@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
 
+from tests.cached.tools import GO, NODE, PYTHON, Tool
+
 _HERE = Path(__file__).parent
 CLIENT = "client.mjs"
 BROUGHT = "brought.tgz"
@@ -15,11 +17,12 @@ BROUGHT = "brought.tgz"
 
 @dataclass(frozen=True)
 class Kind:
-    """A workflow. What it needs is got by `get`, and used by `use`; actions/cache keeps `kept`, of
-    which `again` makes use where that is not all.
+    """A workflow. What it needs is got by `get`, with its tool, and used by `use`; actions/cache
+    keeps `kept`, of which `again` makes use where that is not all.
     """
 
     name: str
+    tool: Tool | None
     kept: str
     get: str
     use: str
@@ -37,9 +40,13 @@ class Kind:
         content = b"".join(path.read_bytes() for path in sorted(self.folder.iterdir()))
         return f"{self.name}-{hashlib.sha256(content).hexdigest()}"
 
-    def workflow(self, label: str, forge: str, repository: str, *, cached: bool) -> str:
-        """For machines of this label."""
+    def workflow(self, forge: str, repository: str, place: Place) -> str:
+        """For this side."""
         client = f'node client.mjs "$PWD" WHAT {self.key} {self.kept}'
+        tool = ""
+        if self.tool:
+            url = f"{place.tools}/{self.tool.archive.name}"
+            tool = f"tool=$(node tool.cjs {self.tool.name} {self.tool.version} {url})"
         script = f"""\
 took=
 now() {{ read -r uptime _ </proc/uptime; took="$took $uptime"; }}
@@ -47,9 +54,12 @@ get() {{
 {indent(self.get, "  ")}
 }}
 curl -sSf {forge}/{repository}/raw/branch/main/{BROUGHT} | tar xz
+{f"export ACTIONS_CACHE_URL={place.cache}" if place.cache else ""}
 found=
 now
-{f"found=$({client.replace('WHAT', 'restore')})" if cached else ""}
+{tool}
+now
+{f"found=$({client.replace('WHAT', 'restore')})" if place.is_cached else ""}
 now
 case $found in
   *'"result":"'*) {self.again or ":"} ;;
@@ -71,36 +81,52 @@ echo "took:$took"
 on: workflow_dispatch
 jobs:
   it:
-    runs-on: [{label}]
+    runs-on: [{place.label}]
     steps:
       - run: |
 {indent(script, " " * 10)}"""
 
 
+@dataclass(frozen=True)
+class Place:
+    """What the workflows of one side are told."""
+
+    label: str
+    tools: str  # where those are fetched from that are not there
+    is_cached: bool = True
+    cache: str = ""  # that of another host
+
+
+_BUILD = 'GOTOOLCHAIN=local GOCACHE="$HOME/go/cache" $tool/bin/go build -o cached .'
 KINDS = {
     kind.name: kind
     for kind in (
         Kind(
             "python",
+            PYTHON,
             kept="venv",
-            get="python3 -m venv venv\nvenv/bin/pip install -q -r requirements.txt",
+            get="$tool/bin/python3 -m venv --without-pip venv\n"
+            "$tool/bin/python3 -m pip --python venv/bin/python install -q -r requirements.txt",
             use="venv/bin/python -c 'import numpy, requests; print(numpy.arange(3).sum())'",
         ),
         Kind(
             "node",
+            NODE,
             kept="node_modules",
-            get="npm ci --no-audit --no-fund",
-            use='node -e \'require("express"); require("lodash")\'',
+            get='PATH="$tool/bin:$PATH" npm ci --no-audit --no-fund',
+            use='$tool/bin/node -e \'require("express"); require("lodash")\'',
         ),
         Kind(
             "go",
+            GO,
             kept='"$HOME/go"',
-            get='GOCACHE="$HOME/go/cache" go build -o cached .',
-            again='GOCACHE="$HOME/go/cache" go build -o cached .',
+            get=_BUILD,
+            again=_BUILD,
             use="./cached",
         ),
         Kind(
             "docker",
+            None,
             kept="images.tar",
             get="docker build -q -t built .",
             keep="docker save -o images.tar a:latest built",

@@ -19,7 +19,8 @@ from tests.forge.gitea import until
 from tests.net.place import WORLD, ip, namespace
 from vmrunner.cli.packages_files import name_servers
 
-WIRE, _NET = "outside", "10.85.1."
+WIRE = "outside"
+NEAR_END, FAR_END = "10.85.1.1", "10.85.1.2"
 PUBLIC = "100.64.7.8"
 """An address that neither dnsmasq takes for one of this network, nor Docker has in the machines."""
 NAMES = (
@@ -36,23 +37,7 @@ _HELLO = 16 << 10
 """What a client says first, with the name that it wants in plain, in TLS, too: no more."""
 
 
-class Pace:
-    """So many bytes in a second, of all connections together; 0 is as fast as it goes."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate, self._free = rate, 0.0
-
-    async def wait(self, size: int) -> None:
-        """Until these may go on."""
-        if self._rate:
-            now = asyncio.get_running_loop().time()
-            self._free = max(self._free, now) + size / self._rate
-            await asyncio.sleep(self._free - now)
-
-
-async def _far_end(mbit: float) -> None:
-    pace = Pace(mbit * 1e6 / 8)
-
+async def _far_end() -> None:
     async def reach(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         port, said, name = writer.get_extra_info("sockname")[1], b"", None
         while name is None and len(said) < _HELLO and (part := await reader.read(_HELLO)):
@@ -63,7 +48,7 @@ async def _far_end(mbit: float) -> None:
             return
         far = await asyncio.open_unix_connection(SOCKET)
         far[1].write(f"{name} {port}\n".encode() + said)
-        await join((reader, writer), far, pace.wait)
+        await join((reader, writer), far)
 
     servers = [await asyncio.start_server(reach, PUBLIC, port) for port in PORTS]
     print("listening", flush=True)
@@ -83,7 +68,7 @@ def behind(stack: ExitStack, *command: str, log: Path | None = None) -> subproce
     said = subprocess.PIPE if log is None else stack.enter_context(log.open("w"))
     inside = ["ip", "netns", "exec", WORLD, *command]
     process = stack.enter_context(
-        subprocess.Popen(inside, stdout=said, stderr=log and said, text=True)
+        subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=said, stderr=log and said, text=True)
     )
     stack.callback(process.kill)
     return process
@@ -126,20 +111,29 @@ def way_out() -> Iterator[None]:
 
 
 @contextmanager
-def outside(mbit: float = 0) -> Iterator[ExitStack]:
-    """While it is entered, the host has its link, of so many megabits in a second."""
+def outside(mbit: int = 0) -> Iterator[ExitStack]:
+    """While it is entered, the host has its link, of so many Mbit/s each way; 0: as fast as it
+    goes.
+    """
     with ExitStack() as stack:
         namespace(stack, WORLD)
         ip("link", "del", WIRE, check=False)
         ip("link", "add", WIRE, "type", "veth", "peer", "name", "eth0", "netns", WORLD)
-        ip("addr", "add", f"{_NET}1/24", "dev", WIRE)
+        ip("addr", "add", f"{NEAR_END}/24", "dev", WIRE)
         ip("link", "set", WIRE, "up")
-        ip("-n", WORLD, "addr", "add", f"{_NET}2/24", "dev", "eth0")
+        ip("-n", WORLD, "addr", "add", f"{FAR_END}/24", "dev", "eth0")
         ip("-n", WORLD, "link", "set", "eth0", "up")
         ip("-n", WORLD, "addr", "add", f"{PUBLIC}/32", "dev", "lo")
-        ip("-n", WORLD, "route", "add", "default", "via", f"{_NET}1")
-        ip("route", "add", f"{PUBLIC}/32", "via", f"{_NET}2")
-        far = behind(stack, sys.executable, "-m", "tests.cached.link", str(mbit))
+        ip("-n", WORLD, "route", "add", "default", "via", NEAR_END)
+        ip("route", "add", f"{PUBLIC}/32", "via", FAR_END)
+        if mbit:
+            limit = ["root", "tbf", "rate", f"{mbit}mbit", "burst", "256kb", "latency", "50ms"]
+            for place in (
+                ["-n", WORLD, "qdisc", "add", "dev", "eth0"],
+                ["qdisc", "add", "dev", WIRE],
+            ):
+                subprocess.run(["tc", *place, *limit], check=True)
+        far = behind(stack, sys.executable, "-m", "tests.cached.link")
         assert far.stdout
         assert far.stdout.readline() == "listening\n"
         _named(stack)
@@ -147,4 +141,4 @@ def outside(mbit: float = 0) -> Iterator[ExitStack]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_far_end(float(sys.argv[1])))
+    asyncio.run(_far_end())

@@ -7,7 +7,6 @@ A connection there begins with a line, a name and a port, and goes on to these; 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,29 +15,18 @@ _BLOCK = 1 << 16
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def _pour(
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    wait: Callable[[int], Awaitable[None]],
-) -> None:
+async def _pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     with suppress(OSError):  # either side may be gone by now
         while part := await reader.read(_BLOCK):
-            await wait(len(part))
             writer.write(part)
             await writer.drain()
         writer.write_eof()
 
 
-async def _at_once(_: int) -> None:
-    pass
-
-
-async def join(
-    near: Streams, far: Streams, wait: Callable[[int], Awaitable[None]] = _at_once
-) -> None:
-    """Both connections are one; what comes from afar waits as it is told."""
+async def join(near: Streams, far: Streams) -> None:
+    """Both connections are one."""
     try:
-        await asyncio.gather(_pour(near[0], far[1], _at_once), _pour(far[0], near[1], wait))
+        await asyncio.gather(_pour(near[0], far[1]), _pour(far[0], near[1]))
     finally:
         near[1].close()
         far[1].close()

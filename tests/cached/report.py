@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
-COLORS = ("#999999", "#9fbfdf", "#4878a8", "#1f3f5f")
+COLORS = ("#999999", "#c9dcef", "#9fbfdf", "#4878a8", "#1f3f5f")
 
 
 def table(figures: Mapping[str, Runs]) -> str:
@@ -43,12 +43,14 @@ def draw(figures: Mapping[str, Runs], path: Path) -> None:
         ("over the outside link, second run, MB", "mb"),
     )
     sides = list(next(iter(figures.values())))
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 1 + 0.9 * len(figures)), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 1 + 1.1 * len(figures)), layout="constrained")
     for axis, (title, what) in zip(axes, panels, strict=True):
         for number, side in enumerate(sides):
             values = [runs[side][-1][what] for runs in figures.values()]
-            places = [place + (number - 1.5) * 0.2 for place in range(len(values))]
-            bars = axis.barh(places, values, 0.19, color=COLORS[number], label=side)
+            places = [
+                place + (number - (len(sides) - 1) / 2) * 0.17 for place in range(len(values))
+            ]
+            bars = axis.barh(places, values, 0.16, color=COLORS[number], label=side)
             axis.bar_label(bars, labels=[f" {value:.1f}" for value in values], fontsize=8)
         axis.set_yticks(range(len(figures)), list(figures))
         axis.set_title(title, loc="left", fontsize=10)

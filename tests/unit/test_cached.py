@@ -8,13 +8,14 @@ import pytest
 import yaml
 
 from tests.cached import report
-from tests.cached.kinds import KINDS
+from tests.cached.kinds import KINDS, Place
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_workflow_is_one_that_a_shell_reads(name: str, cached: bool) -> None:
-    text = KINDS[name].workflow("label", "http://forge.example", "rig/one", cached=cached)
+    place = Place("label", "http://tools.example", is_cached=cached, cache="http://far.example/")
+    text = KINDS[name].workflow("http://forge.example", "rig/one", place)
     (step,) = yaml.safe_load(text)["jobs"]["it"]["steps"]
     done = subprocess.run(["bash", "-n"], input=step["run"], text=True, capture_output=True)
     assert done.stderr == ""

@@ -16,7 +16,7 @@ from tests.forge.gitea import URL, VERSION, Repository, Site, until
 from tests.garm.calls import call, with_flavor
 from tests.garm.double import INSTANCE, Double
 from tests.ground import STORAGE, Ground
-from tests.prepare import DOCKER, GITEA, IMAGES
+from tests.prepare import DOCKER, GITEA
 from tests.vm.test_cache import packed
 from tests.vm.test_endings import serving
 from tests.vm.test_garm import INSTALL, registration, wanted
@@ -66,9 +66,7 @@ def built(ground: Ground, vendor: Path, url: str, image: str, more: str = "") ->
     volume at libvirt.
     """
     images = ground.folder / "state" / "images"
-    images.unlink()
-    images.mkdir()
-    (images / image).symlink_to(IMAGES / image)
+    tooling.beside_images(ground, image)
     recipe = tooling.lay(vendor, "tools", [("go", "1.26.0")], url)
     recipe.write_text(recipe.read_text() + more)
     ground.run("image", "build", "tools", "--recipes", str(vendor))

@@ -577,7 +577,8 @@ def test_one_that_waits_and_dies_is_replaced(guest: Guest) -> None:
 
 
 def test_what_is_told_is_read_from_the_same_code_alone(guest: Guest) -> None:
-    script = "#!/usr/bin/python3\nJOB = '{\"a\": 1}'\nCODE = 'c0de'\nrest"
+    told = json.dumps(json.dumps({"a": 1}))
+    script = f"#!/usr/bin/python3\nJOB = {told}\nCODE = 'c0de'\nrest"
     assert guest.job_in(script, "c0de") == {"a": 1}
     assert guest.job_in(script, "other") is None
     assert guest.job_in("#!/bin/sh\necho\n", "c0de") is None
