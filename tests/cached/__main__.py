@@ -30,7 +30,7 @@ from typing import Any
 from tests import actions_cache, tooling
 from tests.bench.common import say
 from tests.cached import base, report, tools
-from tests.cached.kinds import BROUGHT, KINDS, Kind, Place
+from tests.cached.kinds import ACTION, BROUGHT, KINDS, Kind, Place
 from tests.cached.link import NEAR_END, PUBLIC, behind, moved, outside, way_out
 from tests.cached.outside import SOCKET
 from tests.fetching import as_registry, proxy, push, registry, running
@@ -46,9 +46,7 @@ LIFE = 900.0  # seconds for one job
 HUB_PORT, TOOLS_PORT, FAR_PORT = 5000, 5001, 5002
 HUB = f"http://{PUBLIC}:{HUB_PORT}"
 """What plays the public registry of container images."""
-COLD, FAR, NEAR, ALL = "cold", "actions/cache, far", "actions/cache, on the host", "all caches"
-NEXT = "all caches, another repository"
-SIDES = (COLD, FAR, NEAR, ALL, NEXT)
+COLD, FAR, NEAR, ALL, NEXT = SIDES = tuple(report.SIDES)
 _WHOLE = (ALL, NEXT)
 """With packages and tools, too."""
 _ONCE = (COLD, NEXT)
@@ -166,7 +164,7 @@ def brought(kind: Kind) -> bytes:
         for path in sorted(kind.folder.iterdir()):
             archive.add(path, path.name)
         archive.add(client, "client.mjs")
-        archive.add(library, actions_cache.LIBRARY)
+        archive.add(library, ACTION / actions_cache.LIBRARY)
         archive.add(Path(tools.__file__).with_name("tool.cjs"), "tool.cjs")
         archive.add(tools.BUNDLE / tools.LIBRARY, "tool-cache.js")
     return out.getvalue()

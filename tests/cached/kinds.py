@@ -10,7 +10,8 @@ from textwrap import indent
 from tests.cached.tools import GO, NODE, PYTHON, Tool
 
 _HERE = Path(__file__).parent
-CLIENT = "client.mjs"
+ACTION = Path("action")
+"""Where it looks for its library: `npm ci` removes the job's own."""
 BROUGHT = "brought.tgz"
 """What checkout and the actions bring: it is the same on each side, and not measured."""
 
@@ -42,7 +43,7 @@ class Kind:
 
     def workflow(self, forge: str, repository: str, place: Place) -> str:
         """For this side."""
-        client = f'node client.mjs "$PWD" WHAT {self.key} {self.kept}'
+        client = f'node client.mjs "$PWD/{ACTION}" WHAT {self.key} {self.kept}'
         tool = ""
         if self.tool:
             url = f"{place.tools}/{self.tool.archive.name}"

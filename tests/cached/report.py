@@ -7,6 +7,14 @@ from pathlib import Path
 from typing import Any
 
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
+SIDES = {
+    "cold": "nothing kept",
+    "far": "`actions/cache`, over the link",
+    "near": "`actions/cache`, on the host",
+    "all": "all caches",
+    "next": "all caches, another repository",
+}
+"""What is compared: each name in the table."""
 COLORS = ("#999999", "#c9dcef", "#9fbfdf", "#4878a8", "#1f3f5f")
 
 
@@ -22,7 +30,7 @@ def table(figures: Mapping[str, Runs]) -> str:
             seconds = [f"{first['seconds']:.1f}", *(f"{each['seconds']:.1f}" for each in later[:1])]
             mb = [f"{first['mb']:.1f}", *(f"{each['mb']:.1f}" for each in later[:1])]
             times = [f"{cold['seconds'] / each['seconds']:.1f}" for each in later[:1]]
-            cells = [name, side, *_two(seconds), *_two(mb), *(times or [""])]
+            cells = [name, SIDES[side], *_two(seconds), *_two(mb), *(times or [""])]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -50,7 +58,7 @@ def draw(figures: Mapping[str, Runs], path: Path) -> None:
             places = [
                 place + (number - (len(sides) - 1) / 2) * 0.17 for place in range(len(values))
             ]
-            bars = axis.barh(places, values, 0.16, color=COLORS[number], label=side)
+            bars = axis.barh(places, values, 0.16, color=COLORS[number], label=SIDES[side].replace("`", ""))
             axis.bar_label(bars, labels=[f" {value:.1f}" for value in values], fontsize=8)
         axis.set_yticks(range(len(figures)), list(figures))
         axis.set_title(title, loc="left", fontsize=10)

@@ -30,8 +30,8 @@ def test_the_second_run_is_compared_with_a_cold_one() -> None:
     def run(seconds: float, mb: float) -> dict[str, float]:
         return {"seconds": seconds, "mb": mb}
 
-    told = report.table({"go": {"cold": [run(30, 9)], "kept": [run(41, 9), run(5, 0)]}})
+    told = report.table({"go": {"cold": [run(30, 9)], "all": [run(41, 9), run(5, 0)]}})
     assert told.splitlines()[-2:] == [
-        "| go | cold | 30.0 |  | 9.0 |  |  |",
-        "| go | kept | 41.0 | 5.0 | 9.0 | 0.0 | 6.0 |",
+        "| go | nothing kept | 30.0 |  | 9.0 |  |  |",
+        "| go | all caches | 41.0 | 5.0 | 9.0 | 0.0 | 6.0 |",
     ]

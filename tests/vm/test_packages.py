@@ -117,6 +117,8 @@ jobs:
     steps:
       - run: |
           docker info --format 'told: {{range .RegistryConfig.Mirrors}}{{.}}{{end}}'
+          printf 'FROM a:latest\\n' | docker build --quiet --tag built - >/dev/null
+          echo "told: built, $(docker run --rm built)"
           echo "told: $(docker run --rm a:latest)"
 """
 
@@ -144,5 +146,6 @@ def test_another_repositorys_job_has_a_container_image_that_the_host_has_kept(
             first = told(site.repository("rig", "one", IMAGES))
             source.close()
             second = told(site.repository("rig", "two", IMAGES))
-    assert first == [f"http://{GATEWAY}:{PORTS[Ecosystem.OCI]}/", "from a mirror"]
+    mirrors = f"http://{GATEWAY}:{PORTS[Ecosystem.OCI]}/"
+    assert first == [mirrors, "built, from a mirror", "from a mirror"]
     assert second == first

@@ -60,3 +60,19 @@ def test_builds_and_containers_have_the_proxy(folder: Path) -> None:
     proxy, direct = PROXY.values()
     assert daemon == {"http-proxy": proxy, "https-proxy": proxy, "no-proxy": direct}
     assert client == {"httpProxy": proxy, "httpsProxy": proxy, "noProxy": direct}
+
+
+@pytest.mark.parametrize(
+    ("mirror", "plain"),
+    [
+        ("http://mirror.example:5000", ["old.example:80", "mirror.example:5000"]),
+        ("http://192.0.2.7", ["old.example:80", "192.0.2.7"]),
+        ("https://mirror.example", ["old.example:80"]),
+    ],
+)
+def test_builds_ask_a_mirror_without_tls_as_pulls_do(
+    folder: Path, mirror: str, plain: list[str]
+) -> None:
+    (folder / "daemon.json").write_text('{"insecure-registries": ["old.example:80"]}')
+    run(folder, {"VMRUNNER_REGISTRY_MIRROR": mirror})
+    assert json.loads((folder / "daemon.json").read_text())["insecure-registries"] == plain
