@@ -67,8 +67,8 @@ def beside_images(ground: Ground, *images: str) -> None:
         folder.unlink()
     folder.mkdir(exist_ok=True)
     for image in images:
-        if not (folder / image).exists():
-            (folder / image).symlink_to(IMAGES / image)
+        (folder / image).unlink(missing_ok=True)  # of other recipes
+        (folder / image).symlink_to(IMAGES / image)
 
 
 NODE, LIBRARY = "22.23.5", "2.0.2"

@@ -50,16 +50,19 @@ def draw(figures: Mapping[str, Runs], path: Path) -> None:
         ("fetch and install, second run, s", "seconds"),
         ("over the outside link, second run, MB", "mb"),
     )
-    sides = list(next(iter(figures.values())))
+    sides = [side for side in SIDES if any(side in runs for runs in figures.values())]
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 1 + 1.1 * len(figures)), layout="constrained")
     for axis, (title, what) in zip(axes, panels, strict=True):
         for number, side in enumerate(sides):
-            values = [runs[side][-1][what] for runs in figures.values()]
-            places = [
-                place + (number - (len(sides) - 1) / 2) * 0.17 for place in range(len(values))
-            ]
-            bars = axis.barh(places, values, 0.16, color=COLORS[number], label=SIDES[side].replace("`", ""))
-            axis.bar_label(bars, labels=[f" {value:.1f}" for value in values], fontsize=8)
+            shift = (number - (len(sides) - 1) / 2) * 0.17
+            found = {
+                place + shift: runs[side][-1][what]
+                for place, runs in enumerate(figures.values())
+                if side in runs
+            }
+            label, color = SIDES[side].replace("`", ""), COLORS[number]
+            bars = axis.barh(list(found), list(found.values()), 0.16, color=color, label=label)
+            axis.bar_label(bars, labels=[f" {each:.1f}" for each in found.values()], fontsize=8)
         axis.set_yticks(range(len(figures)), list(figures))
         axis.set_title(title, loc="left", fontsize=10)
         axis.invert_yaxis()

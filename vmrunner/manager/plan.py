@@ -269,7 +269,8 @@ def _seeds(machine: Machine) -> list[Action]:
 
 def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
     """Runner records with our name and our host's identity that neither a live machine nor a
-    binding explains, and that are not at work: somebody's machine would lose its job.
+    binding explains, nor somebody who has just made one, and that are not at work: somebody's
+    machine would lose its job.
 
     Of those that an older vmrunner made, only what this host is known to have made.
     """
@@ -288,6 +289,7 @@ def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
         if record.id not in explained
         and (machine := MachineId.of(manager, record.name))
         and (machine.host == observed.host or record.name in leftovers)
+        and record.name not in observed.owned
         and not record.busy
         and record.id not in view.at_work
     ]

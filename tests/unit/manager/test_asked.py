@@ -21,6 +21,7 @@ from tests.world import World
 from vmrunner.errors import ForgeDenied, ForgeNotFound
 from vmrunner.forge.gitea import Gitea
 from vmrunner.forge.http import Http
+from vmrunner.machine import ownership
 from vmrunner.manager.actions import DeleteRunner, Finish, Note
 from vmrunner.manager.observed import Ask, Drain, Observed, Queue, Told
 from vmrunner.manager.plan import CANCEL_GRACE, NO_LIFE, plan
@@ -287,6 +288,19 @@ def test_a_stray_that_is_at_work_stays(gitea: World) -> None:
     asked = {ask: Told(gitea.forge.runner(ask.scope, ask.runner_id))}
     decided = plan("m", [POOL], LIMITS, replace(seen, asked=asked), NOW)
     assert decided.actions == (), "it began to, between the list and the look"
+
+
+def test_a_record_of_a_process_beside_the_manager_stays_while_that_lives(gitea: World) -> None:
+    """Such as the one of `doctor --isolation`, which tries what a runner's credentials are good
+    for.
+    """
+    name = gitea.named("0123abcd")
+    gitea.forge.create_runner(Scope.parse("instance"), name, ["isolation"])
+    its = MachineId.of(gitea.manager.settings.manager, name)
+    assert its
+    with ownership.owning(gitea.manager.settings.runtime_dir, its):
+        assert gitea.up()[2] == 0
+    assert gitea.up()[2] == 1, "it was killed"
 
 
 def observed(machines: list[Machine], records: list[RunnerRecord]) -> Observed:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 
 from vmrunner.doctor.isolation.lab import Cell, Lab
 from vmrunner.forge.seam import Forge
+from vmrunner.machine import ownership
 from vmrunner.machine.identity import fresh
 from vmrunner.model.job import Credentials, Scope
 from vmrunner.network.forge import forge_host
@@ -31,11 +32,14 @@ def cells(lab: Lab, forge: Forge, scope: Scope) -> Iterator[Cell]:
     """From inside a machine while the runner exists, and from inside another one after it was
     deleted, as it is with its job.
 
-    Raises ForgeError where no runner can be made or deleted.
+    Raises ForgeError where no runner can be made or deleted, ConfigError where its name can't be
+    claimed.
     """
-    label = f"vmrunner-isolation-{secrets.token_hex(4)}"
+    label, name = f"vmrunner-isolation-{secrets.token_hex(4)}", fresh(lab.settings)
     with ExitStack() as stack:
-        credentials = forge.create_runner(scope, str(fresh(lab.settings)), [label])
+        # The service's passes delete records with such a name that nobody has.
+        stack.enter_context(ownership.owning(lab.settings.runtime_dir, name))
+        credentials = forge.create_runner(scope, str(name), [label])
         stack.callback(forge.delete_runner, scope, credentials.id)
         answered = _ask(lab, credentials, label)
     for call, (what, may) in _WHILE_IT_LIVES.items():
