@@ -13,13 +13,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from ipaddress import IPv4Interface
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from tests.ground import Ground
 from vmrunner.hypervisor.seam import SEED_SIZE
 from vmrunner.machine import seed
 from vmrunner.model.machine import MachineId
@@ -30,11 +31,24 @@ TAP = "vmrbench0"
 _DEADLINE = 240.0
 
 
-def command_line(machine: str) -> list[str]:
-    """How libvirt started this machine's QEMU."""
-    text = (LOGS / f"{machine}.log").read_text()
-    begin = text.rindex("/usr/bin/qemu-system")
-    words = shlex.split(text[begin:].split("\n20", 1)[0].replace("\\\n", " "))
+def logged(place: Ground, *command: str) -> tuple[str, str]:
+    """The machine of such a command, and what libvirt logs of it, which goes with the machine."""
+    environment = os.environ | {"VMRUNNER_CONFIG": str(place.config)}
+    machine = log = ""
+    with subprocess.Popen(place.command(*command), env=environment) as process:
+        while process.poll() is None:
+            for path in LOGS.glob(f"vmr-{place.manager}-*.log"):
+                with suppress(OSError):
+                    machine, log = path.stem, path.read_text() or log
+            time.sleep(0.02)
+    assert process.returncode == 0
+    return machine, log
+
+
+def command_line(log: str) -> list[str]:
+    """How libvirt started the QEMU that this log is of."""
+    begin = log.rindex("/usr/bin/qemu-system")
+    words = shlex.split(log[begin:].split("\n20", 1)[0].replace("\\\n", " "))
     return words[: words.index("-msg")]
 
 
@@ -43,13 +57,13 @@ class Floor:
     own.
     """
 
-    def __init__(self, machine: str, address: IPv4Interface) -> None:
+    def __init__(self, machine: str, log: str, address: IPv4Interface) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="vmrunner-floor-"))
         name = MachineId.of(machine.split("-")[1], machine)
         assert name
         self.machine, self.address = name, address
         self._argv = [
-            self._without_libvirt(word, machine) for word in _without_options(command_line(machine))
+            self._without_libvirt(word, machine) for word in _without_options(command_line(log))
         ]
         files = [
             json.loads(word)["filename"]
@@ -69,7 +83,7 @@ class Floor:
         folder = self._folder
         if word.startswith("socket,id=charmonitor"):
             return f"socket,id=charmonitor,path={folder}/monitor,server=on,wait=off"
-        if match := re.match(r"(?:file|socket),id=(char\w+),", word):
+        if match := re.match(r"(?:file|socket|pty),id=(char\w+),", word):
             name = match[1]
             return (
                 f"null,id={name}"

@@ -5,7 +5,6 @@ ways to do it without vmrunner.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Interface, IPv4Network
@@ -13,7 +12,7 @@ from typing import Any
 
 from tests.bench import homemade
 from tests.bench.common import MANAGER, SUBNET, ground, median, p95, say
-from tests.bench.floor import Floor
+from tests.bench.floor import Floor, logged
 from tests.bench.lightning import Lightning
 from tests.forge.gitea import Site
 from tests.ground import STORAGE, Ground
@@ -26,14 +25,15 @@ _VIRT_INSTALL, _LIGHTNING = "virt-install and cloud-init", "virt-lightning, stoc
 _BEGINS = {_VIRT_INSTALL: "… until its script begins", _LIGHTNING: "… until ssh answers"}
 
 
-def _exec(place: Ground, *options: str) -> tuple[float, str]:
-    """Seconds, and the machine's name."""
+def _command(*options: str) -> list[str]:
+    return ["exec", "--image", GITEA, "--memory", MEMORY, *options, "--", "true"]
+
+
+def _exec(place: Ground, *options: str) -> float:
+    """Seconds."""
     began = time.monotonic()
-    done = place.run("exec", "--image", GITEA, "--memory", MEMORY, *options, "--", "true")
-    seconds = time.monotonic() - began
-    found = re.search(r"machine (vmr-\S+):", done.stderr)
-    assert found, done.stderr
-    return seconds, found[1]
+    place.run(*_command(*options))
+    return time.monotonic() - began
 
 
 def floor_of(place: Ground, address: IPv4Interface = _ADDRESS) -> tuple[Floor, str]:
@@ -44,7 +44,7 @@ def floor_of(place: Ground, address: IPv4Interface = _ADDRESS) -> tuple[Floor, s
     state = next(
         str(STORAGE / MANAGER / name) for name in snapshot["files"] if name.endswith(".state")
     )
-    return Floor(_exec(place)[1], address), state
+    return Floor(*logged(place, *_command()), address), state
 
 
 def whole_lives(site: Site, runs: int) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def whole_lives(site: Site, runs: int) -> dict[str, Any]:
     """
     place = ground(site, "boot")
     clone, state = floor_of(place)
-    boot = Floor(_exec(place, "--boot")[1], _ADDRESS)
+    boot = Floor(*logged(place, *_command("--boot")), _ADDRESS)
     lightning = Lightning()
     begins: dict[str, list[float]] = {_VIRT_INSTALL: [], _LIGHTNING: []}
 
@@ -64,9 +64,9 @@ def whole_lives(site: Site, runs: int) -> dict[str, Any]:
 
     ways: dict[str, tuple[float, Callable[[], float]]] = {
         # How often of all runs: what takes long is tried less often.
-        "exec, snapshot": (1.0, lambda: _exec(place)[0]),
+        "exec, snapshot": (1.0, lambda: _exec(place)),
         "raw QEMU, snapshot": (1.0, lambda: clone.run(state)),
-        "exec, boot": (0.25, lambda: _exec(place, "--boot")[0]),
+        "exec, boot": (0.25, lambda: _exec(place, "--boot")),
         "raw QEMU, boot": (0.25, lambda: boot.run(None)),
         _VIRT_INSTALL: (0.15, lambda: life(_VIRT_INSTALL, lambda: homemade.life(_ADDRESS))),
         _LIGHTNING: (0.15, lambda: life(_LIGHTNING, lightning.life)),

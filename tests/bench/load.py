@@ -23,7 +23,7 @@ from tests.prepare import GITEA
 from vmrunner.machine import seed
 from vmrunner.network.addresses import gateway
 
-PORT, SIZE, WRITES, BLOCK = 9444, 128 << 20, 200, 64 << 10
+PORT, SIZE, WRITES, BLOCK = 9444, 128 << 20, 1000, 64 << 10
 RULES, PLAIN = "with vmrunner's rules", "plain bridge, by hand"
 DOWNLOAD, FSYNC = "download, MiB/s", "writes of 64 KiB with fsync, per second"
 AIMS = {DOWNLOAD: 0.9, FSYNC: 0.95}
