@@ -9,6 +9,7 @@ the difference; what real machines see is tested with real machines.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -111,11 +112,22 @@ def listen(stack: ExitStack, where: str, listens: list[tuple[str, int]]) -> None
 def written(path: Path, text: str) -> Iterator[None]:
     """A file that says something else for a while."""
     before = path.read_text()
-    path.write_text(text)
+    _write(path, text)
     try:
         yield
     finally:
-        path.write_text(before)
+        _write(path, before)
+
+
+def _write(path: Path, text: str) -> None:
+    """Of a file that others read meanwhile: never a part."""
+    if path.is_relative_to("/proc"):
+        path.write_text(text)
+        return
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    shutil.copymode(path, part)
+    part.replace(path)
 
 
 @contextmanager
