@@ -177,7 +177,7 @@ page:
 
 # A gigabyte into the cache and out of it over loopback, 20 machines at once, and what the service takes of the host (CACHE="--mib 256" for less).
 # CACHE=--machine: the same from a real machine, beside bare connections (CACHE="--machine --mib 256 --runs 3").
-# CACHE=--jobs: what caches are worth to workflows that fetch packages from the public registries (CACHE="--jobs --only python", "--save docs" for the docs).
+# CACHE=--jobs: what caches are worth to workflows that fetch packages from the public registries (CACHE="--jobs --only python --side cold --side all" for a part, "--save docs" for the docs).
 # CACHE=--git: what the checkout of a large repository costs, whole, in part and with a reference (CACHE="--git --files 20000 --commits 20000").
 cache:
 	$(call in_rig,$(if $(findstring --jobs,$(CACHE)),$(cached_jobs),$(if $(findstring --machine,$(CACHE)),$(demo_image);) rig/rig run -- python -m tests.$(cache_measured)) $(filter-out --jobs --git --machine,$(CACHE)))

@@ -68,5 +68,6 @@ def draw(figures: Mapping[str, Runs], path: Path) -> None:
         axis.invert_yaxis()
         axis.margins(x=0.15)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(fontsize=8, frameon=False, loc="lower right")
+    told = axes[0].get_legend_handles_labels()
+    figure.legend(*told, fontsize=8, frameon=False, loc="outside lower center", ncols=len(sides))
     figure.savefig(path, dpi=110)
