@@ -9,7 +9,6 @@ the difference; what real machines see is tested with real machines.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
+from vmrunner import files
 from vmrunner.model.machine import MachineId
 from vmrunner.network.addresses import gateway, paired
 from vmrunner.network.names import bridge_name
@@ -124,10 +124,7 @@ def _write(path: Path, text: str) -> None:
     if path.is_relative_to("/proc"):
         path.write_text(text)
         return
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
-    shutil.copymode(path, part)
-    part.replace(path)
+    files.write_whole(path, text, path.stat().st_mode & 0o777)
 
 
 @contextmanager

@@ -279,9 +279,7 @@ class Manager:
             fleet=self._looked_around(moment, queues),
             leftovers=self._leftovers(queues.values()),
             # After the lists: whoever has a record there had its name before.
-            owned=frozenset(
-                map(str, ownership.owned(self.hypervisor.manager, self.settings.runtime_dir))
-            ),
+            owned=frozenset(ownership.owned(self.hypervisor.manager, self.settings.runtime_dir)),
             lent=_lent(instances, seen),
             verdicts=verdicts,
             were_held=frozenset(self.history.were_held()),

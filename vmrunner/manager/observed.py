@@ -182,8 +182,8 @@ class Observed:
     host: str = ""  # this host's identity: names that carry another one are strangers'
     # Names without an identity, of an older vmrunner, that are this host's all the same.
     leftovers: frozenset[str] = frozenset()
-    # Names that a living process beside the manager has, such as `doctor --isolation`.
-    owned: frozenset[str] = frozenset()
+    # What a living process beside the manager has, such as `doctor --isolation`.
+    owned: frozenset[MachineId] = frozenset()
     me: str = ""  # what the other hosts call this one
     fleet: Fleet = field(default_factory=Fleet)  # after this look
     lent: tuple[Lent, ...] = ()  # machines that GARM made and ends; nothing is planned with them

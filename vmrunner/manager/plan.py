@@ -289,7 +289,7 @@ def _strays(manager: str, observed: Observed, view: View) -> list[Action]:
         if record.id not in explained
         and (machine := MachineId.of(manager, record.name))
         and (machine.host == observed.host or record.name in leftovers)
-        and record.name not in observed.owned
+        and machine not in observed.owned
         and not record.busy
         and record.id not in view.at_work
     ]
