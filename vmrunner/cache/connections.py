@@ -1,6 +1,7 @@
 """Connections to the cache, each served by a thread of its own: what they say is read and written
 by h11, socketserver accepts them and starts the threads. The bytes of a body stay in one thread:
-to hand them to another one costs about as much as their digests do.
+to hand them to another one costs about as much as their digests do. Where the head says how many
+there are, they go from the socket to where they are wanted: h11 would copy them several times.
 
 A connection gets on, or is ended: it may be one that says its request byte by byte, or never reads
 the answer. One machine keeps no other one out.
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import h11
@@ -51,28 +52,16 @@ class Request:
         self.headers = {name.decode(): value.decode("latin-1") for name, value in said.headers}
         self.address, self.reached = connection.address, connection.reached
         self.has_answer = False  # begun
-        self._connection, self._rest, self._is_whole = connection, b"", False
+        self._connection = connection
 
     def read(self, buffer: bytearray) -> int:
         """Have the next bytes of the body in this buffer, and how many: as many as it has room for,
         or all that are left; 0: there are no more. Raises Gone, h11.RemoteProtocolError.
         """
-        filled = 0
-        while filled < len(buffer) and (data := self._rest or self._next()):
-            much = min(len(data), len(buffer) - filled)
-            buffer[filled : filled + much] = data[:much]
-            filled, self._rest = filled + much, data[much:]
+        room, filled = memoryview(buffer), 0
+        while filled < len(room) and (read := self._connection.read(room[filled:])):
+            filled += read
         return filled
-
-    def _next(self) -> bytes:
-        """Some more of the body; empty: that was all."""
-        if self._is_whole:
-            return b""
-        event = self._connection.event()
-        if isinstance(event, h11.Data):
-            return event.data
-        self._is_whole = True
-        return b""
 
     def answer(self, status: int, headers: Mapping[str, str] = {}, body: bytes = b"") -> None:
         """All of it. Raises Gone."""
@@ -102,12 +91,19 @@ class Request:
         """
         buffer, read = bytearray(_READ), 0
         with suppress(h11.RemoteProtocolError):
-            while not self._is_whole and not self._connection.is_waited_for and read < _DRAINED:
-                read += self.read(buffer)
-        return self._is_whole
+            while not self._connection.is_waited_for and read < _DRAINED:
+                if not (more := self.read(buffer)):
+                    return True
+                read += more
+        return False
 
 
 Answer = Callable[[Request], object]
+Received = TypeVar("Received", bytes, int)
+
+
+def _http() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
 
 
 class _Connection:
@@ -115,7 +111,11 @@ class _Connection:
 
     def __init__(self, connected: socket.socket, turn: threading.Lock) -> None:
         self._socket, self._turn = connected, turn
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
+        self._http = _http()
+        # Of a body whose length is known: its bytes, those that have come with the head, those to
+        # come from the socket, and what has come after it.
+        self._size: int | None = None
+        self._ahead, self._left, self._behind = b"", 0, b""
         self._ends = time.monotonic() + _LONGEST
         self.address: str = connected.getpeername()[0]
         self.reached: tuple[str, int] = connected.getsockname()[:2]
@@ -125,32 +125,74 @@ class _Connection:
     @property
     def is_waited_for(self) -> bool:
         """Whether the body comes only when it is asked for."""
-        return bool(self._http.they_are_waiting_for_100_continue)
+        return self._http.they_are_waiting_for_100_continue and self._left == (self._size or 0)
 
     def serve(self, answer: Answer) -> None:
         """One request after the other. Raises Gone."""
         try:
-            while isinstance(said := self.event(time.monotonic() + _PATIENCE), h11.Request):
-                request = Request(self, said)
-                answer(request)
-                if self._http.their_state is h11.SEND_BODY:
-                    self._understood()  # of a body that nobody has asked for: its end, if any
-                if (self._http.our_state, self._http.their_state) != (h11.DONE, h11.DONE):
+            while isinstance(said := self._event(time.monotonic() + _PATIENCE), h11.Request):
+                self._begin_body(said)
+                answer(Request(self, said))
+                if not self._begin_next():
                     return
-                self._http.start_next_cycle()
         except h11.RemoteProtocolError as error:
             if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
                 lines = [("content-length", "0"), ("connection", "close")]
                 self.say(h11.Response(status_code=error.error_status_hint, headers=lines))
                 self.say(h11.EndOfMessage())
 
-    def event(self, until: float = float("inf")) -> Any:
+    def _begin_body(self, said: h11.Request) -> None:
+        headers = dict(said.headers)
+        self._size, self._ahead, self._left, self._behind = None, b"", 0, b""
+        if b"content-length" in headers and b"transfer-encoding" not in headers:
+            self._size = int(headers[b"content-length"])  # h11 has seen that it is one number
+            come, _ = self._http.trailing_data
+            self._ahead, self._behind = come[: self._size], come[self._size :]
+            self._left = self._size - len(self._ahead)
+
+    def _begin_next(self) -> bool:
+        """Whether another request can come on this connection."""
+        if self._size is None:
+            if self._http.their_state is h11.SEND_BODY:
+                self._understood()  # of a body that nobody has asked for: its end, if any
+            if (self._http.our_state, self._http.their_state) != (h11.DONE, h11.DONE):
+                return False
+            self._http.start_next_cycle()
+            return True
+        if self._ahead or self._left or self._http.our_state is not h11.DONE:
+            return False
+        self._http = _http()  # it has not seen that body
+        if self._behind:
+            self._http.receive_data(self._behind)
+        return True
+
+    def read(self, room: memoryview) -> int:
+        """Have some bytes of the body there, and how many; 0: there are no more. Raises Gone,
+        h11.RemoteProtocolError.
+        """
+        if self._size is None and not self._ahead and self._http.their_state is h11.SEND_BODY:
+            event = self._event()
+            self._ahead = event.data if isinstance(event, h11.Data) else b""
+        if much := min(len(self._ahead), len(room)):
+            room[:much], self._ahead = self._ahead[:much], self._ahead[much:]
+        elif self._left:
+            self._ask_for_body()
+            much = self._receive(lambda: self._socket.recv_into(room[: self._left]))
+            if not much:
+                raise h11.RemoteProtocolError("the body has ended before its end")
+            self._left -= much
+        return much
+
+    def _event(self, until: float = float("inf")) -> Any:
         """The next one; raises Gone where it is not there by then, h11.RemoteProtocolError."""
         while (event := self._understood()) is h11.NEED_DATA:
-            if self.is_waited_for:
-                self.say(h11.InformationalResponse(status_code=100, headers=[]))
-            self._receive(min(until, self._ends))
+            self._ask_for_body()
+            self._http.receive_data(self._receive(lambda: self._socket.recv(_READ), until))
         return event
+
+    def _ask_for_body(self) -> None:
+        if self.is_waited_for:
+            self.say(h11.InformationalResponse(status_code=100, headers=[]))
 
     def _understood(self) -> Any:
         """To take bytes apart needs the interpreter: each machine has one turn at it, or one that
@@ -159,14 +201,14 @@ class _Connection:
         with self._turn:
             return self._http.next_event()
 
-    def _receive(self, until: float) -> None:
+    def _receive(self, receive: Callable[[], Received], until: float = float("inf")) -> Received:
         try:
-            data = self._socket.recv(_READ)
+            received = receive()
         except OSError:
             raise Gone from None
-        if time.monotonic() > until:
+        if time.monotonic() > min(until, self._ends):
             raise Gone
-        self._http.receive_data(data)
+        return received
 
     def say(self, event: Any) -> None:
         """Send all of it. Raises Gone."""

@@ -408,6 +408,18 @@ RESERVE = b"POST /_apis/artifactcache/caches HTTP/1.1\r\nHost: x\r\n"
             [400],
         ),  # it has not waited
         (RESERVE + b"Content-Length: 99999\r\n\r\n" + b" " * 99999, [413]),
+        (RESERVE + b"Content-Length: 99999\r\n\r\n" + b" " * 99999 + ASK + b"\r\n", [413, 204]),
+        (RESERVE + b"Content-Length: 0\r\n\r\n" + ASK + b"\r\n", [400, 204]),
+        (ASK + b"Content-Length: 2\r\n\r\n{}" + ASK + b"\r\n", [204, 204]),
+        (ASK + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}" + ASK + b"\r\n", [204]),
+        # What is no chunk is no second request either, whatever length is said as well.
+        (
+            RESERVE
+            + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+            + ASK
+            + b"\r\n",
+            [400, 204],
+        ),
         (b"nothing\r\n\r\n" + ASK + b"\r\n", [400]),
         (b"GET / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 0\r\n\r\n", [400]),
         (ASK.replace(b"1.1", b"1.0") + b"\r\n" + ASK + b"\r\n", [204]),
