@@ -44,14 +44,14 @@ image_tools = rig/rig run --outside -- bash -ec '[ -e /usr/share/keyrings/ubuntu
 prometheus = rig/rig run --outside -- bash -ec 'command -v promtool >/dev/null || { apt-get -qq update; \
 	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends prometheus >/dev/null; }'
 # What fetches packages for machines, for the tests with the real programs; as a package each would start a service.
-package_programs = rig/rig run --outside -- bash -ec 'command -v nginx >/dev/null && command -v docker-registry >/dev/null || { apt-get -qq update; \
+package_programs = rig/rig run --outside -- bash -ec 'command -v nginx >/dev/null && command -v docker-registry >/dev/null && command -v skopeo >/dev/null || { apt-get -qq update; \
 	printf "\#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; \
-	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends nginx-light docker-registry >/dev/null; }'
+	DEBIAN_FRONTEND=noninteractive apt-get -qqy install --no-install-recommends nginx-light docker-registry skopeo >/dev/null; }'
 plotting = rig/rig run --outside -- python -m pip install --quiet -e "/src[bench]"
 actions_cache = rig/rig run --outside -- python -m tests.actions_cache
 real_tools = rig/rig run --outside -- python -m tests.tooling
 # Machines reach the public registries by a counted link, whose other end has the host's network.
-cached_jobs = $(if $(findstring --save,$(CACHE)),$(plotting);) $(package_programs); $(actions_cache); rig/rig run --outside -- bash -ec "python -m tests.prepare test-cached; python -m tests.cached.base; python -m tests.cached.tools"; \
+cached_jobs = $(if $(findstring --save,$(CACHE)),$(plotting);) $(package_programs); $(actions_cache); rig/rig run --outside -- bash -ec "python -m tests.cached.base; python -m tests.prepare test-cached test-cached-whole; python -m tests.cached.tools"; \
 	rig/rig run --outside -- python -m tests.cached.outside & rig/rig run -- python -m tests.cached
 cache_measured = $(if $(findstring --git,$(CACHE)),git_pace,$(if $(findstring --machine,$(CACHE)),cache_machine,cache_pace))
 audit_tools = rig/rig run --outside -- python -m pip install --quiet -e "/src[audit]"

@@ -6,6 +6,7 @@ There is no registry to pull one from.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vmrunner.files import digest
 from vmrunner.image.build import apt, apt_source
@@ -37,6 +39,7 @@ JOB_PACKAGES = (
     "python3",
 )
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_OCI = "application/vnd.oci.image"
 PROGRAMS = ("cat", "echo", "id", "ls", "nslookup", "sh", "sleep", "tail", "test", "wget")
 
 
@@ -45,7 +48,21 @@ def prepare(cache: Path) -> None:
 
     Needs the network of the host.
     """
-    _lay(cache, ARCHIVE, lambda: archive(_layer(_busybox()), NAME))
+    _lay(cache, ARCHIVE, lambda: oci_archive(packed(_layer(_busybox())), NAME, "/bin", "/bin/sh"))
+
+
+def base_layer() -> bytes:
+    """Its layer, as it is there."""
+    with tarfile.open(ARCHIVE) as found:
+        largest = max(found, key=lambda member: member.size)
+        layer = found.extractfile(largest)
+        assert layer
+        return layer.read()
+
+
+def packed(layer: bytes) -> bytes:
+    """A layer as registries have it."""
+    return gzip.compress(layer, 6, mtime=0)
 
 
 def prepare_job(folder: Path) -> None:
@@ -96,26 +113,55 @@ def debian(packages: Sequence[str]) -> bytes:
 
 def archive(layer: bytes, name: str, path: str = "/bin", command: str = "/bin/sh") -> bytes:
     """A docker-archive with this one layer."""
-    config = json.dumps(
+    config = _config(layer, path, command)
+    config_name = f"{_sha256(config)}.json"
+    manifest = json.dumps(
+        [{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]
+    ).encode()
+    return tar({config_name: config, "layer.tar": layer, "manifest.json": manifest})
+
+
+def oci_archive(layer: bytes, name: str, path: str = PATH, command: str = "/bin/bash") -> bytes:
+    """An oci-archive with this one layer, which is packed by gzip."""
+    config = _config(gzip.decompress(layer), path, command)
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2,
+            "mediaType": f"{_OCI}.manifest.v1+json",
+            "config": _descriptor(f"{_OCI}.config.v1+json", config),
+            "layers": [_descriptor(f"{_OCI}.layer.v1.tar+gzip", layer)],
+        }
+    ).encode()
+    named = _descriptor(f"{_OCI}.manifest.v1+json", manifest) | {
+        "annotations": {"org.opencontainers.image.ref.name": name}
+    }
+    blobs = {f"blobs/sha256/{_sha256(blob)}": blob for blob in (config, manifest, layer)}
+    index = json.dumps({"schemaVersion": 2, "manifests": [named]}).encode()
+    return tar({"oci-layout": b'{"imageLayoutVersion": "1.0.0"}', "index.json": index, **blobs})
+
+
+def _descriptor(kind: str, blob: bytes) -> dict[str, Any]:
+    return {"mediaType": kind, "size": len(blob), "digest": f"sha256:{_sha256(blob)}"}
+
+
+def _sha256(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()
+
+
+def _config(layer: bytes, path: str, command: str) -> bytes:
+    return json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
             "config": {"Env": [f"PATH={path}"], "Cmd": [command]},
-            "rootfs": {
-                "type": "layers",
-                "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"],
-            },
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(layer)}"]},
             "history": [{"created_by": "the tests"}],
         }
     ).encode()
-    config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = json.dumps(
-        [{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]
-    ).encode()
-    return _tar({config_name: config, "layer.tar": layer, "manifest.json": manifest})
 
 
-def _tar(files: dict[str, bytes], mode: int = 0o644, links: dict[str, str] | None = None) -> bytes:
+def tar(files: dict[str, bytes], mode: int = 0o644, links: dict[str, str] | None = None) -> bytes:
+    """An archive of these files."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, content in files.items():
@@ -130,7 +176,7 @@ def _tar(files: dict[str, bytes], mode: int = 0o644, links: dict[str, str] | Non
 
 
 def _layer(busybox: bytes) -> bytes:
-    return _tar(
+    return tar(
         {"bin/busybox": busybox}, 0o755, {f"bin/{program}": "busybox" for program in PROGRAMS}
     )
 

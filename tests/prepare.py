@@ -27,8 +27,8 @@ RECIPES = Path(__file__).parent / "images"
 GITEA, FORGEJO, CLOUD_INIT, DOCKER = "test-gitea", "test-forgejo", "test-cloud-init", "test-docker"
 JOBS, JOBS_DOCKER = "test-jobs", "test-jobs-docker"
 """For `make conformance`; the second one is only built where it is named."""
-CACHED = "test-cached"
-"""For `make cache`. Its recipe is elsewhere: the suite's images are not built anew for it."""
+CACHED, CACHED_WHOLE = "test-cached", "test-cached-whole"
+"""For `make cache`. Their recipes are elsewhere: the suite's images are not built anew for them."""
 
 
 SHAPING = [*sorted(Path(str(build.__file__)).parent.glob("*.py")), Path(str(recipe.__file__))]
@@ -81,6 +81,10 @@ def usable(images: Path, name: str, digest: str) -> bool:
     return (golden.manifest.recipe_digest, builder) == (digest, BUILDER)
 
 
+def _folder(name: str) -> Path:
+    return RECIPES.parent / "cached" if name in (CACHED, CACHED_WHOLE) else RECIPES
+
+
 def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
@@ -89,11 +93,11 @@ def main(names: Sequence[str]) -> None:
     """Build what is missing of these; older versions go."""
     lay_store()
     if DOCKER in names or JOBS_DOCKER in names:
-        containers.prepare(CACHE / "images" / "containers" / "base.tar")
+        containers.prepare(CACHE / "images" / "containers" / "base-oci.tar")
     if JOBS_DOCKER in names:
         containers.prepare_job(CACHE / "images" / "containers")
     for name in names:
-        wanted = recipe.load(name, RECIPES.parent / "cached" if name == CACHED else RECIPES)
+        wanted = recipe.load(name, _folder(name))
         if usable(IMAGES, name, wanted.digest()):
             continue
         shutil.rmtree(IMAGES / name, ignore_errors=True)

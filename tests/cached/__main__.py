@@ -36,7 +36,7 @@ from tests.cached.outside import SOCKET
 from tests.fetching import as_registry, proxy, push, registry, running
 from tests.forge.gitea import Repository, Site, until
 from tests.ground import Ground, lay
-from tests.prepare import CACHED
+from tests.prepare import CACHED, CACHED_WHOLE
 from vmrunner import config
 from vmrunner.cache.rights import Rights
 from vmrunner.cli.packages_files import name_servers
@@ -58,13 +58,14 @@ _RESOLV_CONF = Path("/etc/resolv.conf")
 
 
 def grounds_of(site: Site) -> dict[str, Ground]:
-    """Of each side. There are two: without packages and tools, and with them."""
-    plain = _ground(site, "plain", "10.80.0.0/24", f'registry_mirror = "{HUB}"\n', "")
-    whole = _ground(site, "whole", "10.81.0.0/24", 'tools = "tools"\n', _PACKAGES)
+    """Of each side. There are two: without packages, tools and a container image, and with them."""
+    mirror = f'registry_mirror = "{HUB}"\n'
+    plain = _ground(site, "plain", "10.80.0.0/24", CACHED, mirror, "")
+    whole = _ground(site, "whole", "10.81.0.0/24", CACHED_WHOLE, 'tools = "tools"\n', _PACKAGES)
     return {side: whole if side in _WHOLE else plain for side in SIDES}
 
 
-def _ground(site: Site, name: str, subnet: str, pool: str, packages: str) -> Ground:
+def _ground(site: Site, name: str, subnet: str, image: str, pool: str, packages: str) -> Ground:
     ports = (80, 443, HUB_PORT, TOOLS_PORT, FAR_PORT)
     allow = ", ".join(f'"{PUBLIC}:{port}"' for port in ports)
     ground = lay(
@@ -72,7 +73,7 @@ def _ground(site: Site, name: str, subnet: str, pool: str, packages: str) -> Gro
         f"cached-{name}",
         subnet,
         token=site.token,
-        image=CACHED,
+        image=image,
         labels=name,
         most=1,
         start="snapshot",
@@ -90,7 +91,7 @@ def prepare(ground: Ground) -> None:
     """An empty cache, the disk of tools, and snapshots."""
     ground.run("down", "--now")
     shutil.rmtree(ground.folder / "state" / "cache", ignore_errors=True)
-    tooling.beside_images(ground, CACHED)
+    tooling.beside_images(ground, CACHED, CACHED_WHOLE)
     (ground.folder / "tools.toml").write_text(tools.recipe())
     if "tools" in ground.config.read_text():
         ground.run("image", "build", "tools", "--recipes", str(ground.folder), timeout=900)
@@ -253,7 +254,7 @@ def main() -> None:
         for ground in {grounds[side].manager: grounds[side] for side in SIDES}.values():
             prepare(ground)
         names, sides = options.only or list(KINDS), options.side or SIDES
-        hub(stack, images="docker" in names)
+        hub(stack, images=any(KINDS[name].folder.name == "docker" for name in names))
         far_places(stack)
         with fetching(grounds[ALL]):
             for name in names:

@@ -19,21 +19,24 @@ BROUGHT = "brought.tgz"
 @dataclass(frozen=True)
 class Kind:
     """A workflow. What it needs is got by `get`, with its tool, and used by `use`; actions/cache
-    keeps `kept`, of which `again` makes use where that is not all.
+    keeps `kept`, if anything, of which `again` makes use where that is not all. `$caching` is empty
+    where nothing is kept.
     """
 
     name: str
     tool: Tool | None
-    kept: str
     get: str
     use: str
+    kept: str = ""
     keep: str = ""
     again: str = ""
+
+    sources: str = ""  # whose, where it has none of its own
 
     @property
     def folder(self) -> Path:
         """Its sources."""
-        return _HERE / self.name
+        return _HERE / (self.sources or self.name)
 
     @property
     def key(self) -> str:
@@ -48,8 +51,9 @@ class Kind:
         if self.tool:
             url = f"{place.tools}/{self.tool.archive.name}"
             tool = f"tool=$(node tool.cjs {self.tool.name} {self.tool.version} {url})"
+        by_action = place.is_cached and self.kept
         script = f"""\
-took=
+took= caching={"yes" if place.is_cached else ""}
 now() {{ read -r uptime _ </proc/uptime; took="$took $uptime"; }}
 get() {{
 {indent(self.get, "  ")}
@@ -60,7 +64,7 @@ found=
 now
 {tool}
 now
-{f"found=$({client.replace('WHAT', 'restore')})" if place.is_cached else ""}
+{f"found=$({client.replace('WHAT', 'restore')})" if by_action else ""}
 now
 case $found in
   *'"result":"'*) {self.again or ":"} ;;
@@ -99,6 +103,7 @@ class Place:
 
 
 _BUILD = 'GOTOOLCHAIN=local GOCACHE="$HOME/go/cache" $tool/bin/go build -o cached .'
+_CURL = "docker run --rm built curl --version"
 KINDS = {
     kind.name: kind
     for kind in (
@@ -128,11 +133,18 @@ KINDS = {
         Kind(
             "docker",
             None,
+            get="docker build ${caching:+--cache-from type=gha --cache-to type=gha} -t built .",
+            use=_CURL,
+        ),
+        Kind(
+            "docker-saved",
+            None,
+            sources="docker",
             kept="images.tar",
-            get="docker build -q -t built .",
+            get="docker build -t built .",
             keep="docker save -o images.tar built",
             again="docker load -q -i images.tar",
-            use="docker run --rm built curl --version",
+            use=_CURL,
         ),
     )
 }

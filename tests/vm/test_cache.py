@@ -95,11 +95,16 @@ def workflow(*words: str, on: str = "workflow_dispatch", more: str = "") -> str:
 
 def job(repository: Repository, file: str, *words: str, branch: str = "main") -> list[str]:
     """What this one says of the cache, when it is over."""
-    before = len(repository.jobs())
     if branch != "main":
         site, body = repository.site, {"new_branch_name": branch, "old_branch_name": "main"}
         site.call("POST", f"/repos/{repository.name}/branches", body, fine=(409,))
     repository.push(workflow(*words), file)
+    return dispatched(repository, file, branch)
+
+
+def dispatched(repository: Repository, file: str, branch: str = "main") -> list[str]:
+    """The same of a workflow that is there already."""
+    before = len(repository.jobs())
     path = f"/repos/{repository.name}/actions/workflows/{file}/dispatches"
     repository.site.call("POST", path, {"ref": branch})
     until(lambda: len(repository.jobs()) > before, 30, "the job")
@@ -235,6 +240,39 @@ def test_a_job_in_a_container_reaches_it(site: Site, lay_ground: Callable[..., G
     (done,) = one.jobs()
     assert done["conclusion"] == "success", one.said(done["id"])
     assert "HTTP/1.1 204 No Content" in one.said(done["id"])
+
+
+BUILD = """\
+on: workflow_dispatch
+jobs:
+  it:
+    runs-on: [docker]
+    steps:
+      - run: |
+          sed -i 's/"storage-driver".*/"features": {"containerd-snapshotter": true}/' /etc/docker/daemon.json
+          systemctl restart docker
+          docker load --quiet --input /usr/lib/vmrunner/containers/00.tar
+          printf 'FROM tests/base:1\\nRUN cat /proc/sys/kernel/random/uuid >/made\\n' >Dockerfile
+          docker build --quiet --cache-from type=gha --cache-to type=gha,mode=max --tag built .
+          echo "cache: $(docker run --rm built cat /made)"
+"""  # noqa: E501 — a workflow keeps its lines
+
+
+def test_a_build_of_docker_goes_on_from_that_of_another_machine(
+    site: Site, lay_ground: Callable[..., Ground]
+) -> None:
+    """BuildKit's own cache: it speaks the same protocol, from Docker's daemon."""
+    ground = laid(lay_ground, most=1, image=DOCKER, labels="docker")
+    empty = "on: workflow_dispatch\njobs: {it: {runs-on: nothing, steps: [{run: 'true'}]}}\n"
+    repositories = [site.repository("rig", name, empty) for name in ("one", "other")]
+    one, other = repositories
+    for each in repositories:
+        each.push(BUILD, "build.yaml")
+    with serving(ground):
+        first, again, elsewhere = (dispatched(each, "build.yaml") for each in (one, one, other))
+    assert len(first) == 1
+    assert again == first
+    assert elsewhere != first
 
 
 def test_a_machine_without_a_job_reaches_it_and_is_told_nothing(

@@ -4,8 +4,6 @@ Debian's nginx on the host.
 
 from __future__ import annotations
 
-import gzip
-import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.containers import ARCHIVE
+from tests.containers import base_layer
 from tests.fetching import (
     APT,
     NAME,
@@ -131,11 +129,7 @@ def test_another_repositorys_job_has_a_container_image_that_the_host_has_kept(
     with ExitStack() as stack:
         source = stack.enter_context(ExitStack())
         source.enter_context(running(there, as_registry))
-        with tarfile.open(ARCHIVE) as archive:
-            programs = archive.extractfile("layer.tar")
-            assert programs
-            content = gzip.compress(programs.read())
-        push(there, "latest", content, ["/bin/echo", "from a mirror"])
+        push(there, "latest", base_layer(), ["/bin/echo", "from a mirror"])
         url = f"http://127.0.0.1:{there.mirror.port}"
         more = f'network = "allowlist"\n[cache.packages]\noci = "{url}"\n'
         ground = lay_ground(cloned=True, image=DOCKER, labels="docker", more=more)

@@ -8,12 +8,12 @@ docs/adr/0009-container-images-as-archives.md.
 from __future__ import annotations
 
 import shutil
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmrunner import files
 from vmrunner.errors import ImageError
+from vmrunner.image.build import oci
 from vmrunner.image.build.context import Build
 from vmrunner.image.build.paths import within
 from vmrunner.image.recipe.recipe import ContainerSource
@@ -66,7 +66,8 @@ def _get(build: Build, source: ContainerSource, target: Path) -> None:
 
 
 def _pull(build: Build, source: ContainerSource, target: Path) -> None:
-    """skopeo checks the digest; it unpacks nothing and needs no daemon.
+    """skopeo checks the digest; it unpacks nothing and needs no daemon. In an oci-archive layers
+    stay packed, as the registry has them: Docker packs others anew for the cache of each build.
 
     Registries of this host's own are /etc/containers' to describe.
     """
@@ -80,31 +81,27 @@ def _pull(build: Build, source: ContainerSource, target: Path) -> None:
         "copy",
         "--quiet",
         f"docker://{source.reference}",
-        f"docker-archive:{target}:{source.name}",
+        f"oci-archive:{target}:{source.name}",
     )
     build.programs.run(f"Fetching the container image {source.reference}", *command)
 
 
 def _check(source: ContainerSource, target: Path) -> str:
-    """That it is what the recipe says, and an archive that Docker loads; returns its sha256."""
-    found = files.digest(target)
-    if source.sha256 not in (None, found):
+    """That it is what the recipe says, and an archive that Docker loads; returns the sha256 of what
+    is laid.
+    """
+    if source.sha256 and (found := files.digest(target)) != source.sha256:
         raise ImageError(
             f"The container image {source.name} has the sha256 {found}, the recipe wants "
             f"{source.sha256}.",
             "Check where it comes from.",
         )
     try:
-        with tarfile.open(target) as archive:
-            known = any(
-                member.name.removeprefix("./") in ("manifest.json", "index.json")
-                for member in archive
-            )
-    except (OSError, EOFError, tarfile.TarError):
-        known = False
-    if not known:
+        oci.complete(target, source.name)
+    except (oci.NoImage, OSError):
         raise ImageError(
-            f"The container image {source.name} is no docker-archive or oci-archive.",
+            f"The container image {source.name} is no docker-archive, and no oci-archive of one "
+            "image for linux/amd64.",
             "`docker save` makes one, and `skopeo copy`.",
-        )
-    return found
+        ) from None
+    return files.digest(target)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.building import begin
-from tests.containers import archive
+from tests.containers import archive, oci_archive, packed, tar
 from vmrunner.errors import ImageError
+from vmrunner.files import digest
 from vmrunner.image.build import containers, downloads
 from vmrunner.image.recipe import recipe
 from vmrunner.image.recipe.recipe import ContainerSource
@@ -66,10 +73,110 @@ def test_what_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="has the sha256"):
         lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar", sha256=WRONG))
     (tmp_path / "a.tar").write_bytes(ARCHIVE[:700])
-    with pytest.raises(ImageError, match="is no docker-archive or oci-archive"):
+    with pytest.raises(ImageError, match="is no docker-archive, and no oci-archive of one image"):
         lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar"))
     with pytest.raises(ImageError, match=r"The archive .*none.tar can't be read"):
         lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "none.tar"))
+
+
+def members(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path) as found:
+        return {each.name: found.extractfile(each).read() for each in found}  # type: ignore[union-attr]
+
+
+def test_an_oci_archive_is_laid_so_that_each_docker_loads_it(tmp_path: Path) -> None:
+    layer = packed(b"a layer")
+    plain = oci_archive(layer, "other:1")
+    (tmp_path / "a.tar").write_bytes(plain)
+    sha256 = hashlib.sha256(plain).hexdigest()
+    source = ContainerSource(name="debian:13", archive=tmp_path / "a.tar", sha256=sha256)
+    (laid,) = lay(tmp_path, source).items()
+    target = tmp_path / "tree" / laid[0].removeprefix("/")
+    assert laid[1] == digest(target) != sha256
+    before, after = members(tmp_path / "a.tar"), members(target)
+    assert (tmp_path / "a.tar").read_bytes() == plain
+    (told,) = json.loads(after.pop("manifest.json"))
+    assert after == before
+    assert told["RepoTags"] == ["debian:13"]
+    assert [after[name] for name in told["Layers"]] == [layer]
+    assert json.loads(after[told["Config"]])["rootfs"]["type"] == "layers"
+    # It stays as it is now.
+    (tmp_path / "a.tar").write_bytes(target.read_bytes())
+    (again,) = lay(tmp_path, ContainerSource(name="b", archive=tmp_path / "a.tar")).values()
+    assert again == laid[1]
+
+
+def rewritten(content: bytes, change: Callable[[dict[str, bytes]], None]) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(content)) as found:
+        files = {each.name: found.extractfile(each).read() for each in found}  # type: ignore[union-attr]
+    change(files)
+    return tar(files)
+
+
+def index(files: dict[str, bytes]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(files["index.json"])
+    return found
+
+
+def for_platforms(files: dict[str, bytes], *platforms: str) -> None:
+    """As a registry has an image for several platforms, with what tells where it is from."""
+    (named,) = index(files)["manifests"]
+    named.pop("annotations")
+    listed = []
+    for each in platforms:
+        system, architecture = each.split("/")
+        listed.append(named | {"platform": {"os": system, "architecture": architecture}})
+    inner = json.dumps({"schemaVersion": 2, "manifests": listed}).encode()
+    sha256 = hashlib.sha256(inner).hexdigest()
+    files[f"blobs/sha256/{sha256}"] = inner
+    files["index.json"] = json.dumps({"manifests": [{"digest": f"sha256:{sha256}"}]}).encode()
+
+
+def test_of_several_platforms_the_machines_own_is_taken(tmp_path: Path) -> None:
+    content = rewritten(
+        oci_archive(packed(b"a layer"), "a"),
+        lambda files: for_platforms(files, "linux/arm64", "linux/amd64", "unknown/unknown"),
+    )
+    (tmp_path / "a.tar").write_bytes(content)
+    (path,) = lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar"))
+    assert "manifest.json" in members(tmp_path / "tree" / path.removeprefix("/"))
+
+
+def without_layer(files: dict[str, bytes]) -> None:
+    del files[max(files, key=lambda name: len(files[name]))]
+
+
+def itself(files: dict[str, bytes]) -> None:
+    """An index that names itself has no end."""
+    (named,) = index(files)["manifests"]
+    name = f"blobs/sha256/{named['digest'].removeprefix('sha256:')}"
+    files[name] = files["index.json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda files: files.pop("index.json"),
+        lambda files: files.update({"index.json": b"[]"}),
+        lambda files: files.update({"index.json": b"{"}),
+        lambda files: files.update({"index.json": b'{"manifests": []}'}),
+        lambda files: files.update({"index.json": b'{"manifests": [1]}'}),
+        lambda files: files.update(
+            {"index.json": b'{"manifests": [{"digest": "sha256:../../index.json"}]}'}
+        ),
+        lambda files: for_platforms(files, "linux/arm64"),
+        lambda files: for_platforms(files, "linux/amd64", "linux/amd64"),
+        without_layer,
+        itself,
+    ],
+)
+def test_an_archive_that_no_machine_could_load_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, bytes]], None]
+) -> None:
+    layer = packed(os.urandom(4096))
+    (tmp_path / "a.tar").write_bytes(rewritten(oci_archive(layer, "a"), change))
+    with pytest.raises(ImageError, match="no oci-archive of one image for linux/amd64"):
+        lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar"))
 
 
 @pytest.mark.parametrize(("code", "said"), [(0, ""), (1, "level=fatal msg=manifest unknown")])
@@ -85,12 +192,12 @@ def test_a_reference_is_pulled_by_skopeo(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     (tmp_path / "archive").write_bytes(ARCHIVE)
     program = tmp_path / "skopeo"
-    # As the real one is called: to=docker-archive:FILE:NAME.
+    # As the real one is called: to=oci-archive:FILE:NAME.
     program.write_text(
         f'#!/bin/sh\n[ -z "{said}" ] || {{ echo "{said}" >&2; exit {code}; }}\n'
         f'[ "$1 $2 $3" = "copy --quiet docker://docker.io/library/debian@sha256:{WRONG}" ] || exit '
         "9\n"
-        f'to=${{4#docker-archive:}}; [ "${{to#*:}}" = debian:13 ] || exit 8; cp {tmp_path}/archive '
+        f'to=${{4#oci-archive:}}; [ "${{to#*:}}" = debian:13 ] || exit 8; cp {tmp_path}/archive '
         f'"${{to%%:*}}"\n'
     )
     program.chmod(0o755)
