@@ -12,8 +12,10 @@ import threading
 import time
 
 host, port, size, runs = sys.argv[1], *map(int, sys.argv[2:])
-PART, AT_ONCE, API = 32 << 20, 4, "/_apis/artifactcache"
-content, into = os.urandom(1 << 20), bytearray(1 << 20)
+MIB, PART, CHUNK, AT_ONCE, API = 1 << 20, 32 << 20, 64 << 10, 4, "/_apis/artifactcache"
+LAST = b"0\r\n\r\n"
+chunks = b"".join(b"%x\r\n%b\r\n" % (CHUNK, os.urandom(CHUNK)) for _ in range(MIB // CHUNK))
+into = bytearray(MIB)
 
 
 def connected():
@@ -42,8 +44,15 @@ def exact(connection, left):
 
 
 def pour(connection, left):
-    while left:
-        left -= connection.send(memoryview(content)[:left])
+    """As Node.js sends a file, what actions/cache does: in chunks of 64 KiB."""
+    for _ in range(left // MIB):
+        connection.sendall(chunks)
+    connection.sendall(LAST)
+
+
+def framed(left):
+    """How many bytes that is."""
+    return left // MIB * len(chunks) + len(LAST)
 
 
 def ask(head, body=b""):
@@ -60,7 +69,7 @@ def ask(head, body=b""):
 def bare_up(parts):
     for begin, end in parts:
         with connected() as connection:
-            connection.sendall(b"up   %20d\n" % (end - begin))
+            connection.sendall(b"up   %20d\n" % framed(end - begin))
             pour(connection, end - begin)
             line(connection)
 
@@ -76,7 +85,7 @@ def cache_up(id_):
         for begin, end in parts:
             with connected() as connection:
                 head = f"PATCH {API}/caches/{id_} HTTP/1.1\r\nhost: cache\r\n"
-                head += f"content-length: {end - begin}\r\n"
+                head += "transfer-encoding: chunked\r\n"
                 head += f"content-range: bytes {begin}-{end - 1}/*\r\n\r\n"
                 connection.sendall(head.encode())
                 pour(connection, end - begin)

@@ -1,7 +1,7 @@
-"""Connections to the cache, each served by a thread of its own: what they say is read and written
+"""Connections to the cache, each served by a thread of its own: heads are read and answers written
 by h11, socketserver accepts them and starts the threads. The bytes of a body stay in one thread:
-to hand them to another one costs about as much as their digests do. Where the head says how many
-there are, they go from the socket to where they are wanted: h11 would copy them several times.
+to hand them to another one costs about as much as their digests do. None of them goes through h11,
+which would copy each several times.
 
 A connection gets on, or is ended: it may be one that says its request byte by byte, or never reads
 the answer. One machine keeps no other one out.
@@ -10,6 +10,7 @@ the answer. One machine keeps no other one out.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import socketserver
 import sys
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
@@ -29,7 +31,10 @@ _MOST = 32  # of one machine at the same time
 _PATIENCE = 60.0  # seconds in which a connection has to get on
 _LONGEST = 7200.0  # seconds that one lasts at most
 _READ = 64 * 1024  # bytes that are read at once: more at once would be memory that is new each time
+_NEVER = float("inf")
 _HEAD = 64 * 1024  # bytes of a head at most
+_LINE = 4096  # bytes of a chunk's first line at most
+_RAW = 256 * 1024  # bytes of chunks that are read at once
 _FIELDS = 100  # of a query
 _REST = 1.0  # seconds until the next try, where there are too many open files
 _DRAINED = 128 * 1024 * 1024  # bytes that are read for nothing, so that the answer is heard
@@ -98,6 +103,7 @@ class Request:
         return False
 
 
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 Answer = Callable[[Request], object]
 Received = TypeVar("Received", bytes, int)
 
@@ -106,16 +112,27 @@ def _http() -> h11.Connection:
     return h11.Connection(h11.SERVER, max_incomplete_event_size=_HEAD)
 
 
+class _Line(Enum):
+    """Those around chunks."""
+
+    SIZE = auto()
+    END = auto()
+    TRAILER = auto()
+
+
 class _Connection:
     """A socket, and what h11 makes of it."""
 
     def __init__(self, connected: socket.socket, turn: threading.Lock) -> None:
         self._socket, self._turn = connected, turn
         self._http = _http()
-        # Of a body whose length is known: its bytes, those that have come with the head, those to
-        # come from the socket, and what has come after it.
-        self._size: int | None = None
-        self._ahead, self._left, self._behind = b"", 0, b""
+        # What is read already and not yet understood: from `at` up to `to`.
+        self._raw = bytearray(_RAW)
+        self._at, self._to = 0, 0
+        # Of a body: how many bytes are to come next, whether chunks come after them, whether any of
+        # it has come; which line comes next, what of it has, and how many bytes of the last ones.
+        self._left, self._is_chunked, self._has_begun = 0, False, False
+        self._expects, self._part, self._trailers = _Line.SIZE, b"", 0
         self._ends = time.monotonic() + _LONGEST
         self.address: str = connected.getpeername()[0]
         self.reached: tuple[str, int] = connected.getsockname()[:2]
@@ -125,7 +142,7 @@ class _Connection:
     @property
     def is_waited_for(self) -> bool:
         """Whether the body comes only when it is asked for."""
-        return self._http.they_are_waiting_for_100_continue and self._left == (self._size or 0)
+        return self._http.they_are_waiting_for_100_continue and not self._has_begun
 
     def serve(self, answer: Answer) -> None:
         """One request after the other. Raises Gone."""
@@ -142,66 +159,113 @@ class _Connection:
                 self.say(h11.EndOfMessage())
 
     def _begin_body(self, said: h11.Request) -> None:
+        """RFC 9112, 6.3; h11 has seen that it is one length, or chunked and nothing else."""
         headers = dict(said.headers)
-        self._size, self._ahead, self._left, self._behind = None, b"", 0, b""
-        if b"content-length" in headers and b"transfer-encoding" not in headers:
-            self._size = int(headers[b"content-length"])  # h11 has seen that it is one number
-            come, _ = self._http.trailing_data
-            self._ahead, self._behind = come[: self._size], come[self._size :]
-            self._left = self._size - len(self._ahead)
+        self._is_chunked = b"transfer-encoding" in headers
+        self._expects, self._part, self._trailers = _Line.SIZE, b"", 0
+        self._left = 0 if self._is_chunked else int(headers.get(b"content-length", b"0"))
+        ahead, _ = self._http.trailing_data
+        self._raw[: len(ahead)], self._at, self._to = ahead, 0, len(ahead)
+        self._has_begun = self._is_whole or bool(ahead)
+
+    @property
+    def _is_whole(self) -> bool:
+        return not (self._left or self._is_chunked)
 
     def _begin_next(self) -> bool:
         """Whether another request can come on this connection."""
-        if self._size is None:
-            if self._http.their_state is h11.SEND_BODY:
-                self._understood()  # of a body that nobody has asked for: its end, if any
-            if (self._http.our_state, self._http.their_state) != (h11.DONE, h11.DONE):
-                return False
-            self._http.start_next_cycle()
-            return True
-        if self._ahead or self._left or self._http.our_state is not h11.DONE:
+        if not self._is_whole or self._http.our_state is not h11.DONE:
             return False
         self._http = _http()  # it has not seen that body
-        if self._behind:
-            self._http.receive_data(self._behind)
+        if self._at < self._to:
+            self._http.receive_data(bytes(self._raw[self._at : self._to]))
         return True
 
     def read(self, room: memoryview) -> int:
         """Have some bytes of the body there, and how many; 0: there are no more. Raises Gone,
         h11.RemoteProtocolError.
         """
-        if self._size is None and not self._ahead and self._http.their_state is h11.SEND_BODY:
-            event = self._event()
-            self._ahead = event.data if isinstance(event, h11.Data) else b""
-        if much := min(len(self._ahead), len(room)):
-            room[:much], self._ahead = self._ahead[:much], self._ahead[much:]
-        elif self._left:
-            self._ask_for_body()
-            much = self._receive(lambda: self._socket.recv_into(room[: self._left]))
-            if not much:
-                raise h11.RemoteProtocolError("the body has ended before its end")
+        if self._at == self._to and self._left and not self._is_chunked:
+            much = self._more(room[: self._left])
             self._left -= much
+            return much
+        while not (much := self._take(room)) and not self._is_whole:
+            self._at, self._to = 0, self._more(memoryview(self._raw))
         return much
 
-    def _event(self, until: float = float("inf")) -> Any:
+    def _take(self, room: memoryview) -> int:
+        """The same of what is read already, where 0 may be for want of that. To take bytes apart
+        needs the interpreter: each machine has one turn at it, or one that sends many small chunks
+        on all its connections would leave others hardly any.
+        """
+        filled = 0
+        with self._turn:
+            while filled < len(room) and (self._left or self._begins_chunk()):
+                much = min(self._to - self._at, self._left, len(room) - filled)
+                if not much:
+                    break
+                room[filled : filled + much] = memoryview(self._raw)[self._at : self._at + much]
+                self._at, self._left, filled = self._at + much, self._left - much, filled + much
+        return filled
+
+    def _begins_chunk(self) -> bool:
+        """Whether one with bytes does: RFC 9112, 7.1. After the last one come lines that nobody
+        needs.
+        """
+        while self._is_chunked and (line := self._line()) is not None:
+            if self._expects is _Line.SIZE:
+                if not (found := _CHUNK.fullmatch(line)):
+                    raise h11.RemoteProtocolError("it is no chunk")
+                self._left = int(found[1], 16)
+                self._expects = _Line.END if self._left else _Line.TRAILER
+                if self._left:
+                    return True
+            elif self._expects is _Line.END:
+                if line:
+                    raise h11.RemoteProtocolError("a chunk does not end where it should")
+                self._expects = _Line.SIZE
+            elif not line:
+                self._is_chunked = False
+            else:
+                self._trailers += len(line)
+                if self._trailers > _HEAD:
+                    raise h11.RemoteProtocolError("too much comes after the last chunk")
+        return False
+
+    def _line(self) -> bytes | None:
+        """The next one of those around chunks, without its end; None where that is not there."""
+        end = self._raw.find(b"\n", self._at, self._to) + 1
+        self._part += self._raw[self._at : end or self._to]
+        self._at = end or self._to
+        if len(self._part) > _LINE:
+            raise h11.RemoteProtocolError("a line is too long")
+        if not end:
+            return None
+        line, self._part = self._part, b""
+        if not line.endswith(b"\r\n"):
+            raise h11.RemoteProtocolError("a line does not end as it should")
+        return line[:-2]
+
+    def _more(self, room: memoryview) -> int:
+        """Of the body, and what is around its chunks: have it there, and how many bytes."""
+        if self.is_waited_for:
+            self.say(h11.InformationalResponse(status_code=100, headers=[]))
+        if not (read := self._receive(lambda: self._socket.recv_into(room))):
+            raise h11.RemoteProtocolError("the body has ended before its end")
+        self._has_begun = True
+        return read
+
+    def _event(self, until: float) -> Any:
         """The next one; raises Gone where it is not there by then, h11.RemoteProtocolError."""
         while (event := self._understood()) is h11.NEED_DATA:
-            self._ask_for_body()
             self._http.receive_data(self._receive(lambda: self._socket.recv(_READ), until))
         return event
 
-    def _ask_for_body(self) -> None:
-        if self.is_waited_for:
-            self.say(h11.InformationalResponse(status_code=100, headers=[]))
-
     def _understood(self) -> Any:
-        """To take bytes apart needs the interpreter: each machine has one turn at it, or one that
-        sends many small chunks on all its connections would leave others hardly any.
-        """
-        with self._turn:
+        with self._turn:  # see _take
             return self._http.next_event()
 
-    def _receive(self, receive: Callable[[], Received], until: float = float("inf")) -> Received:
+    def _receive(self, receive: Callable[[], Received], until: float = _NEVER) -> Received:
         try:
             received = receive()
         except OSError:

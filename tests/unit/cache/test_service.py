@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from http.client import IncompleteRead
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import pytest
@@ -386,6 +386,7 @@ def said(service: Served, sent: bytes, at: str = MAIN) -> bytes:
 
 ASK = b"GET /_apis/artifactcache/cache?keys=none&version=v HTTP/1.1\r\nHost: x\r\n"
 RESERVE = b"POST /_apis/artifactcache/caches HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = RESERVE + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -397,6 +398,22 @@ RESERVE = b"POST /_apis/artifactcache/caches HTTP/1.1\r\nHost: x\r\n"
         (RESERVE + b"Content-Length: 2\r\n\r\n{}" + ASK + b"\r\n", [400, 204]),
         (RESERVE + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", [400]),
         (RESERVE + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n", [400]),
+        (CHUNKED + b"1;x=y\r\n{\r\n01 \r\n}\r\n000\r\nX: y\r\n\r\n" + ASK + b"\r\n", [400, 204]),
+        *[
+            (CHUNKED + wrong + ASK + b"\r\n", [400])
+            for wrong in (
+                b"1\r\n{}\r\n0\r\n\r\n",
+                b"2\r\n{}0\r\n\r\n",
+                b"2\n{}\r\n0\r\n\r\n",
+                b"2\r\n{}\r\n\r\n",
+                b"0x2\r\n{}\r\n0\r\n\r\n",
+                b" 2\r\n{}\r\n0\r\n\r\n",
+                b"+2\r\n{}\r\n0\r\n\r\n",
+                b"2\r\r\n{}\r\n0\r\n\r\n",
+                b"2;" + b"x" * 5000 + b"\r\n{}\r\n0\r\n\r\n",
+                b"0\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+            )
+        ],
         # Its body is refused before it is sent: there is none.
         (
             RESERVE.replace(b"caches ", b"other ")
@@ -428,6 +445,29 @@ RESERVE = b"POST /_apis/artifactcache/caches HTTP/1.1\r\nHost: x\r\n"
 def test_one_request_after_the_other(service: Served, sent: bytes, statuses: list[int]) -> None:
     answers = said(service, sent).split(b"HTTP/1.1 ")[1:]
     assert [int(each[:3]) for each in answers] == statuses
+
+
+def test_chunks_are_put_together_wherever_they_are_cut(service: Served, key: str) -> None:
+    """Bytes come in pieces of any size, which says nothing of where chunks end."""
+    data, sizes = os.urandom(3000), cycle((1, 400, 17, 2, 255, 3, 64))
+    for most in (1, 2, 3, 7, 100):
+        name = f"{key}-{most}"
+        id_ = service.client(MAIN).reserve(name, len(data)).json["cacheId"]
+        head = f"PATCH {API}/caches/{id_} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+        sent = f"{head}Content-Range: bytes 0-{len(data) - 1}/*\r\n\r\n".encode()
+        at = 0
+        while at < len(data):
+            chunk = data[at : at + next(sizes)]
+            sent, at = sent + b"%X\r\n%b\r\n" % (len(chunk), chunk), at + len(chunk)
+        sent += b"0\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", service.port), 20, (MAIN, 0)) as other:
+            other.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while sent:
+                other.sendall(sent[:most])
+                sent = sent[most:]
+            assert other.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert service.client(MAIN).commit(id_, len(data)).status == 200
+        assert service.client(MAIN).load(name) == data
 
 
 def test_who_waits_to_be_asked_for_a_body_is_asked(service: Served) -> None:
