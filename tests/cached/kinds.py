@@ -76,7 +76,7 @@ now
 case $found in
   *'"result":null'*)
     {self.keep or ":"}
-    {client.replace("WHAT", "save")} ;;
+    {client.replace("WHAT", "save") if by_action else ""} ;;
 esac
 now
 echo "found: $found"

@@ -19,7 +19,10 @@ def test_a_workflow_is_one_that_a_shell_reads(name: str, cached: bool) -> None:
     (step,) = yaml.safe_load(text)["jobs"]["it"]["steps"]
     done = subprocess.run(["bash", "-n"], input=step["run"], text=True, capture_output=True)
     assert done.stderr == ""
-    assert ("restore" in step["run"]) is cached
+    by_action, key = bool(KINDS[name].kept), KINDS[name].key
+    asked = [f"{what} {key}" in step["run"] for what in ("restore", "save")]
+    assert asked == [cached and by_action] * 2
+    assert by_action or f"caching={'yes' if cached else ''}\n" in step["run"]
 
 
 def test_a_key_is_another_one_with_other_sources() -> None:

@@ -102,6 +102,6 @@ def _check(source: ContainerSource, target: Path) -> str:
         raise ImageError(
             f"The container image {source.name} is no docker-archive, and no oci-archive of one "
             "image for linux/amd64.",
-            "`docker save` makes one, and `skopeo copy`.",
+            "`docker save` makes one, and `skopeo copy`; the latter's must not be packed by gzip.",
         ) from None
     return files.digest(target)

@@ -26,8 +26,8 @@ class NoImage(Exception):
 
 
 def complete(path: Path, name: str) -> None:
-    """Add what is missing: a manifest.json with this name. An archive that has one stays as it is.
-    Raises NoImage, OSError.
+    """Add what is missing: a manifest.json with this name. An archive that has one stays as it is;
+    one that lacks it must not be packed. Raises NoImage, OSError.
 
     Formats: the OCI image layout 1.0, and docker-archive, as `docker save` writes both.
     """
@@ -39,11 +39,14 @@ def complete(path: Path, name: str) -> None:
             manifest = _image(archive, members, _json(archive, members, _INDEX))
         blobs = [manifest["config"], *manifest["layers"]]
         config, *layers = (_blob(each) for each in blobs)
+        if not {config, *layers} <= members.keys():
+            raise NoImage
+        _add(path, [{"Config": config, "RepoTags": [name], "Layers": layers}])
     except (tarfile.TarError, EOFError, AttributeError, LookupError, TypeError, ValueError):
         raise NoImage from None
-    if not {config, *layers} <= members.keys():
-        raise NoImage
-    told = [{"Config": config, "RepoTags": [name], "Layers": layers}]
+
+
+def _add(path: Path, told: object) -> None:
     content = json.dumps(told).encode()
     with tarfile.open(path, "a:") as archive:
         member = tarfile.TarInfo(_MANIFEST)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -77,6 +78,10 @@ def test_what_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
         lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar"))
     with pytest.raises(ImageError, match=r"The archive .*none.tar can't be read"):
         lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "none.tar"))
+    (tmp_path / "a.tar").write_bytes(gzip.compress(oci_archive(packed(b"a layer"), "a")))
+    with pytest.raises(ImageError, match="no oci-archive of one image") as caught:
+        lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar"))
+    assert "must not be packed" in str(caught.value.hint)
 
 
 def members(path: Path) -> dict[str, bytes]:
