@@ -104,6 +104,7 @@ class Request:
 
 
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*")
 Answer = Callable[[Request], object]
 Received = TypeVar("Received", bytes, int)
 
@@ -127,7 +128,7 @@ class _Connection:
         self._socket, self._turn = connected, turn
         self._http = _http()
         # What is read already and not yet understood: from `at` up to `to`.
-        self._raw = bytearray(_RAW)
+        self._raw = bytearray()  # of its size only for who sends chunks
         self._at, self._to = 0, 0
         # Of a body: how many bytes are to come next, whether chunks come after them, whether any of
         # it has come; which line comes next, what of it has, and how many bytes of the last ones.
@@ -190,6 +191,8 @@ class _Connection:
             self._left -= much
             return much
         while not (much := self._take(room)) and not self._is_whole:
+            if len(self._raw) < _RAW:
+                self._raw = bytearray(_RAW)
             self._at, self._to = 0, self._more(memoryview(self._raw))
         return much
 
@@ -228,8 +231,8 @@ class _Connection:
                 self._is_chunked = False
             else:
                 self._trailers += len(line)
-                if self._trailers > _HEAD:
-                    raise h11.RemoteProtocolError("too much comes after the last chunk")
+                if self._trailers > _HEAD or not _TRAILER.fullmatch(line):
+                    raise h11.RemoteProtocolError("this does not belong after the last chunk")
         return False
 
     def _line(self) -> bytes | None:
@@ -263,7 +266,10 @@ class _Connection:
 
     def _understood(self) -> Any:
         with self._turn:  # see _take
-            return self._http.next_event()
+            try:
+                return self._http.next_event()
+            except ValueError:  # a length of thousands of digits (h11 0.14)
+                raise h11.RemoteProtocolError("that is no length") from None
 
     def _receive(self, receive: Callable[[], Received], until: float = _NEVER) -> Received:
         try:

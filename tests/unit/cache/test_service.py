@@ -412,6 +412,7 @@ CHUNKED = RESERVE + b"Transfer-Encoding: chunked\r\n\r\n"
                 b"2\r\r\n{}\r\n0\r\n\r\n",
                 b"2;" + b"x" * 5000 + b"\r\n{}\r\n0\r\n\r\n",
                 b"0\r\n" + b"X: y\r\n" * 20_000 + b"\r\n",
+                b"2\r\n{}\r\n0\r\n",  # what comes next is none of it
             )
         ],
         # Its body is refused before it is sent: there is none.
@@ -490,6 +491,7 @@ def test_who_waits_to_be_asked_for_a_body_is_asked(service: Served) -> None:
         ASK + b"X: " + b"x" * 200_000 + b"\r\n\r\n",
         ASK.replace(b"?", b"?" + b"&".join([b"a=1"] * 200) + b"&") + b"\r\n",
         RESERVE + b"Content-Length: -1\r\n\r\n",
+        RESERVE + b"Content-Length: " + b"1" * 5000 + b"\r\n\r\n",
         RESERVE + b"Content-Length: 2\r\nTransfer-Encoding: gzip\r\n\r\n{}",
         RESERVE + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",
         RESERVE + b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 200_000,

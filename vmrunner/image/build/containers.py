@@ -66,8 +66,8 @@ def _get(build: Build, source: ContainerSource, target: Path) -> None:
 
 
 def _pull(build: Build, source: ContainerSource, target: Path) -> None:
-    """skopeo checks the digest; it unpacks nothing and needs no daemon. In an oci-archive layers
-    stay packed, as the registry has them: Docker packs others anew for the cache of each build.
+    """skopeo checks the digest; it unpacks nothing and needs no daemon. Its docker-archive of one
+    image is the same each time; what is in its oci-archive has the time of the day.
 
     Registries of this host's own are /etc/containers' to describe.
     """
@@ -81,7 +81,7 @@ def _pull(build: Build, source: ContainerSource, target: Path) -> None:
         "copy",
         "--quiet",
         f"docker://{source.reference}",
-        f"oci-archive:{target}:{source.name}",
+        f"docker-archive:{target}:{source.name}",
     )
     build.programs.run(f"Fetching the container image {source.reference}", *command)
 
@@ -98,7 +98,7 @@ def _check(source: ContainerSource, target: Path) -> str:
         )
     try:
         oci.complete(target, source.name)
-    except (oci.NoImage, OSError):
+    except oci.NoImage:
         raise ImageError(
             f"The container image {source.name} is no docker-archive, and no oci-archive of one "
             "image for linux/amd64.",

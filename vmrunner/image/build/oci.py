@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import tarfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ _DEEPEST = 3  # an index may name one for each platform
 _PLATFORM = ("linux", "amd64")
 
 
+_WRONG = (
+    *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError),
+    *(AttributeError, LookupError, RecursionError, TypeError, ValueError),
+)
 Members = Mapping[str, tarfile.TarInfo]
 
 
@@ -37,12 +43,19 @@ def complete(path: Path, name: str) -> None:
             if _MANIFEST in members:
                 return
             manifest = _image(archive, members, _json(archive, members, _INDEX))
-        blobs = [manifest["config"], *manifest["layers"]]
-        config, *layers = (_blob(each) for each in blobs)
+            config, *layers = map(_blob, [manifest["config"], *manifest["layers"]])
+            if not _fits(_json(archive, members, config)):
+                raise NoImage
         if not {config, *layers} <= members.keys():
             raise NoImage
-        _add(path, [{"Config": config, "RepoTags": [name], "Layers": layers}])
-    except (tarfile.TarError, EOFError, AttributeError, LookupError, TypeError, ValueError):
+        # Docker takes a name for one only with its tag.
+        tagged = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+        _add(path, [{"Config": config, "RepoTags": [tagged], "Layers": layers}])
+    except OSError as error:
+        if error.errno is None:  # of gzip: it is broken
+            raise NoImage from None
+        raise
+    except _WRONG:
         raise NoImage from None
 
 
@@ -58,10 +71,11 @@ def _image(
     archive: tarfile.TarFile, members: Members, index: Mapping[str, Any], depth: int = 0
 ) -> Mapping[str, Any]:
     """The manifest of the image for this platform, or for all."""
-    fitting = [each for each in index["manifests"] if _fits(each.get("platform"))]
+    # One image may be there by several names.
+    fitting = {_blob(each) for each in index["manifests"] if _fits(each.get("platform"))}
     if len(fitting) != 1 or depth == _DEEPEST:
         raise NoImage
-    found = _json(archive, members, _blob(fitting[0]))
+    found = _json(archive, members, fitting.pop())
     return _image(archive, members, found, depth + 1) if "manifests" in found else found
 
 
@@ -76,9 +90,10 @@ def _blob(descriptor: Mapping[str, str]) -> str:
 
 def _json(archive: tarfile.TarFile, members: Members, name: str) -> Mapping[str, Any]:
     member = members[name]
-    file = archive.extractfile(member)
-    if file is None or member.size > _MOST:
+    if not member.isreg() or member.size > _MOST:
         raise NoImage
+    file = archive.extractfile(member)
+    assert file  # noqa: S101 — it is a file
     found = json.loads(file.read())
     if not isinstance(found, dict):
         raise NoImage

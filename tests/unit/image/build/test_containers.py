@@ -147,6 +147,33 @@ def test_of_several_platforms_the_machines_own_is_taken(tmp_path: Path) -> None:
     assert "manifest.json" in members(tmp_path / "tree" / path.removeprefix("/"))
 
 
+def twice(files: dict[str, bytes]) -> None:
+    (named,) = index(files)["manifests"]
+    files["index.json"] = json.dumps({"manifests": [named, named]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "tagged"),
+    [
+        ("debian", "debian:latest"),
+        ("registry.example:5000/debian", "registry.example:5000/debian:latest"),
+        ("my__image:1", "my__image:1"),
+    ],
+)
+def test_docker_is_told_a_name_with_its_tag(tmp_path: Path, name: str, tagged: str) -> None:
+    content = rewritten(oci_archive(packed(b"a layer"), "other"), twice)
+    (tmp_path / "a.tar").write_bytes(content)
+    (path,) = lay(tmp_path, ContainerSource(name=name, archive=tmp_path / "a.tar"))
+    told = json.loads(members(tmp_path / "tree" / path.removeprefix("/"))["manifest.json"])
+    assert told[0]["RepoTags"] == [tagged]
+
+
+def for_another_processor(files: dict[str, bytes]) -> None:
+    """As its config alone says."""
+    for name, content in files.items():
+        files[name] = content.replace(b'"amd64"', b'"arm64"')
+
+
 def without_layer(files: dict[str, bytes]) -> None:
     del files[max(files, key=lambda name: len(files[name]))]
 
@@ -170,7 +197,11 @@ def itself(files: dict[str, bytes]) -> None:
             {"index.json": b'{"manifests": [{"digest": "sha256:../../index.json"}]}'}
         ),
         lambda files: for_platforms(files, "linux/arm64"),
-        lambda files: for_platforms(files, "linux/amd64", "linux/amd64"),
+        lambda files: files.update(
+            {"index.json": b'{"manifests": [{"digest": "sha256:0"}, {"digest": "sha256:1"}]}'}
+        ),
+        lambda files: files.update({"index.json": b'{"manifests":' + b"[" * 200_000}),
+        for_another_processor,
         without_layer,
         itself,
     ],
@@ -181,6 +212,16 @@ def test_an_archive_that_no_machine_could_load_is_refused(
     layer = packed(os.urandom(4096))
     (tmp_path / "a.tar").write_bytes(rewritten(oci_archive(layer, "a"), change))
     with pytest.raises(ImageError, match="no oci-archive of one image for linux/amd64"):
+        lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_what_it_says_is_a_file(tmp_path: Path, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        member = tarfile.TarInfo("index.json")
+        member.type, member.linkname = kind, "index.json"
+        archive.addfile(member)
+    with pytest.raises(ImageError, match="no oci-archive"):
         lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar"))
 
 
@@ -197,12 +238,12 @@ def test_a_reference_is_pulled_by_skopeo(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     (tmp_path / "archive").write_bytes(ARCHIVE)
     program = tmp_path / "skopeo"
-    # As the real one is called: to=oci-archive:FILE:NAME.
+    # As the real one is called: to=docker-archive:FILE:NAME.
     program.write_text(
         f'#!/bin/sh\n[ -z "{said}" ] || {{ echo "{said}" >&2; exit {code}; }}\n'
         f'[ "$1 $2 $3" = "copy --quiet docker://docker.io/library/debian@sha256:{WRONG}" ] || exit '
         "9\n"
-        f'to=${{4#oci-archive:}}; [ "${{to#*:}}" = debian:13 ] || exit 8; cp {tmp_path}/archive '
+        f'to=${{4#docker-archive:}}; [ "${{to#*:}}" = debian:13 ] || exit 8; cp {tmp_path}/archive '
         f'"${{to%%:*}}"\n'
     )
     program.chmod(0o755)
