@@ -53,11 +53,7 @@ def prepare(cache: Path) -> None:
 
 def base_layer() -> bytes:
     """Its layer, as it is there."""
-    with tarfile.open(ARCHIVE) as found:
-        largest = max(found, key=lambda member: member.size)
-        layer = found.extractfile(largest)
-        assert layer
-        return layer.read()
+    return max(contents(ARCHIVE.read_bytes()).values(), key=len)
 
 
 def packed(layer: bytes) -> bytes:
@@ -158,6 +154,12 @@ def _config(layer: bytes, path: str, command: str) -> bytes:
             "history": [{"created_by": "the tests"}],
         }
     ).encode()
+
+
+def contents(archive: bytes) -> dict[str, bytes]:
+    """The files of an archive, by name."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as found:
+        return {member.name: file.read() for member in found if (file := found.extractfile(member))}
 
 
 def tar(files: dict[str, bytes], mode: int = 0o644, links: dict[str, str] | None = None) -> bytes:

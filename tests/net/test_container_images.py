@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.building import begin
-from tests.containers import tar
+from tests.containers import contents, tar
 from tests.fetching import as_registry, push, registry, running
 from vmrunner.errors import ImageError
 from vmrunner.image.build import containers
@@ -34,8 +33,7 @@ def laid(work: Path, reference: str) -> dict[str, bytes]:
     wanted = recipe.load("debian-12").model_copy(update={"containers": (source,)})
     (made,) = containers.lay(begin(work, wanted))
     assert made.name == NAME
-    with tarfile.open(archive_of(work)) as found:
-        return {each.name: found.extractfile(each).read() for each in found if each.isfile()}  # type: ignore[union-attr]
+    return contents(archive_of(work).read_bytes())
 
 
 def test_a_reference_is_laid_by_its_name_and_the_same_each_time(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import os
 import tarfile
@@ -17,7 +16,7 @@ import httpx
 import pytest
 
 from tests.building import begin
-from tests.containers import archive, oci_archive, packed, tar
+from tests.containers import archive, contents, oci_archive, packed, tar
 from vmrunner.errors import ImageError
 from vmrunner.files import digest
 from vmrunner.image.build import containers, downloads
@@ -84,11 +83,6 @@ def test_what_is_not_the_recipes_is_refused(tmp_path: Path) -> None:
     assert "must not be packed" in str(caught.value.hint)
 
 
-def members(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as found:
-        return {each.name: found.extractfile(each).read() for each in found}  # type: ignore[union-attr]
-
-
 def test_an_oci_archive_is_laid_so_that_each_docker_loads_it(tmp_path: Path) -> None:
     layer = packed(b"a layer")
     plain = oci_archive(layer, "other:1")
@@ -98,7 +92,7 @@ def test_an_oci_archive_is_laid_so_that_each_docker_loads_it(tmp_path: Path) -> 
     (laid,) = lay(tmp_path, source).items()
     target = tmp_path / "tree" / laid[0].removeprefix("/")
     assert laid[1] == digest(target) != sha256
-    before, after = members(tmp_path / "a.tar"), members(target)
+    before, after = contents(plain), contents(target.read_bytes())
     assert (tmp_path / "a.tar").read_bytes() == plain
     (told,) = json.loads(after.pop("manifest.json"))
     assert after == before
@@ -112,8 +106,7 @@ def test_an_oci_archive_is_laid_so_that_each_docker_loads_it(tmp_path: Path) -> 
 
 
 def rewritten(content: bytes, change: Callable[[dict[str, bytes]], None]) -> bytes:
-    with tarfile.open(fileobj=io.BytesIO(content)) as found:
-        files = {each.name: found.extractfile(each).read() for each in found}  # type: ignore[union-attr]
+    files = contents(content)
     change(files)
     return tar(files)
 
@@ -144,7 +137,7 @@ def test_of_several_platforms_the_machines_own_is_taken(tmp_path: Path) -> None:
     )
     (tmp_path / "a.tar").write_bytes(content)
     (path,) = lay(tmp_path, ContainerSource(name="a", archive=tmp_path / "a.tar"))
-    assert "manifest.json" in members(tmp_path / "tree" / path.removeprefix("/"))
+    assert "manifest.json" in contents((tmp_path / "tree" / path.removeprefix("/")).read_bytes())
 
 
 def twice(files: dict[str, bytes]) -> None:
@@ -164,7 +157,9 @@ def test_docker_is_told_a_name_with_its_tag(tmp_path: Path, name: str, tagged: s
     content = rewritten(oci_archive(packed(b"a layer"), "other"), twice)
     (tmp_path / "a.tar").write_bytes(content)
     (path,) = lay(tmp_path, ContainerSource(name=name, archive=tmp_path / "a.tar"))
-    told = json.loads(members(tmp_path / "tree" / path.removeprefix("/"))["manifest.json"])
+    told = json.loads(
+        contents((tmp_path / "tree" / path.removeprefix("/")).read_bytes())["manifest.json"]
+    )
     assert told[0]["RepoTags"] == [tagged]
 
 

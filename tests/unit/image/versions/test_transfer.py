@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import contextlib
 import gzip
-import io
 import json
 import lzma
 import tarfile
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.containers import contents, tar
 from tests.goldens import publish
 from vmrunner.errors import ImageError
 from vmrunner.image.versions import store, transfer
@@ -34,16 +34,9 @@ def exported(tmp_path: Path) -> Path:
 
 def rewritten(exported: Path, change: Callable[[dict[str, bytes]], object]) -> Path:
     """The archive with other members."""
-    with tarfile.open(exported) as archive:
-        members = {
-            member.name: file.read() for member in archive if (file := archive.extractfile(member))
-        }
+    members = contents(exported.read_bytes())
     change(members)
-    with tarfile.open(exported, "w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+    exported.write_bytes(tar(members))
     return exported
 
 
